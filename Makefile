@@ -1,0 +1,47 @@
+# Everything runs from a virtual environment that `make setup` creates; only Python and make need to be there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+RUN := runs/digits
+SAMPLES := runs/digits-samples
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types bench
+
+help:  ## show this list
+	@echo "make TARGET, where TARGET is one of"
+	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+	@echo "Variables: PYTHON=$(PYTHON) (creates the environment), VENV=$(VENV) (where it lies)"
+
+setup: $(STAMP)  ## create the virtual environment and install the package with its tools
+
+# Done once, and again when a dependency changes.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV); the first time takes some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# `accelerate launch` gives each process one CPU thread unless OMP_NUM_THREADS says otherwise. Training resumes or
+# returns at once when it is run again; the samples are made anew, because generate.py overwrites nothing.
+demo: $(STAMP)  ## train on scikit-learn's handwritten digits, then draw 100 samples
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(BIN)/python -c 'import os; print(os.cpu_count() or 1)')} \
+		$(BIN)/accelerate launch recipes/train_stack.py --out $(RUN)
+	@rm -rf $(SAMPLES)
+	$(BIN)/python tools/generate.py $(RUN) --num 100 --label 0 1 2 3 4 5 6 7 8 9 --out $(SAMPLES)
+	@echo "the samples: $(SAMPLES)/grid.png   the ledger: $(RUN)/ledger.json"
+
+test: $(STAMP)  ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## check types
+	@$(BIN)/mypy vqstack recipes tools
+
+bench: $(STAMP)  ## measure speed and quality against the baselines
+	@$(BIN)/python benchmarks/run.py

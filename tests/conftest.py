@@ -1,0 +1,51 @@
+"""What every test stands on: shapes checked at every call, no network, the same seeds."""
+
+import atexit
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+# The libraries read these when they are imported, and the commands that tests start inherit them.
+_cache = tempfile.mkdtemp(prefix="vqstack-tests-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE"):
+    os.environ.pop(_name, None)
+os.environ.update(
+    HF_HOME=_cache,
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="2",
+)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every annotation in the package is checked at run time, here and nowhere else; must precede its first import.
+install_import_hook("vqstack", "beartype.beartype")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def same_start() -> Iterator[None]:
+    """Each test starts from the same seeds and leaves torch's global modes as it found them."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    threads = torch.get_num_threads()
+    dtype = torch.get_default_dtype()
+    yield
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call alone imports the compiler
+        torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)

@@ -1,0 +1,128 @@
+"""The order of the house: a module imports only from modules above it, and programs only what is public."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "vqstack"
+
+# Reading order, as in docs/design.md. A file that has become a folder of the same name keeps its place.
+ORDER = [
+    "errors",
+    "shapes",
+    "nets",
+    "quantizer",
+    "likelihood",
+    "ledger",
+    "level",
+    "stack",
+    "code_model",
+    "pretrained",
+    "model",
+    "images",
+    "codes",
+    "evaluation",
+    "fit",
+    "phases",
+    "config",
+]
+PLACE = {name: place for place, name in enumerate(ORDER)}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+PROGRAMS = sorted(path for folder in ("recipes", "tools") for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(source: str, package: str) -> Iterator[str]:
+    """Absolute dotted names of all that ``source`` imports, at any depth, inside functions too.
+
+    ``from a.b import c`` gives ``a.b.c``; relative imports are resolved against ``package``.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base += node.module.split(".") if node.module else []
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def breaches(entry: str, source: str, package: str = "vqstack") -> list[str]:
+    """Imports in a module of ``entry`` that break the order."""
+    found = []
+    for name in imports(source, package):
+        first, _, rest = name.partition(".")
+        if first != "vqstack":
+            continue
+        target = rest.partition(".")[0]  # empty for a bare `import vqstack`
+        if target != entry and PLACE.get(target, len(ORDER)) >= PLACE[entry]:
+            found.append(name)
+    return found
+
+
+def private(source: str) -> list[str]:
+    """Imports in a program that are not public modules of the package, or names in them."""
+    found = []
+    for name in imports(source, ""):
+        first, *rest = name.split(".")
+        if first in {"recipes", "tools", "tests", "benchmarks"} or not first:
+            found.append(name)
+        # `from vqstack import __version__` is public; anything else comes from a module of the house.
+        elif first == "vqstack" and rest not in ([], ["__version__"]):
+            if rest[0] not in PLACE or any(part.startswith("_") for part in rest):
+                found.append(name)
+    return found
+
+
+def test_every_module_has_a_place():
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES} <= set(ORDER)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_modules_import_from_above_only(path):
+    inside = path.relative_to(PACKAGE)
+    package = ".".join(("vqstack", *inside.parts[:-1]))
+    assert breaches(inside.parts[0].removesuffix(".py"), path.read_text("utf-8"), package) == []
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_programs_import_public_modules_only(path):
+    assert private(path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from vqstack.model import HierarchicalModel",
+        "from vqstack import model",
+        "from .model import HierarchicalModel",
+        "from . import model",
+        "import vqstack.model",
+        "import vqstack",
+        "from vqstack import HierarchicalModel",
+        "def late():\n    from vqstack.stack import Stack",
+    ],
+)
+def test_a_breach_is_seen(source):
+    assert breaches("level", source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from vqstack.nets import Trunk", "from .nets import Trunk", "from . import shapes", "import torch"],
+)
+def test_the_order_is_allowed(source):
+    assert breaches("level", source) == []
+
+
+def test_a_folder_counts_as_one_entry():
+    package = "vqstack.likelihood"
+    assert breaches("likelihood", "from .pixels import PixelHead\nfrom vqstack.likelihood import codes", package) == []
+    assert breaches("likelihood", "from ..nets import Trunk", package) == []
+    assert breaches("likelihood", "from ..level import Level", package) == ["vqstack.level.Level"]
+
+
+def test_private_names_are_seen():
+    assert private("from vqstack._secret import thing\nfrom vqstack.fit import _step\nfrom tools.generate import main")
+    assert private("import torch\nfrom vqstack.fit import fit\nfrom vqstack import __version__") == []

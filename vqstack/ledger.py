@@ -1,0 +1,82 @@
+"""The ledger: the code length of images under the whole model, one row per term of the bound.
+
+For an image y with codes z_1 … z_L = enc(y),
+
+    -ln P(y) <= -ln P(label) - ln P_prior(z_L | label) - sum_{l=2..L} ln P_dec_l(z_{l-1} | z_l) - ln P_dec_1(y | z_1)
+
+Nats inside; bits and bits per dimension (a dimension is one channel of one pixel) where a person reads.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vqstack.shapes import Nats
+
+BITS = 1 / math.log(2)
+"""Bits a nat."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One term, summed over images: ``nats``, and ``dims``, the number of sites of one image that it describes."""
+
+    nats: float
+    dims: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Code lengths of a set of images.
+
+    Attributes:
+        rows: terms in the order in which a decoder needs them: label, prior, level-L … level-1.
+        count: number of images.
+    """
+
+    rows: dict[str, Row]
+    count: int
+
+    @classmethod
+    def of(cls, code_lengths: Mapping[str, Nats], dims: Mapping[str, int]) -> "Ledger":
+        """From the code lengths of each image, nats."""
+        rows = {name: Row(nats.double().sum().item(), dims[name]) for name, nats in code_lengths.items()}
+        return cls(rows, len(next(iter(code_lengths.values()))))
+
+    def merge(self, other: "Ledger") -> "Ledger":
+        """The ledger of both sets of images together."""
+        if {k: r.dims for k, r in self.rows.items()} != {k: r.dims for k, r in other.rows.items()}:
+            raise ValueError("only ledgers with the same rows can be merged")
+        rows = {k: Row(r.nats + other.rows[k].nats, r.dims) for k, r in self.rows.items()}
+        return Ledger(rows, self.count + other.count)
+
+    def row_bits(self, name: str) -> float:
+        """Mean bits an image of one row."""
+        return self.rows[name].nats / self.count * BITS
+
+    @property
+    def bits(self) -> float:
+        """Mean bits an image, all rows together."""
+        return sum(self.row_bits(name) for name in self.rows)
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Mean bits per channel of a pixel."""
+        return self.bits / self.rows["level-1"].dims
+
+    def to_json(self) -> dict:
+        """Means per image, as ``ledger.json`` holds them."""
+        rows = [{"row": k, "nats": r.nats / self.count, "bits": self.row_bits(k), "dims": r.dims} for k, r in self.rows.items()]
+        return {"rows": rows, "bits": self.bits, "bits_per_dim": self.bits_per_dim, "images": self.count}
+
+
+def table(ledgers: Mapping[str, Ledger]) -> str:
+    """Ledgers side by side, in bits an image; one column each."""
+    names = list(next(iter(ledgers.values())).rows)
+    lines = [["row", "dims", *ledgers]]
+    for name in names:
+        lines.append([name, str(next(iter(ledgers.values())).rows[name].dims), *(f"{x.row_bits(name):.2f}" for x in ledgers.values())])
+    lines.append(["total bits", "", *(f"{x.bits:.2f}" for x in ledgers.values())])
+    lines.append(["bits/dim", "", *(f"{x.bits_per_dim:.4f}" for x in ledgers.values())])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines)

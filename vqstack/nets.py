@@ -1,0 +1,158 @@
+"""Networks: residual blocks, a path down to a code map and a path up from one.
+
+They map float tensors to float tensors and know neither codes nor losses. All convolutions run at the resolution of the
+*smaller* map: the way down starts by folding pixels into channels, the way up ends in a pixel shuffle. A convolution at
+full resolution would cost most of the training time and adds little.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqstack.shapes import Vectors
+
+
+def fold(x: Vectors, scale: tuple[int, int]) -> Vectors:
+    """Space to depth: every ``scale[0] × scale[1]`` patch becomes the channels of one site."""
+    return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=scale[0], q=scale[1])
+
+
+def unfold(x: Vectors, scale: tuple[int, int]) -> Vectors:
+    """Depth to space (pixel shuffle), the inverse of :func:`fold`; patches need not be square."""
+    return rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=scale[0], q=scale[1])
+
+
+def norm(width: int) -> nn.GroupNorm:
+    """Group normalisation with at least 16 channels a group, so that 1×1 maps still have something to normalise."""
+    groups = max(g for g in (1, 2, 4, 8) if width % g == 0 and (g == 1 or width // g >= 16))
+    return nn.GroupNorm(groups, width)
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv(silu(norm(conv(silu(norm(x))))))``; the last convolution starts at zero, so the block starts as x."""
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            norm(width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            norm(width),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+        nn.init.zeros_(self.body[-1].weight)
+        nn.init.zeros_(self.body[-1].bias)
+
+    def forward(self, x: Vectors) -> Vectors:
+        return x + self.body(x)
+
+
+class Trunk(nn.Module):
+    """Residual blocks of one width after a learned offset for each site.
+
+    The offset tells the otherwise shift-invariant convolutions where in the image they are.
+
+    Args:
+        width: channels.
+        blocks: number of residual blocks.
+        map_shape: sites (rows, columns) at which the trunk runs.
+        dropout: share of features dropped inside each block while training.
+    """
+
+    def __init__(self, width: int, blocks: int, map_shape: tuple[int, int], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(width, *map_shape))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(blocks)))
+
+    def forward(self, x: Vectors) -> Vectors:
+        return self.blocks(x + self.position)
+
+
+class Down(nn.Module):
+    """From a map with ``channels`` features per site to a smaller map with ``out`` features per site.
+
+    Args:
+        channels: features per site of the input.
+        width, blocks, dropout: see :class:`Trunk`.
+        out: features per site of the output.
+        map_shape: sites (rows, columns) of the output.
+        scale: how many input rows and columns one output site covers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        out: int,
+        *,
+        blocks: int,
+        map_shape: tuple[int, int],
+        scale: tuple[int, int],
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.enter = nn.Conv2d(channels * scale[0] * scale[1], width, 3, padding=1)
+        self.trunk = Trunk(width, blocks, map_shape, dropout)
+        self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, out, 1))
+
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Vectors:
+        return self.leave(self.trunk(self.enter(fold(x, self.scale))))
+
+
+class Up(nn.Module):
+    """From a map with ``channels`` features per site to a larger one with ``out`` features per site; mirrors Down."""
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        out: int,
+        *,
+        blocks: int,
+        map_shape: tuple[int, int],
+        scale: tuple[int, int],
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+        self.trunk = Trunk(width, blocks, map_shape, dropout)
+        self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, out * scale[0] * scale[1], 1))
+
+    def forward(self, x: Vectors) -> Float[Tensor, "b out H W"]:
+        return unfold(self.leave(self.trunk(self.enter(x))), self.scale)
+
+
+def rename_state(module: nn.Module, names: dict[str, str]) -> None:
+    """Give the state of a wrapped library module names of our own.
+
+    Checkpoints and released artefacts then survive a change of library.
+
+    Args:
+        module: the adapter that holds the library's module.
+        names: our name to the library's, each a parameter, buffer or submodule path relative to ``module``.
+    """
+
+    def translate(state: dict[str, Tensor], prefix: str, pairs: list[tuple[str, str]]) -> None:
+        for key in [k for k in state if k.startswith(prefix)]:
+            rest = key[len(prefix) :]
+            for old, new in pairs:
+                if rest == old or rest.startswith(old + "."):
+                    state[prefix + new + rest[len(old) :]] = state.pop(key)
+                    break
+
+    to_ours = [(theirs, ours) for ours, theirs in names.items()]
+    to_theirs = list(names.items())
+
+    def saving(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+        translate(state, prefix, to_ours)
+
+    def loading(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: object) -> None:
+        translate(state, prefix, to_theirs)
+
+    module.register_state_dict_post_hook(saving)
+    module.register_load_state_dict_pre_hook(loading)

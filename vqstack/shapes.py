@@ -1,0 +1,46 @@
+"""Names for the tensors that travel between modules, and the one value every training step returns.
+
+The annotations are documentation that the test suite enforces: under pytest they are checked at every call, outside it
+they cost nothing.
+
+Axes: ``b`` images, ``c`` channels, ``h w`` rows and columns, ``d`` features, ``n`` sites in raster order.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from jaxtyping import Float, Float64, Int64, UInt8
+from torch import Tensor
+
+Pixels: TypeAlias = UInt8[Tensor, "b c h w"]
+"""Grey values 0 … V-1; the only pixel format outside a network."""
+
+Codes: TypeAlias = Int64[Tensor, "b *map"]
+"""A code map; today the map is ``h w``."""
+
+Vectors: TypeAlias = Float[Tensor, "b d *map"]
+"""What a network puts out before the quantizer, or codebook entries laid out as a map."""
+
+Labels: TypeAlias = Int64[Tensor, "b"]
+"""Class numbers, counted from 0."""
+
+Noise: TypeAlias = Float64[Tensor, "b n"]
+"""Uniforms in [0, 1), one per site; sampling is their inverse CDF."""
+
+Nats: TypeAlias = Float[Tensor, "b"]
+"""One log-probability (or code length) per image."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a trainable module returns from ``forward``.
+
+    Attributes:
+        loss: scalar to minimise.
+        metrics: scalars to average over batches, detached.
+        histograms: counts to add up over batches, detached; an epoch of them gives usage and perplexity.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    histograms: dict[str, Tensor] = field(default_factory=dict)
