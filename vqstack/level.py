@@ -1,0 +1,158 @@
+"""One level of the hierarchy: an encoder to a code map, and a decoder that is a likelihood of what lies below.
+
+The encoder is a function, ``z_l = enc_l(z_{l-1})`` with ``z_0`` the pixels: a network, then the nearest code. The decoder
+is a product over sites whose factors all come from one network pass, ``P_dec_l(z_{l-1} | z_l)``. Both are trained on
+``E[-ln P_dec_l(z_{l-1} | z_l)]``.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vqstack.errors import InputError
+from vqstack.likelihood import Categorical, Distribution, PixelHead
+from vqstack.nets import Down, Up
+from vqstack.quantizer import QuantizerSettings, build_quantizer
+from vqstack.shapes import Codes, Objective, Pixels, Vectors
+
+
+class LevelSettings(BaseModel):
+    """Settings of one level: its map, its quantizer and its two networks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    map: tuple[int, int] = Field((4, 4), description="Rows and columns of the code map, sites; divides the map below.")
+    quantizer: QuantizerSettings = Field(QuantizerSettings(), description="The codebook.")
+    width: int = Field(64, ge=1, description="Channels of the residual blocks.")
+    encoder_blocks: int = Field(2, ge=0, description="Residual blocks of the encoder.")
+    decoder_blocks: int = Field(2, ge=0, description="Residual blocks of the decoder.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of features dropped in residual blocks, training only.")
+    embedding: Literal["codebook", "random"] = Field(
+        "codebook", description="What the embedding of the codes below starts from (levels above 1)."
+    )
+
+
+def check_scale(number: int, below: tuple[int, int], above: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the map below that one site covers; a map that does not divide is an error."""
+    if min(above) < 1 or below[0] % above[0] or below[1] % above[1]:
+        raise InputError(
+            f"levels.{number - 1}.map {above[0]}x{above[1]} does not divide what lies below it "
+            f"({below[0]}x{below[1]}): choose divisors of both sides, or set pad_to"
+        )
+    return below[0] // above[0], below[1] // above[1]
+
+
+class Level(nn.Module, ABC):
+    """Encoder, quantizer and feed-forward decoder of one level.
+
+    Args:
+        number: l, counted from 1 (the level that reads pixels).
+        settings: see :class:`LevelSettings`.
+        channels: features per site that the encoder reads.
+        outputs: numbers per site of the map below that the decoder puts out.
+        below: rows and columns of the map below.
+    """
+
+    def __init__(
+        self, number: int, settings: LevelSettings, *, channels: int, outputs: int, below: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.number, self.settings, self.map_shape = number, settings, settings.map
+        scale = check_scale(number, below, settings.map)
+        self.quantizer = build_quantizer(settings.quantizer)
+        shared = {"map_shape": settings.map, "scale": scale, "dropout": settings.dropout}
+        self.encoder = Down(channels, settings.width, self.quantizer.dim, blocks=settings.encoder_blocks, **shared)
+        self.decoder = Up(self.quantizer.dim, settings.width, outputs, blocks=settings.decoder_blocks, **shared)
+
+    @abstractmethod
+    def features(self, below: Tensor) -> Vectors:
+        """What the encoder reads, as floats: [b, channels, rows, columns]."""
+
+    @abstractmethod
+    def distribution(self, parameters: Vectors) -> Distribution:
+        """The likelihood that the decoder's output stands for."""
+
+    def forward(self, below: Pixels | Codes) -> Objective:
+        """The training objective: nats per site of the map below plus the quantizer's own loss.
+
+        Metrics: ``nats`` per image and the quantizer's loss; histogram: use of each code.
+        """
+        quantized = self.quantizer(self.encoder(self.features(below)))
+        distribution = self.distribution(self.decoder(quantized.vectors))
+        nats = -distribution.log_prob(below).mean()
+        return Objective(
+            nats / distribution.sites + quantized.loss,
+            {"nats": nats.detach(), "quantizer": quantized.loss.detach()},
+            {"codes": torch.bincount(quantized.codes.flatten(), minlength=self.quantizer.size)},
+        )
+
+    @torch.no_grad()
+    def encode(self, below: Pixels | Codes) -> Codes:
+        """``z_l = enc_l(z_{l-1})``, [b, rows, columns]."""
+        return self.quantizer.encode(self.encoder(self.features(below)))
+
+    def decode(self, codes: Codes) -> Distribution:
+        """``P_dec_l(. | z_l)``, a distribution over the map below."""
+        return self.distribution(self.decoder(self.quantizer.lookup(codes)))
+
+
+class PixelLevel(Level):
+    """Level 1: pixels to codes. Images may be padded to a size that divides; padding is neither scored nor shown.
+
+    Args:
+        settings: see :class:`LevelSettings`.
+        shape: (c, h, w) of the images.
+        size: V, number of grey values.
+        head: the likelihood of the pixels.
+        pad_to: rows and columns after padding, at least (h, w).
+    """
+
+    def __init__(
+        self, settings: LevelSettings, shape: tuple[int, int, int], size: int, head: PixelHead, pad_to: tuple[int, int]
+    ) -> None:
+        super().__init__(1, settings, channels=shape[0], outputs=head.parameters, below=pad_to)
+        self.shape, self.size, self.head, self.pad_to = shape, size, head, pad_to
+
+    def features(self, below: Pixels) -> Vectors:
+        x = below.to(self.decoder.trunk.position.dtype) * (2 / (self.size - 1)) - 1
+        rows, columns = self.pad_to[0] - self.shape[1], self.pad_to[1] - self.shape[2]
+        return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
+
+    def distribution(self, parameters: Vectors) -> Distribution:
+        return self.head(parameters[..., : self.shape[1], : self.shape[2]])
+
+
+class CodeLevel(Level):
+    """Levels above 1: a code map to a smaller one, read through an embedding of the codes below.
+
+    Args:
+        number: l, at least 2.
+        settings: see :class:`LevelSettings`.
+        below: the level whose codes this one reads.
+    """
+
+    def __init__(self, number: int, settings: LevelSettings, below: Level) -> None:
+        size, dim = below.quantizer.size, below.quantizer.dim
+        super().__init__(number, settings, channels=dim, outputs=size, below=below.map_shape)
+        self.embedding = nn.Embedding(size, dim)
+
+    @torch.no_grad()
+    def start_from(self, below: Level) -> None:
+        """Let the embedding start from the codebook below (its level is trained first), if the settings ask for it.
+
+        The codebook is brought to unit variance, which is what the network was initialised for.
+        """
+        if self.settings.embedding == "codebook":
+            codebook = below.quantizer.codebook()
+            self.embedding.weight.copy_((codebook - codebook.mean(0)) / codebook.std().clamp(min=1e-6))
+
+    def features(self, below: Codes) -> Vectors:
+        return rearrange(self.embedding(below), "b h w d -> b d h w")
+
+    def distribution(self, parameters: Vectors) -> Distribution:
+        return Categorical(rearrange(parameters, "b k h w -> b h w k"))

@@ -1,0 +1,99 @@
+"""The stack: levels in order, from pixels to the top map and back down."""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from vqstack.errors import InputError
+from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
+from vqstack.likelihood import Draw, PixelHead, PixelSettings, noise
+from vqstack.quantizer import QuantizerSettings
+from vqstack.shapes import Codes, Pixels
+
+
+class StackSettings(BaseModel):
+    """Settings of the levels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    levels: tuple[LevelSettings, ...] = Field(
+        (
+            LevelSettings(map=(4, 4), quantizer=QuantizerSettings(codebook_size=32)),
+            LevelSettings(map=(2, 2), quantizer=QuantizerSettings(codebook_size=16)),
+        ),
+        min_length=1,
+        description="The levels, level 1 (the one that reads pixels) first.",
+    )
+    pixels: PixelSettings = Field(PixelSettings(), description="The likelihood of the pixels.")
+    pad_to: tuple[int, int] | None = Field(
+        None, description="Rows and columns to which images are padded (cropped again before scoring); none: no padding."
+    )
+
+
+class Stack(nn.Module):
+    """Ordered levels; ``levels[l-1]`` is level l.
+
+    Args:
+        settings: see :class:`StackSettings`.
+        shape: (c, h, w) of the images.
+        values: V, number of grey values.
+    """
+
+    def __init__(self, settings: StackSettings, shape: tuple[int, int, int], values: int) -> None:
+        super().__init__()
+        self.shape, self.values = shape, values
+        padded = settings.pad_to or shape[1:]
+        if padded[0] < shape[1] or padded[1] < shape[2]:
+            raise InputError(f"pad_to {padded[0]}x{padded[1]} is smaller than the images ({shape[1]}x{shape[2]})")
+        head = PixelHead(settings.pixels, shape[0], values)
+        levels: list[Level] = [PixelLevel(settings.levels[0], shape, values, head, padded)]
+        for number, level in enumerate(settings.levels[1:], start=2):
+            levels.append(CodeLevel(number, level, levels[-1]))
+        self.levels = nn.ModuleList(levels)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def level(self, number: int) -> Level:
+        """Level l, counted from 1."""
+        return self.levels[number - 1]
+
+    @property
+    def map_shapes(self) -> list[tuple[int, int]]:
+        """Shapes of z_1 … z_L."""
+        return [level.map_shape for level in self.levels]
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """K of each level."""
+        return [level.quantizer.size for level in self.levels]
+
+    def encode(self, pixels: Pixels, up_to: int | None = None) -> list[Codes]:
+        """``[z_1 … z_up_to]`` (all levels by default): codes of codes of pixels."""
+        maps: list[Codes] = []
+        for level in self.levels[:up_to]:
+            maps.append(level.encode(maps[-1] if maps else pixels))
+        return maps
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, level: int) -> Pixels:
+        """The image that the most likely maps below ``z_level`` lead to."""
+        return self.descend(codes, level, [Draw(mode=True)] * level, seed=0, indices=range(len(codes)))[-1]
+
+    @torch.no_grad()
+    def descend(
+        self, codes: Codes, level: int, draws: list[Draw], seed: int, indices: list[int] | range
+    ) -> list[Codes | Pixels]:
+        """Draw the maps below ``z_level``: ``[z_{level-1}, …, z_1, pixels]``.
+
+        Args:
+            codes: z_level, [b, *map].
+            level: where to start, 1 … L.
+            draws: how to draw what lies below level ``level``, ``level - 1``, …, 1.
+            seed, indices: name the noise of each image (see :func:`vqstack.likelihood.noise`).
+        """
+        maps: list[Codes | Pixels] = []
+        for number, draw in zip(range(level, 0, -1), draws, strict=True):
+            distribution = self.level(number).decode(maps[-1] if maps else codes)
+            maps.append(distribution.sample(noise(seed, indices, number - 1, distribution.sites), draw))
+        return maps
