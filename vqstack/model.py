@@ -70,7 +70,7 @@ class Sample:
     labels: Labels | None
 
 
-class HierarchicalModel(nn.Module, Pretrained[ModelSettings]):
+class HierarchicalModel(nn.Module, Pretrained):
     """``P(y, z_1 … z_L, label)``: labels by their training frequency, prior, decoders.
 
     Args:
