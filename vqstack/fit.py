@@ -1,0 +1,313 @@
+"""The training loop. It knows no quantizers and no hierarchy: ``module(*batch)`` returns an :class:`Objective`.
+
+A step depends on (state, seed, step) alone: which images it sees, how they are augmented and every random number inside
+the network follow from the seed and the step's number. A run that is resumed therefore goes on as if it had not stopped.
+"""
+
+import copy
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Int64
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vqstack.quantizer import usage
+from vqstack.shapes import Objective
+
+
+class FitSettings(BaseModel):
+    """Settings of the training of one phase."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(2000, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(64, ge=1, description="Images a step, over all processes and accumulated micro-batches.")
+    accumulate: int = Field(1, ge=1, description="Micro-batches a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(100, ge=0, description="Steps of linear warm-up; cosine decay to a hundredth follows.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of matrices (not of vectors and tables).")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay a step of the weight average; 0 switches it off.")
+    evaluate_every: int = Field(250, ge=1, description="Steps between evaluations on the validation split.")
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """The arguments of ``module`` for images ``indices``, augmented if there is a generator."""
+
+
+class Average:
+    """Moving average of a module's weights (Polyak); buffers, such as codebooks, are copied, not averaged."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.source, self.decay, self.updates = module, decay, 0
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self._pairs = list(self.module.parameters()), list(module.parameters())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step; the decay grows to its final value so that the start is forgotten."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(*self._pairs, 1 - decay)
+
+    @torch.no_grad()
+    def current(self) -> nn.Module:
+        """The averaged module, buffers brought up to date."""
+        for mine, theirs in zip(self.module.buffers(), self.source.buffers(), strict=True):
+            mine.copy_(theirs)
+        return self.module
+
+
+class Totals:
+    """Running means of metrics and sums of histograms, kept on the device and read seldom."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Tensor] = {}
+        self.histograms: dict[str, Tensor] = {}
+        self.weight = 0
+
+    def add(self, objective: Objective, weight: int) -> None:
+        """Add one batch of ``weight`` images."""
+        self.weight += weight
+        for name, value in {"loss": objective.loss.detach(), **objective.metrics}.items():
+            self.metrics[name] = self.metrics.get(name, 0) + value * weight
+        for name, counts in objective.histograms.items():
+            self.histograms[name] = self.histograms.get(name, 0) + counts
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all processes; of each histogram the share of used bins and the perplexity."""
+        device = accelerator.device
+        names = sorted(self.metrics)
+        row = torch.stack([self.metrics[n].float() for n in names] + [torch.tensor(float(self.weight), device=device)])
+        *sums, weight = accelerator.reduce(row).tolist()
+        values = {n: s / max(weight, 1) for n, s in zip(names, sums, strict=True)}
+        for name, counts in self.histograms.items():
+            use = usage(accelerator.reduce(counts))
+            values |= {f"{name}_used": use.share, f"{name}_perplexity": use.perplexity}
+        return values
+
+
+def learning_rate(settings: FitSettings, step: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def optimizer_for(module: nn.Module, settings: FitSettings, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, fused where the device has it; vectors and embedding tables are not decayed."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in tables]
+    others = [p for p in trained if p.ndim <= 1 or id(p) in tables]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda") or None
+    )
+
+
+class Order:
+    """Which images step s sees: a new permutation each epoch, a function of (seed, epoch) alone."""
+
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        self.count, self.batch, self.seed = count, batch, seed
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, epoch]))
+            self._epoch, self._permutation = epoch, generator.permutation(self.count)
+        return self._permutation
+
+    def indices(self, step: int) -> Int64[Tensor, "b"]:
+        """Positions in the split of the images of one step, over all processes."""
+        parts, position, end = [], step * self.batch, (step + 1) * self.batch
+        while position < end:
+            epoch, start = divmod(position, self.count)
+            part = self._epoch_order(epoch)[start : start + end - position]
+            parts.append(part)
+            position += len(part)
+        return torch.from_numpy(np.concatenate(parts))
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, source: Source, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
+    """Means of the objective over a whole split, each process its share."""
+    was_training = module.training
+    module.eval()
+    totals = Totals()
+    everything = torch.arange(accelerator.process_index, len(source), accelerator.num_processes)
+    for indices in everything.split(batch_size):
+        with accelerator.autocast():
+            totals.add(module(*source.batch(indices, None)), len(indices))
+    module.train(was_training)
+    return totals.read(accelerator)
+
+
+def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
+    """Write a file aside and rename it, so that a reader never sees half of it."""
+    aside = path.with_name(path.name + ".tmp")
+    save(aside)
+    os.replace(aside, path)
+
+
+class Fit:
+    """One phase of training: fits ``module`` and leaves it with its best weights by validation nats.
+
+    Args:
+        name: of the phase, shown in the progress bar and in trackers.
+        module: ``module(*batch) -> Objective`` with a metric ``nats``.
+        train, validation: see :class:`Source`.
+        settings: see :class:`FitSettings`.
+        accelerator: device, processes, precision, trackers.
+        folder: receives ``checkpoint.pt``, ``best.pt``, ``metrics.jsonl``.
+        seed: of the order of images, augmentation, dropout and code revival.
+        compile_module: run the module through torch.compile.
+        on_evaluation: called with (module with the better weights, step) after each evaluation, on the main process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        train: Source,
+        validation: Source,
+        settings: FitSettings,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        seed: int = 0,
+        compile_module: bool = False,
+        on_evaluation: Callable[[nn.Module, int], None] | None = None,
+    ) -> None:
+        self.name, self.module, self.settings, self.accelerator = name, module, settings, accelerator
+        self.train, self.validation, self.folder, self.seed = train, validation, folder, seed
+        self.on_evaluation = on_evaluation
+        accelerator.gradient_accumulation_steps = settings.accumulate
+        module.to(accelerator.device).train()
+        self.average = Average(module, settings.ema) if settings.ema else None
+        optimizer = optimizer_for(module, settings, accelerator.device)
+        self.runner, self.optimizer = accelerator.prepare(
+            torch.compile(module) if compile_module else module, optimizer
+        )
+        self.accumulators = [m for m in module.modules() if hasattr(m, "accumulating")]
+        self.order = Order(len(train), settings.batch_size, seed)
+        self.step, self.best = 0, math.inf
+        self.totals = Totals()
+
+    def run(self) -> float:
+        """Train to the end, or go on from the last checkpoint; returns the best validation nats an image."""
+        self._resume()
+        batch = self.settings.batch_size
+        with tqdm(
+            total=self.settings.steps * batch,
+            initial=self.step * batch,
+            desc=self.name,
+            unit="img",
+            unit_scale=True,
+            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
+        ) as progress:
+            while self.step < self.settings.steps:
+                self.training_step()
+                progress.update(batch)
+                if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
+                    values = self.evaluation_step()
+                    progress.set_postfix_str(f"validation {values['validation/nats'] / math.log(2):.2f} bits")
+                    self._save()
+        state = torch.load(self.folder / "best.pt", map_location=self.accelerator.device, weights_only=True)
+        self.module.load_state_dict(state)
+        self.module.eval()
+        self.accelerator.free_memory()
+        return self.best
+
+    def training_step(self) -> None:
+        """One optimiser step over ``accumulate`` micro-batches of every process."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        # Everything random in this step, dropout and code revival included, starts from its own seed.
+        seed = int(np.random.SeedSequence([self.seed, self.step, rank]).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, self.step)
+        mine = self.order.indices(self.step)[rank::world]
+        for indices in mine.tensor_split(self.settings.accumulate):
+            with self.accelerator.accumulate(self.runner):
+                for part in self.accumulators:
+                    part.accumulating = not self.accelerator.sync_gradients
+                objective = self.runner(*self.train.batch(indices, generator))
+                self.accelerator.backward(objective.loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.totals.add(objective, len(indices))
+        self.step += 1
+        if self.average is not None:
+            self.average.update()
+
+    def evaluation_step(self) -> dict[str, float]:
+        """Score raw and averaged weights on the validation split and keep the best so far."""
+        values = {f"train/{k}": v for k, v in self.totals.read(self.accelerator).items()}
+        self.totals = Totals()
+        raw = evaluate(self.runner, self.validation, self.settings.batch_size, self.accelerator)
+        better, module = raw, self.module
+        if self.average is not None:
+            averaged = evaluate(self.average.current(), self.validation, self.settings.batch_size, self.accelerator)
+            values["validation/nats_raw"] = raw["nats"]
+            if averaged["nats"] < raw["nats"]:
+                better, module = averaged, self.average.module
+        values |= {f"validation/{k}": v for k, v in better.items()}
+        if self.accelerator.is_main_process:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, **values}) + "\n")
+            if better["nats"] < self.best:
+                write_atomically(self.folder / "best.pt", lambda path: torch.save(module.state_dict(), path))
+            if self.on_evaluation is not None:
+                was_training = module.training
+                self.on_evaluation(module.eval(), self.step)
+                module.train(was_training)
+        self.best = min(self.best, better["nats"])
+        self.accelerator.log({f"{self.name}/{k}": v for k, v in values.items()}, step=self.step)
+        return values
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            state = {
+                "step": self.step,
+                "best": self.best,
+                "module": self.module.state_dict(),
+                "average": self.average.module.state_dict() if self.average else {},
+                "updates": self.average.updates if self.average else 0,
+                "optimizer": self.optimizer.state_dict(),
+            }
+            write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+            self.average.updates = state["updates"]
+        self.step, self.best = state["step"], state["best"]
