@@ -200,7 +200,7 @@ class Fit:
         self.name, self.module, self.settings, self.accelerator = name, module, settings, accelerator
         self.train, self.validation, self.folder, self.seed = train, validation, folder, seed
         self.on_evaluation = on_evaluation
-        accelerator.gradient_accumulation_steps = settings.accumulate
+        accelerator.gradient_accumulation_steps, accelerator.step = settings.accumulate, 0
         module.to(accelerator.device).train()
         self.average = Average(module, settings.ema) if settings.ema else None
         optimizer = optimizer_for(module, settings, accelerator.device)

@@ -1,0 +1,70 @@
+"""Train a stack of levels and a prior: accelerate launch recipes/train_stack.py [--config YAML] [--out FOLDER] [FIELDS].
+
+Without arguments it trains the digits recipe. Run the same command again to go on where it stopped.
+"""
+
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from pydantic import Field
+
+from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
+from vqstack.errors import InputError
+from vqstack.images import image_shape, num_classes
+from vqstack.phases import Run, check_run_folder
+from vqstack.report import describe
+
+RECIPES = Path(__file__).parent
+
+
+class Command(RunConfig):
+    """Train a stack of levels and a prior."""
+
+    config: Path | None = Field(None, description="YAML file of the recipe; default: recipes/digits.yaml.")
+    out: Path | None = Field(None, description="Folder of the run; default: runs/NAME, after the recipe.")
+    dry_run: bool = Field(False, description="Print the configuration, maps, parameters and memory, and leave.")
+
+
+def config_path(arguments: list[str]) -> Path:
+    """The value of --config, which is needed before the other arguments make sense."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return Path(argument.removeprefix("--config="))
+        if argument == "--config" and i + 1 < len(arguments):
+            return Path(arguments[i + 1])
+    return RECIPES / "digits.yaml"
+
+
+def main(arguments: list[str]) -> None:
+    path = config_path(arguments)
+    recipe = read_yaml(path, RunConfig)
+    command = parse(Command, arguments, Command(**dict(recipe)), prog="train_stack.py")
+    config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
+    shape = image_shape(config.data)
+    config.check_shapes(*shape[1:])
+    if command.dry_run:
+        print(to_yaml(config))
+        print(describe(config, config.model_settings(shape, num_classes(config.data))))
+        return
+    folder = command.out or Path("runs") / path.stem
+    check_run_folder(folder, config)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if config.trackers:
+        accelerator.init_trackers(folder.name)
+
+    run = Run(config, folder, accelerator)
+    for level in run.levels:
+        run.train_level(level)
+    run.train_prior()
+    run.release()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,142 @@
+"""The configuration of a run, from YAML and the command line; and how commands refuse wrong input.
+
+Values come from the recipe's YAML file, then from the command line; both are strict, both end in one line when wrong.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vqstack.code_model import CodeModelSettings
+from vqstack.errors import InputError
+from vqstack.fit import FitSettings
+from vqstack.images import AugmentSettings, ImageSettings
+from vqstack.level import check_scale
+from vqstack.model import ModelSettings, SamplingSettings
+from vqstack.stack import StackSettings
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class RunConfig(StackSettings):
+    """Everything that defines a training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: ImageSettings = Field(ImageSettings(), description="The images.")
+    augment: AugmentSettings = Field(
+        AugmentSettings(), description="Changes to training images on the fly; higher levels then encode as they go."
+    )
+    prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
+    sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
+    train_levels: tuple[FitSettings, ...] = Field(
+        (FitSettings(),), min_length=1, description="Training of the levels: one for all, or one each, level 1 first."
+    )
+    train_prior: FitSettings = Field(FitSettings(), description="Training of the prior.")
+    seed: int = Field(0, ge=0, description="Seed of weights, order of images and everything random in training.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Precision of the networks in training.")
+    compile: bool = Field(False, description="Run networks through torch.compile in training.")
+    trackers: tuple[str, ...] = Field((), description="Experiment trackers by name, such as tensorboard.")
+    encode_batch: int = Field(256, ge=1, description="Images at a time when encoding and scoring, each process.")
+    sample_grid: int = Field(10, ge=1, description="Images in each picture written during training.")
+
+    @model_validator(mode="after")
+    def check(self) -> "RunConfig":
+        if len(self.train_levels) not in (1, len(self.levels)):
+            raise ValueError(f"train_levels takes one entry or {len(self.levels)} (one a level)")
+        return self
+
+    def model_settings(self, image_shape: tuple[int, ...], classes: int) -> ModelSettings:
+        """The settings of the model for images of a shape (c, h, w)."""
+        return ModelSettings(
+            stack=StackSettings(levels=self.levels, pixels=self.pixels, pad_to=self.pad_to),
+            prior=self.prior,
+            sampling=self.sampling,
+            image_shape=image_shape,  # type: ignore[arg-type]
+            values=self.data.values,
+            classes=classes,
+        )
+
+    def check_shapes(self, rows: int, columns: int) -> None:
+        """Every map must divide the one below it."""
+        below = self.pad_to or (rows, columns)
+        for number, level in enumerate(self.levels, start=1):
+            check_scale(number, below, level.map)
+            below = level.map
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration, every field."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: Path, settings: type[Settings]) -> Settings:
+    """Settings from a YAML file; unknown fields, wrong values and broken files are errors of one line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: give the path of a YAML file, such as recipes/digits.yaml") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())}): correct that line") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no fields: write them as NAME: VALUE")
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    reason = "unknown field: see --help for the names" if first["type"] == "extra_forbidden" else first["msg"]
+    return f"{field}: {reason}" if field else reason
+
+
+def parse(settings: type[Settings], arguments: list[str], default: Settings | None = None, prog: str = "") -> Settings:
+    """Settings from the command line over ``default``. ``--help`` prints every field and leaves."""
+    printed = io.StringIO()
+    options = {"default": default} if default is not None else {}
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(
+                settings, args=arguments, prog=prog or Path(sys.argv[0]).name, config=(tyro.conf.AvoidSubcommands,), **options
+            )
+    except ValidationError as error:
+        raise InputError(_first_problem(error)) from error
+    except SystemExit as leave:
+        if not leave.code:
+            raise
+        raise InputError(_one_line(printed.getvalue())) from None
+
+
+def _one_line(printed: str) -> str:
+    """The message inside the box that the command-line library draws."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯ ") for line in printed.splitlines()]
+    message: list[str] = []
+    for line in lines[1:]:
+        if line and set(line) <= {"─"}:
+            break
+        if line and "https://errors.pydantic.dev" not in line and "For further information" not in line:
+            message.append(line)
+    text = re.sub(r"\s*\[type=[^]]*\]", "", " ".join(message)).replace(": 1 validation error for", " in")
+    return f"{text} (see --help)"
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Run a command on ``sys.argv``; wrong input ends in one line on standard error and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,237 @@
+"""What is trained in which order: the levels one by one, each on the codes of the frozen ones below, then the prior.
+
+A finished phase leaves ``DONE`` in its folder and is not repeated.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from vqstack.codes import fingerprint, load_maps, save_maps
+from vqstack.config import RunConfig, read_yaml, to_yaml
+from vqstack.errors import InputError
+from vqstack.evaluation import evaluate_split
+from vqstack.fit import Fit, FitSettings
+from vqstack.images import AugmentSettings, augment, grid, load_splits
+from vqstack.ledger import BITS, table
+from vqstack.level import CodeLevel, Level
+from vqstack.model import HierarchicalModel
+from vqstack.shapes import Codes, Labels, Pixels
+from vqstack.stack import Stack
+
+
+class PixelSource:
+    """Images on the device, augmented as they are taken."""
+
+    def __init__(self, pixels: Pixels, augmentation: AugmentSettings) -> None:
+        self.pixels, self.augmentation = pixels, augmentation
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        pixels = self.pixels[indices.to(self.pixels.device)]
+        if generator is not None and self.augmentation.active:
+            pixels = augment(pixels, generator, self.augmentation.shift, self.augmentation.flip)
+        return (pixels,)
+
+
+class CodeSource:
+    """Stored codes of one level, with labels if the module takes them."""
+
+    def __init__(self, codes: Codes, labels: Labels | None = None) -> None:
+        self.codes, self.labels = codes, labels
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        indices = indices.to(self.codes.device)
+        codes = self.codes[indices]
+        return (codes,) if self.labels is None else (codes, self.labels[indices])
+
+
+class EncodingSource:
+    """Codes of one level, encoded through the frozen levels as they are taken: every view of an image is a new map."""
+
+    def __init__(self, images: PixelSource, stack: Stack, level: int, labels: Labels | None = None) -> None:
+        self.images, self.stack, self.level, self.labels = images, stack, level, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        (pixels,) = self.images.batch(indices, generator)
+        codes = self.stack.encode(pixels, self.level)[-1]
+        return (codes,) if self.labels is None else (codes, self.labels[indices.to(codes.device)])
+
+
+class Run:
+    """One training run and its folder.
+
+    Args:
+        config: what to train.
+        folder: receives everything; see docs/design.md for its files.
+        accelerator: device, processes, precision. Built first: modules look at the processes when they are built.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        with accelerator.local_main_process_first():
+            self.splits = load_splits(config.data)
+        train = self.splits["train"]
+        torch.manual_seed(config.seed)
+        self.model = HierarchicalModel(config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes))
+        self.model.to(accelerator.device).eval()
+        if train.labels is not None and self.model.classes:
+            self.model.count_labels(train.labels.to(accelerator.device))
+        self.pixels = {name: split.pixels.to(accelerator.device) for name, split in self.splits.items()}
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        accelerator.wait_for_everyone()
+
+    @property
+    def levels(self) -> range:
+        """Numbers of the levels, 1 … L."""
+        return range(1, len(self.model.stack) + 1)
+
+    def train_level(self, number: int) -> None:
+        """``enc_l*, dec_l* = argmin E[-ln P_dec_l(z_{l-1} | z_l)]``, the levels below frozen."""
+        level = self.model.stack.level(number)
+        if isinstance(level, CodeLevel):
+            level.start_from(self.model.stack.level(number - 1))
+        settings = self.config.train_levels
+        self._fit(f"level-{number}", level, number - 1, settings[0 if len(settings) == 1 else number - 1])
+
+    def train_prior(self) -> None:
+        """``pri* = argmin E[-ln P_pri(z_L | label)]``, the stack frozen."""
+        self._fit("prior", self.model.prior, len(self.model.stack), self.config.train_prior, self.model.classes > 0)
+
+    def _fit(self, name: str, module: nn.Module, below: int, settings: FitSettings, labelled: bool = False) -> None:
+        folder = self.folder / "phases" / name
+        done = folder / "DONE"
+        if done.exists():
+            state = torch.load(folder / "best.pt", map_location=self.accelerator.device, weights_only=True)
+            module.load_state_dict(state)
+            module.eval()
+            self.accelerator.print(f"{name}: done before")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        fit = Fit(
+            name,
+            module,
+            self._source("train", below, labelled),
+            self._source("validation", below, labelled),
+            settings,
+            self.accelerator,
+            folder,
+            seed=self.config.seed + below,
+            compile_module=self.config.compile,
+            on_evaluation=lambda trained, step: self._write_samples(name, trained, step),
+        )
+        nats = fit.run()
+        if self.accelerator.is_main_process:
+            done.write_text(json.dumps({"steps": settings.steps, "validation_nats": nats}) + "\n", encoding="utf-8")
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.print(f"{name}: best validation {nats * BITS:.2f} bits an image")
+
+    def _source(self, split: str, below: int, labelled: bool) -> PixelSource | CodeSource | EncodingSource:
+        """Images (below = 0) or codes of level ``below``: stored ones, or encoded on the fly where images are augmented."""
+        augmentation = self.config.augment if split == "train" else AugmentSettings()
+        images = PixelSource(self.pixels[split], augmentation)
+        labels = self.splits[split].labels
+        given = labels.to(self.accelerator.device) if labelled and labels is not None else None
+        if below == 0:
+            return images
+        if augmentation.active:
+            return EncodingSource(images, self.model.stack, below, given)
+        return CodeSource(self._stored_codes(split, below).to(self.accelerator.device), given)
+
+    def _stored_codes(self, split: str, level: int) -> Codes:
+        """Codes of a split, encoded once and kept under ``codes/``."""
+        frozen = {k: v for n in range(1, level + 1) for k, v in _numbered(self.model.stack.level(n))}
+        print_of_levels = fingerprint({**frozen, "pixels": self.splits[split].pixels})
+        folder = self.folder / "codes" / f"level-{level}"
+        stored = load_maps(folder, split, print_of_levels)
+        if stored is not None:
+            return stored
+        chunks = self.pixels[split].split(self.config.encode_batch)
+        codes = torch.cat([self.model.stack.encode(chunk, level)[-1].cpu() for chunk in chunks])
+        if self.accelerator.is_main_process:
+            save_maps(folder, split, codes, self.model.stack.codebook_sizes[level - 1], print_of_levels)
+        return codes
+
+    def _write_samples(self, name: str, trained: nn.Module, step: int) -> None:
+        """A picture of where training stands: images above reconstructions for a level, samples for the prior."""
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        with torch.no_grad():
+            if isinstance(trained, Level):
+                pixels = self.pixels["validation"][: self.config.sample_grid]
+                below = self.model.stack.encode(pixels, trained.number - 1)
+                maps = trained.decode(trained.encode(below[-1] if below else pixels)).mode()
+                shown = self.model.stack.decode(maps, trained.number - 1) if below else maps
+                picture = torch.cat([pixels, shown]).cpu()
+            else:
+                picture = self._samples(trained)
+        columns = min(self.config.sample_grid, len(picture))
+        grid(picture, columns, self.model.stack.values, 2).save(folder / f"{name}-{step:07d}.png")
+
+    def _samples(self, prior: nn.Module) -> Pixels:
+        """Samples with ``prior`` in the place of the model's own, which is in training."""
+        own, self.model.prior = self.model.prior, prior
+        try:
+            count = self.config.sample_grid
+            labels = torch.arange(count) % self.model.classes if self.model.classes else None
+            return self.model.sample(count, labels, seed=self.config.seed).pixels.cpu()
+        finally:
+            self.model.prior = own
+
+    def release(self) -> None:
+        """Score the model, write ``ledger.json`` and the artefact ``model/``, and print the ledger."""
+        results = {
+            name: evaluate_split(self.model, self.splits[name], self.accelerator, self.config.encode_batch)
+            for name in ("train", "test")
+        }
+        text = table({name: result.ledger for name, result in results.items()})
+        use = "\n".join(
+            f"level-{n}: {u.share:.0%} of {k} codes used, perplexity {u.perplexity:.1f} (train)"
+            for n, k, u in zip(self.levels, self.model.stack.codebook_sizes, results["train"].usage, strict=True)
+        )
+        self.accelerator.print(f"\nBits an image\n{text}\n\n{use}")
+        if self.accelerator.is_main_process:
+            ledger = {name: result.to_json() for name, result in results.items()}
+            (self.folder / "ledger.json").write_text(json.dumps(ledger, indent=2) + "\n", encoding="utf-8")
+            self.model.card = (
+                "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "
+                f"Images: {self.splits['train'].source}.\n\n## Ledger (bits an image)\n\n```\n{text}\n```\n\n{use}\n"
+            )
+            self.model.save_pretrained(self.folder / "model")
+        self.accelerator.wait_for_everyone()
+
+
+def _numbered(level: Level) -> list[tuple[str, Tensor]]:
+    return [(f"{level.number}.{k}", v) for k, v in level.state_dict().items()]
+
+
+
+
+def check_run_folder(folder: Path, config: RunConfig) -> None:
+    """A run's folder must be new, empty, or hold a run of the same configuration."""
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: choose another folder with --out")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    written = folder / "config.yaml"
+    if not written.is_file():
+        raise InputError(f"{folder} holds something else than a run: choose another folder with --out")
+    before, now = read_yaml(written, RunConfig).model_dump(), config.model_dump()
+    changed = [name for name in now if now[name] != before[name]]
+    if changed:
+        raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): choose another --out")

@@ -1,0 +1,44 @@
+"""What a configuration will cost, for --dry-run: maps, parameters, bits and an estimate of memory."""
+
+import math
+
+import torch
+
+from vqstack.config import RunConfig
+from vqstack.model import HierarchicalModel, ModelSettings
+
+
+def describe(config: RunConfig, settings: ModelSettings) -> str:
+    """Map shapes, the bits each can hold, parameter counts, and an estimate of training memory a process."""
+    with torch.device("meta"):
+        model = HierarchicalModel(settings)
+    channels, rows, columns = settings.image_shape
+    lines = [f"images   {channels}x{rows}x{columns}, {settings.values} values, {settings.classes} classes: "
+             f"{channels * rows * columns * math.log2(settings.values):,.0f} bits raw"]
+    peak = 0.0
+    for level in model.stack.levels:
+        number, sites = level.number, math.prod(level.map_shape)
+        fit = config.train_levels[0 if len(config.train_levels) == 1 else number - 1]
+        parameters = sum(p.numel() for p in level.parameters())
+        lines.append(
+            f"level {number}  {level.map_shape[0]}x{level.map_shape[1]} of {level.quantizer.size} codes: at most "
+            f"{sites * math.log2(level.quantizer.size):,.0f} bits, {parameters:,} parameters"
+        )
+        blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
+        # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
+        # own output, the quantizer three tables of distances.
+        head = level.decoder.leave[-1].out_channels
+        floats = sites * (6 * level.settings.width * (blocks + 2) + 4 * head + 3 * level.quantizer.size)
+        peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
+    prior = sum(p.numel() for p in model.prior.parameters())
+    sites = model.prior.sites
+    floats = sites * (16 * config.prior.dim * config.prior.depth + 3 * model.prior.size)
+    peak = max(peak, 20 * prior + 4 * floats * config.train_prior.batch_size / config.train_prior.accumulate)
+    total = sum(p.numel() for p in model.parameters())
+    lines.append(f"prior    {sites} sites, {prior:,} parameters")
+    lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")
+    lines.append(
+        f"memory   about {peak / 2**20:,.0f} MiB a process for weights, gradients, AdamW, averages and activations of "
+        f"the largest phase, and {channels * rows * columns / 2**20 * 1000:,.2f} MiB for each 1,000 images"
+    )
+    return "\n".join(lines)
