@@ -12,10 +12,10 @@ Colours. Sixteen-bit grey is scaled to eight, transparent parts are laid on blac
 
 import glob
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from jaxtyping import Int64, UInt8
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,10 +39,8 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target"
 DECODE_BATCH = 512  # images fetched at a time; bounds the memory of those still encoded
 
 
-class ImageSettings(BaseModel):
+class ImageSettings(BaseModel, frozen=True, extra="forbid"):
     """Where the images come from, their geometry, and which of them are held out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Literal["digits", "hub", "parquet", "imagefolder", "array"] = Field(
         "digits", description="kind of source; digits are the 1,797 images of 8x8 pixels inside scikit-learn"
@@ -53,7 +51,7 @@ class ImageSettings(BaseModel):
     )
     image_column: str | None = Field(None, description="column of the images; empty: the only one of an image type")
     label_column: str | None = Field(None, description="column of the labels; empty: the only one of a class type")
-    size: tuple[int, int] | None = Field(
+    size: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="height and width in pixels: resized until it covers them, centre crop; empty: native size"
     )
     channels: Literal[1, 3] = Field(1, description="colour channels, count: 1 grey, 3 RGB")
@@ -75,12 +73,8 @@ class ImageSettings(BaseModel):
     def _consistent(self) -> "ImageSettings":
         if any(isinstance(share, float) and share >= 1 for share in (self.validation, self.test)):
             raise ValueError("validation and test are shares below 1 or counts; write a count without a decimal point")
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError("size needs a height and a width of at least one pixel")
-        if self.source == "digits" and (self.values, self.channels) != (17, 1):
-            raise ValueError("the digits have 17 grey values: set values to 17 and channels to 1")
-        if self.source == "digits" and self.size not in (None, (8, 8)):
-            raise ValueError("the digits are 8x8 images: leave size empty")
+        if self.source == "digits" and (self.values, self.channels, self.size or (8, 8)) != (17, 1, (8, 8)):
+            raise ValueError("the digits are 8x8 of 17 grey values: set values to 17, channels to 1, leave size empty")
         if self.source == "hub" and not self.name:
             raise ValueError("source hub needs name, for example ylecun/mnist")
         if self.source in ("parquet", "imagefolder", "array") and not self.files:
@@ -189,13 +183,16 @@ def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Ima
     return sheet.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
 
 
-class AugmentSettings(BaseModel):
+class AugmentSettings(BaseModel, frozen=True, extra="forbid"):
     """Random changes of the training images, drawn anew each time an image is seen."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shift: int = Field(0, ge=0, description="largest shift along each axis, pixels; the edge is filled with value 0")
     flip: bool = Field(False, description="mirror left and right with probability one half, no unit")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        return self.shift > 0 or self.flip
 
 
 def augment(pixels: Pixels, generator: torch.Generator, shift: int = 0, flip: bool = False) -> Pixels:
@@ -360,14 +357,10 @@ def _partition(counts: dict[str, int], settings: ImageSettings) -> dict[str, tup
 def _read(split: _Stored, positions: NDArray[np.int64], settings: ImageSettings) -> NDArray[np.uint8]:
     """Decodes the images at these positions, uint8 [n, c, h, w]."""
     names = [f"{split.where}, image {position}" for position in positions]
-
-    def decoded() -> Iterator[NDArray[np.uint8]]:
-        with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter lock while it decodes
-            for start in range(0, len(positions), DECODE_BATCH):
-                batch = slice(start, start + DECODE_BATCH)
-                yield from pool.map(_decode, split.fetch(positions[batch]), names[batch], repeat(settings))
-
-    return _collect(decoded(), names, settings.fixed_size)
+    batches = [slice(start, start + DECODE_BATCH) for start in range(0, len(names), DECODE_BATCH)]
+    with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter lock while it decodes
+        decoded = (pool.map(_decode, split.fetch(positions[b]), names[b], repeat(settings)) for b in batches)
+        return _collect(chain.from_iterable(decoded), names, settings.fixed_size)
 
 
 def _decode(record: Any, name: str, settings: ImageSettings) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import Fit, FitSettings
-from vqstack.images import AugmentSettings, augment, grid, load_splits
+from vqstack.images import AugmentSettings, ImageSettings, augment, grid, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel
@@ -220,6 +220,12 @@ def _numbered(level: Level) -> list[tuple[str, Tensor]]:
     return [(f"{level.number}.{k}", v) for k, v in level.state_dict().items()]
 
 
+
+
+def data_of_run(folder: Path) -> ImageSettings:
+    """The images that a run was trained on; the defaults where the folder is an artefact without its run."""
+    path = folder / "config.yaml"
+    return read_yaml(path, RunConfig).data if path.is_file() else ImageSettings()
 
 
 def check_run_folder(folder: Path, config: RunConfig) -> None:

@@ -20,6 +20,14 @@ FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
+def find_artefact(folder: Path) -> Path:
+    """The artefact in a run's folder, or the folder itself if it is one."""
+    for path in (folder / "model", folder):
+        if (path / CONFIG).is_file():
+            return path
+    raise InputError(f"{folder} holds no trained model: give the folder of a finished run or of a released model")
+
+
 class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", tags=["vector-quantization"]):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a module built from one settings object.
 

@@ -2,16 +2,13 @@
 
 import math
 
-import torch
-
 from vqstack.config import RunConfig
 from vqstack.model import HierarchicalModel, ModelSettings
 
 
 def describe(config: RunConfig, settings: ModelSettings) -> str:
     """Map shapes, the bits each can hold, parameter counts, and an estimate of training memory a process."""
-    with torch.device("meta"):
-        model = HierarchicalModel(settings)
+    model = HierarchicalModel(settings)
     channels, rows, columns = settings.image_shape
     lines = [f"images   {channels}x{rows}x{columns}, {settings.values} values, {settings.classes} classes: "
              f"{channels * rows * columns * math.log2(settings.values):,.0f} bits raw"]

@@ -2,7 +2,7 @@
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
@@ -67,6 +67,10 @@ class Stack(nn.Module):
     def codebook_sizes(self) -> list[int]:
         """K of each level."""
         return [level.quantizer.size for level in self.levels]
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """What the codes of an image depend on: encoders, codebooks and embeddings, not decoders."""
+        return {name: value for name, value in self.state_dict().items() if ".decoder." not in name}
 
     def encode(self, pixels: Pixels, up_to: int | None = None) -> list[Codes]:
         """``[z_1 … z_up_to]`` (all levels by default): codes of codes of pixels."""

@@ -1,0 +1,141 @@
+"""Generate images: python tools/generate.py RUN --num N --out FOLDER [--label …] [--temperature …] [--from-level L --images …].
+
+Draws from the prior down to pixels, makes variations of given images, or decodes stored codes.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import tyro
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+from vqstack.codes import CodeDataset, claim_folder, fingerprint, release_folder
+from vqstack.config import parse, run_command
+from vqstack.errors import InputError
+from vqstack.images import grid, load_images, save_png
+from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.phases import data_of_run
+from vqstack.pretrained import find_artefact
+from vqstack.shapes import Pixels
+
+
+class Command(BaseModel):
+    """Generate images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
+    out: Path = Field(description="Folder that receives the images; new or empty.")
+    num: int | None = Field(None, ge=1, description="Number of images; default: 16, or one for each image or code map.")
+    label: tuple[int, ...] = Field((), description="Class of the images, several are cycled; default: drawn from P(label).")
+    seed: int = Field(0, ge=0, description="With the image's number it names all random numbers.")
+    temperature: tuple[float, ...] = Field(
+        (), description="Temperature above 0; one, or one a level, prior first. Default: the model's."
+    )
+    top_k: tuple[int, ...] = Field((), description="Draw among the k most likely values; 0: all. One, or one a level.")
+    top_p: tuple[float, ...] = Field((), description="Nucleus probability in (0, 1]. One, or one a level.")
+    mode: tuple[bool, ...] = Field((), description="True: most likely value instead of a draw. One, or one a level.")
+    from_level: int | None = Field(None, description="Keep the codes of this level (of --images or --codes), draw below.")
+    images: tuple[Path, ...] = Field((), description="Image files to make variations of.")
+    codes: Path | None = Field(None, description="Code data set to turn back into images, in its order.")
+    split: str = Field("test", description="Split of --codes.")
+    batch_size: int = Field(64, ge=1, description="Images at a time; does not change which images come out.")
+    device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
+
+
+def sampling_of(command: Command, model: HierarchicalModel) -> SamplingSettings:
+    """The model's own settings with what the command line says; for stored codes the most likely image."""
+    given = {name: getattr(command, name) for name in SamplingSettings.model_fields if getattr(command, name)}
+    if command.codes is not None and not given:
+        given = {"mode": (True,)}
+    sampling = SamplingSettings(**{**model.settings.sampling.model_dump(), **given})
+    sampling.draws(len(model.stack))  # refuses wrong values before anything is written
+    return sampling
+
+
+def starting_codes(command: Command, model: HierarchicalModel) -> torch.Tensor | None:
+    """The codes to start from, for variations and stored codes; none when drawing from the prior."""
+    if not command.images and command.codes is None:
+        if command.from_level is not None:
+            raise InputError("--from-level needs real images to start from: add --images FILE … or --codes FOLDER")
+        return None
+    level = command.from_level or (1 if command.codes is not None else 0)
+    if not 1 <= level <= len(model.stack):
+        raise InputError(f"--from-level {level} does not exist: this model has levels 1 … {len(model.stack)}")
+    if command.codes is not None:
+        stored = CodeDataset(command.codes)
+        stored.check(fingerprint(model.stack.encoder_state()), model.stack.map_shapes, model.stack.codebook_sizes)
+        if command.split not in stored.splits:
+            raise InputError(f"--split {command.split} is not in {command.codes}: it has {', '.join(stored.splits)}")
+        return stored.read(command.split)[2][level - 1]
+    channels, rows, columns = model.stack.shape
+    changes = {"size": (rows, columns), "channels": channels, "values": model.stack.values}
+    pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
+    return model.stack.encode(pixels, level)[-1]
+
+
+def check(command: Command, model: HierarchicalModel) -> None:
+    """Labels must be ones that the model knows."""
+    if command.label and not model.classes:
+        raise InputError("--label: this model knows no classes; leave it out")
+    for label in command.label:
+        if not 0 <= label < model.classes:
+            raise InputError(f"--label {label} is out of range: this model knows 0 … {model.classes - 1}")
+
+
+def generate(
+    command: Command, model: HierarchicalModel, start: torch.Tensor | None, num: int, sampling: SamplingSettings
+) -> Iterator[tuple[int, Pixels, list[int | None]]]:
+    """Batches of (number of the first image, images, labels)."""
+    for first in range(0, num, command.batch_size):
+        count = min(command.batch_size, num - first)
+        if start is not None:
+            chosen = start[torch.arange(first, first + count) % len(start)]
+            level = command.from_level or 1
+            pixels = model.vary(chosen, level, seed=command.seed, sampling=sampling, first=first).pixels
+            yield first, pixels.cpu(), [None] * count
+        else:
+            wanted = [command.label[i % len(command.label)] for i in range(first, first + count)] if command.label else None
+            given = None if wanted is None else torch.tensor(wanted)
+            sample = model.sample(count, given, seed=command.seed, sampling=sampling, first=first)
+            labels = [None] * count if sample.labels is None else sample.labels.tolist()
+            yield first, sample.pixels.cpu(), labels
+
+
+def main(arguments: list[str]) -> None:
+    command = parse(Command, arguments, prog="generate.py")
+    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    check(command, model)
+    sampling = sampling_of(command, model)
+    start = starting_codes(command, model)
+    num = command.num or (16 if start is None else len(start))
+    try:
+        model.to(command.device or Accelerator().device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {command.device} cannot be used here ({str(error).splitlines()[0]})") from error
+    claim_folder(command.out, "generate")
+    images, everything = [], []
+    with tqdm(total=num, desc="generate", unit="img", disable=None) as progress:
+        for first, pixels, labels in generate(command, model, start, num, sampling):
+            for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
+                save_png(image, command.out / f"{i:06d}.png", model.stack.values)
+                images.append({"file": f"{i:06d}.png", "index": i, "seed": command.seed, "label": label})
+            everything.append(pixels)
+            progress.update(len(pixels))
+    columns = len(command.label) if len(command.label) > 1 else max(1, round(num**0.5))
+    shown = torch.cat(everything)[: columns * 32]
+    scale = max(1, 64 // model.stack.shape[1])
+    grid(shown, columns, model.stack.values, scale).save(command.out / "grid.png")
+    settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}
+    manifest = {"images": images, "settings": settings}
+    (command.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    release_folder(command.out)
+    print(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    run_command(main)
