@@ -26,8 +26,9 @@ ORDER = [
     "codes",
     "evaluation",
     "fit",
-    "phases",
     "config",
+    "report",
+    "phases",
 ]
 PLACE = {name: place for place, name in enumerate(ORDER)}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

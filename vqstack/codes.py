@@ -1,7 +1,7 @@
 """Stored code maps: writer, reader, fingerprint; stores, never encodes.
 
-Two forms. The cache of a training run holds one level's maps per split as ``.npy``, for nobody but that run. A code data
-set is for others: one parquet file per split, a manifest and a card, read by :class:`CodeDataset` and by
+Two forms. The cache of a training run holds one level's maps per split as ``.npy``, for nobody but that run. A code
+data set is for others: one parquet file per split, a manifest and a card, read by :class:`CodeDataset` and by
 ``datasets.load_dataset(FOLDER)``. In memory codes are int64, on disk the smallest unsigned integer that holds them.
 """
 
@@ -111,7 +111,7 @@ def load_maps(folder: Path, split: str, print_: str) -> Codes | None:
 
 
 class _Manifest(BaseModel):
-    """manifest.json; keys that are not known here are kept out of the way."""
+    """manifest.json; keys that are not known here are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -337,7 +337,9 @@ def _read_manifest(folder: Path) -> _Manifest:
         raise InputError(f"{path}: not JSON ({error}); encode the data set again") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise InputError(f"{path}: format version {version}, and this vqstack reads {FORMAT_VERSION}; install a newer one")
+        raise InputError(
+            f"{path}: format version {version}, and {FORMAT_VERSION} is read here; install a newer vqstack"
+        )
     try:
         return _Manifest.model_validate(content)
     except ValidationError as error:

@@ -1,11 +1,9 @@
 """Image data sets -> uint8 tensors: read, decoded and split once; everything after works on tensors.
 
-Grey values. A data set of V values per channel keeps ``0 … V-1`` in memory. How a file's numbers become values:
-
-- 8-bit images of a data set (hub, parquet, imagefolder) are quantised, ``floor(p V / 256)``: unchanged for V = 256,
-  ``p >= 128`` for V = 2.
-- arrays and scikit-learn's digits (V = 17) hold the values themselves; an array with a value of V or more is refused.
-- image files given by hand (:func:`load_images`) are read as :func:`save_png` writes: v as ``round(255 v / (V-1))``.
+How a file's numbers become values 0 … V-1: 8-bit images of a data set (hub, parquet, imagefolder) are quantised,
+``floor(p V / 256)``: unchanged for V = 256, ``p >= 128`` for V = 2. Arrays and scikit-learn's digits (V = 17) hold the
+values themselves; V or more is refused. Image files given by hand (:func:`load_images`) are read as :func:`save_png`
+writes them, v as ``round(255 v / (V-1))``.
 
 Colours. Sixteen-bit grey is scaled to eight, transparent parts are laid on black, EXIF rotation is applied.
 """
@@ -34,6 +32,7 @@ from vqstack.shapes import Labels, Pixels
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Source = Literal["digits", "hub", "parquet", "imagefolder", "array"]
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target", "digit", "y")
 DECODE_BATCH = 512  # images fetched at a time; bounds the memory of those still encoded
@@ -42,13 +41,9 @@ DECODE_BATCH = 512  # images fetched at a time; bounds the memory of those still
 class ImageSettings(BaseModel, frozen=True, extra="forbid"):
     """Where the images come from, their geometry, and which of them are held out."""
 
-    source: Literal["digits", "hub", "parquet", "imagefolder", "array"] = Field(
-        "digits", description="kind of source; digits are the 1,797 images of 8x8 pixels inside scikit-learn"
-    )
+    source: Source = Field("digits", description="kind of source; digits: the 1,797 images of 8x8 inside scikit-learn")
     name: str | None = Field(None, description="hub: data set as OWNER/NAME or OWNER/NAME:CONFIGURATION")
-    files: dict[Split, str] = Field(
-        {}, description="split -> file or glob (parquet), folder (imagefolder), .npy or .npz file (array)"
-    )
+    files: dict[Split, str] = Field({}, description="split -> parquet file or glob, image folder, .npy or .npz file")
     image_column: str | None = Field(None, description="column of the images; empty: the only one of an image type")
     label_column: str | None = Field(None, description="column of the labels; empty: the only one of a class type")
     size: tuple[PositiveInt, PositiveInt] | None = Field(
@@ -56,35 +51,29 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid"):
     )
     channels: Literal[1, 3] = Field(1, description="colour channels, count: 1 grey, 3 RGB")
     values: int = Field(256, ge=2, le=256, description="values per channel, count V; pixels are 0 … V-1 (digits: 17)")
-    validation: int | float = Field(
-        0.1, ge=0, description="held out of train if missing: share below 1, or image count"
-    )
-    test: int | float = Field(0.1, ge=0, description="held out of train if missing: share below 1, or image count")
+    validation: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
+    test: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
     limit: int | None = Field(None, ge=1, description="largest count of images in each split; a seeded choice of them")
     seed: int = Field(0, ge=0, description="seed of the held-out splits and of the choice under limit, no unit")
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_digits(cls, data: Any) -> Any:
-        digits = isinstance(data, dict) and data.get("source", "digits") == "digits"
-        return {"values": 17, "validation": 200, "test": 297} | data if digits else data
+        if not isinstance(data, dict) or data.get("source", "digits") != "digits":
+            return data
+        return {"values": 17, "validation": 200, "test": 297} | data | {"size": data.get("size") or (8, 8)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "ImageSettings":
         if any(isinstance(share, float) and share >= 1 for share in (self.validation, self.test)):
             raise ValueError("validation and test are shares below 1 or counts; write a count without a decimal point")
-        if self.source == "digits" and (self.values, self.channels, self.size or (8, 8)) != (17, 1, (8, 8)):
+        if self.source == "digits" and (self.values, self.channels, self.size) != (17, 1, (8, 8)):
             raise ValueError("the digits are 8x8 of 17 grey values: set values to 17, channels to 1, leave size empty")
         if self.source == "hub" and not self.name:
             raise ValueError("source hub needs name, for example ylecun/mnist")
         if self.source in ("parquet", "imagefolder", "array") and not self.files:
             raise ValueError(f"source {self.source} needs files: a path for each of train, validation, test")
         return self
-
-    @property
-    def fixed_size(self) -> tuple[int, int] | None:
-        """Height and width where they are known without looking at an image."""
-        return (8, 8) if self.source == "digits" else self.size
 
     def __str__(self) -> str:
         named = {"digits": "scikit-learn digits", "hub": f"hub data set {self.name}"}
@@ -123,7 +112,7 @@ def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[
     """
     stored = _open(settings)
     parts = _partition({name: split.count for name, split in stored.items()}, settings)
-    common = {"source": settings.source, "seed": settings.seed, "values": settings.values}
+    classes = next(iter(stored.values())).num_classes
     loaded = {}
     for name in names:
         if name not in parts:
@@ -132,18 +121,22 @@ def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[
         split = stored[origin]
         pixels = torch.from_numpy(_read(split, positions, settings))
         labels = None if split.labels is None else torch.from_numpy(split.labels[positions])
-        source = common | {"origin": split.where, "held_out": name != origin, "shape": list(pixels.shape[1:])}
-        source |= {"num_classes": next(iter(stored.values())).num_classes, "class_names": split.class_names}
+        if labels is not None and labels.max() >= classes:
+            raise InputError(
+                f"{split.where}: label {labels.max()} where {classes} classes are known; correct the labels"
+            )
+        source = {"source": settings.source, "origin": split.where, "held_out": name != origin, "seed": settings.seed}
+        source |= {"shape": list(pixels.shape[1:]), "values": settings.values}
+        source |= {"num_classes": classes, "class_names": split.class_names if classes else None}
         loaded[name] = ImageSplit(pixels, labels, torch.from_numpy(positions), name, source)
     return loaded
 
 
 def image_shape(settings: ImageSettings) -> tuple[int, int, int]:
     """(channels, height, width) of the images, without loading any where ``size`` is set, else from the first one."""
-    if settings.fixed_size is not None:
-        return settings.channels, *settings.fixed_size
-    stored = _open(settings)
-    height, width = _read(next(iter(stored.values())), np.zeros(1, dtype=np.int64), settings).shape[2:]
+    if settings.size is not None:
+        return settings.channels, *settings.size
+    height, width = _read(next(iter(_open(settings).values())), np.zeros(1, dtype=np.int64), settings).shape[2:]
     return settings.channels, height, width
 
 
@@ -162,7 +155,7 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
         raise InputError("no image files given; name at least one")
     stored = ImageSettings.model_construct(**dict(settings) | {"values": 256})  # 8 bits, mapped below
     images = (_decode(str(path), str(path), stored) for path in paths)
-    pixels = _collect(images, [str(path) for path in paths], settings.fixed_size)
+    pixels = _collect(images, [str(path) for path in paths], settings.size)
     return torch.from_numpy(((pixels.astype(np.int64) * (settings.values - 1) * 2 + 255) // 510).astype(np.uint8))
 
 
@@ -178,8 +171,8 @@ def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Ima
     size = (columns * (width + 1) - 1, -(-count // columns) * (height + 1) - 1)
     sheet = Image.new("L", size, 96).convert("L" if channels == 1 else "RGB")
     for position in range(count):
-        row, column = divmod(position, columns)
-        sheet.paste(_to_image(pixels[position], values), (column * (width + 1), row * (height + 1)))
+        corner = (position % columns * (width + 1), position // columns * (height + 1))
+        sheet.paste(_to_image(pixels[position], values), corner)
     return sheet.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
 
 
@@ -188,18 +181,18 @@ class AugmentSettings(BaseModel, frozen=True, extra="forbid"):
 
     shift: int = Field(0, ge=0, description="largest shift along each axis, pixels; the edge is filled with value 0")
     flip: bool = Field(False, description="mirror left and right with probability one half, no unit")
+    probability: float = Field(1.0, ge=0, le=1, description="share of the images that are changed at all, no unit")
 
     @property
     def active(self) -> bool:
         """Whether anything is changed at all."""
-        return self.shift > 0 or self.flip
+        return self.probability > 0 and (self.shift > 0 or self.flip)
 
 
 def augment(pixels: Pixels, generator: torch.Generator, shift: int = 0, flip: bool = False) -> Pixels:
     """Shifts each image by up to ``shift`` pixels along each axis (filled with value 0) and mirrors half of them.
 
-    ``generator`` is a CPU generator, so that the draws depend on its seed and not on the device; the gather runs on the
-    device of ``pixels``. Whatever the settings, the same amount of randomness is drawn.
+    ``generator`` is a CPU generator: the draws depend on its seed and not on the device of ``pixels``.
     """
     batch, channels, height, width = pixels.shape
     offsets = torch.randint(-shift, shift + 1, (batch, 2), generator=generator).to(pixels.device)
@@ -225,8 +218,7 @@ class _Stored:
 
     @property
     def num_classes(self) -> int:
-        known = len(self.class_names or [])
-        return 0 if self.labels is None else known or int(self.labels.max()) + 1
+        return 0 if self.labels is None else len(self.class_names or []) or int(self.labels.max()) + 1
 
 
 def _open(settings: ImageSettings) -> dict[str, _Stored]:
@@ -244,8 +236,6 @@ def _open(settings: ImageSettings) -> dict[str, _Stored]:
         if not found.keys() & set(SPLITS):
             raise InputError(f"{settings}: has no split named train, validation or test; name another data set")
         stored = {n: _open_rows(found[n], f"{settings}, split {n}", settings) for n in SPLITS if n in found}
-    for name in (name for name, split in stored.items() if split.count == 0):
-        raise InputError(f"{stored[name].where}: no images ({name} split); name another file or leave it out")
     return stored
 
 
@@ -267,9 +257,8 @@ def _open_array(path: str, settings: ImageSettings) -> _Stored:
     pixels = pixels.transpose(0, 2, 3, 1) if first else pixels  # Pillow wants channels last, and no axis for grey
     pixels = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
     labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
-    if labels is not None and len(labels) != len(pixels):
-        raise InputError(f"{path}: {len(pixels)} images but {len(labels)} labels; store one label for each image")
-    return _Stored(path, len(pixels), pixels.__getitem__, _check_labels(labels, path, None), None)
+    labels = None if labels is None else _check_labels(labels, len(pixels), path, None)
+    return _Stored(path, len(pixels), pixels.__getitem__, labels, None)
 
 
 def _load_datasets(settings: ImageSettings) -> dict[str, Any]:
@@ -305,10 +294,13 @@ def _open_rows(rows: Any, where: str, settings: ImageSettings) -> _Stored:
     whole = [name for name, kind in types.items() if "int" in str(getattr(kind, "dtype", ""))]
     usual = [name for name in LABEL_NAMES if name in (classes or whole)][:1]
     fitting = list(dict.fromkeys(classes + whole)) if settings.label_column else usual or classes
-    wanted = bool(fitting or settings.label_column)
-    label_column = _choose_column("label", settings.label_column, fitting, list(types), where) if wanted else None
+    label_column = settings.label_column
+    if fitting or label_column:
+        label_column = _choose_column("label", label_column, fitting, list(types), where)
     class_names = list(types[label_column].names) if label_column in classes else None
-    labels = None if label_column is None else _check_labels(np.asarray(rows[label_column][:]), where, class_names)
+    labels = None
+    if label_column is not None:
+        labels = _check_labels(np.asarray(rows[label_column][:]), len(rows), where, class_names)
     images = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     return _Stored(where, len(rows), lambda chosen: images[chosen.tolist()][image_column], labels, class_names)
 
@@ -321,11 +313,11 @@ def _choose_column(what: str, named: str | None, fitting: list[str], columns: li
     raise InputError(f"{where}: {problem} ({known}); set {what}_column")
 
 
-def _check_labels(labels: NDArray[Any] | None, where: str, names: list[str] | None) -> NDArray[np.int64] | None:
-    if labels is None or labels.size == 0:
-        return None
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(f"{where}: labels are {labels.dtype} of shape {labels.shape}; store one class number an image")
+def _check_labels(labels: Any, count: int, where: str, names: list[str] | None) -> NDArray[np.int64] | None:
+    if labels.shape != (count,) or (labels.dtype.kind not in "iu" and count > 0):
+        raise InputError(
+            f"{where}: labels {labels.dtype}{labels.shape} of {count} images; store a class number for each"
+        )
     if (labels == -1).all():  # the hub's way of keeping the labels of a test split secret
         return None
     if labels.min() < 0 or (names is not None and labels.max() >= len(names)):
@@ -343,8 +335,6 @@ def _partition(counts: dict[str, int], settings: ImageSettings) -> dict[str, tup
             if name not in counts and share > 0:
                 size = share if isinstance(share, int) else max(1, round(share * counts["train"]))
                 parts[name], order = ("train", np.sort(order[:size])), order[size:]
-        if len(order) == 0:
-            raise InputError(f"{settings}: all {counts['train']} train images held out; lower validation or test")
         parts["train"] = ("train", np.sort(order))
     for number, name in enumerate(SPLITS):
         if settings.limit is not None and name in parts:
@@ -356,41 +346,42 @@ def _partition(counts: dict[str, int], settings: ImageSettings) -> dict[str, tup
 
 def _read(split: _Stored, positions: NDArray[np.int64], settings: ImageSettings) -> NDArray[np.uint8]:
     """Decodes the images at these positions, uint8 [n, c, h, w]."""
+    if len(positions) == 0:
+        raise InputError(f"{split.where}: no images left for a split; name another file or hold out less of train")
     names = [f"{split.where}, image {position}" for position in positions]
     batches = [slice(start, start + DECODE_BATCH) for start in range(0, len(names), DECODE_BATCH)]
     with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter lock while it decodes
         decoded = (pool.map(_decode, split.fetch(positions[b]), names[b], repeat(settings)) for b in batches)
-        return _collect(chain.from_iterable(decoded), names, settings.fixed_size)
+        return _collect(chain.from_iterable(decoded), names, settings.size)
 
 
 def _decode(record: Any, name: str, settings: ImageSettings) -> NDArray[np.uint8]:
     """An array of values [h, w] or [h, w, c], a path or a {bytes, path} record -> uint8 [c, h, w] of values."""
+    held = isinstance(record, np.ndarray)
     try:
-        if isinstance(record, np.ndarray):
-            if record.max() >= settings.values:
-                raise ValueError(f"value {record.max()} where {settings.values - 1} is the largest; set values to 256?")
-            pixels = np.minimum(_to_array(Image.fromarray(record), settings), settings.values - 1)
-        else:
-            if isinstance(record, dict):
-                record = record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])
-            with Image.open(record) as image:
-                eight_bit = _to_array(ImageOps.exif_transpose(image), settings)
-            pixels = (eight_bit.astype(np.uint16) * settings.values >> 8).astype(np.uint8)
+        if held and record.max() >= settings.values:
+            raise ValueError(f"value {record.max()} where {settings.values - 1} is the largest; set values to 256?")
+        if isinstance(record, dict):
+            record = record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])
+        with Image.fromarray(record) if held else Image.open(record) as image:
+            pixels = _to_array(ImageOps.exif_transpose(image), settings)
     except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, …
         raise InputError(f"{name}: cannot be read ({error}); repair or remove it") from error
-    return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+    pixels = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+    if held:
+        return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
+    return (pixels.astype(np.uint16) * settings.values >> 8).astype(np.uint8)
 
 
 def _to_array(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
     """Grey [h, w] or RGB [h, w, 3], eight bits, brought to ``size``: covered, antialiased, and its centre cropped."""
-    if image.mode.startswith(("I", "F")):
-        wide = np.asarray(image).astype(np.int64)
+    if image.mode[0] in "IF":
+        wide = np.asarray(image)
         if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:
             raise ValueError("neither 8 nor 16 bits per pixel")
-        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+        image = Image.fromarray(((wide.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
     if image.has_transparency_data:
-        opaque = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", opaque.size, (0, 0, 0, 255)), opaque)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
     image = image.convert("L" if settings.channels == 1 else "RGB")
     if settings.size is not None and image.size != settings.size[::-1]:
         image = ImageOps.fit(image, settings.size[::-1], Image.Resampling.LANCZOS)
@@ -410,7 +401,6 @@ def _collect(images: Iterable[NDArray[np.uint8]], names: list[str], size: tuple[
         if position == 0:
             pixels = np.empty((len(names), image.shape[0], *(size or image.shape[1:])), dtype=np.uint8)
         if image.shape != pixels.shape[1:]:
-            found, wanted = ("x".join(map(str, shape[-2:])) for shape in (image.shape, pixels.shape))
-            raise InputError(f"{names[position]}: {found} pixels where {wanted} is needed; set size to one for all")
+            raise InputError(f"{names[position]}: {image.shape[1:]} pixels, not {pixels.shape[2:]}; set size for all")
         pixels[position] = image
     return pixels

@@ -36,7 +36,9 @@ class PixelSource:
     def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
         pixels = self.pixels[indices.to(self.pixels.device)]
         if generator is not None and self.augmentation.active:
-            pixels = augment(pixels, generator, self.augmentation.shift, self.augmentation.flip)
+            changed = augment(pixels, generator, self.augmentation.shift, self.augmentation.flip)
+            chosen = torch.rand(len(pixels), 1, 1, 1, generator=generator) < self.augmentation.probability
+            pixels = torch.where(chosen.to(pixels.device), changed, pixels)
         return (pixels,)
 
 
