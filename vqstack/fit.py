@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,9 +38,13 @@ class FitSettings(BaseModel):
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of matrices (not of vectors and tables).")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     ema: float = Field(0.999, ge=0, lt=1, description="Decay a step of the weight average; 0 switches it off.")
+    augmented: float = Field(
+        1.0, ge=0, le=1, description="Share of the training images changed as augment says; the others stay as they are."
+    )
     evaluate_every: int = Field(250, ge=1, description="Steps between evaluations on the validation split.")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where batches come from."""
 

@@ -181,12 +181,11 @@ class AugmentSettings(BaseModel, frozen=True, extra="forbid"):
 
     shift: int = Field(0, ge=0, description="largest shift along each axis, pixels; the edge is filled with value 0")
     flip: bool = Field(False, description="mirror left and right with probability one half, no unit")
-    probability: float = Field(1.0, ge=0, le=1, description="share of the images that are changed at all, no unit")
 
     @property
     def active(self) -> bool:
         """Whether anything is changed at all."""
-        return self.probability > 0 and (self.shift > 0 or self.flip)
+        return self.shift > 0 or self.flip
 
 
 def augment(pixels: Pixels, generator: torch.Generator, shift: int = 0, flip: bool = False) -> Pixels:

@@ -18,7 +18,7 @@ from vqstack.errors import InputError
 from vqstack.likelihood import Categorical, Distribution, PixelHead
 from vqstack.nets import Down, Up
 from vqstack.quantizer import QuantizerSettings, build_quantizer
-from vqstack.shapes import Codes, Objective, Pixels, Vectors
+from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
 
 
 class LevelSettings(BaseModel):
@@ -77,7 +77,7 @@ class Level(nn.Module, ABC):
     def distribution(self, parameters: Vectors) -> Distribution:
         """The likelihood that the decoder's output stands for."""
 
-    def forward(self, below: Pixels | Codes) -> Objective:
+    def forward(self, below: Pixels | AnyCodes) -> Objective:
         """The training objective: nats per site of the map below plus the quantizer's own loss.
 
         Metrics: ``nats`` per image and the quantizer's loss; histogram: use of each code.
@@ -92,7 +92,7 @@ class Level(nn.Module, ABC):
         )
 
     @torch.no_grad()
-    def encode(self, below: Pixels | Codes) -> Codes:
+    def encode(self, below: Pixels | AnyCodes) -> Codes:
         """``z_l = enc_l(z_{l-1})``, [b, rows, columns]."""
         return self.quantizer.encode(self.encoder(self.features(below)))
 

@@ -11,7 +11,7 @@ from vqstack.errors import InputError
 from vqstack.ledger import Ledger
 from vqstack.likelihood import Draw, noise
 from vqstack.pretrained import Pretrained
-from vqstack.shapes import Codes, Labels, Nats, Pixels
+from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels
 from vqstack.stack import Stack, StackSettings
 
 
@@ -66,7 +66,7 @@ class Sample:
     """Generated images, the code maps they came from (z_1 … z_L, those that were drawn or given), and their labels."""
 
     pixels: Pixels
-    codes: dict[int, Codes]
+    codes: dict[int, AnyCodes]
     labels: Labels | None
 
 
@@ -105,7 +105,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         counts = torch.bincount(labels, minlength=self.classes).to(self.label_probs) + 1
         self.label_probs.copy_(counts / counts.sum())
 
-    def encode(self, pixels: Pixels) -> list[Codes]:
+    def encode(self, pixels: Pixels) -> list[AnyCodes]:
         """``[z_1 … z_L]``."""
         return self.stack.encode(pixels)
 
@@ -113,7 +113,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         """The most likely image given ``z_level`` (each map below by its mode)."""
         return self.stack.decode(codes, level)
 
-    def code_lengths(self, pixels: Pixels, codes: list[Codes], labels: Labels | None = None) -> dict[str, Nats]:
+    def code_lengths(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> dict[str, Nats]:
         """Nats of each image by row: label (if conditional), prior, level-L … level-1, for any codes z_1 … z_L."""
         self.check_labels(labels)
         given = labels if self.classes else None
@@ -126,7 +126,7 @@ class HierarchicalModel(nn.Module, Pretrained):
             rows[f"level-{number}"] = -self.stack.level(number).decode(codes[number - 1]).log_prob(below)
         return rows
 
-    def joint_log_prob(self, pixels: Pixels, codes: list[Codes], labels: Labels | None = None) -> Nats:
+    def joint_log_prob(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> Nats:
         """``ln P(y, z_1 … z_L, label)``, nats; over all arguments the probabilities sum to one."""
         return -torch.stack([x.double() for x in self.code_lengths(pixels, codes, labels).values()]).sum(0)
 
@@ -148,8 +148,10 @@ class HierarchicalModel(nn.Module, Pretrained):
         """Labels must be given to a conditional model and lie in 0 … classes-1."""
         if self.classes and labels is None:
             raise InputError(f"this model is conditional on the class: give labels 0 … {self.classes - 1}")
-        if self.classes and labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
-            raise InputError(f"label {int(labels.max())} is out of range: this model knows 0 … {self.classes - 1}")
+        if self.classes and labels is not None:
+            wrong = labels[(labels < 0) | (labels >= self.classes)].tolist()
+            if wrong:
+                raise InputError(f"label {wrong[0]} is out of range: this model knows 0 … {self.classes - 1}")
 
     @torch.no_grad()
     def sample(

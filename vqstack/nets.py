@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from vqstack.shapes import Vectors
 
 
-def fold(x: Vectors, scale: tuple[int, int]) -> Vectors:
+def fold(x: Float[Tensor, "b c H W"], scale: tuple[int, int]) -> Float[Tensor, "b d h w"]:
     """Space to depth: every ``scale[0] × scale[1]`` patch becomes the channels of one site."""
     return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=scale[0], q=scale[1])
 
 
-def unfold(x: Vectors, scale: tuple[int, int]) -> Vectors:
+def unfold(x: Float[Tensor, "b d h w"], scale: tuple[int, int]) -> Float[Tensor, "b c H W"]:
     """Depth to space (pixel shuffle), the inverse of :func:`fold`; patches need not be square."""
     return rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=scale[0], q=scale[1])
 

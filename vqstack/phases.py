@@ -27,8 +27,8 @@ from vqstack.stack import Stack
 class PixelSource:
     """Images on the device, augmented as they are taken."""
 
-    def __init__(self, pixels: Pixels, augmentation: AugmentSettings) -> None:
-        self.pixels, self.augmentation = pixels, augmentation
+    def __init__(self, pixels: Pixels, augmentation: AugmentSettings | None = None, share: float = 1.0) -> None:
+        self.pixels, self.augmentation, self.share = pixels, augmentation or AugmentSettings(), share
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -37,7 +37,7 @@ class PixelSource:
         pixels = self.pixels[indices.to(self.pixels.device)]
         if generator is not None and self.augmentation.active:
             changed = augment(pixels, generator, self.augmentation.shift, self.augmentation.flip)
-            chosen = torch.rand(len(pixels), 1, 1, 1, generator=generator) < self.augmentation.probability
+            chosen = torch.rand(len(pixels), 1, 1, 1, generator=generator) < self.share
             pixels = torch.where(chosen.to(pixels.device), changed, pixels)
         return (pixels,)
 
@@ -127,7 +127,7 @@ class Run:
         fit = Fit(
             name,
             module,
-            self._source("train", below, labelled),
+            self._source("train", below, labelled, settings.augmented),
             self._source("validation", below, labelled),
             settings,
             self.accelerator,
@@ -143,15 +143,16 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.accelerator.print(f"{name}: best validation {nats * BITS:.2f} bits an image")
 
-    def _source(self, split: str, below: int, labelled: bool) -> PixelSource | CodeSource | EncodingSource:
+    def _source(
+        self, split: str, below: int, labelled: bool, augmented: float = 0.0
+    ) -> PixelSource | CodeSource | EncodingSource:
         """Images (below = 0) or codes of level ``below``: stored ones, or encoded on the fly where images are augmented."""
-        augmentation = self.config.augment if split == "train" else AugmentSettings()
-        images = PixelSource(self.pixels[split], augmentation)
+        images = PixelSource(self.pixels[split], self.config.augment, augmented)
         labels = self.splits[split].labels
         given = labels.to(self.accelerator.device) if labelled and labels is not None else None
         if below == 0:
             return images
-        if augmentation.active:
+        if augmented and self.config.augment.active:
             return EncodingSource(images, self.model.stack, below, given)
         return CodeSource(self._stored_codes(split, below).to(self.accelerator.device), given)
 

@@ -50,6 +50,14 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         (save_directory / CARD).write_text(header + (self.card or "# A vqstack model\n"), encoding="utf-8")
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """A model from a folder or from the hub, on the CPU unless ``map_location`` says otherwise, in eval mode."""
+        path = Path(pretrained_model_name_or_path) / CONFIG
+        if path.is_file():
+            cls._read_settings(path)  # before the mixin reads it, which would end in a traceback where it is broken
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    @classmethod
     def _from_pretrained(
         cls,
         *,

@@ -152,7 +152,7 @@ class Quantizer(nn.Module, ABC):
             if self.training:
                 out, codes, loss = self._train_step(flat)
             else:
-                codes = self._encode(flat)
+                codes = self._encode(flat).long()
                 out, loss = self._lookup(codes), flat.new_zeros(())
             out = rearrange(out, "b n d -> b d n").reshape(shape)
         return Quantized(out, codes.long().reshape(shape[0], *shape[2:]), loss)

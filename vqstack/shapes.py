@@ -18,6 +18,9 @@ Pixels: TypeAlias = UInt8[Tensor, "b c h w"]
 Codes: TypeAlias = Int64[Tensor, "b *map"]
 """A code map; today the map is ``h w``."""
 
+AnyCodes: TypeAlias = Int64[Tensor, "b ..."]
+"""A code map next to maps of other shapes: maps of several levels, or the one below."""
+
 Vectors: TypeAlias = Float[Tensor, "b d *map"]
 """What a network puts out before the quantizer, or codebook entries laid out as a map."""
 

@@ -8,7 +8,7 @@ from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
 from vqstack.likelihood import Draw, PixelHead, PixelSettings, noise
 from vqstack.quantizer import QuantizerSettings
-from vqstack.shapes import Codes, Pixels
+from vqstack.shapes import AnyCodes, Codes, Pixels
 
 
 class StackSettings(BaseModel):
@@ -72,9 +72,9 @@ class Stack(nn.Module):
         """What the codes of an image depend on: encoders, codebooks and embeddings, not decoders."""
         return {name: value for name, value in self.state_dict().items() if ".decoder." not in name}
 
-    def encode(self, pixels: Pixels, up_to: int | None = None) -> list[Codes]:
+    def encode(self, pixels: Pixels, up_to: int | None = None) -> list[AnyCodes]:
         """``[z_1 … z_up_to]`` (all levels by default): codes of codes of pixels."""
-        maps: list[Codes] = []
+        maps: list[AnyCodes] = []
         for level in self.levels[:up_to]:
             maps.append(level.encode(maps[-1] if maps else pixels))
         return maps
@@ -87,7 +87,7 @@ class Stack(nn.Module):
     @torch.no_grad()
     def descend(
         self, codes: Codes, level: int, draws: list[Draw], seed: int, indices: list[int] | range
-    ) -> list[Codes | Pixels]:
+    ) -> list[AnyCodes | Pixels]:
         """Draw the maps below ``z_level``: ``[z_{level-1}, …, z_1, pixels]``.
 
         Args:
@@ -96,7 +96,7 @@ class Stack(nn.Module):
             draws: how to draw what lies below level ``level``, ``level - 1``, …, 1.
             seed, indices: name the noise of each image (see :func:`vqstack.likelihood.noise`).
         """
-        maps: list[Codes | Pixels] = []
+        maps: list[AnyCodes | Pixels] = []
         for number, draw in zip(range(level, 0, -1), draws, strict=True):
             distribution = self.level(number).decode(maps[-1] if maps else codes)
             maps.append(distribution.sample(noise(seed, indices, number - 1, distribution.sites), draw))

@@ -1,0 +1,324 @@
+"""Speed against named baselines: training, encoding, nearest-code lookup, prior sampling.
+
+    python benchmarks/run.py [--only NAME …] [--repeats 9] [--out benchmarks/latest.json]
+
+Every line compares two sides that run in turn in one process, A B A B …, after a warm-up of both; its ratio is the
+median of the ratios of the pairs. A machine that slows down meanwhile slows down both sides.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+
+from vqstack.code_model import AutoregressiveCodeModel, CodeModelSettings
+from vqstack.fit import Fit, FitSettings, optimizer_for
+from vqstack.images import AugmentSettings
+from vqstack.level import Level, LevelSettings
+from vqstack.likelihood import noise
+from vqstack.phases import PixelSource
+from vqstack.quantizer import QuantizerSettings, build_quantizer
+from vqstack.stack import Stack, StackSettings
+
+SHAPE, VALUES = (3, 32, 32), 256
+MAPS = ((8, 8), (4, 4), (2, 2))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two functions that do the same work, each call once.
+
+    Attributes:
+        what: shown in the table.
+        ours, other: the two sides; warmed up by ``measure``.
+        measure: the ratio is of speeds (other's time / ours) or of times (ours / other's).
+        target: least ratio of speeds, largest ratio of times; none: reported only.
+        images: units of work in one call, images or vectors.
+    """
+
+    what: str
+    ours: Callable[[], object]
+    other: Callable[[], object]
+    measure: Literal["speed", "time"]
+    target: float | None
+    images: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured. Times are medians in seconds a call; ``ratios`` are those of the pairs, in order."""
+
+    what: str
+    measure: str
+    ratio: float
+    target: float | None
+    met: bool | None
+    ours_seconds: float
+    other_seconds: float
+    ours_per_second: float
+    ratios: list[float]
+
+    def __str__(self) -> str:
+        sign = {"speed": ">=", "time": "<="}[self.measure]
+        target = "" if self.target is None else f"{sign} {self.target:g}"
+        verdict = {None: "", True: "met", False: "MISSED"}[self.met]
+        ratio, ours, other = f"{self.ratio:.3f}", f"{1000 * self.ours_seconds:.1f}", f"{1000 * self.other_seconds:.1f}"
+        return f"{self.what:<54}{self.measure:>6}{ratio:>9}{target:>9} {verdict:<7}{ours:>10}{other:>11}"
+
+
+HEADER = f"{'what':<54}{'ratio':>15}{'target':>9} {'':<7}{'ours ms':>10}{'other ms':>11}"
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time of one call, the device's queue drained before and after."""
+    drain = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    drain()
+    start = time.perf_counter()
+    call()
+    drain()
+    return time.perf_counter() - start
+
+
+def compare(comparison: Comparison, repeats: int, device: torch.device) -> Row:
+    """Two unmeasured calls of each side, then ``repeats`` pairs."""
+    for side in 2 * (comparison.ours, comparison.other):
+        side()
+    pairs = [(seconds(comparison.ours, device), seconds(comparison.other, device)) for _ in range(repeats)]
+    ratios = [b / a if comparison.measure == "speed" else a / b for a, b in pairs]
+    ratio, target = statistics.median(ratios), comparison.target
+    met = None if target is None else ratio >= target if comparison.measure == "speed" else ratio <= target
+    ours, other = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return Row(
+        comparison.what, comparison.measure, ratio, target, met, ours, other, comparison.images / ours, ratios
+    )
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def make_stack(levels: int, device: torch.device) -> Stack:
+    """32x32x3 -> 8x8 (-> 4x4 -> 2x2), K = 512, width 64."""
+    torch.manual_seed(0)
+    quantizer = QuantizerSettings(codebook_size=512, dim=64)
+    settings = tuple(LevelSettings(map=m, quantizer=quantizer, width=64) for m in MAPS[:levels])
+    return Stack(StackSettings(levels=settings), SHAPE, VALUES).to(device).eval()
+
+
+def make_pixels(count: int, device: torch.device) -> Tensor:
+    """Smooth random images, uint8."""
+    small = torch.randn(count, SHAPE[0], 8, 8, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(small, SHAPE[1:], mode="bicubic").mul(48).add(128).clamp(0, 255).to(torch.uint8).to(device)
+
+
+def bare_training(level: Level, pixels: Tensor, settings: FitSettings) -> Iterator[None]:
+    """The loop that one would write by hand for a level; every turn is a step."""
+    level.train()
+    optimizer = optimizer_for(level, settings, pixels.device)
+    weights = list(level.parameters())
+    average = [p.detach().clone() for p in weights]
+    while True:
+        for indices in torch.randperm(len(pixels), device=pixels.device).split(settings.batch_size):
+            batch = pixels[indices]
+            quantized = level.quantizer(level.encoder(level.features(batch)))
+            distribution = level.distribution(level.decoder(quantized.vectors))
+            loss = -distribution.log_prob(batch).mean() / distribution.sites + quantized.loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                torch._foreach_lerp_(average, weights, 1 - settings.ema)
+            yield
+
+
+def training(device: torch.device) -> Iterator[Comparison]:
+    """Level 1 through the toolkit's loop and through a bare one; neither evaluates."""
+    steps, settings = 4, FitSettings(steps=100_000, batch_size=64)
+    pixels = make_pixels(2048, device)
+    source = PixelSource(pixels, AugmentSettings())
+    bare = bare_training(make_stack(1, device).level(1), pixels, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = Accelerator(cpu=device.type == "cpu")
+        fit = Fit("benchmark", make_stack(1, device).level(1), source, source, settings, accelerator, Path(folder))
+        yield Comparison(
+            "training level 1, batch 64, EMA / bare loop",
+            lambda: [fit.training_step() for _ in range(steps)],
+            lambda: [next(bare) for _ in range(steps)],
+            "speed",
+            0.95,
+            steps * settings.batch_size,
+        )
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def bare_encode(stack: Stack, halves: list[Tensor], pixels: Tensor) -> list[Tensor]:
+    """Encoder networks, ``addmm`` and ``argmin``; ``halves`` are the codebooks' half squared lengths."""
+    maps: list[Tensor] = []
+    for level, half in zip(stack.levels, halves, strict=True):
+        below = pixels.float() * (2 / 255) - 1 if not maps else level.embedding(maps[-1]).permute(0, 3, 1, 2)
+        vectors = level.encoder(below).permute(0, 2, 3, 1)
+        distances = torch.addmm(half, vectors.flatten(0, 2), level.quantizer.codebook().T, alpha=-1)
+        maps.append(distances.argmin(1).view(vectors.shape[:3]))
+    return maps
+
+
+def encoding(device: torch.device) -> Iterator[Comparison]:
+    """``Stack.encode`` against its networks and a bare lookup."""
+    pixels = make_pixels(512, device)
+    for levels in (1, 3):
+        stack = make_stack(levels, device)
+        halves = [level.quantizer.codebook().square().sum(1) / 2 for level in stack.levels]
+        for ours, other in zip(stack.encode(pixels), bare_encode(stack, halves, pixels), strict=True):
+            assert (ours == other).float().mean() > 0.99, "the two sides disagree"
+        yield Comparison(
+            f"encoding 512 images, {levels} level{'s' * (levels > 1)} / bare networks, lookup",
+            lambda stack=stack: stack.encode(pixels),
+            lambda stack=stack, halves=halves: bare_encode(stack, halves, pixels),
+            "speed",
+            0.9,
+            len(pixels),
+        )
+
+
+# --- lookup -----------------------------------------------------------------------------------------------------------
+
+
+def lookup(device: torch.device) -> Iterator[Comparison]:
+    """``Quantizer.encode`` against the forward of vector-quantize-pytorch in eval mode, each fed in its own layout."""
+    torch.manual_seed(0)
+    vectors = torch.randn(256, 64, 8, 8, device=device)
+    flat = vectors.flatten(2).transpose(1, 2).contiguous()
+    for size in (512, 8192):
+        quantizer = build_quantizer(QuantizerSettings(codebook_size=size, dim=64)).to(device).eval()
+        library = VectorQuantize(dim=64, codebook_size=size).to(device).eval()
+        library._codebook.embed.copy_(quantizer.codebook()[None])
+        run_library = torch.no_grad()(lambda library=library: library(flat)[1])
+        assert (quantizer.encode(vectors).flatten() == run_library().flatten()).float().mean() > 0.99
+        yield Comparison(
+            f"lookup, 16,384 vectors of 64, K={size} / VectorQuantize",
+            lambda quantizer=quantizer: quantizer.encode(vectors),
+            run_library,
+            "speed",
+            5.0,
+            flat.shape[0] * flat.shape[1],
+        )
+
+
+# --- prior ------------------------------------------------------------------------------------------------------------
+
+DEPTH, DIM, HEADS, BATCH, SITES, CODES = 8, 512, 8, 16, 64, 512
+
+
+def make_generator(device: torch.device) -> Callable[[], Tensor]:
+    """x-transformers' own generator of the same size; token 512 begins."""
+    blocks = Decoder(dim=DIM, depth=DEPTH, heads=HEADS, attn_dim_head=DIM // HEADS, attn_flash=True)
+    network = TransformerWrapper(num_tokens=CODES + 1, max_seq_len=SITES, logits_dim=CODES, attn_layers=blocks)
+    wrapper = AutoregressiveWrapper(network).to(device).eval()
+    begin = torch.full((BATCH, 1), CODES, device=device)
+    return lambda: wrapper.generate(begin, SITES, cache_kv=True, filter_logits_fn=lambda logits: logits)
+
+
+def bare_step(w: dict[str, Tensor], x: Tensor, keys: Tensor, values: Tensor, site: int) -> Tensor:
+    """Logits of one site; ``keys`` and ``values`` [depth, b, heads, sites, dim_head] receive its entries."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, (DIM,), w[f"{name}.gain"] + 1)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.view(len(x), HEADS, 1, -1)
+
+    for i in range(DEPTH):
+        p = f"blocks.{i}"
+        y = norm(x, f"{p}.attention_norm")
+        keys[i, :, :, site : site + 1] = heads(F.linear(y, w[f"{p}.key.weight"]))
+        values[i, :, :, site : site + 1] = heads(F.linear(y, w[f"{p}.value.weight"]))
+        query, seen = heads(F.linear(y, w[f"{p}.query.weight"])), slice(0, site + 1)
+        y = F.scaled_dot_product_attention(query, keys[i, :, :, seen], values[i, :, :, seen])
+        x = x + F.linear(y.flatten(1), w[f"{p}.attention_out.weight"])
+        y = F.linear(norm(x, f"{p}.feedforward_norm"), w[f"{p}.feedforward_in.weight"], w[f"{p}.feedforward_in.bias"])
+        x = x + F.linear(F.gelu(y), w[f"{p}.feedforward_out.weight"], w[f"{p}.feedforward_out.bias"])
+    return F.linear(norm(x, "final_norm"), w["to_logits.weight"], w["to_logits.bias"])
+
+
+@torch.no_grad()
+def bare_generate(w: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Codes [b, N] drawn with the weights of an :class:`AutoregressiveCodeModel`, and their log-probabilities [b]."""
+    shape = (DEPTH, BATCH, HEADS, SITES, DIM // HEADS)
+    keys, values = w["begin"].new_empty(shape), w["begin"].new_empty(shape)
+    codes = torch.empty(BATCH, SITES, dtype=torch.int64, device=keys.device)
+    score, x = keys.new_zeros(BATCH), w["begin"].expand(BATCH, -1)
+    for site in range(SITES):
+        probs = bare_step(w, x + w["position"][site], keys, values, site).softmax(-1)
+        code = probs.multinomial(1)
+        codes[:, site : site + 1] = code
+        score += probs.gather(1, code)[:, 0].log()
+        x = w["embedding.weight"][code[:, 0]]
+    return codes, score
+
+
+def prior(device: torch.device) -> Iterator[Comparison]:
+    """Samples of the autoregressive prior against x-transformers' generator and against its bare matrix products."""
+    torch.manual_seed(0)
+    settings = CodeModelSettings(depth=DEPTH, dim=DIM, heads=HEADS)
+    model = AutoregressiveCodeModel(settings, (8, 8), CODES, 0).to(device).eval()
+    nn.init.normal_(model.to_logits.weight, std=0.02)  # not the uniform distribution it starts as
+    weights = model.state_dict()
+    codes, score = bare_generate(weights)
+    with torch.no_grad():
+        assert torch.allclose(model.log_prob(codes.view(-1, 8, 8), None), score, atol=0.05), "the two sides disagree"
+
+    def ours() -> Tensor:
+        return model.distribution(BATCH, None, device).sample(noise(0, range(BATCH), 1, SITES))
+
+    size = f"prior, depth {DEPTH}, dim {DIM}, {BATCH} x {SITES} tokens"
+    yield Comparison(f"{size} / x-transformers", ours, make_generator(device), "time", 1.05, BATCH)
+    yield Comparison(f"{size} / bare loop", ours, lambda: bare_generate(weights), "time", None, BATCH)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+LINES = {"training": training, "encoding": encoding, "lookup": lookup, "prior": prior}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=LINES, default=list(LINES), metavar="NAME", help=", ".join(LINES))
+    parser.add_argument("--repeats", type=int, default=9, help="pairs a line (default 9, at least 5)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("latest.json"), help="receives the numbers")
+    options = parser.parse_args()
+    if options.repeats < 5:
+        parser.error("--repeats must be at least 5")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    machine = {"torch": torch.__version__, "device": f"{device.type} ({name})", "threads": torch.get_num_threads()}
+    print(*(f"{key} {value}" for key, value in machine.items()), sep=", ")
+    print(f"{HEADER}\n{'-' * len(HEADER)}")
+    rows = list[Row]()
+    for line in options.only:
+        for comparison in LINES[line](device):
+            rows.append(compare(comparison, options.repeats, device))
+            print(rows[-1], flush=True)
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    result = {"date": date, **machine, "repeats": options.repeats, "rows": [asdict(row) for row in rows]}
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

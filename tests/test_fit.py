@@ -1,0 +1,274 @@
+"""The training loop: order, resume to the bit, accumulation, averages, the best weights."""
+
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from vqstack.fit import Average, Fit, FitSettings, Order, evaluate, learning_rate, optimizer_for
+from vqstack.level import LevelSettings, PixelLevel
+from vqstack.likelihood import PixelHead, PixelSettings
+from vqstack.shapes import Objective
+
+
+class Interrupted(Exception):
+    """What kills a run in these tests."""
+
+
+class Images:
+    """Structured binary images; a training batch is augmented by a random inversion."""
+
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.randint(0, 2, (count, 1, 2, 2), dtype=torch.uint8, generator=generator)
+        self.pixels = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def batch(self, indices, generator):
+        pixels = self.pixels[indices]
+        if generator is not None:
+            pixels = pixels ^ torch.randint(0, 2, (len(pixels), 1, 1, 1), dtype=torch.uint8, generator=generator)
+        return (pixels,)
+
+
+def level(kind="vq", dropout=0.3, seed=0):
+    torch.manual_seed(seed)
+    quantizer = {"kind": kind, "codebook_size": 9, "dim": 4, "revival": 0.9}
+    settings = LevelSettings(map=(2, 2), width=8, quantizer=quantizer, dropout=dropout)
+    return PixelLevel(settings, (1, 4, 4), 2, PixelHead(PixelSettings(), 1, 2), (4, 4))
+
+
+def build(folder, module=None, on_evaluation=None, source=None, seed=0, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"steps": 12, "batch_size": 24, "warmup": 2, "evaluate_every": 4, "learning_rate": 3e-3, **changes}
+    train, validation = source or (Images(50, 1), Images(20, 2))
+    return Fit(
+        "tiny",
+        module if module is not None else level(),
+        train,
+        validation,
+        FitSettings(**settings),
+        Accelerator(cpu=True),
+        folder,
+        seed=seed,
+        on_evaluation=on_evaluation,
+    )
+
+
+def equal(a, b):
+    """Equal to the bit, through dictionaries and lists."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_epoch_is_a_permutation():
+    order = Order(10, 4, seed=3)
+    seen = torch.cat([order.indices(step) for step in range(15)])
+    epochs = seen.view(6, 10)
+    for epoch in epochs:
+        assert epoch.sort().values.tolist() == list(range(10))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 6
+    # A function of the seed and the step: whatever was asked before, from whichever object.
+    again = Order(10, 4, seed=3)
+    for step in (14, 2, 7, 0):
+        assert torch.equal(again.indices(step), seen[4 * step : 4 * step + 4])
+    assert not torch.equal(torch.cat([Order(10, 4, seed=4).indices(s) for s in range(5)]), seen[:20])
+
+
+def test_a_batch_larger_than_the_split():
+    indices = Order(3, 8, seed=0).indices(1)
+    assert len(indices) == 8
+    assert set(indices.tolist()) == {0, 1, 2}
+
+
+def test_learning_rate():
+    settings = FitSettings(steps=110, warmup=10, learning_rate=2.0)
+    rates = [learning_rate(settings, step) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == max(rates) == 2.0
+    assert rates[60] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert learning_rate(settings, 110) == learning_rate(settings, 500) == pytest.approx(0.02)
+    assert learning_rate(FitSettings(steps=5, warmup=0), 0) == 1e-3
+
+
+def test_only_matrices_decay():
+    module = nn.ModuleDict({"matrix": nn.Linear(3, 2), "table": nn.Embedding(4, 2)})
+    decayed, others = optimizer_for(module, FitSettings(weight_decay=0.5), torch.device("cpu")).param_groups
+    assert [p.shape for p in decayed["params"]] == [(2, 3)]
+    assert decayed["weight_decay"] == 0.5
+    assert sorted(tuple(p.shape) for p in others["params"]) == [(2,), (4, 2)]
+    assert others["weight_decay"] == 0
+
+
+def test_average_by_hand():
+    module = nn.BatchNorm1d(3)
+    average = Average(module, 0.4)
+    expected = module.weight.detach().clone()
+    for n in range(1, 8):
+        with torch.no_grad():
+            module.weight.normal_()
+            module.running_mean.normal_()
+        average.update()
+        decay = min(0.4, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * module.weight.detach()
+        current = average.current()
+        torch.testing.assert_close(current.weight, expected)
+        assert torch.equal(current.running_mean, module.running_mean)  # buffers are copied
+    assert not current.training
+    assert not current.weight.requires_grad
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", ["vq", "lfq"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, accumulate):
+    whole = build(tmp_path / "whole", level(kind), accumulate=accumulate)
+    best = whole.run()
+
+    def kill(module, step):
+        if step == 8:
+            raise Interrupted
+
+    killed = build(tmp_path / "parts", level(kind), on_evaluation=kill, accumulate=accumulate)
+    with pytest.raises(Interrupted):
+        killed.run()
+    assert checkpoint(tmp_path / "parts")["step"] == 4
+    torch.manual_seed(99)  # nothing may hang on the state of the process that goes on
+    resumed = build(tmp_path / "parts", level(kind, seed=5), accumulate=accumulate)
+    assert resumed.run() == best
+    assert equal(checkpoint(tmp_path / "parts"), checkpoint(tmp_path / "whole"))
+    assert equal(resumed.module.state_dict(), whole.module.state_dict())
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_killed_before_the_first_checkpoint(tmp_path):
+    whole = build(tmp_path / "whole")
+    whole.run()
+
+    def kill(module, step):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        build(tmp_path / "parts", on_evaluation=kill).run()
+    resumed = build(tmp_path / "parts")
+    resumed.run()
+    assert equal(resumed.module.state_dict(), whole.module.state_dict())
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_the_seed_matters(tmp_path):
+    one, two = build(tmp_path / "one"), build(tmp_path / "two", seed=1)
+    one.run()
+    two.run()
+    assert not equal(one.module.state_dict(), two.module.state_dict())
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    folders = tmp_path / "one", tmp_path / "two"
+    source = Images(48, 1), Images(20, 2)
+    for folder, accumulate in zip(folders, (1, 2), strict=True):
+        module = level("fsq", dropout=0)
+        source[0].batch = lambda indices, generator: (source[0].pixels[indices],)  # no augmentation by micro-batch
+        build(folder, module, source=source, steps=3, accumulate=accumulate, evaluate_every=3).run()
+    one, two = map(checkpoint, folders)
+    start = level("fsq", dropout=0).state_dict()
+    for name, value in one["module"].items():
+        torch.testing.assert_close(value, two["module"][name], atol=2e-4, rtol=1e-3, msg=name)
+    moved = sum((one["module"][k].float() - start[k].float()).abs().sum() for k in start)
+    apart = sum((one["module"][k].float() - two["module"][k].float()).abs().sum() for k in start)
+    assert apart < 1e-3 * moved
+    for key, state in one["optimizer"]["state"].items():
+        torch.testing.assert_close(state["exp_avg"], two["optimizer"]["state"][key]["exp_avg"], atol=1e-5, rtol=1e-3)
+        assert state["step"] == two["optimizer"]["state"][key]["step"] == 3
+
+
+class Walker(nn.Module):
+    """Training pulls the weight to 10, validation wants it at 1: the best weights come early."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        target = 10.0 if self.training else 1.0
+        nats = (self.weight - target).square().sum() + 0 * x.sum()
+        return Objective(nats, {"nats": nats.detach()})
+
+
+class Nothing:
+    def __len__(self):
+        return 7
+
+    def batch(self, indices, generator):
+        return (indices.float(),)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_best_weights_come_back(tmp_path, ema):
+    shown = []
+    fit = build(
+        tmp_path,
+        Walker(),
+        lambda module, step: shown.append((step, module.weight.item(), module.training)),
+        (Nothing(), Nothing()),
+        steps=30,
+        batch_size=5,
+        learning_rate=0.3,
+        weight_decay=0.0,
+        warmup=0,
+        evaluate_every=2,
+        ema=ema,
+    )
+    best = fit.run()
+    metrics = rows(tmp_path)
+    assert [row["step"] for row in metrics] == list(range(2, 31, 2))
+    nats = [row["validation/nats"] for row in metrics]
+    assert best == min(nats) < nats[-1]
+    found = evaluate(fit.module, Nothing(), 5, fit.accelerator)
+    assert found["nats"] == pytest.approx(best)
+    assert not fit.module.training
+    assert [step for step, _, _ in shown] == [row["step"] for row in metrics]
+    assert not any(training for _, _, training in shown)
+    for (_, weight, _), row in zip(shown, metrics, strict=True):  # the better of raw and averaged weights is shown
+        assert (weight - 1) ** 2 == pytest.approx(row["validation/nats"], rel=1e-4)
+        assert ("validation/nats_raw" in row) == (ema > 0)
+        assert row["validation/nats"] <= row.get("validation/nats_raw", math.inf)
+
+
+def test_metrics_are_written(tmp_path):
+    build(tmp_path).run()
+    metrics = rows(tmp_path)
+    assert [row["step"] for row in metrics] == [4, 8, 12]
+    wanted = {"train/nats", "train/loss", "train/codes_used", "train/codes_perplexity", "validation/nats"}
+    assert wanted <= set(metrics[0])
+    assert all(math.isfinite(value) for row in metrics for value in row.values())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "checkpoint.pt", "metrics.jsonl"]
+
+
+def test_evaluation_covers_the_split_once(tmp_path):
+    fit = build(tmp_path)
+    fit.module.train()
+    images = Images(23, 5)
+    found = evaluate(fit.module, images, 10, fit.accelerator)  # 10, 10 and 3: means over images, not over batches
+    assert fit.module.training
+    fit.module.eval()
+    with torch.no_grad():
+        assert found["nats"] == pytest.approx(fit.module(images.pixels).metrics["nats"].item(), rel=1e-5)

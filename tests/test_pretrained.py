@@ -1,0 +1,178 @@
+"""The released artefact: equal in a new process, refused in one line when broken, nothing to unpickle."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from vqstack.code_model import CodeModelSettings
+from vqstack.errors import InputError
+from vqstack.level import LevelSettings
+from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
+from vqstack.pretrained import find_artefact
+from vqstack.stack import StackSettings
+
+KINDS = {"vq": 6, "cosine": 6, "fsq": 9, "lfq": 8, "simvq": 6}
+
+
+def build(kind="vq"):
+    quantizer = {"kind": kind, "codebook_size": KINDS[kind], "dim": 4}
+    levels = tuple(LevelSettings(map=m, width=8, quantizer=quantizer) for m in ((4, 4), (2, 2)))
+    settings = ModelSettings(
+        stack=StackSettings(levels=levels),
+        prior=CodeModelSettings(depth=1, dim=8, heads=2),
+        sampling=SamplingSettings(temperature=(0.9,)),
+        image_shape=(1, 8, 8),
+        values=17,
+        classes=3,
+    )
+    model = HierarchicalModel(settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    model.count_labels(torch.tensor([0, 0, 1, 2, 2, 2]))
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = build()
+    model.card = "# Seventeen greys\n"
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 17, (5, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return pixels, torch.tensor([0, 1, 2, 2, 1])
+
+
+CHILD = """
+import json, sys, torch
+from vqstack.model import HierarchicalModel
+generator = torch.Generator().manual_seed(1)
+pixels = torch.randint(0, 17, (5, 1, 8, 8), dtype=torch.uint8, generator=generator)
+labels = torch.tensor([0, 1, 2, 2, 1])
+torch.set_num_threads(2)
+ledgers = []
+for folder in sys.argv[1:]:
+    model = HierarchicalModel.from_pretrained(folder)
+    assert not model.training
+    ledgers.append({k: r.nats for k, r in model.ledger(pixels, labels).rows.items()})
+print(json.dumps(ledgers))
+"""
+
+
+def test_a_new_process_finds_the_same_ledger(tmp_path):
+    pixels, labels = batch()
+    ledgers = []
+    for kind in KINDS:
+        model = build(kind)
+        model.save_pretrained(tmp_path / kind)
+        ledgers.append({name: row.nats for name, row in model.ledger(pixels, labels).rows.items()})
+    out = subprocess.run(
+        [sys.executable, "-c", CHILD, *(str(tmp_path / kind) for kind in KINDS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert out.returncode == 0, out.stderr
+    assert json.loads(out.stdout) == ledgers
+
+
+def test_what_is_in_the_folder(folder):
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    assert "# Seventeen greys" in card
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert ModelSettings.model_validate(config["model"]) == build().settings
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert names == set(build().state_dict())
+    assert {"label_probs", "prior.begin", "prior.blocks.0.query.weight", "stack.levels.0.quantizer.codebook"} <= names
+    assert not [n for n in names if "library" in n or "backbone" in n or "_codebook" in n]
+
+
+def test_saving_and_loading_twice(folder, tmp_path):
+    first = HierarchicalModel.from_pretrained(folder)
+    first.save_pretrained(tmp_path / "again")
+    second = HierarchicalModel.from_pretrained(tmp_path / "again")
+    assert first.settings == second.settings == build().settings
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
+    assert (folder / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
+
+
+def broken(folder, how):
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    values = json.loads(config.read_text())
+    if how == "version":
+        config.write_text(json.dumps({**values, "format_version": 99}))
+    elif how == "json":
+        config.write_text(config.read_text()[:40])
+    elif how == "list":
+        config.write_text("[1, 2]")
+    elif how == "bytes":
+        config.write_bytes(b"\xff\xfe\x00")
+    elif how == "foreign":
+        config.write_text(json.dumps({"architectures": ["Other"], "settings": 3}))
+    elif how == "field":
+        values["model"]["prior"]["depth"] = "many"
+        config.write_text(json.dumps(values))
+    elif how == "unknown":
+        values["model"]["colour"] = 3
+        config.write_text(json.dumps(values))
+    elif how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "empty":
+        weights.write_bytes(b"")
+    elif how == "other":
+        values["model"]["prior"]["dim"] = 16
+        config.write_text(json.dumps(values))
+    elif how == "weights":
+        weights.unlink()
+    elif how == "config":
+        config.unlink()
+    else:
+        raise AssertionError(how)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("version", "format version 99"),
+        ("json", "is not the configuration of a vqstack model"),
+        ("list", "is not the configuration of a vqstack model"),
+        ("bytes", "is not the configuration of a vqstack model"),
+        ("foreign", "is not the configuration of a vqstack model"),
+        ("field", "prior.depth"),
+        ("unknown", "colour"),
+        ("truncated", "does not fit its config.json"),
+        ("empty", "does not fit its config.json"),
+        ("other", "does not fit its config.json"),
+        ("weights", "holds no model.safetensors"),
+        ("config", "holds no config.json"),
+    ],
+)
+def test_broken_artefacts_are_refused_in_one_line(folder, how, message):
+    broken(folder, how)
+    with pytest.raises(InputError) as caught:
+        HierarchicalModel.from_pretrained(folder)
+    assert message in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_finding_an_artefact(folder, tmp_path):
+    assert find_artefact(tmp_path) == folder  # the run that holds it
+    assert find_artefact(folder) == folder
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", tmp_path / "missing"):
+        with pytest.raises(InputError, match="holds no trained model"):
+            find_artefact(wrong)
