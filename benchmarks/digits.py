@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from sklearn.svm import SVC
 
+from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.phases import data_of_run
-from vqstack.images import load_splits
 
 
 def nearest_distance(images: np.ndarray, others: np.ndarray) -> np.ndarray:

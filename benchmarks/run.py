@@ -102,9 +102,7 @@ def compare(comparison: Comparison, repeats: int, device: torch.device) -> Row:
     ratio, target = statistics.median(ratios), comparison.target
     met = None if target is None else ratio >= target if comparison.measure == "speed" else ratio <= target
     ours, other = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return Row(
-        comparison.what, comparison.measure, ratio, target, met, ours, other, comparison.images / ours, ratios
-    )
+    return Row(comparison.what, comparison.measure, ratio, target, met, ours, other, comparison.images / ours, ratios)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -301,7 +299,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=LINES, default=list(LINES), metavar="NAME", help=", ".join(LINES))
     parser.add_argument("--repeats", type=int, default=9, help="pairs a line (default 9, at least 5)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("latest.json"), help="receives the numbers")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).with_name("latest.json"), help="receives the numbers"
+    )
     options = parser.parse_args()
     if options.repeats < 5:
         parser.error("--repeats must be at least 5")

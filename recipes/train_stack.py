@@ -1,16 +1,14 @@
-"""Train a stack of levels and a prior: accelerate launch recipes/train_stack.py [--config YAML] [--out FOLDER] [FIELDS].
+"""Train a stack of levels and a prior: accelerate launch recipes/train_stack.py [--config YAML] [--out FOLDER].
 
 Without arguments it trains the digits recipe. Run the same command again to go on where it stopped.
 """
 
-import sys
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from pydantic import Field
 
 from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
-from vqstack.errors import InputError
 from vqstack.images import image_shape, num_classes
 from vqstack.phases import Run, check_run_folder
 from vqstack.report import describe

@@ -8,8 +8,8 @@ import torch
 
 from vqstack.code_model import CodeModelSettings
 from vqstack.errors import InputError
-from vqstack.level import LevelSettings
 from vqstack.ledger import Ledger
+from vqstack.level import LevelSettings
 from vqstack.likelihood import PixelSettings
 from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
 from vqstack.quantizer import QuantizerSettings

@@ -1,4 +1,4 @@
-"""Generate images: python tools/generate.py RUN --num N --out FOLDER [--label …] [--temperature …] [--from-level L --images …].
+"""Generate images: python tools/generate.py RUN --num N --out FOLDER [--label …] [--temperature …].
 
 Draws from the prior down to pixels, makes variations of given images, or decodes stored codes.
 """
@@ -31,7 +31,9 @@ class Command(BaseModel):
     run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     num: int | None = Field(None, ge=1, description="Number of images; default: 16, or one for each image or code map.")
-    label: tuple[int, ...] = Field((), description="Class of the images, several are cycled; default: drawn from P(label).")
+    label: tuple[int, ...] = Field(
+        (), description="Class of the images, several are cycled; default: drawn from P(label)."
+    )
     seed: int = Field(0, ge=0, description="With the image's number it names all random numbers.")
     temperature: tuple[float, ...] = Field(
         (), description="Temperature above 0; one, or one a level, prior first. Default: the model's."
@@ -39,7 +41,9 @@ class Command(BaseModel):
     top_k: tuple[int, ...] = Field((), description="Draw among the k most likely values; 0: all. One, or one a level.")
     top_p: tuple[float, ...] = Field((), description="Nucleus probability in (0, 1]. One, or one a level.")
     mode: tuple[bool, ...] = Field((), description="True: most likely value instead of a draw. One, or one a level.")
-    from_level: int | None = Field(None, description="Keep the codes of this level (of --images or --codes), draw below.")
+    from_level: int | None = Field(
+        None, description="Keep the codes of this level (of --images or --codes), draw below."
+    )
     images: tuple[Path, ...] = Field((), description="Image files to make variations of.")
     codes: Path | None = Field(None, description="Code data set to turn back into images, in its order.")
     split: str = Field("test", description="Split of --codes.")
@@ -99,7 +103,9 @@ def generate(
             pixels = model.vary(chosen, level, seed=command.seed, sampling=sampling, first=first).pixels
             yield first, pixels.cpu(), [None] * count
         else:
-            wanted = [command.label[i % len(command.label)] for i in range(first, first + count)] if command.label else None
+            wanted = (
+                [command.label[i % len(command.label)] for i in range(first, first + count)] if command.label else None
+            )
             given = None if wanted is None else torch.tensor(wanted)
             sample = model.sample(count, given, seed=command.seed, sampling=sampling, first=first)
             labels = [None] * count if sample.labels is None else sample.labels.tolist()

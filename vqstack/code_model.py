@@ -1,8 +1,8 @@
 """Transformers over code maps: the prior over the top map.
 
 A code model is a normalised distribution over maps of N codes, in raster order, given an optional class label. The
-autoregressive one factorises ``P(z) = prod_i P(z_i | z_<i, label)``; x-transformers supplies the blocks. ``prefill`` and
-``step`` are the two ways to run the network with its key-value cache.
+autoregressive one factorises ``P(z) = prod_i P(z_i | z_<i, label)``; x-transformers supplies the blocks. ``prefill``
+and ``step`` are the two ways to run the network with its key-value cache.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,9 @@ class CodeModelSettings(BaseModel):
     depth: int = Field(4, ge=1, description="Transformer blocks.")
     dim: int = Field(128, ge=1, description="Features a site.")
     heads: int = Field(4, ge=1, description="Attention heads; divides dim.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Share of features and attention weights dropped, training only.")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="Share of features and attention weights dropped, training only."
+    )
     labels: bool = Field(True, description="Condition on the class label where the data set has one.")
 
     @model_validator(mode="after")
@@ -139,9 +141,7 @@ class AutoregressiveCodeModel(CodeModel):
 class Autoregressive(Distribution):
     """N factors of one site each; walking them runs the cached network."""
 
-    def __init__(
-        self, model: AutoregressiveCodeModel, batch: int, labels: Labels | None, device: torch.device
-    ) -> None:
+    def __init__(self, model: AutoregressiveCodeModel, batch: int, labels: Labels | None, device: torch.device) -> None:
         self.model, self.labels = model, labels
         self.batch, self.shape, self.size, self.dtype, self.device = (
             batch,

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -104,11 +104,15 @@ def _first_problem(error: ValidationError) -> str:
 def parse(settings: type[Settings], arguments: list[str], default: Settings | None = None, prog: str = "") -> Settings:
     """Settings from the command line over ``default``. ``--help`` prints every field and leaves."""
     printed = io.StringIO()
-    options = {"default": default} if default is not None else {}
+    options: dict[str, Any] = {"default": default} if default is not None else {}
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(
-                settings, args=arguments, prog=prog or Path(sys.argv[0]).name, config=(tyro.conf.AvoidSubcommands,), **options
+                settings,
+                args=arguments,
+                prog=prog or Path(sys.argv[0]).name,
+                config=(tyro.conf.AvoidSubcommands,),
+                **options,
             )
     except ValidationError as error:
         raise InputError(_first_problem(error)) from error

@@ -1,7 +1,8 @@
 """The training loop. It knows no quantizers and no hierarchy: ``module(*batch)`` returns an :class:`Objective`.
 
-A step depends on (state, seed, step) alone: which images it sees, how they are augmented and every random number inside
-the network follow from the seed and the step's number. A run that is resumed therefore goes on as if it had not stopped.
+A step depends on (state, seed, step) alone: which images it sees, how they are augmented and every random number
+inside the network follow from the seed and the step's number. A run that is resumed therefore goes on as if it had not
+stopped.
 """
 
 import copy
@@ -35,11 +36,16 @@ class FitSettings(BaseModel):
     accumulate: int = Field(1, ge=1, description="Micro-batches a step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
     warmup: int = Field(100, ge=0, description="Steps of linear warm-up; cosine decay to a hundredth follows.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of matrices (not of vectors and tables).")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled weight decay of matrices (not of vectors and tables)."
+    )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     ema: float = Field(0.999, ge=0, lt=1, description="Decay a step of the weight average; 0 switches it off.")
     augmented: float = Field(
-        1.0, ge=0, le=1, description="Share of the training images changed as augment says; the others stay as they are."
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the training images changed as augment says; the others stay as they are.",
     )
     evaluate_every: int = Field(250, ge=1, description="Steps between evaluations on the validation split.")
 
@@ -61,14 +67,15 @@ class Average:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.source, self.decay, self.updates = module, decay, 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._pairs = list(self.module.parameters()), list(module.parameters())
+        self._mine: list[Tensor] = list(self.module.parameters())
+        self._theirs: list[Tensor] = list(module.parameters())
 
     @torch.no_grad()
     def update(self) -> None:
         """One step; the decay grows to its final value so that the start is forgotten."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(*self._pairs, 1 - decay)
+        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
 
     @torch.no_grad()
     def current(self) -> nn.Module:
@@ -211,7 +218,7 @@ class Fit:
         self.runner, self.optimizer = accelerator.prepare(
             torch.compile(module) if compile_module else module, optimizer
         )
-        self.accumulators = [m for m in module.modules() if hasattr(m, "accumulating")]
+        self.accumulators: list[Any] = [m for m in module.modules() if hasattr(m, "accumulating")]
         self.order = Order(len(train), settings.batch_size, seed)
         self.step, self.best = 0, math.inf
         self.totals = Totals()

@@ -32,6 +32,7 @@ from vqstack.shapes import Labels, Pixels
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Size = tuple[PositiveInt, PositiveInt]
 Source = Literal["digits", "hub", "parquet", "imagefolder", "array"]
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target", "digit", "y")
@@ -46,9 +47,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid"):
     files: dict[Split, str] = Field({}, description="split -> parquet file or glob, image folder, .npy or .npz file")
     image_column: str | None = Field(None, description="column of the images; empty: the only one of an image type")
     label_column: str | None = Field(None, description="column of the labels; empty: the only one of a class type")
-    size: tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="height and width in pixels: resized until it covers them, centre crop; empty: native size"
-    )
+    size: Size | None = Field(None, description="height and width in pixels, covered and cropped; empty: native size")
     channels: Literal[1, 3] = Field(1, description="colour channels, count: 1 grey, 3 RGB")
     values: int = Field(256, ge=2, le=256, description="values per channel, count V; pixels are 0 … V-1 (digits: 17)")
     validation: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
@@ -293,12 +292,10 @@ def _open_rows(rows: Any, where: str, settings: ImageSettings) -> _Stored:
     whole = [name for name, kind in types.items() if "int" in str(getattr(kind, "dtype", ""))]
     usual = [name for name in LABEL_NAMES if name in (classes or whole)][:1]
     fitting = list(dict.fromkeys(classes + whole)) if settings.label_column else usual or classes
-    label_column = settings.label_column
+    label_column, class_names, labels = settings.label_column, None, None
     if fitting or label_column:
         label_column = _choose_column("label", label_column, fitting, list(types), where)
-    class_names = list(types[label_column].names) if label_column in classes else None
-    labels = None
-    if label_column is not None:
+        class_names = list(types[label_column].names) if label_column in classes else None
         labels = _check_labels(np.asarray(rows[label_column][:]), len(rows), where, class_names)
     images = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     return _Stored(where, len(rows), lambda chosen: images[chosen.tolist()][image_column], labels, class_names)
@@ -314,9 +311,7 @@ def _choose_column(what: str, named: str | None, fitting: list[str], columns: li
 
 def _check_labels(labels: Any, count: int, where: str, names: list[str] | None) -> NDArray[np.int64] | None:
     if labels.shape != (count,) or (labels.dtype.kind not in "iu" and count > 0):
-        raise InputError(
-            f"{where}: labels {labels.dtype}{labels.shape} of {count} images; store a class number for each"
-        )
+        raise InputError(f"{where}: {count} images, labels {labels.dtype}{labels.shape}; store a class number for each")
     if (labels == -1).all():  # the hub's way of keeping the labels of a test split secret
         return None
     if labels.min() < 0 or (names is not None and labels.max() >= len(names)):
@@ -395,8 +390,7 @@ def _to_image(pixels: Tensor, values: int) -> Image.Image:
 def _collect(images: Iterable[NDArray[np.uint8]], names: list[str], size: tuple[int, int] | None) -> NDArray[np.uint8]:
     """Puts images of one shape into one array; ``names`` has one for each, ``size`` is demanded where it is given."""
     pixels = np.empty(0, dtype=np.uint8)
-    bar = tqdm(images, "reading images", len(names), disable=None, unit="image", leave=False)  # None: terminals only
-    for position, image in enumerate(bar):
+    for position, image in enumerate(tqdm(images, "reading images", len(names), disable=None, leave=False)):
         if position == 0:
             pixels = np.empty((len(names), image.shape[0], *(size or image.shape[1:])), dtype=np.uint8)
         if image.shape != pixels.shape[1:]:

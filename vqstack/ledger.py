@@ -66,7 +66,10 @@ class Ledger:
 
     def to_json(self) -> dict:
         """Means per image, as ``ledger.json`` holds them."""
-        rows = [{"row": k, "nats": r.nats / self.count, "bits": self.row_bits(k), "dims": r.dims} for k, r in self.rows.items()]
+        rows = [
+            {"row": k, "nats": r.nats / self.count, "bits": self.row_bits(k), "dims": r.dims}
+            for k, r in self.rows.items()
+        ]
         return {"rows": rows, "bits": self.bits, "bits_per_dim": self.bits_per_dim, "images": self.count}
 
 
@@ -75,8 +78,19 @@ def table(ledgers: Mapping[str, Ledger]) -> str:
     names = list(next(iter(ledgers.values())).rows)
     lines = [["row", "dims", *ledgers]]
     for name in names:
-        lines.append([name, str(next(iter(ledgers.values())).rows[name].dims), *(f"{x.row_bits(name):.2f}" for x in ledgers.values())])
+        lines.append(
+            [
+                name,
+                str(next(iter(ledgers.values())).rows[name].dims),
+                *(f"{x.row_bits(name):.2f}" for x in ledgers.values()),
+            ]
+        )
     lines.append(["total bits", "", *(f"{x.bits:.2f}" for x in ledgers.values())])
     lines.append(["bits/dim", "", *(f"{x.bits_per_dim:.4f}" for x in ledgers.values())])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )

@@ -1,12 +1,12 @@
 """One level of the hierarchy: an encoder to a code map, and a decoder that is a likelihood of what lies below.
 
-The encoder is a function, ``z_l = enc_l(z_{l-1})`` with ``z_0`` the pixels: a network, then the nearest code. The decoder
-is a product over sites whose factors all come from one network pass, ``P_dec_l(z_{l-1} | z_l)``. Both are trained on
-``E[-ln P_dec_l(z_{l-1} | z_l)]``.
+The encoder is a function, ``z_l = enc_l(z_{l-1})`` with ``z_0`` the pixels: a network, then the nearest code. The
+decoder is a product over sites whose factors all come from one network pass, ``P_dec_l(z_{l-1} | z_l)``. Both are
+trained on ``E[-ln P_dec_l(z_{l-1} | z_l)]``.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class Level(nn.Module, ABC):
         self.number, self.settings, self.map_shape = number, settings, settings.map
         scale = check_scale(number, below, settings.map)
         self.quantizer = build_quantizer(settings.quantizer)
-        shared = {"map_shape": settings.map, "scale": scale, "dropout": settings.dropout}
+        shared: dict[str, Any] = {"map_shape": settings.map, "scale": scale, "dropout": settings.dropout}
         self.encoder = Down(channels, settings.width, self.quantizer.dim, blocks=settings.encoder_blocks, **shared)
         self.decoder = Up(self.quantizer.dim, settings.width, outputs, blocks=settings.decoder_blocks, **shared)
 

@@ -1,7 +1,7 @@
 """Normalised distributions over pixels and over code maps, and how values are drawn from them.
 
-Every distribution is a chain of *factors*: groups of sites that are independent given the groups before, each a table of
-probabilities over all values. Sampling, the tests of normalisation and entropy coding all walk the same factors:
+Every distribution is a chain of *factors*: groups of sites that are independent given the groups before, each a table
+of probabilities over all values. Sampling, the tests of normalisation and entropy coding all walk the same factors:
 
     for factor in distribution.factors(values):          # reads what earlier turns wrote into values
         values[:, factor.sites] = choose(factor.log_probs)
@@ -49,7 +49,9 @@ def noise(seed: int, indices: list[int] | range, level: int, sites: int) -> Nois
     return torch.from_numpy(np.stack(rows) if rows else np.empty((0, sites)))
 
 
-def draw_values(log_probs: Float[Tensor, "b n V"], noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
+def draw_values(
+    log_probs: Float[Tensor, "b n V"], noise: Float[Tensor, "b n"] | None, draw: Draw
+) -> Int64[Tensor, "b n"]:
     """Inverse CDF: the first value whose cumulated probability passes the noise. Values of probability 0 never come."""
     if draw.mode or noise is None:
         return log_probs.argmax(-1)
@@ -264,7 +266,7 @@ class PixelSettings(BaseModel):
 
     kind: Literal["auto", "bernoulli", "categorical", "logistic_mixture"] = Field(
         "auto",
-        description="auto: bernoulli for two grey values, categorical up to 32, a mixture of discretized logistics above.",
+        description="auto: bernoulli for 2 grey values, categorical up to 32, mixed discretized logistics above.",
     )
     components: int = Field(10, ge=1, description="Logistics a pixel (logistic_mixture).")
 

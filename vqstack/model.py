@@ -21,7 +21,9 @@ class SamplingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: tuple[float, ...] = Field((1.0,), description="Temperature; one, or one a level, prior first.")
-    top_k: tuple[int, ...] = Field((0,), description="Draw among the k most likely values; 0: all. One, or one a level.")
+    top_k: tuple[int, ...] = Field(
+        (0,), description="Draw among the k most likely values; 0: all. One, or one a level."
+    )
     top_p: tuple[float, ...] = Field((1.0,), description="Nucleus probability in (0, 1]. One, or one a level.")
     mode: tuple[bool, ...] = Field((False,), description="Most likely value instead of drawing. One, or one a level.")
 
@@ -31,7 +33,9 @@ class SamplingSettings(BaseModel):
         for name in ("temperature", "top_k", "top_p", "mode"):
             given = getattr(self, name)
             if len(given) not in (1, levels + 1):
-                raise InputError(f"{name} takes one value or {levels + 1} (prior, level {levels} … level 1), not {len(given)}")
+                raise InputError(
+                    f"{name} takes one value or {levels + 1} (prior, level {levels} … level 1), not {len(given)}"
+                )
             columns[name] = list(given) * (levels + 1 if len(given) == 1 else 1)
         for t in columns["temperature"]:
             if not t > 0:
@@ -43,8 +47,7 @@ class SamplingSettings(BaseModel):
             if not 0 < p <= 1:
                 raise InputError(f"top_p {p} is outside (0, 1]")
         return [
-            Draw(temperature=t, top_k=k or None, top_p=p, mode=m)
-            for t, k, p, m in zip(*columns.values(), strict=True)
+            Draw(temperature=t, top_k=k or None, top_p=p, mode=m) for t, k, p, m in zip(*columns.values(), strict=True)
         ]
 
 

@@ -34,6 +34,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
+        last = nn.Conv2d(width, width, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         self.body = nn.Sequential(
             norm(width),
             nn.SiLU(),
@@ -41,10 +44,8 @@ class ResidualBlock(nn.Module):
             norm(width),
             nn.SiLU(),
             nn.Dropout(dropout),
-            nn.Conv2d(width, width, 3, padding=1),
+            last,
         )
-        nn.init.zeros_(self.body[-1].weight)
-        nn.init.zeros_(self.body[-1].bias)
 
     def forward(self, x: Vectors) -> Vectors:
         return x + self.body(x)
@@ -104,7 +105,11 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """From a map with ``channels`` features per site to a larger one with ``out`` features per site; mirrors Down."""
+    """From a map with ``channels`` features per site to a larger one with ``out`` features per site; mirrors Down.
+
+    Attributes:
+        numbers: numbers put out for each site of the smaller map.
+    """
 
     def __init__(
         self,
@@ -121,7 +126,8 @@ class Up(nn.Module):
         self.scale = scale
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
         self.trunk = Trunk(width, blocks, map_shape, dropout)
-        self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, out * scale[0] * scale[1], 1))
+        self.numbers = out * scale[0] * scale[1]
+        self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, self.numbers, 1))
 
     def forward(self, x: Vectors) -> Float[Tensor, "b out H W"]:
         return unfold(self.leave(self.trunk(self.enter(x))), self.scale)

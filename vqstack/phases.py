@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from vqstack.code_model import AutoregressiveCodeModel
 from vqstack.codes import fingerprint, load_maps, save_maps
 from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
@@ -146,7 +147,7 @@ class Run:
     def _source(
         self, split: str, below: int, labelled: bool, augmented: float = 0.0
     ) -> PixelSource | CodeSource | EncodingSource:
-        """Images (below = 0) or codes of level ``below``: stored ones, or encoded on the fly where images are augmented."""
+        """Images (below = 0) or codes of level ``below``: stored ones, or encoded on the fly."""
         images = PixelSource(self.pixels[split], self.config.augment, augmented)
         labels = self.splits[split].labels
         given = labels.to(self.accelerator.device) if labelled and labels is not None else None
@@ -182,11 +183,12 @@ class Run:
                 shown = self.model.stack.decode(maps, trained.number - 1) if below else maps
                 picture = torch.cat([pixels, shown]).cpu()
             else:
+                assert isinstance(trained, AutoregressiveCodeModel)
                 picture = self._samples(trained)
         columns = min(self.config.sample_grid, len(picture))
         grid(picture, columns, self.model.stack.values, 2).save(folder / f"{name}-{step:07d}.png")
 
-    def _samples(self, prior: nn.Module) -> Pixels:
+    def _samples(self, prior: AutoregressiveCodeModel) -> Pixels:
         """Samples with ``prior`` in the place of the model's own, which is in training."""
         own, self.model.prior = self.model.prior, prior
         try:
@@ -221,8 +223,6 @@ class Run:
 
 def _numbered(level: Level) -> list[tuple[str, Tensor]]:
     return [(f"{level.number}.{k}", v) for k, v in level.state_dict().items()]
-
-
 
 
 def data_of_run(folder: Path) -> ImageSettings:

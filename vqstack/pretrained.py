@@ -58,7 +58,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
-    def _from_pretrained(
+    def _from_pretrained(  # type: ignore[override]  # the arguments that the base class passes, and map_location
         cls,
         *,
         model_id: str,
@@ -104,7 +104,9 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not the configuration of a vqstack model: fetch or export it again") from error
         if version != FORMAT_VERSION:
-            raise InputError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}: update vqstack")
+            raise InputError(
+                f"{path} has format version {version}, this program reads {FORMAT_VERSION}: update vqstack"
+            )
         try:
             return cls.settings_class.model_validate(settings)
         except ValidationError as error:

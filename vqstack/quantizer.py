@@ -1,15 +1,15 @@
 """Vector quantizers behind one interface.
 
-``vector-quantize-pytorch`` supplies the training rules (exponential moving averages, straight-through gradients, entropy
-terms). This adapter hides its differences: one return type, int64 codes, flat ``[b, n, d]`` calls, float32 distances, no
-side effect outside training, revival of dead codes relative to expected use, and a nearest-code search for encoding that
-needs bounded memory.
+``vector-quantize-pytorch`` supplies the training rules (exponential moving averages, straight-through gradients,
+entropy terms). This adapter hides its differences: one return type, int64 codes, flat ``[b, n, d]`` calls, float32
+distances, no side effect outside training, revival of dead codes relative to expected use, and a nearest-code search
+for encoding that needs bounded memory.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -228,7 +228,7 @@ class MovingAverageVQ(_NearestCode):
         )
 
     @property
-    def _state(self) -> nn.Module:
+    def _state(self) -> Any:  # the library's codebook, whose buffers are changed in place
         return self.library._codebook
 
     def codebook(self) -> Float[Tensor, "K d"]:
@@ -319,7 +319,7 @@ class LookupFree(Quantizer):
         return self.library.indices_to_codes(torch.arange(self.size, device=self.library.codebook.device))
 
     def _encode(self, flat: Float[Tensor, "b n d"]) -> Tensor:
-        signs = self.library.project_in(flat) > 0
+        signs: Tensor = self.library.project_in(flat) > 0
         return (signs * self.library.mask).sum(-1)
 
     def _train_step(self, flat: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -335,7 +335,7 @@ class LinearlyTransformed(_NearestCode):
             dim=settings.dim,
             codebook_size=settings.codebook_size,
             rotation_trick=settings.gradient == "rotation",
-            # The library's total is weight * (codebook term + ratio * commitment term); the codebook term keeps weight 1.
+            # The library's total is weight * (codebook term + ratio * commitment term).
             input_to_quantize_commit_loss_weight=settings.commitment,
             commitment_weight=1.0,
         )

@@ -10,8 +10,10 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
     """Map shapes, the bits each can hold, parameter counts, and an estimate of training memory a process."""
     model = HierarchicalModel(settings)
     channels, rows, columns = settings.image_shape
-    lines = [f"images   {channels}x{rows}x{columns}, {settings.values} values, {settings.classes} classes: "
-             f"{channels * rows * columns * math.log2(settings.values):,.0f} bits raw"]
+    lines = [
+        f"images   {channels}x{rows}x{columns}, {settings.values} values, {settings.classes} classes: "
+        f"{channels * rows * columns * math.log2(settings.values):,.0f} bits raw"
+    ]
     peak = 0.0
     for level in model.stack.levels:
         number, sites = level.number, math.prod(level.map_shape)
@@ -24,8 +26,9 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
         # own output, the quantizer three tables of distances.
-        head = level.decoder.leave[-1].out_channels
-        floats = sites * (6 * level.settings.width * (blocks + 2) + 4 * head + 3 * level.quantizer.size)
+        floats = sites * (
+            6 * level.settings.width * (blocks + 2) + 4 * level.decoder.numbers + 3 * level.quantizer.size
+        )
         peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
     prior = sum(p.numel() for p in model.prior.parameters())
     sites = model.prior.sites

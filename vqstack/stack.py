@@ -1,5 +1,7 @@
 """The stack: levels in order, from pixels to the top map and back down."""
 
+from typing import cast
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -26,7 +28,8 @@ class StackSettings(BaseModel):
     )
     pixels: PixelSettings = Field(PixelSettings(), description="The likelihood of the pixels.")
     pad_to: tuple[int, int] | None = Field(
-        None, description="Rows and columns to which images are padded (cropped again before scoring); none: no padding."
+        None,
+        description="Rows and columns to which images are padded (cropped again before scoring); none: no padding.",
     )
 
 
@@ -49,7 +52,7 @@ class Stack(nn.Module):
         levels: list[Level] = [PixelLevel(settings.levels[0], shape, values, head, padded)]
         for number, level in enumerate(settings.levels[1:], start=2):
             levels.append(CodeLevel(number, level, levels[-1]))
-        self.levels = nn.ModuleList(levels)
+        self.levels = cast(list[Level], nn.ModuleList(levels))
 
     def __len__(self) -> int:
         return len(self.levels)

@@ -1,0 +1,134 @@
+"""Networks: folding loses nothing, blocks start as identity, renamed state goes out and comes back."""
+
+import pytest
+import torch
+from torch import nn
+
+from vqstack.nets import Down, ResidualBlock, Trunk, Up, fold, norm, rename_state, unfold
+
+
+@pytest.mark.parametrize("scale", [(1, 1), (2, 2), (2, 3), (3, 1), (1, 5)])
+def test_unfold_inverts_fold_both_ways(scale):
+    image = torch.randn(2, 3, scale[0] * 4, scale[1] * 2)
+    assert torch.equal(unfold(fold(image, scale), scale), image)
+    features = torch.randn(2, 3 * scale[0] * scale[1], 4, 2)
+    assert torch.equal(fold(unfold(features, scale), scale), features)
+
+
+def test_fold_gathers_each_patch_at_its_own_site():
+    image = torch.arange(1 * 2 * 4 * 9).float().view(1, 2, 4, 9)
+    folded = fold(image, (2, 3))
+    assert folded.shape == (1, 2 * 2 * 3, 2, 3)
+    for row in range(2):
+        for column in range(3):
+            patch = image[0, :, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+            assert torch.equal(folded[0, :, row, column], patch.flatten())
+
+
+def test_unfold_of_square_patches_is_the_pixel_shuffle():
+    x = torch.randn(2, 12, 3, 5)
+    assert torch.equal(unfold(x, (2, 2)), nn.functional.pixel_shuffle(x, 2))
+
+
+def test_residual_block_starts_as_the_identity_and_can_leave_it():
+    block, x = ResidualBlock(32), torch.randn(2, 32, 3, 5)
+    assert torch.equal(block(x), x)
+    block(x).square().sum().backward()
+    assert block.body[-1].weight.grad.abs().max() > 0  # a zero layer that gets no gradient would stay the identity
+    nn.init.normal_(block.body[-1].weight)
+    assert not torch.allclose(block(x), x)
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 24, 32, 64, 96, 256])
+def test_a_one_by_one_map_still_has_something_to_normalise(width):
+    groups = norm(width).num_groups
+    assert width % groups == 0
+    assert groups == 1 or width // groups >= 16
+    if width >= 16:
+        assert norm(width)(torch.randn(1, width, 1, 1)).abs().max() > 0.1
+
+
+def test_trunk_tells_sites_apart_by_its_learned_offset():
+    trunk = Trunk(16, 1, (3, 2))
+    x = torch.ones(1, 16, 3, 2)
+    assert torch.equal(trunk(x), x)
+    nn.init.normal_(trunk.position)
+    assert torch.equal(trunk(x), x + trunk.position)
+
+
+def test_down_and_up_reach_exactly_the_patch_under_a_site():
+    """Without blocks the only mixing is the 3×3 convolution: a site depends on its own and the adjoining patches."""
+    down = Down(2, 16, 5, blocks=0, map_shape=(5, 4), scale=(2, 3))
+    x = torch.randn(1, 2, 10, 12, requires_grad=True)
+    out = down(x)
+    assert out.shape == (1, 5, 5, 4)
+    # the normalisation looks at the whole map, so reach is measured before it
+    down.enter(fold(x, down.scale))[0, :, 0, 0].sum().backward()
+    reached = x.grad[0].abs().sum(0) > 0
+    assert reached[:4, :6].all() and not reached[4:].any() and not reached[:, 6:].any()
+
+    up = Up(5, 16, 2, blocks=1, map_shape=(5, 4), scale=(2, 3))
+    assert up(out).shape == x.shape
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_dropout_acts_in_training_only(share):
+    down = Down(1, 16, 4, blocks=1, map_shape=(2, 2), scale=(2, 2), dropout=share)
+    nn.init.normal_(down.trunk.blocks[0].body[-1].weight)
+    x = torch.randn(1, 1, 4, 4)
+    down.eval()
+    assert torch.equal(down(x), down(x))
+    down.train()
+    assert torch.equal(down(x), down(x)) == (share == 0.0)
+
+
+class Library(nn.Module):
+    """Stands for a third-party module: a submodule, a parameter and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 3)
+        self.inner_twin = nn.Linear(2, 2)
+        self.table = nn.Parameter(torch.randn(4))
+        self.register_buffer("count", torch.randn(()))
+
+
+class Adapter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.library = Library()
+        self.own = nn.Linear(2, 2)
+        names = {"transform": "library.inner", "codes": "library.table", "uses": "library.count"}
+        rename_state(self, names | {"twin": "library.inner_twin"})
+
+
+OURS = {"transform.weight", "transform.bias", "codes", "uses", "twin.weight", "twin.bias", "own.weight", "own.bias"}
+
+
+def test_renamed_state_goes_out_and_comes_back():
+    first, second = Adapter(), Adapter()
+    state = first.state_dict()
+    assert set(state) == OURS
+    assert torch.equal(state["transform.weight"], first.library.inner.weight)  # not its twin, whose name starts alike
+    given = dict(state)
+    second.load_state_dict(state)
+    assert dict(state) == given and set(state) == OURS  # the caller's dictionary is left alone
+    for mine, theirs in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_renamed_state_works_inside_other_modules():
+    parent, other = (nn.ModuleDict({"a": nn.Sequential(Adapter()), "a2": Library()}) for _ in range(2))
+    state = parent.state_dict()
+    assert {k for k in state if k.startswith("a.0.")} == {"a.0." + k for k in OURS}
+    assert "a2.inner.weight" in state and "a2.table" in state  # a neighbour with the library's names keeps them
+    other.load_state_dict(state)
+    assert all(torch.equal(state[k], v) for k, v in other.state_dict().items())
+
+
+def test_renamed_state_is_still_loaded_strictly():
+    state = Adapter().state_dict()
+    with pytest.raises(RuntimeError, match="Missing"):
+        Adapter().load_state_dict({k: v for k, v in state.items() if k != "codes"})
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        Adapter().load_state_dict(state | {"surplus": torch.zeros(1)})

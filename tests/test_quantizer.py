@@ -1,0 +1,621 @@
+"""Quantizers: the nearest code by brute force, no side effects, and one test for each trap of the library."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from vqstack import quantizer as module
+from vqstack.quantizer import QuantizerSettings, build_quantizer, fsq_levels, nearest, usage
+
+KINDS = ["vq", "cosine", "fsq", "lfq", "simvq"]
+MAPS = [(), (7,), (3, 5), (1, 1), (2, 3, 2)]
+
+
+def make(kind, size=16, dim=6, **settings):
+    return build_quantizer(QuantizerSettings(kind=kind, codebook_size=size, dim=dim, **settings))
+
+
+def trained(kind, size=16, dim=6, **settings):
+    """A quantizer in training mode whose codebook has seen one batch."""
+    quantizer = make(kind, size, dim, **settings).train()
+    quantizer(torch.randn(16, dim, 4, 2))
+    return quantizer
+
+
+def snapshot(quantizer):
+    """Everything that could change: the state and what the adapter and the library keep outside it."""
+    kept = {k: v.clone() for k, v in quantizer.state_dict().items()}
+    kept |= {"buffer " + k: v.clone() for k, v in quantizer.named_buffers()}
+    return kept | {"_pending": torch.tensor(getattr(quantizer, "_pending", 0))}
+
+
+def same(before, after):
+    return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def distances(vectors, codebook):
+    """Squared distances in float64, [b, *map, K], without the expansion that the package uses."""
+    x = vectors.double().movedim(1, -1)
+    return (x[..., None, :] - codebook.double()).square().sum(-1)
+
+
+def features_of(quantizer, vectors):
+    """What the library compares with its codes: [b, *map, dimensions of the code]."""
+    return quantizer.library.project_in(vectors.movedim(1, -1)).detach().double()
+
+
+def bounded(z, levels):
+    """FSQ's bounding function, from the paper: L values, an even L shifted by one half. In units of one step."""
+    out = []
+    for value, count in zip(z.unbind(-1), levels, strict=True):
+        half, offset = (count - 1) * (1 + 1e-3) / 2, 0.0 if count % 2 else 0.5
+        out.append(torch.tanh(value + math.atanh(offset / half)) * half - offset)
+    return torch.stack(out, -1)
+
+
+# --- the nearest code ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", MAPS)
+@pytest.mark.parametrize("kind", ["vq", "cosine", "simvq"])
+def test_encode_is_the_nearest_code_by_brute_force(kind, shape):
+    quantizer, x = trained(kind), torch.randn(9, 6, *shape)
+    if kind == "cosine":
+        assert torch.allclose(quantizer.codebook().norm(dim=1), torch.ones(16))
+    table = distances(F.normalize(x, dim=1) if kind == "cosine" else x, quantizer.codebook())
+    two = table.topk(2, largest=False).values
+    assert (two[..., 1] - two[..., 0]).min() > 1e-5  # no ties: the answer is unique
+    codes = quantizer.encode(x)
+    assert torch.equal(codes, table.argmin(-1))
+    assert len(codes.unique()) > 1
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+@pytest.mark.parametrize("levels", [(8, 3), (5, 4)])
+def test_fsq_is_the_nearest_point_of_its_grid(levels, dim):
+    quantizer = make("fsq", math.prod(levels), dim, fsq_levels=levels).train()
+    x = 2 * torch.randn(8, dim, 6, 5)
+    z = bounded(features_of(quantizer, x), levels)
+    steps = [torch.arange(n) - n // 2 for n in levels]  # the values of each dimension, in units of one step
+    digits = [(z[..., i, None] - s).abs().argmin(-1) for i, s in enumerate(steps)]
+    expected = digits[0] + levels[0] * digits[1]
+    assert torch.equal(quantizer.encode(x), expected)
+    assert len(expected.unique()) > math.prod(levels) // 2
+    points = torch.stack([(d - n // 2) / (n // 2) for d, n in zip(digits, levels, strict=True)], -1)
+    vectors = quantizer.library.project_out(points).movedim(-1, 1)
+    assert torch.allclose(quantizer.lookup(expected), vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [4, 6])
+def test_lfq_is_the_nearest_corner_of_its_cube(dim):
+    quantizer, x = make("lfq", 16, dim).train(), torch.randn(8, dim, 6, 5)
+    z = features_of(quantizer, x)
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4).double()
+    codes = quantizer.encode(x)
+    assert torch.equal(codes, (z[..., None, :] - corners).square().sum(-1).argmin(-1))
+    assert len(codes.unique()) == 16
+    vectors = quantizer.library.project_out(corners.float())[codes].movedim(-1, 1)
+    assert torch.allclose(quantizer.lookup(codes), vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine", "simvq", "lfq"])
+def test_a_code_vector_is_its_own_code(kind):
+    quantizer, codes = trained(kind, 16, 4), torch.arange(16).view(2, 2, 4)
+    assert torch.equal(quantizer.encode(quantizer.lookup(codes)), codes)
+
+
+def test_chunked_search_equals_the_whole_and_keeps_its_bound(monkeypatch):
+    x, codebook = torch.randn(101, 5), torch.randn(13, 5)
+    whole = nearest(x, codebook)
+    assert torch.equal(whole, torch.cdist(x.double(), codebook.double()).argmin(1))
+    largest, addmm = [], torch.addmm
+
+    def spy(*args, **kwargs):
+        out = addmm(*args, **kwargs)
+        largest.append(out.numel())
+        return out
+
+    monkeypatch.setattr(torch, "addmm", spy)
+    for limit in (1, 13, 26, 100, 10**6):
+        largest.clear()
+        assert torch.equal(nearest(x, codebook, max_elements=limit), whole)
+        assert sum(largest) == 101 * 13
+        assert max(largest) <= max(limit, 13)  # one row of distances is the least there can be
+
+
+# --- one interface ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_returns_the_same_types(kind, training):
+    """Trap: classes differ in the number, order and dtype of what they return (FSQ int32 and no loss, LFQ a tuple)."""
+    quantizer, x = make(kind).train(training), torch.randn(3, 6, 2, 5)
+    out = quantizer(x)
+    assert out.codes.dtype == torch.int64 and quantizer.encode(x).dtype == torch.int64
+    assert out.codes.shape == (3, 2, 5) and out.codes.min() >= 0 and out.codes.max() < 16
+    assert out.vectors.dtype == torch.float32 and out.vectors.shape == x.shape
+    assert out.loss.shape == () and out.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cross_entropy_takes_the_codes(kind):
+    """Trap: int32 indices break F.cross_entropy."""
+    codes = make(kind).train()(torch.randn(3, 6, 2, 5)).codes
+    assert F.cross_entropy(torch.zeros(3, 16, 2, 5), codes).item() == pytest.approx(math.log(16))
+
+
+@pytest.mark.parametrize("shape", MAPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_of_any_shape_are_their_sites_one_by_one(kind, shape):
+    """Trap: image mode needs C == H == W or transposes; every map must equal its sites quantized alone, in order."""
+    quantizer, x = trained(kind).eval(), torch.randn(4, 6, *shape)
+    out = quantizer(x)
+    assert out.codes.shape == (4, *shape) and out.vectors.shape == x.shape
+    sites = x.reshape(4, 6, -1)
+    for i in range(sites.shape[2]):
+        alone = quantizer(sites[:, :, i])
+        assert torch.equal(out.codes.reshape(4, -1)[:, i], alone.codes)
+        assert torch.allclose(out.vectors.reshape(4, 6, -1)[:, :, i], alone.vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", MAPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_back_to_vectors_are_what_forward_gave(kind, shape):
+    """Trap: the library's ways back from codes differ by class and by layout, and one of them is wrong."""
+    quantizer, x = trained(kind), torch.randn(4, 6, *shape)
+    before = copy.deepcopy(quantizer)
+    out = quantizer(x)  # the codebook moves after it was used
+    assert torch.equal(out.codes, before.encode(x))
+    assert torch.allclose(before.lookup(out.codes), out.vectors, atol=1e-5)
+    out = quantizer.eval()(x)
+    assert torch.equal(out.codes, quantizer.encode(x))
+    assert torch.equal(quantizer.lookup(out.codes), out.vectors)
+    by_hand = quantizer.codebook()[out.codes.flatten()].view(4, *shape, 6).movedim(-1, 1)
+    assert torch.equal(out.vectors, by_hand)
+
+
+@pytest.mark.parametrize("code", [-1, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_lookup_refuses_codes_outside_the_codebook(kind, code):
+    """Trap: index -1 wraps silently to the last code."""
+    with pytest.raises(IndexError):
+        make(kind).lookup(torch.tensor([[0, code]]))
+
+
+# --- gradients and losses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "dim"), [("vq", 6), ("simvq", 6), ("lfq", 4)])
+def test_straight_through_gradient_is_the_identity(kind, dim):
+    quantizer = trained(kind, dim=dim, gradient="identity")
+    x, g = torch.randn(2, dim, 3, 5, requires_grad=True), torch.randn(2, dim, 3, 5)
+    (gradient,) = torch.autograd.grad((quantizer(x).vectors * g).sum(), x)
+    assert torch.allclose(gradient, g, atol=1e-6)
+
+
+def test_straight_through_gradient_of_cosine_is_that_of_the_normalisation():
+    quantizer = trained("cosine", gradient="identity")
+    x, g = torch.randn(2, 6, 3, 5, requires_grad=True), torch.randn(2, 6, 3, 5)
+    (gradient,) = torch.autograd.grad((quantizer(x).vectors * g).sum(), x)
+    unit = F.normalize(x.detach(), dim=1)
+    by_hand = (g - unit * (g * unit).sum(1, keepdim=True)) / x.detach().norm(dim=1, keepdim=True)
+    assert torch.allclose(gradient, by_hand, atol=1e-5)
+
+
+def test_straight_through_gradient_of_fsq_is_that_of_the_bound():
+    levels = (8, 3)
+    quantizer = make("fsq", 24, 2, fsq_levels=levels).train()
+    x, g = torch.randn(2, 2, 3, 5, requires_grad=True), torch.randn(2, 2, 3, 5)
+    (gradient,) = torch.autograd.grad((quantizer(x).vectors * g).sum(), x)
+    half_width = torch.tensor([4.0, 1.0])
+    z = x.detach().double().requires_grad_()
+    (by_hand,) = torch.autograd.grad((bounded(z.movedim(1, -1), levels) / half_width * g.movedim(1, -1)).sum(), z)
+    assert torch.allclose(gradient, by_hand.float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vq", "simvq"])
+def test_rotation_gradient_turns_and_scales_input_onto_code(kind):
+    """The Jacobian J is a rotation times |q|/|x| that takes x to q: |J'g| = |g| |q|/|x| and x·J'g = q·g."""
+    quantizer = trained(kind, gradient="rotation")
+    x, g = torch.randn(2, 6, 3, 5, requires_grad=True), torch.randn(2, 6, 3, 5)
+    q = quantizer.lookup(quantizer.encode(x)).detach()
+    vectors = quantizer(x).vectors
+    (gradient,) = torch.autograd.grad((vectors * g).sum(), x)
+    assert torch.allclose(vectors, q, atol=1e-5)
+    ratio = q.norm(dim=1) / x.detach().norm(dim=1)
+    assert torch.allclose(gradient.norm(dim=1), g.norm(dim=1) * ratio, rtol=1e-4)
+    assert torch.allclose((gradient * x.detach()).sum(1), (q * g).sum(1), atol=1e-4)
+    assert not torch.allclose(gradient, g, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine", "simvq"])
+def test_loss_is_the_commitment_times_the_mean_square(kind):
+    quantizer, x = trained(kind, commitment=0.7), torch.randn(4, 6, 3, 5, requires_grad=True)
+    q = quantizer.lookup(quantizer.encode(x))
+    target = F.normalize(x, dim=1) if kind == "cosine" else x
+    square = (q - target).square().mean()
+    expected = square * (1.7 if kind == "simvq" else 0.7)  # simvq's codebook term has weight 1
+    assert quantizer(x).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    (by_hand,) = torch.autograd.grad(0.7 * (q.detach() - target).square().mean(), x)
+    (gradient,) = torch.autograd.grad(quantizer.train()(x).loss, x) if kind == "simvq" else (None,)
+    if gradient is not None:
+        assert torch.allclose(gradient, by_hand, atol=1e-6)
+
+
+def test_commitment_pulls_the_input_to_its_code():
+    quantizer, x = trained("vq", commitment=0.7), torch.randn(4, 6, 3, 5, requires_grad=True)
+    q = quantizer.lookup(quantizer.encode(x))
+    (gradient,) = torch.autograd.grad(quantizer(x).loss, x)
+    assert torch.allclose(gradient, 2 * 0.7 * (x.detach() - q) / x.numel(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_loss_outside_training(kind):
+    """Trap: LFQ's loss can be negative and others' commitment is reported in eval mode as well."""
+    quantizer = trained(kind).eval()
+    assert quantizer(torch.randn(2, 6, 2, 2)).loss.item() == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_is_not_an_alias(kind, training):
+    """Trap: the library returns a buffer of its own as the loss; adding to it in place would change later losses."""
+    quantizer = make(kind, commitment=0.0, entropy=0.0).train(training)
+    x = torch.randn(16, 6, 2, 2)
+    first = quantizer(x).loss.detach()
+    buffers = {k: v.clone() for k, v in quantizer.named_buffers()}
+    value = first.item()
+    first += 5
+    assert same(buffers, dict(quantizer.named_buffers()))
+    if kind != "simvq":  # its codebook term remains
+        assert value == 0 and quantizer(x).loss.item() == 0
+
+
+# --- no side effects ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["fresh", "trained"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_eval_and_encode_change_nothing(kind, start):
+    quantizer = trained(kind) if start == "trained" else make(kind)
+    x = torch.randn(16, 6, 2, 2)
+    for training in (True, False):
+        quantizer.train(training)
+        before = snapshot(quantizer)
+        quantizer.encode(x)
+        quantizer.lookup(quantizer.encode(x))
+        assert same(before, snapshot(quantizer))
+    quantizer(x)
+    quantizer(torch.zeros_like(x))
+    assert same(before, snapshot(quantizer))
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_no_grad_does_not_stop_the_moving_average_but_eval_does(kind):
+    """Trap: neither no_grad nor requires_grad_(False) freezes a codebook; eval mode does, a parent's .train() undoes it."""
+    quantizer, x = trained(kind), torch.randn(16, 6, 2, 2)
+    quantizer.requires_grad_(False)
+    before = quantizer.codebook().clone()
+    with torch.no_grad():
+        quantizer(x)
+    assert not torch.equal(quantizer.codebook(), before)
+    parent = torch.nn.Sequential(quantizer).eval()
+    before = snapshot(quantizer)
+    quantizer(x.requires_grad_())
+    assert same(before, snapshot(quantizer))
+    parent.train()
+    quantizer(x)
+    assert not same(before, snapshot(quantizer))
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine", "simvq"])
+def test_encoding_never_takes_the_slow_way(kind, monkeypatch):
+    """Trap: the library's forward builds the whole distance matrix and a one-hot of it, in eval mode too."""
+    quantizer = trained(kind)
+
+    def slow(*args, **kwargs):
+        raise AssertionError("the library's forward was called")
+
+    monkeypatch.setattr(quantizer.library, "forward", slow)
+    x = torch.randn(2, 6, 2, 2)
+    quantizer.encode(x)
+    quantizer.lookup(quantizer.encode(x))
+    quantizer.eval()(x)
+    with pytest.raises(AssertionError):
+        quantizer.train()(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_no_code(kind):
+    """Trap: autocast is switched off inside for CUDA only; on the CPU bfloat16 distances changed 1.6 % of the codes."""
+    quantizer, x = trained(kind, 64, 6), torch.randn(16, 6, 8, 8)
+    if kind in ("vq", "simvq"):
+        coarse = nearest(x.movedim(1, -1).reshape(-1, 6).bfloat16().float(), quantizer.codebook().bfloat16().float())
+        assert not torch.equal(coarse, quantizer.encode(x).flatten())  # there is something to lose
+    codes = quantizer.encode(x)
+    vectors = quantizer.lookup(codes)
+    other = copy.deepcopy(quantizer)
+    plain = other(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.encode(x), codes)
+        assert torch.equal(quantizer.lookup(codes), vectors)
+        cast = quantizer(x)
+    assert torch.equal(cast.codes, plain.codes) and torch.equal(cast.codes, codes)
+    assert torch.equal(cast.vectors, plain.vectors) and torch.equal(cast.loss, plain.loss)
+    assert same(snapshot(quantizer), snapshot(other))  # the codebook learns in float32
+    half = quantizer.eval()(x.bfloat16())
+    assert half.vectors.dtype == torch.float32
+    assert torch.equal(half.codes, quantizer(x.bfloat16().float()).codes)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_cosine_codes_do_not_depend_on_the_length(scale):
+    quantizer, x = trained("cosine", 64), torch.randn(16, 6, 4, 4)
+    before = copy.deepcopy(quantizer)
+    codes = distances(F.normalize(x, dim=1), quantizer.codebook()).argmin(-1)
+    assert torch.equal(quantizer.encode(x * scale), codes)
+    assert torch.equal(before(x * scale).codes, codes)
+
+
+# --- how the codebook starts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_kmeans_does_not_run_in_eval_mode(kind):
+    """Trap: a shape probe with zeros in eval mode leaves an all-zero codebook that is marked initialised."""
+    quantizer = make(kind).eval()
+    before = snapshot(quantizer)
+    quantizer(torch.zeros(16, 6, 2, 2))
+    quantizer(torch.randn(16, 6, 2, 2))
+    assert same(before, snapshot(quantizer)) and not quantizer.state_dict()["initialised"]
+    quantizer.train()(torch.randn(16, 6, 2, 2))
+    assert quantizer.state_dict()["initialised"]
+
+
+@pytest.mark.parametrize("kmeans", [True, False])
+@pytest.mark.parametrize("constant", [0.0, 1.5, math.nan])
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_a_constant_batch_does_not_start_the_codebook(kind, constant, kmeans):
+    """Trap: the same probe in training mode; then the library's own k-means, which waits for the flag, would run."""
+    quantizer = make(kind, kmeans=kmeans).train()
+    codebook = quantizer.codebook().clone()
+    x = torch.full((16, 6, 2, 2), constant, requires_grad=True)
+    out = quantizer(x)
+    assert not quantizer.state_dict()["initialised"]
+    assert torch.equal(quantizer.codebook(), codebook)
+    assert torch.equal(out.codes, quantizer.encode(x))
+    if constant == 1.5:  # it is quantized and trained on like any other batch
+        reference = copy.deepcopy(quantizer)
+        reference._state.initted.fill_(True)
+        expected = reference(x)
+        assert torch.allclose(out.vectors, expected.vectors) and torch.allclose(out.loss, expected.loss)
+        gradients = [torch.autograd.grad(y.loss + y.vectors.square().sum(), x)[0] for y in (out, expected)]
+        assert torch.allclose(*gradients, atol=1e-6)
+    quantizer(torch.randn(16, 6, 2, 2))
+    assert quantizer.state_dict()["initialised"] and quantizer.codebook().isfinite().all()
+    assert quantizer.codebook().norm(dim=1).min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_kmeans_finds_the_clusters(kind):
+    centres = 10 * torch.eye(6)[:4]
+    x = centres[torch.arange(64) % 4] + 0.01 * torch.randn(64, 6)
+    quantizer = make(kind, 8).train()
+    quantizer(x.view(16, 4, 6).movedim(-1, 1))
+    target = F.normalize(centres, dim=1) if kind == "cosine" else centres
+    assert torch.cdist(target, quantizer.codebook()).min(1).values.max() < 0.1
+
+
+@pytest.mark.parametrize("vectors", [1, 3, 15])
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_fewer_vectors_than_codes_leave_no_code_empty_or_twice(kind, vectors):
+    """Trap: with fewer vectors than codes k-means fills the rest with zeros or with duplicates."""
+    quantizer = make(kind, 32).train()
+    quantizer(torch.randn(2, 6, vectors))
+    codebook = quantizer.codebook()
+    assert quantizer.state_dict()["initialised"] and codebook.isfinite().all()
+    assert codebook.norm(dim=1).min() > 1e-2
+    assert torch.pdist(codebook).min() > 1e-4
+
+
+def test_without_kmeans_the_random_codes_stay_until_they_are_used():
+    quantizer = make("vq", 16, kmeans=False).train()
+    before = quantizer.codebook().clone()
+    out = quantizer(torch.randn(2, 6, 2, 2))
+    used = torch.bincount(out.codes.flatten(), minlength=16) > 0
+    moved = (quantizer.codebook() - before).norm(dim=1)
+    assert not used.all() and moved[~used].max() < 1e-4 and moved[used].min() > 1e-3
+
+
+def test_moving_average_by_hand():
+    quantizer = trained("vq", 4, 2, decay=0.9, revival=0.0)
+    state = {k: v.clone().double() for k, v in quantizer.state_dict().items()}
+    x = torch.randn(8, 2, 5)
+    codes = quantizer(x).codes.flatten()
+    flat = x.movedim(1, -1).reshape(-1, 2).double()
+    for k in range(4):
+        use = 0.9 * state["average_use"][0, k] + 0.1 * (codes == k).sum()
+        total = 0.9 * state["average_sum"][0, k] + 0.1 * flat[codes == k].sum(0)
+        assert torch.allclose(quantizer.codebook()[k].double(), total / use, atol=1e-5)
+
+
+# --- revival ------------------------------------------------------------------------------------------------------
+
+
+def rows_from(codebook, batch):
+    """Which codes are, to the bit, vectors of this batch."""
+    flat = batch.movedim(1, -1).reshape(-1, batch.shape[1])
+    return (codebook[:, None] == flat).all(-1).any(1)
+
+
+@pytest.mark.parametrize("kmeans", [True, False])
+def test_revival_is_relative_on_small_maps_with_large_codebooks(kmeans):
+    """Trap: an absolute threshold replaces all 512 codes at every step (4×4 maps, batch 32, K=512)."""
+    quantizer = make("vq", 512, 4, kmeans=kmeans).train()
+    for _ in range(20):
+        x = torch.randn(32, 4, 4, 4)
+        quantizer(x)
+        assert not rows_from(quantizer.codebook(), x).any()
+
+
+def test_a_dead_code_is_revived_and_a_living_one_stays():
+    """Trap: the threshold counts vectors a step; here it is a share of the mean use, 256 / 4 = 64."""
+    quantizer = trained("vq", 4, 3, decay=0.5, revival=0.1)
+    far = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [500, 500, 500]])
+    state = quantizer.state_dict()
+    state |= {"codebook": far[None], "average_use": torch.full((1, 4), 64.0), "average_sum": 64 * far[None]}
+    quantizer.load_state_dict(state)
+    for step in range(1, 6):
+        x = (far[:3].repeat(86, 1)[:256] + 0.01 * torch.randn(256, 3)).view(16, 16, 3).movedim(-1, 1)
+        quantizer(x)
+        revived = rows_from(quantizer.codebook(), x)
+        assert not revived[:3].any()
+        assert revived[3] == (step == 4)  # 64 · 2^-step falls below 6.4 at step 4
+        if step == 4:
+            assert quantizer.state_dict()["average_use"][0, 3] == 64  # it gets the mean use to begin with
+
+
+def test_without_revival_no_code_is_replaced():
+    quantizer = trained("vq", 4, 3, decay=0.5, revival=0.0)
+    far = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [500, 500, 500]])
+    state = quantizer.state_dict()
+    state |= {"codebook": far[None], "average_use": torch.full((1, 4), 64.0), "average_sum": 64 * far[None]}
+    quantizer.load_state_dict(state)
+    for _ in range(10):
+        x = (far[:3].repeat(86, 1)[:256] + 0.01 * torch.randn(256, 3)).view(16, 16, 3).movedim(-1, 1)
+        quantizer(x)
+        assert not rows_from(quantizer.codebook(), x).any()
+    assert torch.allclose(quantizer.codebook()[3], far[3], rtol=1e-3)
+
+
+# --- gradient accumulation ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_accumulated_micro_batches_equal_one_full_batch(kind):
+    """Trap: moving averages are updated at every micro-batch, so accumulation changes the codebook."""
+    whole = trained(kind, decay=0.8)
+    parts, wrong = copy.deepcopy(whole), copy.deepcopy(whole)
+    for _ in range(3):
+        x = torch.randn(12, 6, 3, 2)
+        whole(x)
+        before = snapshot(parts)
+        for i, micro in enumerate(x.split(4)):
+            parts.accumulating = i < 2
+            parts(micro)
+            if parts.accumulating:
+                assert torch.equal(parts.codebook(), before["codebook"][0])
+            wrong(micro)
+        for name, value in whole.state_dict().items():
+            assert torch.allclose(value.float(), parts.state_dict()[name].float(), atol=1e-5), name
+        assert whole._state.threshold_ema_dead_code == pytest.approx(parts._state.threshold_ema_dead_code)
+    assert not torch.allclose(whole.codebook(), wrong.codebook(), atol=1e-3)
+
+
+# --- state and settings -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_has_our_names_and_restores_everything(kind):
+    """Trap: checkpoints in the library's names die with the library."""
+    quantizer = trained(kind)
+    state = quantizer.state_dict()
+    expected = {
+        "vq": {"codebook", "average_use", "average_sum", "initialised"},
+        "cosine": {"codebook", "average_use", "average_sum", "initialised"},
+        "simvq": {"transform", "frozen_codebook"},
+        "fsq": {"project_in", "project_out"},
+        "lfq": {"project_in", "project_out", "bit_values"},
+    }[kind]
+    assert {k.split(".")[0] for k in state} == expected
+    assert not any("library" in k or k.startswith("_") for k in state)
+    torch.manual_seed(7)
+    other = make(kind).train()
+    other.load_state_dict({k: v.clone() for k, v in state.items()})
+    x = torch.randn(16, 6, 2, 3)
+    assert torch.equal(quantizer.encode(x), other.encode(x))
+    quantizer(x), other(x)
+    assert same(snapshot(quantizer), snapshot(other))  # the next step is the same too: no second k-means
+    assert torch.equal(quantizer.codebook(), other.codebook())
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_library_defaults_are_overridden(kind):
+    """Trap: decay 0.8, an absolute revival threshold and the rotation trick are the library's defaults."""
+    quantizer = make(kind)
+    assert quantizer.library._codebook.decay == 0.99 and not quantizer.library.rotation_trick
+    assert not isinstance(quantizer.codebook(), torch.nn.Parameter) and not list(quantizer.parameters())
+
+
+def test_simvq_learns_its_map_and_not_its_codes():
+    quantizer = make("simvq").train()
+    quantizer(torch.randn(4, 6, 2, 2)).loss.backward()
+    assert [p.shape for p in quantizer.parameters()] == [(6, 6)]
+    assert next(quantizer.parameters()).grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("size", [3, 12, 1000])
+def test_lfq_needs_a_power_of_two(size):
+    with pytest.raises(ValidationError, match="power of two"):
+        QuantizerSettings(kind="lfq", codebook_size=size)
+    assert QuantizerSettings(kind="lfq", codebook_size=2 ** size.bit_length())
+
+
+@pytest.mark.parametrize(
+    ("size", "levels", "message"),
+    [
+        (64, (8, 4), "product"),
+        (64, (8, 8, 1), "at least 3"),
+        (64, (32, 2), "at least 3"),
+        (64, (-8, -8), "at least 3"),
+        (10, None, "set fsq_levels"),  # 2 · 5: no factorisation without a 2
+        (2, None, "set fsq_levels"),
+        (11, None, "set fsq_levels"),
+    ],
+)
+def test_fsq_levels_must_multiply_to_the_codebook(size, levels, message):
+    with pytest.raises(ValidationError, match=message):
+        QuantizerSettings(kind="fsq", codebook_size=size, fsq_levels=levels)
+
+
+@pytest.mark.parametrize("size", [3, 5, 8, 9, 16, 24, 64, 240, 256, 512, 1000, 1024, 4096])
+def test_fsq_default_levels_multiply_to_the_codebook(size):
+    levels = fsq_levels(QuantizerSettings(kind="fsq", codebook_size=size))
+    assert math.prod(levels) == size and min(levels) >= 3 and max(levels) <= 8
+    assert make("fsq", size).codebook().shape == (size, 6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"codebook_size": 1}, {"decay": 1.0}, {"revival": 1.0}, {"commitment": -1}, {"kind": "rvq"}, {"size": 4}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        QuantizerSettings(**wrong)
+
+
+def test_every_kind_in_the_settings_can_be_built():
+    kinds = QuantizerSettings.model_fields["kind"].annotation.__args__
+    assert set(kinds) == set(module._KINDS) == set(KINDS)
+
+
+# --- usage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "perplexity"),
+    [
+        ([5, 5, 0, 0], 0.5, 2.0),
+        ([7, 0, 0, 0], 0.25, 1.0),
+        ([1, 1, 2, 0], 0.75, 2**1.5),  # entropy 1/4·2 + 1/4·2 + 1/2·1 = 1.5 bits
+        ([3, 3, 3, 3], 1.0, 4.0),
+        ([0, 0, 0, 0], 0.0, 1.0),
+    ],
+)
+def test_usage_by_hand(counts, share, perplexity):
+    use = usage(torch.tensor(counts))
+    assert use.share == pytest.approx(share) and use.perplexity == pytest.approx(perplexity)
