@@ -43,7 +43,11 @@ def main(arguments: list[str]) -> None:
     config.check_shapes(*shape[1:])
     if command.dry_run:
         print(to_yaml(config))
-        print(describe(config, config.model_settings(shape, num_classes(config.data))))
+        # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
+        known = config.data.source == "digits" or config.data.size is None
+        print(describe(config, config.model_settings(shape, num_classes(config.data) if known else 0)))
+        if not known:
+            print("labels   not counted: a prior with labels has one row of its dim more for each class")
         return
     folder = command.out or Path("runs") / path.stem
     check_run_folder(folder, config)

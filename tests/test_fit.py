@@ -18,6 +18,12 @@ class Interrupted(Exception):
     """What kills a run in these tests."""
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These networks are too small for two."""
+    torch.set_num_threads(1)
+
+
 class Images:
     """Structured binary images; a training batch is augmented by a random inversion."""
 
@@ -38,7 +44,7 @@ class Images:
 
 def level(kind="vq", dropout=0.3, seed=0):
     torch.manual_seed(seed)
-    quantizer = {"kind": kind, "codebook_size": 9, "dim": 4, "revival": 0.9}
+    quantizer = {"kind": kind, "codebook_size": 9 if kind == "fsq" else 8, "dim": 4, "revival": 0.9}
     settings = LevelSettings(map=(2, 2), width=8, quantizer=quantizer, dropout=dropout)
     return PixelLevel(settings, (1, 4, 4), 2, PixelHead(PixelSettings(), 1, 2), (4, 4))
 

@@ -312,13 +312,17 @@ class Fit:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
-            self.average.updates = state["updates"]
-        self.step, self.best = state["step"], state["best"]
+        path, metrics = self.folder / "checkpoint.pt", self.folder / "metrics.jsonl"
+        if path.exists():
+            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["average"])
+                self.average.updates = state["updates"]
+            self.step, self.best = state["step"], state["best"]
+        if metrics.exists() and self.accelerator.is_main_process:
+            # Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row.
+            rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = "".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= self.step)
+            write_atomically(metrics, lambda path: path.write_text(kept, encoding="utf-8"))

@@ -169,9 +169,8 @@ def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Ima
     columns = min(columns, count)
     size = (columns * (width + 1) - 1, -(-count // columns) * (height + 1) - 1)
     sheet = Image.new("L", size, 96).convert("L" if channels == 1 else "RGB")
-    for position in range(count):
-        corner = (position % columns * (width + 1), position // columns * (height + 1))
-        sheet.paste(_to_image(pixels[position], values), corner)
+    for i in range(count):
+        sheet.paste(_to_image(pixels[i], values), (i % columns * (width + 1), i // columns * (height + 1)))
     return sheet.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
 
 
@@ -240,8 +239,9 @@ def _open(settings: ImageSettings) -> dict[str, _Stored]:
 def _open_array(path: str, settings: ImageSettings) -> _Stored:
     """One .npy (pixels) or .npz (images, pixels or x, with labels or y) file of uint8 [n,h,w], [n,h,w,c], [n,c,h,w]."""
     try:
-        content = np.load(path, mmap_mode="r" if path.endswith(".npy") else None, allow_pickle=False)
-        arrays = {"pixels": content} if isinstance(content, np.ndarray) else dict(content)
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = {"pixels": content} if isinstance(content, np.ndarray) else dict(content)
     except Exception as error:  # numpy raises a different type for each way a file can be broken
         raise InputError(f"{path}: cannot be read as .npy or .npz ({error}); name a file written by numpy") from error
     pixels = next((arrays[key] for key in ("images", "pixels", "x") if key in arrays), None)
@@ -340,7 +340,7 @@ def _partition(counts: dict[str, int], settings: ImageSettings) -> dict[str, tup
 
 def _read(split: _Stored, positions: NDArray[np.int64], settings: ImageSettings) -> NDArray[np.uint8]:
     """Decodes the images at these positions, uint8 [n, c, h, w]."""
-    if len(positions) == 0:
+    if len(positions) == 0 or split.count == 0:
         raise InputError(f"{split.where}: no images left for a split; name another file or hold out less of train")
     names = [f"{split.where}, image {position}" for position in positions]
     batches = [slice(start, start + DECODE_BATCH) for start in range(0, len(names), DECODE_BATCH)]

@@ -240,12 +240,22 @@ class MovingAverageVQ(_NearestCode):
         mean_use = self._pending / self.size
         if not self._state.initted:
             self._initialise(flat.detach(), mean_use)
+            if not self._state.initted:  # the library would start its own k-means on this batch
+                return self._quantize_only(flat)
         self._state.threshold_ema_dead_code = self.settings.revival * mean_use
         self._state.reset_cluster_size = mean_use
         if not self.accumulating:
             self._pending = 0
         vectors, codes, loss = self.library(flat, accum_ema_update=self.accumulating)
         return vectors, codes, loss.clone()  # without a commitment term the library returns a buffer of its own
+
+    def _quantize_only(self, flat: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """A training step that leaves the codebook alone; gradients are copied."""
+        self._pending = 0
+        codes, inputs = self._encode(flat), self._state.transform_input(flat)
+        vectors = self._lookup(codes)
+        loss = self.settings.commitment * F.mse_loss(inputs, vectors)
+        return inputs + (vectors - inputs).detach(), codes, loss
 
     @torch.no_grad()
     def _initialise(self, flat: Float[Tensor, "b n d"], mean_use: float) -> None:
@@ -278,6 +288,9 @@ class CosineVQ(MovingAverageVQ):
     """The same on the unit sphere: inputs and codes have length one (Yu et al. 2022, ViT-VQGAN)."""
 
     cosine = True
+
+    def _encode(self, flat: Float[Tensor, "b n d"]) -> Tensor:
+        return super()._encode(self._state.transform_input(flat))  # short vectors would drown in rounding
 
 
 class FiniteScalar(Quantizer):
