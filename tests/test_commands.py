@@ -1,0 +1,444 @@
+"""The recipe and the tools as a user runs them: a tiny run on the digits, what it leaves, what it refuses."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from vqstack.config import run_command
+from vqstack.images import load_splits
+from vqstack.model import HierarchicalModel
+from vqstack.phases import data_of_run
+
+ROOT = Path(__file__).parents[1]
+TRAIN, ENCODE, GENERATE = (
+    ROOT / path for path in ("recipes/train_stack.py", "tools/encode_dataset.py", "tools/generate.py")
+)
+RECIPE = """
+data: {source: digits, limit: 48}
+levels:
+  - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0.1, quantizer: {codebook_size: 8, dim: 4}}
+  - {map: [2, 2], width: 8, encoder_blocks: 1, decoder_blocks: 1, quantizer: {codebook_size: 4, dim: 4}}
+train_levels: [{steps: 6, batch_size: 16, warmup: 2, evaluate_every: 3}]
+prior: {depth: 1, dim: 8, heads: 2}
+train_prior: {steps: 6, batch_size: 16, warmup: 2, evaluate_every: 3}
+sample_grid: 4
+"""
+SPLITS = {"train": 48, "validation": 48, "test": 48}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These networks are too small for two."""
+    torch.set_num_threads(1)
+
+
+def start(*command):
+    """A command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
+    )
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """The three programs as modules."""
+    modules = {}
+    for path in (TRAIN, ENCODE, GENERATE):
+        spec = importlib.util.spec_from_file_location(f"command_{path.stem}", path)
+        modules[path] = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = modules[path]
+        spec.loader.exec_module(modules[path])
+    yield modules
+    for module in modules.values():
+        del sys.modules[module.__name__]
+
+
+@pytest.fixture
+def call(programs, monkeypatch, capsys):
+    """A command in this process: (exit code, stdout, stderr)."""
+
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            run_command(programs[program].main)
+            code = 0
+        except SystemExit as leave:
+            code = leave.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_folder(recipe):
+    """A run that was trained as the README says; tests only read it."""
+    folder = recipe.parent / "run"
+    out = start("-m", "accelerate.commands.launch", "--num_processes", "1", TRAIN, "--config", recipe, "--out", folder)
+    assert out.returncode == 0, out.stderr
+    (recipe.parent / "stdout.txt").write_text(out.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def code_folder(run_folder):
+    folder = run_folder.parent / "codes"
+    out = start(ENCODE, run_folder, "--out", folder, "--cpu")
+    assert out.returncode == 0, out.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(run_folder):
+    folder = run_folder.parent / "images"
+    out = start(GENERATE, run_folder, "--num", 9, "--out", folder, "--label", 3, 7, "--seed", 5, "--device", "cpu")
+    assert out.returncode == 0, out.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_run(run_folder):
+    """A released model of the same shape with other weights."""
+    folder = run_folder.parent / "other"
+    torch.manual_seed(1)
+    HierarchicalModel(HierarchicalModel.from_pretrained(run_folder / "model").settings).save_pretrained(folder)
+    return folder
+
+
+def tree(folder):
+    """Every file below a folder with its contents."""
+    return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def weights(folder):
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def greys(path):
+    """Values 0 … 16 of a stored PNG of digits."""
+    pixels = np.asarray(Image.open(path)).astype(int)
+    values = (pixels * 16 + 127) // 255
+    assert (np.round(255 * values / 16) == pixels).all()
+    return torch.from_numpy(values)[None].to(torch.uint8)
+
+
+def test_files_of_a_run(run_folder, recipe):
+    assert {p.name for p in run_folder.iterdir()} == {"codes", "config.yaml", "ledger.json", "model", "phases", "samples"}
+    resolved = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))
+    assert resolved["levels"][0]["quantizer"]["codebook_size"] == 8
+    assert resolved["data"]["values"] == 17  # every field, resolved
+    assert resolved["seed"] == 0
+    for phase in ("level-1", "level-2", "prior"):
+        folder = run_folder / "phases" / phase
+        assert {p.name for p in folder.iterdir()} == {"DONE", "best.pt", "metrics.jsonl"}
+        done = json.loads((folder / "DONE").read_text())
+        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in metrics] == [3, 6]
+        assert done == {"steps": 6, "validation_nats": min(row["validation/nats"] for row in metrics)}
+        for step in (3, 6):
+            with Image.open(run_folder / "samples" / f"{phase}-{step:07d}.png") as picture:
+                picture.load()
+    assert {p.name for p in (run_folder / "codes").iterdir()} == {"level-1", "level-2"}
+    assert {p.name for p in (run_folder / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    out = (recipe.parent / "stdout.txt").read_text(encoding="utf-8")
+    for words in ("level-1: best validation", "prior: best validation", "Bits an image", "bits/dim", "codes used"):
+        assert words in out
+
+
+def test_the_ledger_of_a_run(run_folder):
+    ledgers = json.loads((run_folder / "ledger.json").read_text())
+    assert set(ledgers) == {"train", "test"}
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    splits = load_splits(data_of_run(run_folder))
+    for name, ledger in ledgers.items():
+        assert [row["row"] for row in ledger["rows"]] == ["label", "prior", "level-2", "level-1"]
+        assert [row["dims"] for row in ledger["rows"]] == [1, 4, 16, 64]
+        assert ledger["bits"] == pytest.approx(sum(row["bits"] for row in ledger["rows"]))
+        assert ledger["bits_per_dim"] == pytest.approx(ledger["bits"] / 64)
+        again = model.ledger(splits[name].pixels, splits[name].labels).to_json()
+        for row, found in zip(ledger["rows"], again["rows"], strict=True):
+            assert row["bits"] == pytest.approx(row["nats"] / np.log(2))
+            assert row["nats"] == pytest.approx(found["nats"], rel=1e-4)
+
+
+def test_running_again_repeats_nothing(run_folder, recipe, call):
+    before = tree(run_folder)
+    code, out, err = call(TRAIN, "--config", recipe, "--out", run_folder)
+    assert (code, err) == (0, "")
+    for phase in ("level-1", "level-2", "prior"):
+        assert f"{phase}: done before" in out
+    after = tree(run_folder)
+    assert after.keys() == before.keys()
+    same = {path for path in before if after[path] == before[path]}
+    assert {Path("model/model.safetensors"), Path("config.yaml")} <= same
+    assert not [p for p in before.keys() - same if p.parts[0] in ("phases", "codes", "samples")]
+
+
+@pytest.mark.parametrize("lost", ["phases/prior/DONE", "phases/prior", "phases/level-2"])
+def test_a_run_goes_on_where_it_stopped(run_folder, recipe, call, tmp_path, lost):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    for path in (lost, "model", "ledger.json"):
+        if (folder / path).is_dir():
+            shutil.rmtree(folder / path)
+        else:
+            (folder / path).unlink()
+    code, out, err = call(TRAIN, "--config", recipe, "--out", folder)
+    assert (code, err) == (0, "")
+    assert "level-1: done before" in out
+    assert f"{Path(lost).parts[1]}: best validation" in out
+    assert len((folder / "phases/prior/metrics.jsonl").read_text().splitlines()) == 2
+    ours = HierarchicalModel.from_pretrained(folder / "model").state_dict()
+    theirs = HierarchicalModel.from_pretrained(run_folder / "model").state_dict()
+    for name, value in ours.items():  # one thread here and two there: rounding may differ
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_code_data_set(run_folder, code_folder, tmp_path):
+    from datasets import load_dataset
+
+    assert {p.name for p in code_folder.iterdir()} == {"README.md", "data", "manifest.json"}
+    manifest = json.loads((code_folder / "manifest.json").read_text())
+    assert manifest["map_shapes"] == [[4, 4], [2, 2]]
+    assert manifest["vocabularies"] == [8, 4]
+    dataset = load_dataset(str(code_folder), cache_dir=str(tmp_path))
+    assert {name: len(split) for name, split in dataset.items()} == SPLITS
+    assert dataset["test"].column_names == ["index", "label", "codes_1", "codes_2"]
+    split = load_splits(data_of_run(run_folder))["test"]
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    rows = dataset["test"][:]
+    assert torch.equal(torch.tensor(rows["index"]), split.index)
+    assert torch.equal(torch.tensor(rows["label"]), split.labels)
+    for number, codes in enumerate(model.encode(split.pixels), start=1):
+        assert torch.equal(torch.tensor(rows[f"codes_{number}"]), codes)
+
+
+def test_generated_images(run_folder, image_folder):
+    names = [f"{i:06d}.png" for i in range(9)]
+    assert {p.name for p in image_folder.iterdir()} == {*names, "grid.png", "manifest.json"}
+    manifest = json.loads((image_folder / "manifest.json").read_text())
+    labels = [3, 7, 3, 7, 3, 7, 3, 7, 3]
+    wanted = [{"file": n, "index": i, "seed": 5, "label": y} for i, (n, y) in enumerate(zip(names, labels, strict=True))]
+    assert manifest["images"] == wanted
+    assert manifest["settings"]["num"] == 9
+    assert manifest["settings"]["temperature"] == [1.0]
+    for name in names:
+        with Image.open(image_folder / name) as image:
+            assert (image.size, image.mode, image.format) == ((8, 8), "L", "PNG")  # native size
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    sample = model.sample(9, torch.tensor(labels), seed=5)
+    assert torch.equal(torch.stack([greys(image_folder / name) for name in names]), sample.pixels)
+
+
+@pytest.mark.parametrize("given", [["--label", 3, 7], []], ids=["labels", "no labels"])
+def test_the_batch_size_does_not_matter(run_folder, call, tmp_path, given):
+    for size in (1, 8):
+        folder = tmp_path / str(size)
+        code, _, err = call(GENERATE, run_folder, "--num", 9, "--out", folder, "--batch-size", size, "--device", "cpu", *given)
+        assert (code, err) == (0, "")
+    one, eight = (tree(tmp_path / name) for name in ("1", "8"))
+    assert one.keys() == eight.keys()
+    assert [p.name for p in one if one[p] != eight[p]] == ["manifest.json"]  # it names the batch size
+    images = [json.loads(files[Path("manifest.json")])["images"] for files in (one, eight)]
+    assert images[0] == images[1]
+    assert len({one[Path(f"{i:06d}.png")] for i in range(9)}) > 1
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_stored_codes_become_images_again(run_folder, code_folder, call, tmp_path, level):
+    given = [] if level == 1 else ["--from-level", level]
+    out = tmp_path / "out"
+    code, _, err = call(GENERATE, run_folder, "--codes", code_folder, "--out", out, "--device", "cpu", *given)
+    assert (code, err) == (0, "")
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    pixels = load_splits(data_of_run(run_folder))["test"].pixels
+    expected = model.decode(model.encode(pixels)[level - 1], level)
+    found = torch.stack([greys(out / f"{i:06d}.png") for i in range(48)])
+    assert torch.equal(found, expected)
+    assert not (out / "000048.png").exists()
+
+
+def test_variations_of_an_image(run_folder, image_folder, call, tmp_path):
+    out = tmp_path / "out"
+    files = [image_folder / f"{i:06d}.png" for i in range(2)]
+    given = ["--images", *files, "--from-level", 2, "--num", 6, "--device", "cpu"]
+    code, _, err = call(GENERATE, run_folder, *given, "--out", out)
+    assert (code, err) == (0, "")
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    top = model.encode(torch.stack([greys(file) for file in files]))[1]
+    sample = model.vary(top.repeat(3, 1, 1), 2)
+    assert torch.equal(torch.stack([greys(out / f"{i:06d}.png") for i in range(6)]), sample.pixels)
+    images = json.loads((out / "manifest.json").read_text())["images"]
+    assert [image["label"] for image in images] == [None] * 6
+
+
+def refused(code, out, err, message):
+    assert code == 2, (out, err)
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("colour: 3\n" + RECIPE, [], "colour: unknown field"),
+        (RECIPE + "levels: [", [], "is not YAML"),
+        (RECIPE, ["--levels.0.map", 3, 3], "levels.0.map 3x3 does not divide what lies below it (8x8)"),
+        (RECIPE, ["--levels.1.map", 3, 4], "levels.1.map 3x4 does not divide what lies below it (4x4)"),
+        (RECIPE, ["--pad-to", 4, 4], "pad_to"),
+        (RECIPE, ["--pixels.kind", "bernoulli"], "pixels.kind"),
+        (RECIPE, ["--levels.0.quantizer.codebook-size", "many"], "many"),
+        (RECIPE, ["--no-such-thing", 1], "no-such-thing"),
+        (RECIPE, ["--sampling.temperature", 1, 1], "temperature takes one value or 3"),
+        (RECIPE, ["--sampling.temperature", -1], "temperature"),
+        (RECIPE, ["--data.source", "parquet", "--data.files", "train", "missing.parquet"], "missing.parquet"),
+        (RECIPE, ["--trackers", "nonsense"], "nonsense"),
+        (RECIPE.replace("digits", "moon"), [], "data.source"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) and "\n" in value else str(value)[:40],
+)
+def test_training_refuses(call, tmp_path, monkeypatch, text, given, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    refused(*call(TRAIN, "--config", path, "--out", tmp_path / "out", *given), message)
+    assert [p.name for p in tmp_path.iterdir()] == ["wrong.yaml"]
+
+
+def test_training_refuses_a_missing_recipe(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(*call(TRAIN, "--config", tmp_path / "missing.yaml"), "missing.yaml cannot be read")
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_refuses_folders_that_are_taken(call, recipe, run_folder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        refused(*call(TRAIN, "--config", recipe, "--out", out), str(out))
+    assert tree(tmp_path) == {Path("thesis.txt"): b"all of it"}
+    before = tree(run_folder)
+    refused(*call(TRAIN, "--config", recipe, "--out", run_folder, "--seed", 1), "other settings (seed)")
+    assert tree(run_folder) == before
+
+
+def test_wrong_input_as_a_process(tmp_path, run_folder):
+    missing = start(TRAIN, "--config", tmp_path / "missing.yaml", "--out", tmp_path / "out")
+    refused(missing.returncode, missing.stdout, missing.stderr, "missing.yaml")
+    label = start(GENERATE, run_folder, "--num", 2, "--out", tmp_path / "out", "--label", 10)
+    refused(label.returncode, label.stdout, label.stderr, "label 10 is out of range: this model knows 0 … 9")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--num", 2, "--label", 10], "label 10 is out of range"),
+        (["--num", 2, "--label", -1], "label"),
+        (["--num", 2, "--label", "seven"], "seven"),
+        (["--num", -1], "num"),
+        (["--num", 0], "num"),
+        (["--num", 2, "--temperature", -1], "temperature"),
+        (["--num", 2, "--temperature", 0], "temperature 0.0 is not above 0"),
+        (["--num", 2, "--temperature", 1, 1], "temperature takes one value or 3"),
+        (["--num", 2, "--top-k", -3], "top_k"),
+        (["--num", 2, "--top-p", 1.5], "top_p 1.5"),
+        (["--num", 2, "--batch-size", 0], "batch-size"),
+        (["--num", 2, "--from-level", 1], "--from-level needs real images"),
+        (["--images", "missing.png", "--from-level", 1], "missing.png"),
+        (["--images", "missing.png", "--from-level", 3], "--from-level 3 does not exist"),
+        (["--codes", "missing"], "missing"),
+        (["--num", 2, "--device", "abacus"], "abacus"),
+        (["--nun", 2], "nun"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_generating_refuses(call, run_folder, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    refused(*call(GENERATE, run_folder, "--out", tmp_path / "out", *given), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_generating_refuses_images_that_cannot_be_read(call, run_folder, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    refused(*call(GENERATE, run_folder, "--out", tmp_path / "out", "--images", broken, "--from-level", 1), "broken.png")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("program", [GENERATE, ENCODE], ids=lambda path: path.name)
+def test_tools_refuse_what_is_no_run(call, tmp_path, program):
+    refused(*call(program, tmp_path / "missing", "--out", tmp_path / "out"), "holds no trained model")
+    refused(*call(program, tmp_path, "--out", tmp_path / "out"), "holds no trained model")
+    refused(*call(program, "--out", tmp_path / "out"), "run")
+    refused(*call(program, tmp_path), "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", [GENERATE, ENCODE], ids=lambda path: path.name)
+def test_tools_refuse_folders_that_are_taken(call, run_folder, image_folder, tmp_path, program):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        refused(*call(program, run_folder, "--out", out), str(out))
+    assert tree(tmp_path) == {Path("thesis.txt"): b"all of it"}
+    before = tree(image_folder)
+    refused(*call(program, run_folder, "--out", image_folder), str(image_folder))  # finished output is kept, too
+    assert tree(image_folder) == before
+
+
+def test_unfinished_output_may_be_written_again(call, run_folder, tmp_path):
+    out = tmp_path / "out"
+    assert call(GENERATE, run_folder, "--num", 1, "--out", out, "--device", "cpu")[0] == 0
+    (out / ".vqstack-unfinished").write_text("generate\n")
+    assert call(GENERATE, run_folder, "--num", 2, "--out", out, "--device", "cpu")[0] == 0
+    assert {p.name for p in out.iterdir()} == {"000000.png", "000001.png", "grid.png", "manifest.json"}
+
+
+def test_codes_of_another_model_are_refused(call, other_run, code_folder, tmp_path):
+    refused(*call(GENERATE, other_run, "--codes", code_folder, "--out", tmp_path / "out"), "codes of encoder")
+    refused(*call(GENERATE, other_run, "--codes", tmp_path, "--out", tmp_path / "out"), "no code data set")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_split_that_does_not_exist(call, run_folder, code_folder, tmp_path):
+    given = ["--codes", code_folder, "--split", "holdout", "--out", tmp_path / "out"]
+    refused(*call(GENERATE, run_folder, *given), "holdout")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_do_not_fit_the_model(call, run_folder, tmp_path):
+    np.save(tmp_path / "train.npy", np.zeros((20, 6, 6), np.uint8))
+    given = ["--data.source", "array", "--data.files", "train", tmp_path / "train.npy", "--data.size", 6, 6]
+    refused(*call(ENCODE, run_folder, "--out", tmp_path / "out", *given), "do not fit the model")
+    assert [p.name for p in tmp_path.iterdir()] == ["train.npy"]
+
+
+@pytest.mark.parametrize("program", [TRAIN, GENERATE, ENCODE], ids=lambda path: path.name)
+def test_help(call, program):
+    code, out, err = call(program, "--help")
+    assert (code, err) == (0, "")
+    assert "--out" in out
