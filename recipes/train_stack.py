@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
 from vqstack.images import image_shape, num_classes
-from vqstack.phases import Run, check_run_folder
+from vqstack.phases import Run, check_run_folder, check_trackers
 from vqstack.report import describe
 
 RECIPES = Path(__file__).parent
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     shape = image_shape(config.data)
     config.check_shapes(*shape[1:])
+    config.sampling.draws(len(config.levels))  # wrong values are refused now, not after training
     if command.dry_run:
         print(to_yaml(config))
         # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> None:
         return
     folder = command.out or Path("runs") / path.stem
     check_run_folder(folder, config)
+    check_trackers(config.trackers)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,

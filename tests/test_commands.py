@@ -145,7 +145,14 @@ def greys(path):
 
 
 def test_files_of_a_run(run_folder, recipe):
-    assert {p.name for p in run_folder.iterdir()} == {"codes", "config.yaml", "ledger.json", "model", "phases", "samples"}
+    assert {p.name for p in run_folder.iterdir()} == {
+        "codes",
+        "config.yaml",
+        "ledger.json",
+        "model",
+        "phases",
+        "samples",
+    }
     resolved = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))
     assert resolved["levels"][0]["quantizer"]["codebook_size"] == 8
     assert resolved["data"]["values"] == 17  # every field, resolved
@@ -240,7 +247,9 @@ def test_generated_images(run_folder, image_folder):
     assert {p.name for p in image_folder.iterdir()} == {*names, "grid.png", "manifest.json"}
     manifest = json.loads((image_folder / "manifest.json").read_text())
     labels = [3, 7, 3, 7, 3, 7, 3, 7, 3]
-    wanted = [{"file": n, "index": i, "seed": 5, "label": y} for i, (n, y) in enumerate(zip(names, labels, strict=True))]
+    wanted = [
+        {"file": n, "index": i, "seed": 5, "label": y} for i, (n, y) in enumerate(zip(names, labels, strict=True))
+    ]
     assert manifest["images"] == wanted
     assert manifest["settings"]["num"] == 9
     assert manifest["settings"]["temperature"] == [1.0]
@@ -256,7 +265,9 @@ def test_generated_images(run_folder, image_folder):
 def test_the_batch_size_does_not_matter(run_folder, call, tmp_path, given):
     for size in (1, 8):
         folder = tmp_path / str(size)
-        code, _, err = call(GENERATE, run_folder, "--num", 9, "--out", folder, "--batch-size", size, "--device", "cpu", *given)
+        code, _, err = call(
+            GENERATE, run_folder, "--num", 9, "--out", folder, "--batch-size", size, "--device", "cpu", *given
+        )
         assert (code, err) == (0, "")
     one, eight = (tree(tmp_path / name) for name in ("1", "8"))
     assert one.keys() == eight.keys()
@@ -367,7 +378,7 @@ def test_wrong_input_as_a_process(tmp_path, run_folder):
         (["--num", 2, "--temperature", 1, 1], "temperature takes one value or 3"),
         (["--num", 2, "--top-k", -3], "top_k"),
         (["--num", 2, "--top-p", 1.5], "top_p 1.5"),
-        (["--num", 2, "--batch-size", 0], "batch-size"),
+        (["--num", 2, "--batch-size", 0], "batch_size Input should be greater than or equal to 1 (see --help)"),
         (["--num", 2, "--from-level", 1], "--from-level needs real images"),
         (["--images", "missing.png", "--from-level", 1], "missing.png"),
         (["--images", "missing.png", "--from-level", 3], "--from-level 3 does not exist"),
@@ -431,7 +442,7 @@ def test_a_split_that_does_not_exist(call, run_folder, code_folder, tmp_path):
 
 
 def test_images_that_do_not_fit_the_model(call, run_folder, tmp_path):
-    np.save(tmp_path / "train.npy", np.zeros((20, 6, 6), np.uint8))
+    np.save(tmp_path / "train.npy", np.zeros((40, 6, 6), np.uint8))
     given = ["--data.source", "array", "--data.files", "train", tmp_path / "train.npy", "--data.size", 6, 6]
     refused(*call(ENCODE, run_folder, "--out", tmp_path / "out", *given), "do not fit the model")
     assert [p.name for p in tmp_path.iterdir()] == ["train.npy"]

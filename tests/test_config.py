@@ -1,6 +1,7 @@
 """Recipes and overrides: strict, complete, one line when wrong."""
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -184,3 +185,14 @@ def test_maps_are_checked_before_anything_is_built():
     with pytest.raises(InputError, match=r"levels\.0\.map 4x4 does not divide .*9x8"):
         RunConfig().check_shapes(9, 8)
     RunConfig(pad_to=(12, 8)).check_shapes(9, 8)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_messages_on_any_terminal(encoding, monkeypatch):
+    """Where the terminal has no box characters the command-line library draws rules instead."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(InputError) as caught:
+        parse(RunConfig, ["--seed", "-1"], RunConfig(), prog="train_stack.py")
+    assert str(caught.value).endswith("seed Input should be greater than or equal to 0 (see --help)")
+    assert "--- " not in str(caught.value)
+    assert "─" not in str(caught.value)

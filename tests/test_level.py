@@ -76,7 +76,9 @@ def test_padding_is_neither_scored_nor_shown():
     parameters = level.decoder(level.quantizer.lookup(codes))
     assert parameters.shape[-2:] == (6, 4)
     tables = parameters.view(4, 1, 4, 6, 4).log_softmax(2)[..., :5, :3]
-    torch.testing.assert_close(distribution.log_prob(pixels), tables.gather(2, pixels[:, :, None].long()).sum((1, 2, 3, 4)))
+    torch.testing.assert_close(
+        distribution.log_prob(pixels), tables.gather(2, pixels[:, :, None].long()).sum((1, 2, 3, 4))
+    )
     # Whatever the decoder says about the padding changes nothing.
     before = distribution.log_prob(pixels)
     changed = parameters.clone()

@@ -23,7 +23,9 @@ def tiny(
 ):
     """Two levels of tiny codebooks; every weight is drawn from a normal distribution."""
     levels = tuple(
-        LevelSettings(map=m, width=8, encoder_blocks=1, decoder_blocks=1, quantizer={"kind": kind, "codebook_size": k, "dim": 3})
+        LevelSettings(
+            map=m, width=8, encoder_blocks=1, decoder_blocks=1, quantizer={"kind": kind, "codebook_size": k, "dim": 3}
+        )
         for m, k in zip(maps, KINDS[kind], strict=True)
     )
     settings = ModelSettings(
@@ -145,7 +147,10 @@ def test_frequencies_of_samples(kind):
         p = model.joint_log_prob(pixels, codes, labels).exp()
 
     def names(pixels, codes, labels):
-        return [tuple(row) for row in torch.cat([pixels.flatten(1), *(z.flatten(1) for z in codes), labels[:, None]], 1).tolist()]
+        return [
+            tuple(row)
+            for row in torch.cat([pixels.flatten(1), *(z.flatten(1) for z in codes), labels[:, None]], 1).tolist()
+        ]
 
     place = {name: i for i, name in enumerate(names(pixels, codes, labels))}
     sample = model.sample(num, seed=1)
@@ -196,9 +201,15 @@ def test_wanted_labels_are_used():
 
 def test_a_prior_without_labels():
     settings = tiny().settings
-    model = HierarchicalModel(settings.model_copy(update={"prior": CodeModelSettings(depth=1, dim=8, heads=2, labels=False)}))
+    model = HierarchicalModel(
+        settings.model_copy(update={"prior": CodeModelSettings(depth=1, dim=8, heads=2, labels=False)})
+    )
     assert model.classes == 0
-    assert list(model.ledger(torch.zeros(1, 1, 2, 1, dtype=torch.uint8), torch.tensor([1])).rows) == ["prior", "level-2", "level-1"]
+    assert list(model.ledger(torch.zeros(1, 1, 2, 1, dtype=torch.uint8), torch.tensor([1])).rows) == [
+        "prior",
+        "level-2",
+        "level-1",
+    ]
 
 
 def test_sampling_settings_one_or_one_a_level():

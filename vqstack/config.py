@@ -127,8 +127,10 @@ def _one_line(printed: str) -> str:
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯ ") for line in printed.splitlines()]
     message: list[str] = []
     for line in lines[1:]:
-        if line and set(line) <= {"─"}:
-            break
+        if line and set(line) <= {"─", "-"}:  # a rule; where the terminal has no box, there is one under the title too
+            if message:
+                break
+            continue
         if line and "https://errors.pydantic.dev" not in line and "For further information" not in line:
             message.append(line)
     text = re.sub(r"\s*\[type=[^]]*\]", "", " ".join(message)).replace(": 1 validation error for", " in")

@@ -10,6 +10,7 @@ from vqstack.images import ImageSplit
 from vqstack.ledger import Ledger, Row
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Usage, usage
+from vqstack.shapes import finest
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def evaluate_split(
     """
     mine = torch.arange(accelerator.process_index, len(split), accelerator.num_processes)
     names = ["label"] * bool(model.classes) + ["prior", *(f"level-{n}" for n in range(len(model.stack), 0, -1))]
-    precision = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    precision = finest(accelerator.device)
     nats = torch.zeros(len(names), dtype=precision, device=accelerator.device)
     counts = [torch.zeros(k, dtype=torch.int64, device=accelerator.device) for k in model.stack.codebook_sizes]
     for indices in tqdm(mine.split(batch_size), desc=f"ledger of {split.name}", leave=False, disable=None):

@@ -143,7 +143,8 @@ class Order:
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, epoch]))
+            key = np.array([self.seed % 2**64, epoch], dtype=np.uint64)
+            generator = np.random.Generator(np.random.Philox(key=key))
             self._epoch, self._permutation = epoch, generator.permutation(self.count)
         return self._permutation
 

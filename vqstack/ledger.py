@@ -40,7 +40,7 @@ class Ledger:
     @classmethod
     def of(cls, code_lengths: Mapping[str, Nats], dims: Mapping[str, int]) -> "Ledger":
         """From the code lengths of each image, nats."""
-        rows = {name: Row(nats.double().sum().item(), dims[name]) for name, nats in code_lengths.items()}
+        rows = {name: Row(nats.cpu().double().sum().item(), dims[name]) for name, nats in code_lengths.items()}
         return cls(rows, len(next(iter(code_lengths.values()))))
 
     def merge(self, other: "Ledger") -> "Ledger":

@@ -22,7 +22,8 @@ from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from vqstack.shapes import Nats, Noise
+from vqstack.errors import InputError
+from vqstack.shapes import Nats, Noise, finest
 
 
 class Draw(BaseModel):
@@ -42,10 +43,8 @@ def noise(seed: int, indices: list[int] | range, level: int, sites: int) -> Nois
     Counter-based (Philox keyed by seed and level, counter set by the sample's number), so sample i is the same in any
     batch and on any number of processes.
     """
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed % 2**64, level], counter=[0, 0, i, 0])).random(sites)
-        for i in indices
-    ]
+    key = np.array([seed % 2**64, level], dtype=np.uint64)  # a list with a number past 2**63 would pass through float64
+    rows = [np.random.Generator(np.random.Philox(key=key, counter=[0, 0, i, 0])).random(sites) for i in indices]
     return torch.from_numpy(np.stack(rows) if rows else np.empty((0, sites)))
 
 
@@ -60,8 +59,7 @@ def draw_values(
     if draw.top_k is not None and draw.top_k < log_probs.shape[-1]:
         smallest = log_probs.topk(draw.top_k, -1).values[..., -1:]
         log_probs = log_probs.masked_fill(log_probs < smallest, -torch.inf)
-    # float64 wherever the device has it
-    probs = log_probs.to(torch.float32 if log_probs.device.type == "mps" else torch.float64).softmax(-1)
+    probs = log_probs.to(finest(log_probs.device)).softmax(-1)
     if draw.top_p < 1.0:
         ordered, order = probs.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= draw.top_p  # the mass before a value already reaches top_p
@@ -118,7 +116,7 @@ class Distribution(ABC):
 
     def sample(self, noise: Noise, draw: Draw = Draw()) -> Tensor:
         """One map per image by the inverse CDF of each factor at ``noise`` [b, N] (see :func:`noise`)."""
-        return self._walk(noise.to(self.device, torch.float32 if self.device.type == "mps" else None), draw)
+        return self._walk(noise.to(self.device, finest(self.device)), draw)
 
     def mode(self) -> Tensor:
         """The most likely map where sites are independent; otherwise the most likely value of each factor in turn."""
@@ -195,6 +193,7 @@ class LogisticMixture(Distribution):
     """
 
     MIN_LOG_SCALE = -7.0
+    MAX_LOG_SCALE = 20.0  # past about 95 the inverse scale is 0 in float32 and an inner bin would have probability 0
 
     def __init__(self, parameters: Float[Tensor, "b P h w"], channels: int, size: int = 256) -> None:
         pairs = channels * (channels - 1) // 2
@@ -203,7 +202,7 @@ class LogisticMixture(Distribution):
         parameters = rearrange(parameters.float(), "b (q k) h w -> q b (h w) k", k=components)
         self.log_weights = parameters[0].log_softmax(-1)
         self.means = parameters[1 : 1 + channels]
-        self.log_scales = parameters[1 + channels : 1 + 2 * channels].clamp(min=self.MIN_LOG_SCALE)
+        self.log_scales = parameters[1 + channels : 1 + 2 * channels].clamp(self.MIN_LOG_SCALE, self.MAX_LOG_SCALE)
         self.coupling = parameters[1 + 2 * channels :].tanh()
         self.shape, self.size, self.dtype = (channels, rows, columns), size, torch.uint8
         self.device = parameters.device
@@ -284,7 +283,7 @@ class PixelHead:
         automatic = "bernoulli" if size == 2 else "categorical" if size <= 32 else "logistic_mixture"
         self.kind = automatic if settings.kind == "auto" else settings.kind
         if self.kind == "bernoulli" and size != 2:
-            raise ValueError(f"a bernoulli likelihood needs 2 grey values, the images have {size}: set pixels.kind")
+            raise InputError(f"pixels.kind bernoulli needs 2 grey values, the images have {size}: choose another kind")
         self.channels, self.size = channels, size
         self.parameters = {
             "bernoulli": channels,

@@ -131,7 +131,7 @@ class HierarchicalModel(nn.Module, Pretrained):
 
     def joint_log_prob(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> Nats:
         """``ln P(y, z_1 … z_L, label)``, nats; over all arguments the probabilities sum to one."""
-        return -torch.stack([x.double() for x in self.code_lengths(pixels, codes, labels).values()]).sum(0)
+        return -torch.stack([x.to(finest(self.device)) for x in self.code_lengths(pixels, codes, labels).values()]).sum(0)
 
     @torch.no_grad()
     def ledger(self, pixels: Pixels, labels: Labels | None = None) -> Ledger:

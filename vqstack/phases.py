@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from jaxtyping import Int64
 from torch import Tensor, nn
 
@@ -229,6 +230,15 @@ def data_of_run(folder: Path) -> ImageSettings:
     """The images that a run was trained on; the defaults where the folder is an artefact without its run."""
     path = folder / "config.yaml"
     return read_yaml(path, RunConfig).data if path.is_file() else ImageSettings()
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Every tracker must be one that is installed."""
+    installed = [str(tracker.value) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in installed:
+            known = ", ".join(installed) or "none"
+            raise InputError(f"trackers: {name} is not installed here (these are: {known}): install it or leave it out")
 
 
 def check_run_folder(folder: Path, config: RunConfig) -> None:

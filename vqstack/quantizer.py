@@ -111,6 +111,7 @@ class Usage:
 
 def usage(counts: Int64[Tensor, "K"]) -> Usage:
     """Usage from the counts of each code; perplexity is exp(entropy of the frequencies)."""
+    counts = counts.cpu()  # some devices have no float64
     p = counts.double() / counts.sum().clamp(min=1)
     return Usage((counts > 0).double().mean().item(), torch.special.entr(p).sum().exp().item())
 

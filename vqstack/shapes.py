@@ -9,6 +9,7 @@ Axes: ``b`` images, ``c`` channels, ``h w`` rows and columns, ``d`` features, ``
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
@@ -32,6 +33,11 @@ Noise: TypeAlias = Float64[Tensor, "b n"]
 
 Nats: TypeAlias = Float[Tensor, "b"]
 """One log-probability (or code length) per image."""
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """float64 where the device has it (MPS has not)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)

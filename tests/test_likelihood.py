@@ -1,0 +1,545 @@
+"""Likelihoods: every probability recomputed another way, every draw counted."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from vqstack.errors import InputError
+from vqstack.likelihood import (
+    Bernoulli,
+    Categorical,
+    Draw,
+    LogisticMixture,
+    PixelHead,
+    PixelSettings,
+    draw_values,
+    logistic_parameters,
+    noise,
+)
+
+ALMOST_ONE = 1 - 2.0**-53
+
+
+def categorical(batch=2, spread=2.0):
+    return Categorical(spread * torch.randn(batch, 2, 3, 4))
+
+
+def bernoulli(batch=2, spread=2.0):
+    return Bernoulli(spread * torch.randn(batch, 2, 1, 3))
+
+
+def mixture(batch=2, spread=1.0, channels=3, size=8, components=4, rows=1, columns=2):
+    parameters = spread * torch.randn(batch, logistic_parameters(channels, components), rows, columns)
+    return LogisticMixture(parameters, channels, size)
+
+
+FAMILIES = {"categorical": categorical, "bernoulli": bernoulli, "mixture": mixture}
+
+
+def every_map(shape, size, dtype):
+    """Every map of this shape, [size ** sites, *shape]."""
+    values = torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape))))
+    return values.view(-1, *shape).to(dtype)
+
+
+def all_log_probs(distribution_of):
+    """Log-probabilities of every map under a distribution that is built for a batch of that many equal images."""
+    one = distribution_of(1)
+    maps = every_map(one.shape, one.size, one.dtype)
+    return maps, distribution_of(len(maps)).log_prob(maps).double()
+
+
+def repeated(kind, parameters, **settings):
+    """A distribution over ``n`` images, all with the parameters of one."""
+
+    def build(n):
+        return kind(parameters.expand(n, *parameters.shape[1:]), **settings)
+
+    return build
+
+
+def reference_logistic(parameters, image, channels, size):
+    """ln P of one image in float64 from the formula: differences of logistic functions, explicit loops.
+
+    Differences are taken between tails of the same side, so that none cancels.
+    """
+
+    def s(t):  # the logistic function
+        return 1 / (1 + math.exp(-t)) if t > -700 else 0.0
+
+    pairs = channels * (channels - 1) // 2
+    components = len(parameters) // (1 + 2 * channels + pairs)
+    total = 0.0
+    for row, column in itertools.product(range(image.shape[1]), range(image.shape[2])):
+        p = parameters[:, row, column].double().view(-1, components).numpy()
+        weights = np.exp(p[0] - p[0].max())
+        x = [2 * int(v) / (size - 1) - 1 for v in image[:, row, column]]
+        likelihood = 0.0
+        for k in range(components):
+            term = weights[k] / weights.sum()
+            coupling = iter(np.tanh(p[1 + 2 * channels :, k]))
+            for i in range(channels):
+                mean = p[1 + i, k] + sum(next(coupling) * x[j] for j in range(i))
+                scale = math.exp(max(p[1 + channels + i, k], -7.0))
+                upper = math.inf if x[i] == 1 else (x[i] + 1 / (size - 1) - mean) / scale
+                lower = -math.inf if x[i] == -1 else (x[i] - 1 / (size - 1) - mean) / scale
+                if lower > 0:  # s(a) - s(b) = s(-b) - s(-a)
+                    upper, lower = -lower, -upper
+                high, low = (1.0 if upper == math.inf else s(upper)), (0.0 if lower == -math.inf else s(lower))
+                term *= high - low
+            likelihood += term
+        total += math.log(likelihood)
+    return total
+
+
+# --- normalisation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+def test_categorical_sums_to_one_over_every_map(spread):
+    maps, log_probs = all_log_probs(repeated(Categorical, spread * torch.randn(1, 2, 2, 3)))
+    assert len(maps) == 3**4
+    assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 20.0])
+def test_bernoulli_sums_to_one_over_every_image(spread):
+    maps, log_probs = all_log_probs(repeated(Bernoulli, spread * torch.randn(1, 2, 2, 2)))
+    assert len(maps) == 2**8
+    assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+def test_logistic_mixture_sums_to_one_over_every_colour(spread):
+    for _ in range(5):
+        parameters = spread * torch.randn(1, logistic_parameters(3, 4), 1, 1)
+        maps, log_probs = all_log_probs(repeated(LogisticMixture, parameters, channels=3, size=8))
+        assert len(maps) == 512
+        assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 256), (1, 2), (2, 16)])
+def test_logistic_mixture_sums_to_one_at_any_width(channels, size):
+    parameters = torch.randn(1, logistic_parameters(channels, 3), 1, 1)
+    for log_scale in (-20.0, -7.0, -3.0, 0.0, 5.0, 50.0):  # from far below one bin to far wider than the range
+        parameters[:, 3 * (1 + channels) : 3 * (1 + 2 * channels)] = log_scale
+        maps, log_probs = all_log_probs(repeated(LogisticMixture, parameters, channels=channels, size=size))
+        assert len(maps) == size**channels
+        # float32: an edge of a narrow bin is known to 1e-7, which is 1e-4 of the smallest scale
+        assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5 if log_scale > -7 else 1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_factor_sums_to_one_and_every_site_comes_once(family):
+    distribution = FAMILIES[family]()
+    values, seen = torch.zeros(2, distribution.sites, dtype=torch.int64), []
+    for factor in distribution.factors(values):
+        assert factor.log_probs.shape == (2, len(factor.sites), distribution.size)
+        sums = factor.log_probs.double().exp().sum(-1)
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
+        values[:, factor.sites] = torch.randint(distribution.size, (2, len(factor.sites)))
+        seen += factor.sites.tolist()
+    assert sorted(seen) == list(range(distribution.sites))
+
+
+# --- log-probabilities --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_prob_is_the_sum_along_the_factors(family, spread):
+    """The values are written as the walk goes, one factor at a time, so a factor that looks ahead would be caught."""
+    distribution = FAMILIES[family](batch=5, spread=spread)
+    x = torch.randint(distribution.size, (5, *distribution.shape))
+    flat, values = x.flatten(1), torch.zeros(5, distribution.sites, dtype=torch.int64)
+    total = torch.zeros(5, dtype=torch.float64)
+    for factor in distribution.factors(values):
+        chosen = flat[:, factor.sites]
+        total += factor.log_probs.double().gather(-1, chosen[..., None]).squeeze(-1).sum(1)
+        values[:, factor.sites] = chosen
+    log_prob = distribution.log_prob(x.to(distribution.dtype))
+    assert torch.allclose(log_prob.double(), total, rtol=1e-5, atol=1e-4)
+    assert log_prob.unique().numel() == 5
+
+
+def test_categorical_by_hand():
+    tables = torch.rand(2, 2, 3, 4, dtype=torch.float64) + 0.1
+    x = torch.randint(4, (2, 2, 3))
+    expected = [
+        sum(
+            math.log(tables[b, i, j, x[b, i, j]] / tables[b, i, j].sum())
+            for i, j in itertools.product(range(2), range(3))
+        )
+        for b in range(2)
+    ]
+    assert Categorical(tables.log().float()).log_prob(x).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_bernoulli_by_hand():
+    p = torch.rand(2, 1, 2, 3, dtype=torch.float64) * 0.9 + 0.05
+    x = torch.randint(2, (2, 1, 2, 3), dtype=torch.uint8)
+    expected = torch.where(x == 1, p, 1 - p).log().flatten(1).sum(1)
+    assert torch.allclose(Bernoulli(p.logit().float()).log_prob(x).double(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 256), (3, 256), (3, 8), (2, 2), (4, 16)])
+def test_logistic_mixture_by_formula_in_float64(channels, size):
+    """The layout of the parameters, the coupling of the channels and the outer bins, against explicit loops."""
+    parameters = torch.randn(4, logistic_parameters(channels, 5), 2, 3)
+    x = torch.randint(size, (4, channels, 2, 3), dtype=torch.uint8)
+    x[0], x[1] = 0, size - 1
+    expected = [reference_logistic(p, image, channels, size) for p, image in zip(parameters, x, strict=True)]
+    assert LogisticMixture(parameters, channels, size).log_prob(x).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_coupling_looks_back_only():
+    """The first channel's marginal does not know the coupling; the last channel's table changes with every other."""
+    parameters = torch.randn(1, logistic_parameters(3, 4), 1, 1)
+    other = parameters.clone()
+    other[:, 4 * 7 :] += 1
+    distributions = [LogisticMixture(p, 3, 8) for p in (parameters, other)]
+
+    def tables(distribution, colour):
+        values = torch.zeros(1, 3, dtype=torch.int64)
+        out = []
+        for factor in distribution.factors(values):
+            out.append(factor.log_probs[0, 0])
+            values[:, factor.sites] = colour[int(factor.sites[0])]
+        return out
+
+    first, second = (tables(d, [1, 2, 3]) for d in distributions)
+    assert torch.equal(first[0], second[0]) and not torch.allclose(first[1], second[1])
+    for colour, changed in (([5, 2, 3], (1, 2)), ([1, 6, 3], (2,)), ([1, 2, 0], ())):
+        now = tables(distributions[0], colour)
+        assert [i for i in range(3) if not torch.allclose(now[i], first[i])] == list(changed)
+
+
+def test_pixels_and_images_do_not_mix():
+    distribution = mixture(batch=2, rows=2, columns=2)
+    x = torch.randint(8, (2, 3, 2, 2), dtype=torch.uint8)
+    before = distribution.log_prob(x)
+    y = x.clone()
+    y[1, 0, 1, 0] = (y[1, 0, 1, 0] + 1) % 8
+    after = distribution.log_prob(y)
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def log_bin_reference(value, mean, log_scale, size):
+    """ln P(value) of one discretized logistic, in float64 but exact in both tails: via log1p and expm1."""
+    x, half, scale = 2 * value / (size - 1) - 1, 1 / (size - 1), math.exp(log_scale)
+    upper, lower = (x + half - mean) / scale, (x - half - mean) / scale
+
+    def log_s(t):  # ln s(t)
+        return -math.log1p(math.exp(-t)) if t > -30 else t - math.log1p(math.exp(t))
+
+    if value == 0:
+        return log_s(upper)
+    if value == size - 1:
+        return log_s(-lower)
+    if lower > 0:
+        upper, lower = -lower, -upper
+    return log_s(upper) + math.log(-math.expm1(log_s(lower) - log_s(upper)))
+
+
+@pytest.mark.parametrize("size", [3, 8, 256])
+@pytest.mark.parametrize("log_scale", [-7.0, -5.0, -3.0, -1.0, 2.0, 10.0])
+def test_log_bin_is_exact_in_the_tails(size, log_scale):
+    """Means inside the range, at its edge and far outside; the naive difference of float32 would be ln 0 there."""
+    distribution = mixture(size=size)
+    values = sorted({0, 1, size // 2, size - 2, size - 1})
+    lowest = 0.0
+    for mean, value in itertools.product((-40.0, -3.0, -1.0, -0.3, 0.0, 0.7, 1.0, 2.5, 40.0), values):
+        arguments = (torch.tensor(float(value)), torch.tensor(mean), torch.tensor(log_scale))
+        expected = log_bin_reference(value, mean, log_scale, size)
+        # inputs are float32: an edge is known to about 3e-7 of its size, in units of the scale
+        tolerance = 3e-7 * (2 + abs(mean)) * math.exp(-log_scale) + 1e-5 + 1e-5 * abs(expected)
+        assert distribution._log_bin(*arguments).item() == pytest.approx(expected, abs=tolerance)
+        lowest = min(lowest, expected)
+    if log_scale < -3:
+        assert lowest < -700  # beyond float64's own range of probabilities
+
+
+def test_log_bin_reference_agrees_with_many_digits():
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(60):
+        for value, mean, log_scale in itertools.product((1, 100, 254), (-2.0, 0.1, 3.0), (-3.5, 0.0, 4.0)):
+            x, half, scale = mpmath.mpf(2 * value) / 255 - 1, mpmath.mpf(1) / 255, mpmath.exp(log_scale)
+            a, b = (1 / (1 + mpmath.exp(-(x + h - mean) / scale)) for h in (half, -half))
+            exact = float(mpmath.log(a - b))
+            assert log_bin_reference(value, mean, log_scale, 256) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("log_scale", [-100.0, -7.0, 0.0, 30.0, 200.0])
+@pytest.mark.parametrize("mean", [-1e4, -1.0, 0.0, 1e4])
+@pytest.mark.parametrize("weight", [0.0, 1e4])
+def test_logistic_gradients_are_finite_in_extreme_parameters(log_scale, mean, weight):
+    parameters = torch.zeros(3, logistic_parameters(3, 2), 1, 2)
+    parameters[:, 0] = weight
+    parameters[:, 2:8], parameters[:, 8:14], parameters[:, 14:] = mean, log_scale, 100.0
+    parameters.requires_grad_()
+    x = torch.tensor([0, 100, 255], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 1, 2)
+    log_prob = LogisticMixture(parameters, 3).log_prob(x)
+    log_prob.sum().backward()
+    assert log_prob.isfinite().all() and parameters.grad.isfinite().all()
+    if log_scale <= 0 and abs(mean) > 1:  # a mean far away is still pulled back
+        assert parameters.grad[:, 2:8].abs().sum() > 0
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_other_gradients_are_finite_in_extreme_parameters(logit):
+    for build, shape in ((Bernoulli, (2, 1, 2, 2)), (Categorical, (2, 2, 2, 2))):
+        logits = torch.zeros(shape)
+        logits[..., 0] = logit
+        logits.requires_grad_()
+        distribution = build(logits)
+        for value in (0, 1):
+            x = torch.full((2, *distribution.shape), value, dtype=distribution.dtype)
+            log_prob = distribution.log_prob(x)
+            (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
+            assert log_prob.isfinite().all() and gradient.isfinite().all()
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------
+
+
+def frequencies_match(build, images, draw=Draw()):
+    """Largest deviation of counted from computed frequencies of whole maps, in standard errors."""
+    maps, log_probs = all_log_probs(build)
+    distribution = build(images)
+    samples = distribution.sample(noise(1, range(images), 0, distribution.sites), draw)
+    assert samples.dtype == distribution.dtype and samples.shape == (images, *distribution.shape)
+    weights = distribution.size ** torch.arange(distribution.sites - 1, -1, -1)
+    counts = torch.bincount((samples.flatten(1).long() * weights).sum(1), minlength=len(maps)).double()
+    p = log_probs.exp()
+    used = p * images > 5
+    assert p[used].sum() > 0.9
+    return ((counts - p * images) / (p * (1 - p) * images).sqrt())[used].abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "settings"),
+    [
+        (Categorical, (1, 2, 2, 3), {}),
+        (Bernoulli, (1, 1, 2, 3), {}),
+        (LogisticMixture, (1, logistic_parameters(3, 2), 1, 1), {"channels": 3, "size": 4}),
+        (LogisticMixture, (1, logistic_parameters(2, 3), 1, 2), {"channels": 2, "size": 3}),
+    ],
+)
+def test_samples_come_as_often_as_their_probability_says(kind, shape, settings):
+    """Whole maps are counted, so a wrong dependence between sites or channels shows as well as a wrong table."""
+    assert frequencies_match(repeated(kind, torch.randn(shape), **settings), 20000) < 4.5
+
+
+def test_inverse_cdf_by_hand():
+    log_probs = torch.tensor([0.25, 0.0, 0.5, 0.25]).log().view(1, 1, 4)
+    expected = {0.0: 0, 0.2499: 0, 0.2501: 2, 0.5: 2, 0.7499: 2, 0.7501: 3, ALMOST_ONE: 3}
+    for u, value in expected.items():
+        assert draw_values(log_probs, torch.tensor([[u]], dtype=torch.float64), Draw()).item() == value
+
+
+@pytest.mark.parametrize("size", [2, 5, 1000])
+def test_values_of_probability_zero_never_come(size):
+    """At noise 0 and at the largest noise below 1, wherever the values of probability 0 lie."""
+    extremes = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-30, ALMOST_ONE], dtype=torch.float64)
+    for possible in ([0], [size - 1], [size // 2], sorted({size // 3, size - 2})):
+        logits = torch.full((1, 1, size), -torch.inf)
+        logits[..., possible] = torch.randn(len(possible))
+        table = logits.log_softmax(-1).expand(1, len(extremes), size)
+        for draw in (Draw(), Draw(temperature=0.3), Draw(top_k=2), Draw(top_p=0.99)):
+            drawn = draw_values(table, extremes[None], draw)
+            assert set(drawn.flatten().tolist()) <= set(possible)
+        drawn = draw_values(table, extremes[None], Draw())
+        assert drawn[0, 0] == possible[0] and drawn[0, -1] == possible[-1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_extreme_noise_gives_values_in_range(family):
+    distribution = FAMILIES[family](spread=30.0)
+    for u in (0.0, ALMOST_ONE):
+        x = distribution.sample(torch.full((2, distribution.sites), u, dtype=torch.float64)).long()
+        assert x.min() >= 0 and x.max() < distribution.size
+        assert distribution.log_prob(x.to(distribution.dtype)).isfinite().all()
+
+
+def shares(probs, draw):
+    """Share of the unit interval that leads to each value, measured on a fine grid."""
+    grid = (torch.arange(10000, dtype=torch.float64) + 0.5) / 10000
+    table = torch.tensor(probs).log().expand(1, len(grid), len(probs))
+    return (torch.bincount(draw_values(table, grid[None], draw).flatten(), minlength=len(probs)) / 10000).tolist()
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"),
+    [
+        (Draw(), [0.1, 0.4, 0.2, 0.3]),
+        (Draw(temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),  # squares, divided by 0.3
+        (Draw(temperature=1e-4), [0, 1, 0, 0]),
+        (Draw(top_k=1), [0, 1, 0, 0]),
+        (Draw(top_k=2), [0, 4 / 7, 0, 3 / 7]),
+        (Draw(top_k=3), [0, 4 / 9, 2 / 9, 3 / 9]),
+        (Draw(top_k=9), [0.1, 0.4, 0.2, 0.3]),
+        (Draw(top_p=0.39), [0, 1, 0, 0]),
+        (Draw(top_p=0.41), [0, 4 / 7, 0, 3 / 7]),  # the value that crosses the border stays
+        (Draw(top_p=0.69), [0, 4 / 7, 0, 3 / 7]),
+        (Draw(top_p=0.71), [0, 4 / 9, 2 / 9, 3 / 9]),
+        (Draw(top_p=0.91), [0.1, 0.4, 0.2, 0.3]),
+        (Draw(top_p=1e-6), [0, 1, 0, 0]),
+        (Draw(top_k=3, top_p=0.5), [0, 4 / 7, 0, 3 / 7]),  # 4/9 < 0.5 <= 7/9: the nucleus is taken after top-k
+        (Draw(temperature=0.5, top_p=0.53), [0, 1, 0, 0]),  # and after the temperature
+        (Draw(mode=True, temperature=5), [0, 1, 0, 0]),
+    ],
+)
+def test_temperature_top_k_and_top_p_by_hand(draw, expected):
+    assert shares([0.1, 0.4, 0.2, 0.3], draw) == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0}, {"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}, {"topk": 3}]
+)
+def test_draws_out_of_range_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        Draw(**wrong)
+
+
+# --- mode ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "settings"),
+    [
+        (Categorical, (1, 2, 2, 3), {}),
+        (Bernoulli, (1, 1, 2, 3), {}),
+        (LogisticMixture, (1, logistic_parameters(1, 3), 1, 2), {"channels": 1, "size": 16}),
+    ],
+)
+def test_mode_is_the_most_likely_of_every_map(kind, shape, settings):
+    for _ in range(3):
+        build = repeated(kind, torch.randn(shape), **settings)
+        maps, log_probs = all_log_probs(build)
+        mode = build(1).mode()
+        assert mode.dtype == build(1).dtype
+        assert torch.equal(mode[0], maps[log_probs.argmax()])
+        drawn = build(1).sample(torch.rand(1, build(1).sites, dtype=torch.float64), Draw(mode=True))
+        assert torch.equal(drawn, mode)
+
+
+def test_mode_of_coupled_channels_takes_each_in_turn():
+    """From the joint table of all 512 colours: the best first channel, the best second given it, the best third."""
+    for _ in range(5):
+        build = repeated(LogisticMixture, torch.randn(1, logistic_parameters(3, 3), 1, 1), channels=3, size=8)
+        joint = all_log_probs(build)[1].exp().view(8, 8, 8)
+        first = int(joint.sum((1, 2)).argmax())
+        second = int(joint[first].sum(1).argmax())
+        third = int(joint[first, second].argmax())
+        assert build(1).mode().flatten().tolist() == [first, second, third]
+
+
+# --- noise --------------------------------------------------------------------------------------------------------
+
+
+def test_noise_belongs_to_the_sample_and_not_to_its_batch():
+    whole = noise(3, range(8), 1, 16)
+    for i in range(8):
+        assert torch.equal(noise(3, [i], 1, 16)[0], whole[i])
+    assert torch.equal(noise(3, [5, 2], 1, 16), whole[[5, 2]])
+    assert torch.equal(noise(3, range(1, 8, 2), 1, 16), whole[1::2])  # as a second process of two would ask
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "settings"),
+    [
+        (Categorical, (8, 2, 3, 4), {}),
+        (Bernoulli, (8, 2, 1, 3), {}),
+        (LogisticMixture, (8, logistic_parameters(3, 4), 2, 2), {"channels": 3, "size": 8}),
+    ],
+)
+def test_batches_of_one_and_of_eight_draw_the_same(kind, shape, settings):
+    parameters = torch.randn(shape)
+    whole = kind(parameters, **settings)
+    draws = whole.sample(noise(0, range(8), 0, whole.sites))
+    for i in range(8):
+        one = kind(parameters[i : i + 1], **settings)
+        assert torch.equal(one.sample(noise(0, [i], 0, whole.sites))[0], draws[i])
+
+
+def test_noise_is_different_for_every_seed_level_and_sample():
+    seeds, levels = [0, 1, 2, -1, 2**32, 2**63, 2**64 - 2], range(4)
+    rows = torch.cat([noise(seed, [0, 1, 2, 2**31], level, 32) for seed in seeds for level in levels])
+    assert len(rows) == 7 * 4 * 4
+    assert rows.unique().numel() == rows.numel()  # not one number twice, shifted or not
+    assert torch.equal(noise(-1, [0], 0, 4), noise(2**64 - 1, [0], 0, 4))
+
+
+def test_noise_is_uniform_in_the_half_open_interval():
+    u = noise(0, range(200), 0, 500)
+    assert u.dtype == torch.float64 and u.shape == (200, 500)
+    assert u.min() >= 0 and u.max() < 1
+    counts = torch.histc(u, 20, 0, 1)
+    assert ((counts - 5000).square() / 5000).sum() < 45  # chi-square, 19 degrees of freedom: p < 0.001
+    assert abs(torch.corrcoef(u.T[:2])[0, 1]) < 0.25 and abs(torch.corrcoef(u[:2])[0, 1]) < 0.2
+    assert noise(0, [], 0, 5).shape == (0, 5) and noise(0, range(0), 0, 5).dtype == torch.float64
+
+
+def test_noise_stays_what_it_was():
+    """Published samples are named by their seed: these numbers must never change."""
+    philox = np.random.Philox(key=np.array([7, 2], dtype=np.uint64), counter=np.array([0, 0, 3, 0], dtype=np.uint64))
+    assert noise(7, [3], 2, 4)[0].tolist() == np.random.Generator(philox).random(4).tolist()
+    assert noise(0, [0], 0, 2)[0].tolist() == PUBLISHED
+
+
+PUBLISHED = [0.011546754286331562, 0.24154919656271812]
+
+
+# --- heads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "expected"),
+    [
+        ("auto", 2, Bernoulli),
+        ("auto", 3, Categorical),
+        ("auto", 32, Categorical),
+        ("auto", 33, LogisticMixture),
+        ("auto", 256, LogisticMixture),
+        ("categorical", 2, Categorical),
+        ("categorical", 64, Categorical),
+        ("logistic_mixture", 2, LogisticMixture),
+    ],
+)
+def test_head_builds_the_family_it_counts_parameters_for(kind, size, expected):
+    head = PixelHead(PixelSettings(kind=kind, components=3), channels=3, size=size)
+    by_hand = {Bernoulli: 3, Categorical: 3 * size, LogisticMixture: 3 * (1 + 3 + 3 + 3)}[expected]
+    assert head.parameters == by_hand
+    distribution = head(torch.randn(2, head.parameters, 4, 5))
+    assert type(distribution) is expected
+    assert distribution.shape == (3, 4, 5) and distribution.size == size and distribution.dtype == torch.uint8
+    assert distribution.sites == 60 and distribution.batch == 2
+    x = torch.randint(size, (2, 3, 4, 5), dtype=torch.uint8)
+    assert distribution.log_prob(x).shape == (2,)
+    sample = distribution.sample(noise(0, range(2), 0, 60))
+    assert sample.shape == x.shape and sample.long().max() < size
+
+
+def test_categorical_head_reads_its_channels_in_blocks():
+    head = PixelHead(PixelSettings(), channels=2, size=5)
+    parameters = torch.randn(1, 10, 2, 3)
+    x = torch.randint(5, (1, 2, 2, 3), dtype=torch.uint8)
+    total = 0.0
+    for c, i, j in itertools.product(range(2), range(2), range(3)):
+        block = parameters[0, 5 * c : 5 * c + 5, i, j].double()
+        total += (block[int(x[0, c, i, j])] - block.exp().sum().log()).item()
+    assert head(parameters).log_prob(x).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_bernoulli_head_refuses_more_grey_values():
+    with pytest.raises(InputError, match="2 grey values"):
+        PixelHead(PixelSettings(kind="bernoulli"), channels=1, size=3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_logistic_parameters_by_hand(channels):
+    assert logistic_parameters(channels, 5) == 5 * {1: 3, 2: 6, 3: 10, 4: 15}[channels]
