@@ -11,7 +11,7 @@ from vqstack.errors import InputError
 from vqstack.ledger import Ledger
 from vqstack.likelihood import Draw, noise
 from vqstack.pretrained import Pretrained
-from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels
+from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels, finest
 from vqstack.stack import Stack, StackSettings
 
 
@@ -131,7 +131,8 @@ class HierarchicalModel(nn.Module, Pretrained):
 
     def joint_log_prob(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> Nats:
         """``ln P(y, z_1 … z_L, label)``, nats; over all arguments the probabilities sum to one."""
-        return -torch.stack([x.to(finest(self.device)) for x in self.code_lengths(pixels, codes, labels).values()]).sum(0)
+        rows = self.code_lengths(pixels, codes, labels).values()
+        return -torch.stack([nats.to(finest(self.device)) for nats in rows]).sum(0)
 
     @torch.no_grad()
     def ledger(self, pixels: Pixels, labels: Labels | None = None) -> Ledger:

@@ -1,0 +1,44 @@
+"""The README's Python runs as it stands, on a run of the size of a test."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vqstack.config import RunConfig
+from vqstack.model import HierarchicalModel
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """What the README calls runs/digits: an untrained model of the default shape and its configuration."""
+    config = RunConfig.model_validate(
+        {
+            "levels": [
+                {"map": [4, 4], "width": 8, "quantizer": {"codebook_size": 8, "dim": 4}},
+                {"map": [2, 2], "width": 8, "quantizer": {"codebook_size": 4, "dim": 4}},
+            ],
+            "prior": {"depth": 1, "dim": 8, "heads": 2},
+        }
+    )
+    folder = tmp_path / "runs" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    HierarchicalModel(config.model_settings((1, 8, 8), 10)).save_pretrained(folder / "model")
+    return tmp_path
+
+
+def test_the_quickstart_runs_as_it_stands(run_folder, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line and not line.startswith("from")]) <= 10
+    monkeypatch.chdir(run_folder)
+    names: dict = {}
+    exec(code, names)
+    expected = names["model"].ledger(names["test"].pixels, names["test"].labels).bits
+    assert float(capsys.readouterr().out) == pytest.approx(expected)
+    assert names["samples"].shape == (16, 1, 8, 8)
+    assert names["images"].shape == names["test"].pixels.shape
+    assert [tuple(z.shape[1:]) for z in names["codes"]] == [(4, 4), (2, 2)]
