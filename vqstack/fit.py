@@ -243,7 +243,7 @@ class Fit:
                     values = self.evaluation_step()
                     progress.set_postfix_str(f"validation {values['validation/nats'] / math.log(2):.2f} bits")
                     self._save()
-        state = torch.load(self.folder / "best.pt", map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
         self.module.load_state_dict(state)
         self.module.eval()
         self.accelerator.free_memory()
@@ -315,7 +315,7 @@ class Fit:
     def _resume(self) -> None:
         path, metrics = self.folder / "checkpoint.pt", self.folder / "metrics.jsonl"
         if path.exists():
-            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:

@@ -120,7 +120,7 @@ class Run:
         folder = self.folder / "phases" / name
         done = folder / "DONE"
         if done.exists():
-            state = torch.load(folder / "best.pt", map_location=self.accelerator.device, weights_only=True)
+            state = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
             module.load_state_dict(state)
             module.eval()
             self.accelerator.print(f"{name}: done before")
