@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -358,9 +359,13 @@ def test_training_refuses_folders_that_are_taken(call, recipe, run_folder, tmp_p
 
 
 def test_wrong_input_as_a_process(tmp_path, run_folder):
-    missing = start(TRAIN, "--config", tmp_path / "missing.yaml", "--out", tmp_path / "out")
+    with ThreadPoolExecutor() as pool:
+        commands = [
+            (TRAIN, "--config", tmp_path / "missing.yaml", "--out", tmp_path / "out"),
+            (GENERATE, run_folder, "--num", 2, "--out", tmp_path / "out", "--label", 10),
+        ]
+        missing, label = pool.map(lambda command: start(*command), commands)
     refused(missing.returncode, missing.stdout, missing.stderr, "missing.yaml")
-    label = start(GENERATE, run_folder, "--num", 2, "--out", tmp_path / "out", "--label", 10)
     refused(label.returncode, label.stdout, label.stderr, "label 10 is out of range: this model knows 0 … 9")
     assert not list(tmp_path.iterdir())
 
@@ -444,6 +449,7 @@ def test_a_split_that_does_not_exist(call, run_folder, code_folder, tmp_path):
 def test_images_that_do_not_fit_the_model(call, run_folder, tmp_path):
     np.save(tmp_path / "train.npy", np.zeros((40, 6, 6), np.uint8))
     given = ["--data.source", "array", "--data.files", "train", tmp_path / "train.npy", "--data.size", 6, 6]
+    given += ["--data.validation", 5, "--data.test", 5]
     refused(*call(ENCODE, run_folder, "--out", tmp_path / "out", *given), "do not fit the model")
     assert [p.name for p in tmp_path.iterdir()] == ["train.npy"]
 

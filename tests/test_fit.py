@@ -1,5 +1,6 @@
 """The training loop: order, resume to the bit, accumulation, averages, the best weights."""
 
+import itertools
 import json
 import math
 
@@ -111,7 +112,7 @@ def test_learning_rate():
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10] == max(rates) == 2.0
     assert rates[60] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert learning_rate(settings, 110) == learning_rate(settings, 500) == pytest.approx(0.02)
     assert learning_rate(FitSettings(steps=5, warmup=0), 0) == 1e-3
 
