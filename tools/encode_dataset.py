@@ -18,7 +18,7 @@ from vqstack.errors import InputError
 from vqstack.images import ImageSettings, load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
-from vqstack.pretrained import find_artefact
+from vqstack.pretrained import find_artefact, holds_artefact
 
 
 class Command(BaseModel):
@@ -34,7 +34,7 @@ class Command(BaseModel):
 
 
 def main(arguments: list[str]) -> None:
-    run = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    run = next((Path(a) for a in arguments if holds_artefact(Path(a))), None)  # its data set is the default
     default = None if run is None else Command.model_construct(run=run, out=tyro.MISSING, data=data_of_run(run))
     command = parse(Command, arguments, default, prog="encode_dataset.py")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))

@@ -67,7 +67,9 @@ def starting_codes(command: Command, model: HierarchicalModel) -> torch.Tensor |
         if command.from_level is not None:
             raise InputError("--from-level needs real images to start from: add --images FILE … or --codes FOLDER")
         return None
-    level = command.from_level or (1 if command.codes is not None else 0)
+    if command.images and command.from_level is None:
+        raise InputError("--images needs --from-level: the level whose codes are kept, 1 … L")
+    level = 1 if command.from_level is None else command.from_level
     if not 1 <= level <= len(model.stack):
         raise InputError(f"--from-level {level} does not exist: this model has levels 1 … {len(model.stack)}")
     if command.codes is not None:

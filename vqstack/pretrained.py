@@ -20,6 +20,11 @@ FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
+def holds_artefact(folder: Path) -> bool:
+    """Whether the folder is that of a finished run or of a released model."""
+    return (folder / "model" / CONFIG).is_file() or (folder / CONFIG).is_file()
+
+
 def find_artefact(folder: Path) -> Path:
     """The artefact in a run's folder, or the folder itself if it is one."""
     for path in (folder / "model", folder):
