@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from vqstack import likelihood
 from vqstack.errors import InputError
 from vqstack.likelihood import (
     Bernoulli,
@@ -354,6 +355,16 @@ def test_values_of_probability_zero_never_come(size):
             assert set(drawn.flatten().tolist()) <= set(possible)
         drawn = draw_values(table, extremes[None], Draw())
         assert drawn[0, 0] == possible[0] and drawn[0, -1] == possible[-1]
+
+
+def test_noise_that_rounds_to_one_still_gives_a_possible_value(monkeypatch):
+    """On devices without float64 the largest noise becomes 1.0, past the end of every cumulated table."""
+    monkeypatch.setattr(likelihood, "finest", lambda device: torch.float32)
+    u = torch.full((1, 7), ALMOST_ONE, dtype=torch.float64)
+    assert (u.float() == 1).all()
+    logits = torch.full((1, 7, 9), -torch.inf)
+    logits[..., 2:5] = torch.randn(1, 7, 3)
+    assert draw_values(logits.log_softmax(-1), u, Draw()).tolist() == [[4] * 7]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

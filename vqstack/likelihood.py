@@ -57,8 +57,8 @@ def draw_values(
     if draw.temperature != 1.0:
         log_probs = log_probs / draw.temperature
     if draw.top_k is not None and draw.top_k < log_probs.shape[-1]:
-        smallest = log_probs.topk(draw.top_k, -1).values[..., -1:]
-        log_probs = log_probs.masked_fill(log_probs < smallest, -torch.inf)
+        kept = log_probs.topk(draw.top_k, -1)
+        log_probs = torch.full_like(log_probs, -torch.inf).scatter(-1, kept.indices, kept.values)
     probs = log_probs.to(finest(log_probs.device)).softmax(-1)
     if draw.top_p < 1.0:
         ordered, order = probs.sort(-1, descending=True)

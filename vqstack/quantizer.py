@@ -37,7 +37,9 @@ class QuantizerSettings(BaseModel):
     codebook_size: int = Field(64, ge=2, le=2**20, description="K, number of codes.")
     dim: int = Field(32, ge=1, description="d, features of a code vector.")
     commitment: float = Field(
-        0.25, ge=0, description="Weight of the commitment loss (unused by fsq), nats a site per squared distance."
+        0.25,
+        ge=0,
+        description="Weight of the commitment loss (unused by fsq), nats a site per mean squared difference of a feature.",
     )
     decay: float = Field(0.99, ge=0, lt=1, description="Decay a step of the codebook's moving average (vq, cosine).")
     revival: float = Field(
