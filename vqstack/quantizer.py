@@ -39,7 +39,7 @@ class QuantizerSettings(BaseModel):
     commitment: float = Field(
         0.25,
         ge=0,
-        description="Weight of the commitment loss (unused by fsq), nats a site per mean squared difference of a feature.",
+        description="Weight of the commitment loss (unused by fsq), nats a site per mean squared error of a feature.",
     )
     decay: float = Field(0.99, ge=0, lt=1, description="Decay a step of the codebook's moving average (vq, cosine).")
     revival: float = Field(
