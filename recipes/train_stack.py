@@ -59,10 +59,10 @@ def main(arguments: list[str]) -> None:
         project_dir=folder,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if config.trackers:
-        accelerator.init_trackers(folder.name)
 
     run = Run(config, folder, accelerator)
+    if config.trackers:
+        accelerator.init_trackers(folder.name)
     for level in run.levels:
         run.train_level(level)
     run.train_prior()

@@ -459,3 +459,11 @@ def test_help(call, program):
     code, out, err = call(program, "--help")
     assert (code, err) == (0, "")
     assert "--out" in out
+
+
+def test_a_batch_that_does_not_split_is_refused(call, recipe, tmp_path):
+    options = ("--train-prior.batch-size", 3, "--train-prior.accumulate", 2, "--out", tmp_path / "run")
+    code, _, err = call(TRAIN, "--config", recipe, *options)
+    assert code == 2
+    assert "batch_size 3" in err and err.startswith("error:") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

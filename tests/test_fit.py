@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vqstack.fit import Average, Fit, FitSettings, Order, evaluate, learning_rate, optimizer_for
+from vqstack.fit import Average, Fit, FitSettings, Order, evaluate, learning_rate, networks, optimizer_for
 from vqstack.level import LevelSettings, PixelLevel
 from vqstack.likelihood import PixelHead, PixelSettings
 from vqstack.shapes import Objective
@@ -279,3 +279,10 @@ def test_evaluation_covers_the_split_once(tmp_path):
     fit.module.eval()
     with torch.no_grad():
         assert found["nats"] == pytest.approx(fit.module(images.pixels).metrics["nats"].item(), rel=1e-5)
+
+
+def test_only_the_plain_networks_are_compiled():
+    level = PixelLevel(LevelSettings(map=(2, 2), width=8), (1, 4, 4), 4, PixelHead(PixelSettings(), 1, 4), (4, 4))
+    assert networks(level) == [level.encoder, level.decoder]
+    plain = torch.nn.Linear(2, 2)
+    assert networks(plain) == [plain]

@@ -103,6 +103,11 @@ class AutoregressiveCodeModel(CodeModel):
         nn.init.zeros_(self.to_logits.bias)
         rename_state(self, _own_names(settings.depth))
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The plain networks, which can be compiled."""
+        return [self.backbone]
+
     def _start(self, batch: int, labels: Labels | None) -> Float[Tensor, "b 1 d"]:
         start = self.begin.expand(batch, 1, -1)
         if self.label_embedding is None:

@@ -134,6 +134,11 @@ def optimizer_for(module: nn.Module, settings: FitSettings, device: torch.device
     )
 
 
+def networks(module: nn.Module) -> list[nn.Module]:
+    """The plain tensor-to-tensor networks of a module, by its attribute ``networks``; the module itself without one."""
+    return list(getattr(module, "networks", [module]))
+
+
 class Order:
     """Which images step s sees: a new permutation each epoch, a function of (seed, epoch) alone."""
 
@@ -191,7 +196,7 @@ class Fit:
         accelerator: device, processes, precision, trackers.
         folder: receives ``checkpoint.pt``, ``best.pt``, ``metrics.jsonl``.
         seed: of the order of images, augmentation, dropout and code revival.
-        compile_module: run the module through torch.compile.
+        compile_module: run the module's networks (its attribute ``networks``, or itself) through torch.compile.
         on_evaluation: called with (module with the better weights, step) after each evaluation, on the main process.
     """
 
@@ -216,9 +221,10 @@ class Fit:
         module.to(accelerator.device).train()
         self.average = Average(module, settings.ema) if settings.ema else None
         optimizer = optimizer_for(module, settings, accelerator.device)
-        self.runner, self.optimizer = accelerator.prepare(
-            torch.compile(module) if compile_module else module, optimizer
-        )
+        if compile_module:  # the plain networks only: what stands around them is small and changes shape
+            for network in networks(module):
+                network.compile(dynamic=False)
+        self.runner, self.optimizer = accelerator.prepare(module, optimizer)
         self.accumulators: list[Any] = [m for m in module.modules() if hasattr(m, "accumulating")]
         self.order = Order(len(train), settings.batch_size, seed)
         self.step, self.best = 0, math.inf

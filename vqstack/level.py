@@ -69,6 +69,11 @@ class Level(nn.Module, ABC):
         self.encoder = Down(channels, settings.width, self.quantizer.dim, blocks=settings.encoder_blocks, **shared)
         self.decoder = Up(self.quantizer.dim, settings.width, outputs, blocks=settings.decoder_blocks, **shared)
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The plain networks, which can be compiled."""
+        return [self.encoder, self.decoder]
+
     @abstractmethod
     def features(self, below: Tensor) -> Vectors:
         """What the encoder reads, as floats: [b, channels, rows, columns]."""

@@ -85,6 +85,13 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
+        for settings in (*config.train_levels, config.train_prior):
+            parts = settings.accumulate * accelerator.num_processes
+            if settings.batch_size % parts:
+                raise InputError(
+                    f"batch_size {settings.batch_size} is not a multiple of accumulate times processes ({parts}): "
+                    "change one of them"
+                )
         with accelerator.local_main_process_first():
             self.splits = load_splits(config.data)
         train = self.splits["train"]
