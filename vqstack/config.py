@@ -103,6 +103,9 @@ def _first_problem(error: ValidationError) -> str:
 
 def parse(settings: type[Settings], arguments: list[str], default: Settings | None = None, prog: str = "") -> Settings:
     """Settings from the command line over ``default``. ``--help`` prints every field and leaves."""
+    if default is not None and "--data.files" in arguments and hasattr(default, "data"):
+        # A mapping that is there already would only take new values for its own keys; a given one replaces it.
+        default = default.model_copy(update={"data": default.data.model_copy(update={"files": {}})})
     printed = io.StringIO()
     options: dict[str, Any] = {"default": default} if default is not None else {}
     try:

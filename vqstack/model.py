@@ -38,8 +38,10 @@ class SamplingSettings(BaseModel):
                 )
             columns[name] = list(given) * (levels + 1 if len(given) == 1 else 1)
         for t in columns["temperature"]:
-            if not t > 0:
-                raise InputError(f"temperature {t} is not above 0: for the most likely image use mode instead")
+            if not 1e-3 <= t < float("inf"):
+                raise InputError(
+                    f"temperature {t} is not above 0 and finite (0.001 at least): for the likeliest image use mode"
+                )
         for k in columns["top_k"]:
             if k < 0:
                 raise InputError(f"top_k {k} is negative: use 0 for all values")
@@ -181,7 +183,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         draws = (sampling or self.settings.sampling).draws(levels)
         if self.classes and labels is None:
             u = noise(seed, indices, levels + 1, 1)
-            labels = torch.searchsorted(self.label_probs.double().cpu().cumsum(0), u[:, 0]).clamp(max=self.classes - 1)
+            labels = torch.searchsorted(self.label_probs.cpu().double().cumsum(0), u[:, 0]).clamp(max=self.classes - 1)
         if self.classes and labels is not None:
             self.check_labels(labels)
             labels = labels.to(self.device)

@@ -95,6 +95,11 @@ class Run:
         with accelerator.local_main_process_first():
             self.splits = load_splits(config.data)
         train = self.splits["train"]
+        for name, split in self.splits.items():
+            if split.pixels.shape[1:] != train.pixels.shape[1:]:
+                raise InputError(f"the images of {name} have another size than those of train: set data.size")
+            if config.prior.labels and train.labels is not None and split.labels is None:
+                raise InputError(f"{name} has no labels, train has: set prior.labels to false, or give labels")
         torch.manual_seed(config.seed)
         self.model = HierarchicalModel(config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes))
         self.model.to(accelerator.device).eval()
@@ -102,7 +107,10 @@ class Run:
             self.model.count_labels(train.labels.to(accelerator.device))
         self.pixels = {name: split.pixels.to(accelerator.device) for name, split in self.splits.items()}
         if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{folder} cannot be made ({error.strerror}): choose another --out") from error
             (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         accelerator.wait_for_everyone()
 
@@ -235,8 +243,9 @@ def _numbered(level: Level) -> list[tuple[str, Tensor]]:
 
 def data_of_run(folder: Path) -> ImageSettings:
     """The images that a run was trained on; the defaults where the folder is an artefact without its run."""
-    path = folder / "config.yaml"
-    return read_yaml(path, RunConfig).data if path.is_file() else ImageSettings()
+    of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
+    path = next((p / "config.yaml" for p in (folder, of_artefact) if (p / "config.yaml").is_file()), None)
+    return ImageSettings() if path is None else read_yaml(path, RunConfig).data
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
