@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vqstack.errors import InputError
 from vqstack.quantizer import usage
 from vqstack.shapes import Objective
 
@@ -291,6 +292,10 @@ class Fit:
             values["validation/nats_raw"] = raw["nats"]
             if averaged["nats"] < raw["nats"]:
                 better, module = averaged, self.average.module
+        if not math.isfinite(better["nats"]):
+            raise InputError(
+                f"{self.name} diverged by step {self.step}: choose a smaller learning_rate and another --out"
+            )
         values |= {f"validation/{k}": v for k, v in better.items()}
         if self.accelerator.is_main_process:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
