@@ -31,8 +31,8 @@ from vqstack.fit import Fit, FitSettings, optimizer_for
 from vqstack.images import AugmentSettings
 from vqstack.level import Level, LevelSettings
 from vqstack.likelihood import noise
-from vqstack.phases import PixelSource
 from vqstack.quantizer import QuantizerSettings, build_quantizer
+from vqstack.sources import PixelSource
 from vqstack.stack import Stack, StackSettings
 
 SHAPE, VALUES = (3, 32, 32), 256

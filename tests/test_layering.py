@@ -26,6 +26,7 @@ ORDER = [
     "codes",
     "evaluation",
     "fit",
+    "sources",
     "config",
     "report",
     "phases",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vqstack.code_model import AutoregressiveCodeModel, CodeModelSettings
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
-from vqstack.likelihood import Draw, noise
+from vqstack.likelihood import Distribution, Draw, noise
 from vqstack.pretrained import Pretrained
 from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels, finest
 from vqstack.stack import Stack, StackSettings
@@ -118,6 +118,10 @@ class HierarchicalModel(nn.Module, Pretrained):
         """The most likely image given ``z_level`` (each map below by its mode)."""
         return self.stack.decode(codes, level)
 
+    def conditional(self, level: int, codes: AnyCodes, labels: Labels | None = None) -> Distribution:
+        """``P(z_{level-1} | z_level)``, over pixels for level 1; what scoring, sampling and coding all walk."""
+        return self.stack.level(level).decode(codes)
+
     def code_lengths(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> dict[str, Nats]:
         """Nats of each image by row: label (if conditional), prior, level-L … level-1, for any codes z_1 … z_L."""
         self.check_labels(labels)
@@ -128,7 +132,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         rows["prior"] = -self.prior.log_prob(codes[-1], given)
         for number in range(len(self.stack), 0, -1):
             below = codes[number - 2] if number > 1 else pixels
-            rows[f"level-{number}"] = -self.stack.level(number).decode(codes[number - 1]).log_prob(below)
+            rows[f"level-{number}"] = -self.conditional(number, codes[number - 1], given).log_prob(below)
         return rows
 
     def joint_log_prob(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> Nats:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from jaxtyping import Int64
 from torch import Tensor, nn
 
 from vqstack.code_model import AutoregressiveCodeModel
@@ -18,60 +17,12 @@ from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import Fit, FitSettings
-from vqstack.images import AugmentSettings, ImageSettings, augment, grid, load_splits
+from vqstack.images import ImageSettings, grid, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel
-from vqstack.shapes import Codes, Labels, Pixels
-from vqstack.stack import Stack
-
-
-class PixelSource:
-    """Images on the device, augmented as they are taken."""
-
-    def __init__(self, pixels: Pixels, augmentation: AugmentSettings | None = None, share: float = 1.0) -> None:
-        self.pixels, self.augmentation, self.share = pixels, augmentation or AugmentSettings(), share
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        pixels = self.pixels[indices.to(self.pixels.device)]
-        if generator is not None and self.augmentation.active:
-            changed = augment(pixels, generator, self.augmentation.shift, self.augmentation.flip)
-            chosen = torch.rand(len(pixels), 1, 1, 1, generator=generator) < self.share
-            pixels = torch.where(chosen.to(pixels.device), changed, pixels)
-        return (pixels,)
-
-
-class CodeSource:
-    """Stored codes of one level, with labels if the module takes them."""
-
-    def __init__(self, codes: Codes, labels: Labels | None = None) -> None:
-        self.codes, self.labels = codes, labels
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        indices = indices.to(self.codes.device)
-        codes = self.codes[indices]
-        return (codes,) if self.labels is None else (codes, self.labels[indices])
-
-
-class EncodingSource:
-    """Codes of one level, encoded through the frozen levels as they are taken: every view of an image is a new map."""
-
-    def __init__(self, images: PixelSource, stack: Stack, level: int, labels: Labels | None = None) -> None:
-        self.images, self.stack, self.level, self.labels = images, stack, level, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        (pixels,) = self.images.batch(indices, generator)
-        codes = self.stack.encode(pixels, self.level)[-1]
-        return (codes,) if self.labels is None else (codes, self.labels[indices.to(codes.device)])
+from vqstack.shapes import Codes, Pixels
+from vqstack.sources import CodeSource, EncodingSource, PixelSource
 
 
 class Run:
