@@ -29,6 +29,7 @@ ORDER = [
     "sources",
     "config",
     "report",
+    "reuse",
     "phases",
 ]
 PLACE = {name: place for place, name in enumerate(ORDER)}

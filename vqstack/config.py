@@ -35,6 +35,11 @@ class RunConfig(StackSettings):
     augment: AugmentSettings = Field(
         AugmentSettings(), description="Changes to training images on the fly; higher levels then encode as they go."
     )
+    levels_from: Path | None = Field(
+        None,
+        description="Folder of a finished run or released model whose first levels are taken frozen: as many as both "
+        "have, with the same settings. Only what lies above them is trained.",
+    )
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     train_levels: tuple[FitSettings, ...] = Field(

@@ -21,6 +21,7 @@ from vqstack.images import ImageSettings, grid, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel
+from vqstack.reuse import reused_levels
 from vqstack.shapes import Codes, Pixels
 from vqstack.sources import CodeSource, EncodingSource, PixelSource
 
@@ -52,7 +53,9 @@ class Run:
             if config.prior.labels and train.labels is not None and split.labels is None:
                 raise InputError(f"{name} has no labels, train has: set prior.labels to false, or give labels")
         torch.manual_seed(config.seed)
-        self.model = HierarchicalModel(config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes))
+        wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes)
+        reused = reused_levels(config, wanted, folder / "phases")
+        self.model = HierarchicalModel(wanted)
         self.model.to(accelerator.device).eval()
         if train.labels is not None and self.model.classes:
             self.model.count_labels(train.labels.to(accelerator.device))
@@ -63,6 +66,8 @@ class Run:
             except OSError as error:
                 raise InputError(f"{folder} cannot be made ({error.strerror}): choose another --out") from error
             (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            if reused is not None:
+                reused.write(folder / "phases")
         accelerator.wait_for_everyone()
 
     @property
@@ -89,7 +94,8 @@ class Run:
             state = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
             module.load_state_dict(state)
             module.eval()
-            self.accelerator.print(f"{name}: done before")
+            source = json.loads(done.read_text(encoding="utf-8")).get("taken_from")
+            self.accelerator.print(f"{name}: taken from {source}" if source else f"{name}: done before")
             return
         folder.mkdir(parents=True, exist_ok=True)
         fit = Fit(
