@@ -1,6 +1,8 @@
 """Stored codes: what is read is what was written, and a refusal leaves everything as it was."""
 
+import hashlib
 import json
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,12 @@ from vqstack.codes import (
     UNFINISHED,
     CodeDataset,
     CodeDatasetWriter,
+    Contents,
+    MapCache,
+    StoredCodes,
     claim_folder,
     fingerprint,
-    load_maps,
     release_folder,
-    save_maps,
     smallest_dtype,
 )
 from vqstack.errors import InputError
@@ -31,23 +34,47 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def random_codes(count: int) -> list[torch.Tensor]:
+def random_images(count: int, labelled: bool = True) -> StoredCodes:
     codes = [torch.randint(0, size, (count, *shape)) for shape, size in zip(SHAPES, SIZES, strict=True)]
     for maps, size in zip(codes, SIZES, strict=True):
         if count:
             maps.view(-1)[0], maps.view(-1)[-1] = size - 1, 0
-    return codes
+    return StoredCodes(torch.randperm(100)[:count], torch.randint(0, 10, (count,)) if labelled else None, codes)
 
 
-def write(folder: Path, labelled: bool = True, **splits: int) -> dict[str, tuple]:
-    writer = CodeDatasetWriter(folder, SHAPES, SIZES, "abc", {"name": "toy"})
-    written = {}
-    for split, count in (splits or {"train": 7, "test": 3}).items():
-        labels = torch.randint(0, 10, (count,)) if labelled else None
-        written[split] = (torch.randperm(100)[:count], labels, random_codes(count))
-        writer.write_split(split, *written[split])
-    writer.finish()
-    return written
+def equal(one: StoredCodes, two: StoredCodes) -> bool:
+    labels = (one.labels is None and two.labels is None) or torch.equal(one.labels, two.labels)
+    return labels and all(map(torch.equal, [one.index, *one.codes], [two.index, *two.codes]))
+
+
+def part(images: StoredCodes, start: int, stop: int) -> StoredCodes:
+    labels = None if images.labels is None else images.labels[start:stop]
+    return StoredCodes(images.index[start:stop], labels, [maps[start:stop] for maps in images.codes])
+
+
+def writer_of(folder: Path, images: dict[str, StoredCodes], size: int = 4, **changes) -> CodeDatasetWriter:
+    about = {"map_shapes": [list(shape) for shape in SHAPES], "vocabularies": SIZES, "fingerprint": "abc"}
+    about |= {"source": {"name": "toy"}, "labelled": any(part.labels is not None for part in images.values())}
+    about |= {name: changes.pop(name) for name in list(changes) if name in about}
+    counts = {split: len(stored.index) for split, stored in images.items()}
+    return CodeDatasetWriter(folder, Contents(**about), counts, shard_size=size, **changes)
+
+
+def fill(writer: CodeDatasetWriter, images: dict[str, StoredCodes], batch: int = 3) -> None:
+    """Writes the shards that are missing, in batches, and finishes."""
+    writer.claim()
+    for shard in writer.shards:
+        if not writer.complete(shard):
+            stop = shard.start + shard.rows
+            starts = range(shard.start, stop, batch) if shard.rows else [shard.start]
+            writer.write(shard, (part(images[shard.split], i, min(i + batch, stop)) for i in starts))
+    writer.finish({shard.file: writer.checksum(shard) for shard in writer.shards})
+
+
+def write(folder: Path, labelled: bool = True, size: int = 100, **splits: int) -> dict[str, StoredCodes]:
+    images = {split: random_images(n, labelled) for split, n in (splits or {"train": 7, "test": 3}).items()}
+    fill(writer_of(folder, images, size), images)
+    return images
 
 
 def refused(call, *words: str) -> None:
@@ -149,87 +176,152 @@ def test_a_used_folder_is_refused_and_nothing_is_touched(tmp_path, start):
     assert contents(tmp_path) == before
 
 
+def cache(folder, codes, vocabulary=256, print_="abc", split="train") -> MapCache:
+    views, images, *shape = codes.shape
+    sizes = {"views": views, "images": images, "map_shape": tuple(shape), "vocabulary": vocabulary}
+    return MapCache(folder, split, **sizes, fingerprint=print_)
+
+
+def store(maps: MapCache, codes: torch.Tensor) -> None:
+    maps.begin()
+    for view in range(codes.shape[0]):
+        for start in range(0, codes.shape[1], 2):
+            maps.write(view, start, codes[view, start : start + 2])
+    maps.finish()
+
+
 @pytest.mark.parametrize(("vocabulary", "name"), [(256, "uint8"), (512, "uint16")])
 def test_cached_maps_come_back(tmp_path, vocabulary, name):
-    codes = torch.randint(0, vocabulary, (5, 2, 3))
+    codes = torch.randint(0, vocabulary, (2, 5, 2, 3))
     folder = tmp_path / "codes" / "level-1"
-    assert load_maps(folder, "train", "abc") is None
-    save_maps(folder, "train", codes, vocabulary, "abc")
-    loaded = load_maps(folder, "train", "abc")
-    assert loaded.dtype == torch.int64
-    assert torch.equal(loaded, codes)
-    assert load_maps(folder, "train", "def") is None
-    assert load_maps(folder, "test", "abc") is None
-    assert np.load(folder / "train.npy").dtype == name
-    assert json.loads((folder / "train.json").read_text()) == {
-        "fingerprint": "abc",
-        "vocabulary": vocabulary,
-        "map_shape": [2, 3],
-    }
+    maps = cache(folder, codes, vocabulary)
+    assert maps.load() is None
+    store(maps, codes)
+    loaded = maps.load()
+    assert isinstance(loaded, np.memmap)
+    assert loaded.dtype == name
+    assert np.array_equal(loaded, codes.numpy())
+    assert (folder / "train.npy").stat().st_size == 128 + codes.numel() * np.dtype(name).itemsize
     assert sorted(path.name for path in folder.iterdir()) == ["train.json", "train.npy"]
+    loaded[:] = 0  # private to the process
+    assert np.array_equal(maps.load(), codes.numpy())
+    for other in (
+        cache(folder, codes, vocabulary, "def"),
+        cache(folder, codes, vocabulary, split="test"),
+        cache(folder, codes[:1], vocabulary),
+        cache(folder, codes, vocabulary + 1),
+    ):
+        assert other.load() is None
 
 
-@pytest.mark.parametrize("killed_at", [1, 2])
-def test_a_killed_save_never_leaves_maps_under_the_wrong_fingerprint(tmp_path, monkeypatch, killed_at):
-    old, new = torch.zeros(2, 3, 3, dtype=torch.int64), torch.ones(2, 3, 3, dtype=torch.int64)
-    save_maps(tmp_path, "train", old, 4, "old")
-    import os
+def _write_part(maps, view, start, codes):
+    maps.write(view, start, codes)
 
-    replace, calls = os.replace, []
 
-    def stop(*arguments):
-        calls.append(arguments)
-        if len(calls) == killed_at:
-            raise KeyboardInterrupt
-        replace(*arguments)
+def test_processes_share_the_work(tmp_path):
+    codes = torch.randint(0, 256, (2, 7, 3, 3))
+    maps = cache(tmp_path, codes)
+    maps.begin()
+    parts = [(maps, view, start, codes[view, start : start + 3]) for view in (1, 0) for start in (3, 6, 0)]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.starmap(_write_part, parts)
+    maps.finish()
+    assert np.array_equal(maps.load(), codes.numpy())
 
-    monkeypatch.setattr(os, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        save_maps(tmp_path, "train", new, 4, "new")
+
+@pytest.mark.parametrize("killed_after", range(6))
+def test_a_killed_run_never_leaves_maps_under_the_wrong_fingerprint(tmp_path, killed_after):
+    old, new = torch.zeros(1, 4, 3, 3, dtype=torch.int64), torch.ones(1, 4, 3, 3, dtype=torch.int64)
+    store(cache(tmp_path, old, print_="old"), old)
+    maps = cache(tmp_path, new, print_="new")
+    steps = [maps.begin, lambda: maps.write(0, 0, new[0, :2]), lambda: maps.write(0, 2, new[0, 2:]), maps.finish]
+    for step in steps[:killed_after]:
+        step()
     for print_, codes in (("old", old), ("new", new)):
-        found = load_maps(tmp_path, "train", print_)
-        assert found is None or torch.equal(found, codes)
+        found = cache(tmp_path, codes, print_=print_).load()
+        assert found is None or np.array_equal(found, codes.numpy())
+    assert (maps.load() is not None) == (killed_after >= len(steps))
 
 
-@pytest.mark.parametrize("bad", [-1, 256])
-def test_codes_that_would_wrap_are_refused(tmp_path, bad):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (0, 0, (2, 3), -1),
+        (0, 0, (2, 3), 256),
+        (0, 4, (2, 3), 0),
+        (2, 0, (2, 3), 0),
+        (0, -1, (2, 3), 0),
+        (0, 0, (3, 2), 0),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused(tmp_path, wrong):
+    view, start, shape, value = wrong
+    maps = cache(tmp_path, torch.zeros(2, 4, 2, 3))
+    maps.begin()
+    before = contents(tmp_path)
     with pytest.raises(ValueError):
-        save_maps(tmp_path, "train", torch.full((1, 2, 2), bad), 256, "abc")
-    assert list(tmp_path.iterdir()) == []
+        maps.write(view, start, torch.full((1, *shape), value))
+    assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("size", [1, 4, 7, 100])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_data_set_comes_back(tmp_path, labelled):
+def test_the_data_set_comes_back(tmp_path, labelled, size):
     folder = tmp_path / "codes"
-    written = write(folder, labelled, train=7, validation=1, test=0)
+    images = write(folder, labelled, size, train=7, validation=1, test=0)
     data = CodeDataset(folder)
     assert data.splits == {"train": 7, "validation": 1, "test": 0}
     assert data.map_shapes == SHAPES
     assert data.vocabularies == SIZES
     assert data.source == {"name": "toy"}
-    for split, (index, labels, codes) in written.items():
-        index2, labels2, codes2 = data.read(split)
-        assert torch.equal(index2, index)
-        assert (labels2 is None) == (not labelled)
-        assert labels is None or torch.equal(labels2, labels)
-        assert [maps.dtype for maps in codes2] == [torch.int64] * 3
-        assert all(torch.equal(*pair) for pair in zip(codes2, codes, strict=True))
-    schema = pq.read_schema(folder / "data" / "train-00000-of-00001.parquet")
+    data.verify()
+    for split, stored in images.items():
+        found = data.read(split)
+        assert [maps.dtype for maps in found.codes] == [torch.int64] * 3
+        assert equal(found, stored)
+    files = -(-7 // size)
+    names = {f"train-{n:05d}-of-{files:05d}.parquet" for n in range(files)}
+    names |= {f"{split}-00000-of-00001.parquet" for split in ("validation", "test")}
+    assert {path.name for path in (folder / "data").iterdir()} == names
+    assert [pq.read_metadata(folder / "data" / name).num_rows for name in sorted(names) if "train" in name][:-1] == [
+        size
+    ] * (files - 1)
+    schema = pq.read_schema(folder / "data" / f"train-00000-of-{files:05d}.parquet")
     assert schema.names == ["index", *["label"] * labelled, "codes_1", "codes_2", "codes_3"]
     assert schema.field("codes_1").type == pa.list_(pa.list_(pa.uint32()))
     assert schema.field("codes_2").type == pa.list_(pa.list_(pa.uint16()))
     assert schema.field("codes_3").type == pa.list_(pa.uint8())
     assert not (folder / UNFINISHED).exists()
-    refused(lambda: CodeDatasetWriter(folder, SHAPES, SIZES, "abc", {}), "not empty")
+    refused(lambda: writer_of(folder, images, size), "not empty")
+
+
+def test_checksums_are_those_of_the_files(tmp_path):
+    write(tmp_path, size=3)
+    listed = dict(reversed(line.split("  ")) for line in (tmp_path / "SHA256SUMS").read_text().splitlines())
+    files = {name: data for name, data in contents(tmp_path).items() if data is not None and name != "SHA256SUMS"}
+    assert listed == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    splits = json.loads((tmp_path / "manifest.json").read_text())["splits"]
+    assert {f"data/{s['file']}": s["sha256"] for shards in splits.values() for s in shards}.items() <= listed.items()
+    path = tmp_path / "data" / "train-00001-of-00003.parquet"
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    refused(CodeDataset(tmp_path).verify, path.name)
 
 
 def test_more_images_than_one_row_group(tmp_path, monkeypatch):
-    monkeypatch.setattr("vqstack.codes.ROW_GROUP", 4)
-    written = write(tmp_path, train=11)
-    assert pq.ParquetFile(tmp_path / "data" / "train-00000-of-00001.parquet").num_row_groups == 3
-    assert all(
-        torch.equal(*pair) for pair in zip(CodeDataset(tmp_path).read("train")[2], written["train"][2], strict=True)
-    )
+    monkeypatch.setattr("vqstack.codes.columns.ROW_GROUP", 4)
+    images = write(tmp_path, size=6, train=11)
+    assert pq.ParquetFile(tmp_path / "data" / "train-00000-of-00002.parquet").num_row_groups == 2
+    blocks = list(CodeDataset(tmp_path).blocks("train"))
+    assert [len(block.index) for block in blocks] == [4, 2, 4, 1]
+    assert all(equal(block, part(images["train"], i, j)) for block, i, j in zip(blocks, [0, 4, 6, 10], [4, 6, 10, 11]))
+
+
+def test_large_maps_have_small_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr("vqstack.codes.columns.GROUP_SITES", 60)  # the largest map has 24
+    write(tmp_path, train=5)
+    assert [len(block.index) for block in CodeDataset(tmp_path).blocks("train")] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("secret", [False, True])
@@ -237,48 +329,143 @@ def test_datasets_reads_the_same(tmp_path, secret):
     import datasets
 
     folder = tmp_path / "codes"
-    writer = CodeDatasetWriter(folder, SHAPES, SIZES, "abc", {"name": "toy"})
-    written = {"train": (torch.arange(7), torch.arange(7), random_codes(7))}
-    written["test"] = (torch.arange(3), None if secret else torch.arange(3), random_codes(3))
-    for split, columns in written.items():
-        writer.write_split(split, *columns)
-    writer.finish()
+    images = {"train": random_images(7), "test": random_images(3, not secret)}
+    fill(writer_of(folder, images, 3), images)
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train", "test"]
-    for split, (index, labels, codes) in written.items():
-        assert loaded[split]["index"][:] == index.tolist()
-        assert loaded[split]["label"][:] == ([None] * 3 if labels is None else labels.tolist())
-        assert [loaded[split][f"codes_{n}"][:] for n in (1, 2, 3)] == [maps.tolist() for maps in codes]
+    for split, stored in images.items():
+        assert loaded[split]["index"][:] == stored.index.tolist()
+        assert loaded[split]["label"][:] == ([None] * 3 if stored.labels is None else stored.labels.tolist())
+        assert [loaded[split][f"codes_{n}"][:] for n in (1, 2, 3)] == [maps.tolist() for maps in stored.codes]
     assert loaded["train"].features["codes_2"].feature.feature.dtype == "uint16"
-    assert (CodeDataset(folder).read("test")[1] is None) == secret
+    assert (CodeDataset(folder).read("test").labels is None) == secret
 
 
-def test_labels_may_be_missing_only_after_a_split_that_has_them(tmp_path):
-    writer = CodeDatasetWriter(tmp_path, SHAPES, SIZES, "abc", {})
-    writer.write_split("test", torch.arange(2), None, random_codes(2))
-    with pytest.raises(ValueError, match="labelled splits first"):
-        writer.write_split("train", torch.arange(2), torch.arange(2), random_codes(2))
+@pytest.mark.parametrize(
+    "killed_at", ["claimed", "inside a shard", "between shards", "before the card", "before the end"]
+)
+def test_killed_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch, killed_at):
+    images = {"train": random_images(7), "test": random_images(3)}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fill(writer_of(whole, images), images)
+    killed = writer_of(parts, images)
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    def part_of_a_file(path, *arguments):
+        path.write_bytes(b"PAR1 and no more")
+        raise KeyboardInterrupt
+
+    if killed_at == "claimed":
+        monkeypatch.setattr(killed, "write", stop)
+    elif killed_at == "inside a shard":
+        monkeypatch.setattr("vqstack.codes.dataset.write_rows", part_of_a_file)
+    elif killed_at == "between shards":
+        complete = killed.complete
+        monkeypatch.setattr(killed, "complete", lambda shard: stop() if shard.number else complete(shard))
+    elif killed_at == "before the card":
+        monkeypatch.setattr("vqstack.codes.dataset.card", stop)
+    else:
+        monkeypatch.setattr("vqstack.codes.dataset.release_folder", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fill(killed, images)
+    monkeypatch.undo()
+    refused(lambda: CodeDataset(parts), "unfinished", "again")
+    done = {name: (parts / name).stat().st_mtime_ns for name in contents(parts) if name.endswith(".parquet")}
+    fill(writer_of(parts, images), images)
+    assert contents(parts) == contents(whole)
+    assert all((parts / name).stat().st_mtime_ns == time for name, time in done.items())  # none was written again
 
 
-def test_a_killed_encoding_is_unfinished_and_may_be_done_again(tmp_path):
-    writer = CodeDatasetWriter(tmp_path, SHAPES, SIZES, "abc", {})
-    writer.write_split("train", torch.arange(2), None, random_codes(2))
-    refused(lambda: CodeDataset(tmp_path), "unfinished", "again")
-    write(tmp_path, test=3)
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["test-00000-of-00001.parquet"]
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fingerprint": "abd"},
+        {"source": {}},
+        {"settings": {"batch_size": 3}},
+        {"size": 5},
+        {"vocabularies": [70001, 257, 256]},
+    ],
+    ids=str,
+)
+def test_unfinished_output_of_something_else_is_refused(tmp_path, change):
+    images = {"train": random_images(7)}
+    folder = tmp_path / "out"
+    writer_of(folder, images).claim()
+    before = contents(tmp_path)
+    refused(lambda: writer_of(folder, images, **change), str(folder), "other settings")
+    refused(lambda: claim_folder(folder, "generate"), ENCODE)
+    assert contents(tmp_path) == before
+
+
+def test_too_many_files_are_refused(tmp_path):
+    images = {"train": random_images(1)}
+    images["train"].index.resize_(0)
+    about = Contents(map_shapes=[[2]], vocabularies=[4], fingerprint="", source={}, labelled=False)
+    refused(lambda: CodeDatasetWriter(tmp_path / "out", about, {"train": 10**9}, shard_size=10**4), "larger shard size")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_must_be_what_was_announced(tmp_path):
+    images = {"train": random_images(7, labelled=False)}
+    writer = writer_of(tmp_path, images)
+    writer.claim()
+    for wrong in (random_images(3, labelled=False), random_images(4)):
+        with pytest.raises(ValueError):
+            writer.write(writer.shards[0], [wrong])
+    assert not writer.complete(writer.shards[0])
+
+
+def test_format_1_is_read(tmp_path):
+    images = write(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"format_version": 1, "splits": {"train": 7, "test": 3}}
+    del manifest["labelled"]
+    path.write_text(json.dumps(manifest))
+    data = CodeDataset(tmp_path)
+    data.verify()
+    assert data.splits == {"train": 7, "test": 3}
+    assert all(equal(data.read(split), stored) for split, stored in images.items())
+
+
+def test_the_card_quotes_what_is_foreign(tmp_path):
+    images = {"train": random_images(2)}
+    source = {"name": "x\n```\n# <script>alert(1)</script> & more"}
+    fill(writer_of(tmp_path, images, source=source), images)
+    card = (tmp_path / "README.md").read_text()
+    inside = card.split("```json\n")[1]
+    assert inside.count("```") == 1 and inside.endswith("\n```\n")
+    assert "<script>" not in card
+    assert json.loads(inside.removesuffix("\n```\n")) == source
+
+
+def file(split: str, rows: int) -> dict:
+    return {"file": f"{split}-00000-of-00001.parquet", "rows": rows, "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"format_version": 2}, "newer vqstack"),
+        ({"format_version": 3}, "newer vqstack"),
         ({"format_version": None}, "format_version"),
+        ({"format_version": "2"}, "format_version"),
+        ({"format_version": 1}, "splits"),
         ({"vocabularies": [4]}, "vocabularies"),
+        ({"vocabularies": [2**40, 2, 2]}, "vocabularies"),
         ({"map_shapes": []}, "map_shapes"),
-        ({"splits": {"../../train": 7}}, "splits"),
-        ({"splits": {"train": 8, "test": 3}}, "8"),
-        ({"splits": {"train": 7, "other": 3}}, "other"),
+        ({"map_shapes": [[2**20, 2**20], [2], [2]]}, "sites"),
+        ({"splits": {"../../train": [file("../../train", 7)]}}, "splits"),
+        ({"splits": {"train": []}}, "splits"),
+        ({"splits": {"train": [file("train", 8)]}}, "8"),
+        ({"splits": {"train": [file("train", -1)]}}, "rows"),
+        ({"splits": {"train": [file("train", 7) | {"file": "/etc/passwd"}]}}, "/etc/passwd"),
+        ({"splits": {"train": [file("train", 7) | {"sha256": "none"}]}}, "sha256"),
+        ({"splits": {"train": [file("train", 7)], "other": [file("other", 3)]}}, "other"),
+        ({"splits": 3}, "splits"),
+        ({"source": 3}, "source"),
     ],
+    ids=str,
 )
 def test_a_manifest_that_does_not_fit_is_refused(tmp_path, change, word):
     write(tmp_path)
@@ -296,8 +483,14 @@ def test_folders_and_files_that_are_none_are_refused(tmp_path):
     refused(lambda: data.read("validation"), "validation", "train, test")
     (tmp_path / "data" / "test-00000-of-00001.parquet").write_bytes(b"not parquet")
     refused(lambda: CodeDataset(tmp_path), "test-00000-of-00001.parquet")
-    (tmp_path / "manifest.json").write_text("{")
+    for text in ("{", "[" * 100_000, "3", "null", '{"format_version": 1, "splits": {"a": {}}}', "\x00", ""):
+        (tmp_path / "manifest.json").write_text(text)
+        refused(lambda: CodeDataset(tmp_path), "manifest.json")
+    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\x00")
     refused(lambda: CodeDataset(tmp_path), "manifest.json")
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").mkdir()
+    refused(lambda: CodeDataset(tmp_path), str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -318,6 +511,17 @@ def test_a_column_that_does_not_fit_is_refused_by_name(tmp_path, column, value):
     values = pq.read_table(path)[column].to_pylist()
     rewrite(path, column, [*values[:3], value, *values[4:]])
     refused(lambda: CodeDataset(tmp_path).read("train"), path.name, column)
+
+
+def test_more_values_than_the_manifest_says_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    write(tmp_path, labelled=False)
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    row = pa.array([[[0] * 1000] * 1000] * 7, table.schema.field("codes_1").type)  # a few bytes when compressed
+    pq.write_table(table.set_column(table.column_names.index("codes_1"), "codes_1", row), path)
+    assert path.stat().st_size < 10**6
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
+    refused(lambda: CodeDataset(tmp_path), path.name, "codes_1", "7000000 values")
 
 
 def test_columns_that_are_missing_or_of_another_type_are_refused(tmp_path):

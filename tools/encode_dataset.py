@@ -1,23 +1,27 @@
 """Encode a data set to code maps: python tools/encode_dataset.py RUN --out FOLDER [--data.* …].
 
-Writes every split of the run's own data set, or of another one that fits the model, as Parquet with a manifest and a
-card; ``datasets.load_dataset(FOLDER)`` reads it.
+Writes every split of the run's own data set, or of another one that fits the model, as Parquet shards with a manifest
+and a card; ``datasets.load_dataset(FOLDER)`` reads them. ``accelerate launch tools/encode_dataset.py …`` shares the
+shards among processes. A killed command, given again, goes on where it stopped; the bytes are the same either way.
 """
 
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from vqstack.codes import CodeDatasetWriter, fingerprint
+from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, StoredCodes, fingerprint
 from vqstack.config import parse, run_command
 from vqstack.errors import InputError
-from vqstack.images import ImageSettings, load_splits
+from vqstack.images import ImageSettings, ImageSplit, load_splits, split_names
 from vqstack.model import HierarchicalModel
-from vqstack.phases import data_of_run
+from vqstack.phases import config_of_run
 from vqstack.pretrained import find_artefact, holds_artefact
 
 
@@ -27,43 +31,81 @@ class Command(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
-    out: Path = Field(description="Folder that receives the code data set; new or empty.")
+    out: Path = Field(description="Folder that receives the codes; new, empty, or unfinished output of the same.")
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
-    batch_size: int = Field(256, ge=1, description="Images at a time.")
+    batch_size: int = Field(256, ge=1, description="Images at a time, each process.")
+    shard_size: int = Field(SHARD_SIZE, ge=1, description="Images a file.")
     cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
 
-def main(arguments: list[str]) -> None:
-    run = next((Path(a) for a in arguments if holds_artefact(Path(a))), None)  # its data set is the default
-    default = None if run is None else Command.model_construct(run=run, out=tyro.MISSING, data=data_of_run(run))
-    command = parse(Command, arguments, default, prog="encode_dataset.py")
-    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
-    splits = load_splits(command.data)
-    for split in splits.values():
+def command_of(arguments: list[str]) -> Command:
+    """The command line; the run's own data set is the default, and an artefact without its run has none."""
+    run = next((Path(a) for a in arguments if holds_artefact(Path(a))), None)
+    config = None if run is None else config_of_run(run)
+    if run is None or config is None:
+        if run is not None and not any(argument.startswith(("--data.", "--help", "-h")) for argument in arguments):
+            raise InputError(f"{run} is a model without its run, which names the images: name them with --data.source")
+        return parse(Command, arguments, prog="encode_dataset.py")
+    default = Command.model_construct(run=run, out=tyro.MISSING, data=config.data)
+    return parse(Command, arguments, default, prog="encode_dataset.py")
+
+
+def check_images(splits: dict[str, ImageSplit], command: Command, model: HierarchicalModel) -> None:
+    """The images must have the shape and the values that the model was trained on."""
+    for name, split in splits.items():
         shape = tuple(split.pixels.shape[1:])
         if shape != model.stack.shape or command.data.values != model.stack.values:
             raise InputError(
-                f"images of {shape} with {command.data.values} values do not fit the model, which wants "
+                f"{name}: images of {shape} with {command.data.values} values do not fit the model, which wants "
                 f"{model.stack.shape} with {model.stack.values}: set --data.size, --data.channels and --data.values"
             )
-    accelerator = Accelerator(cpu=command.cpu)
-    model.to(accelerator.device)
-    writer = CodeDatasetWriter(
-        command.out,
-        model.stack.map_shapes,
-        model.stack.codebook_sizes,
-        fingerprint(model.stack.encoder_state()),
-        splits["train"].source,
+
+
+@torch.no_grad()
+def encoded(shard: Shard, split: ImageSplit, model: HierarchicalModel, batch_size: int) -> Iterator[StoredCodes]:
+    """The images of a shard, encoded batch by batch. Batches begin with the shard, so no other shard changes them."""
+    rows = torch.arange(shard.start, shard.start + shard.rows)
+    for chosen in rows.split(batch_size):
+        part = slice(int(chosen[0]), int(chosen[-1]) + 1)
+        labels = None if split.labels is None else split.labels[part]
+        yield StoredCodes(split.index[part], labels, model.encode(split.pixels[part].to(model.device)))
+
+
+def main(arguments: list[str]) -> None:
+    command = command_of(arguments)
+    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    # Others wait while the first process of each host reads the images, and for the last shard.
+    accelerator = Accelerator(cpu=command.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    with accelerator.local_main_process_first():
+        splits = load_splits(command.data, split_names(command.data))
+    check_images(splits, command, model)
+    contents = Contents(
+        map_shapes=[list(shape) for shape in model.stack.map_shapes],
+        vocabularies=model.stack.codebook_sizes,
+        fingerprint=fingerprint(model.stack.encoder_state()),
+        source=next(iter(splits.values())).source,
+        labelled=any(split.labels is not None for split in splits.values()),
     )
-    for name, split in splits.items():
-        batches = [
-            [codes.cpu() for codes in model.encode(pixels.to(accelerator.device))]
-            for pixels in tqdm(split.pixels.split(command.batch_size), desc=f"encode {name}", disable=None)
-        ]
-        maps = [torch.cat(level) for level in zip(*batches, strict=True)]
-        writer.write_split(name, split.index, split.labels, maps)
-    writer.finish()
-    print(f"{command.out}: {', '.join(f'{name} {len(split)}' for name, split in splits.items())} images as codes")
+    settings = {"data": command.data.model_dump(mode="json"), "batch_size": command.batch_size}
+    counts = {name: len(split) for name, split in splits.items()}
+    writer = CodeDatasetWriter(command.out, contents, counts, shard_size=command.shard_size, settings=settings)
+    accelerator.wait_for_everyone()  # all have checked the folder before one changes it
+    if accelerator.is_main_process:
+        writer.claim()
+    accelerator.wait_for_everyone()
+    missing = [shard for shard in writer.shards if not writer.complete(shard)]
+    accelerator.wait_for_everyone()  # all have the same list before one of them makes it shorter
+    rank, world = accelerator.process_index, accelerator.num_processes
+    model.to(accelerator.device)
+    with tqdm(missing[rank::world], desc="encode", unit="shard", disable=None) as mine:
+        for shard in mine:
+            writer.write(shard, encoded(shard, splits[shard.split], model, command.batch_size))
+    accelerator.wait_for_everyone()
+    found = gather_object([(shard.file, writer.checksum(shard)) for shard in writer.shards[rank::world]])
+    if accelerator.is_main_process:
+        writer.finish(dict(found))
+    accelerator.wait_for_everyone()
+    accelerator.print(f"{command.out}: {', '.join(f'{name} {n}' for name, n in counts.items())} images as codes")
 
 
 if __name__ == "__main__":

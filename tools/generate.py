@@ -77,7 +77,7 @@ def starting_codes(command: Command, model: HierarchicalModel) -> torch.Tensor |
         stored.check(fingerprint(model.stack.encoder_state()), model.stack.map_shapes, model.stack.codebook_sizes)
         if command.split not in stored.splits:
             raise InputError(f"--split {command.split} is not in {command.codes}: it has {', '.join(stored.splits)}")
-        return stored.read(command.split)[2][level - 1]
+        return stored.read(command.split).codes[level - 1]
     channels, rows, columns = model.stack.shape
     changes = {"size": (rows, columns), "channels": channels, "values": model.stack.values}
     pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))

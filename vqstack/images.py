@@ -131,6 +131,12 @@ def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[
     return loaded
 
 
+def split_names(settings: ImageSettings) -> list[Split]:
+    """The splits that the source has or that are held out of its train split, without decoding an image."""
+    parts = _partition({name: split.count for name, split in _open(settings).items()}, settings)
+    return [name for name in SPLITS if name in parts]
+
+
 def image_shape(settings: ImageSettings) -> tuple[int, int, int]:
     """(channels, height, width) of the images, without loading any where ``size`` is set, else from the first one."""
     if settings.size is not None:
@@ -179,6 +185,12 @@ class AugmentSettings(BaseModel, frozen=True, extra="forbid"):
 
     shift: int = Field(0, ge=0, description="largest shift along each axis, pixels; the edge is filled with value 0")
     flip: bool = Field(False, description="mirror left and right with probability one half, no unit")
+    views: int = Field(
+        0,
+        ge=0,
+        description="views of each training image whose codes are stored for the levels above 1 and the prior, count; "
+        "0: a new view is encoded each time an image is seen",
+    )
 
     @property
     def active(self) -> bool:

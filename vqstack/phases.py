@@ -5,25 +5,27 @@ A finished phase leaves ``DONE`` in its folder and is not repeated.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from vqstack.code_model import AutoregressiveCodeModel
-from vqstack.codes import fingerprint, load_maps, save_maps
+from vqstack.codes import MapCache, fingerprint
 from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import Fit, FitSettings
-from vqstack.images import ImageSettings, grid, load_splits
+from vqstack.images import AugmentSettings, ImageSettings, grid, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel
 from vqstack.reuse import reused_levels
-from vqstack.shapes import Codes, Pixels
-from vqstack.sources import CodeSource, EncodingSource, PixelSource
+from vqstack.shapes import Pixels
+from vqstack.sources import CodeSource, EncodingSource, PixelSource, encode_once
 
 
 class Run:
@@ -60,6 +62,7 @@ class Run:
         if train.labels is not None and self.model.classes:
             self.model.count_labels(train.labels.to(accelerator.device))
         self.pixels = {name: split.pixels.to(accelerator.device) for name, split in self.splits.items()}
+        self._pixel_prints: dict[str, str] = {}
         if accelerator.is_main_process:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -126,23 +129,34 @@ class Run:
         given = labels.to(self.accelerator.device) if labelled and labels is not None else None
         if below == 0:
             return images
-        if augmented and self.config.augment.active:
+        augmentation = self.config.augment if augmented else AugmentSettings()
+        if augmentation.active and not augmentation.views:
             return EncodingSource(images, self.model.stack, below, given)
-        return CodeSource(self._stored_codes(split, below).to(self.accelerator.device), given)
+        return CodeSource(self._stored_codes(split, below, augmentation, augmented), self.accelerator.device, given)
 
-    def _stored_codes(self, split: str, level: int) -> Codes:
-        """Codes of a split, encoded once and kept under ``codes/``."""
-        frozen = {k: v for n in range(1, level + 1) for k, v in _numbered(self.model.stack.level(n))}
-        print_of_levels = fingerprint({**frozen, "pixels": self.splits[split].pixels})
-        folder = self.folder / "codes" / f"level-{level}"
-        stored = load_maps(folder, split, print_of_levels)
-        if stored is not None:
-            return stored
-        chunks = self.pixels[split].split(self.config.encode_batch)
-        codes = torch.cat([self.model.stack.encode(chunk, level)[-1].cpu() for chunk in chunks])
-        if self.accelerator.is_main_process:
-            save_maps(folder, split, codes, self.model.stack.codebook_sizes[level - 1], print_of_levels)
-        return codes
+    def _stored_codes(self, split: str, level: int, augmentation: AugmentSettings, share: float) -> NDArray[Any]:
+        """Codes [views, n, *map] of a split, encoded once, by all processes together, and kept under ``codes/``."""
+        stack = self.model.stack
+        images = PixelSource(self.pixels[split], augmentation, share)
+        made_from = {name: value for name, value in stack.encoder_state().items() if _level_of(name) <= level}
+        batch_size, seed = self.config.encode_batch, self.config.seed
+        about = {"batch_size": batch_size, "seed": seed, "share": share, **augmentation.model_dump()}
+        cache = MapCache(
+            self.folder / "codes" / f"level-{level}",
+            split,
+            views=augmentation.views if augmentation.active else 1,
+            images=len(images),
+            map_shape=stack.map_shapes[level - 1],
+            vocabulary=stack.codebook_sizes[level - 1],
+            fingerprint=f"{fingerprint(made_from)} {self._pixel_print(split)} {json.dumps(about)}",
+        )
+        return encode_once(cache, images, stack, level, self.accelerator, batch_size, seed)
+
+    def _pixel_print(self, split: str) -> str:
+        """Fingerprint of a split's images, computed once."""
+        if split not in self._pixel_prints:
+            self._pixel_prints[split] = fingerprint({"pixels": self.splits[split].pixels})
+        return self._pixel_prints[split]
 
     def _write_samples(self, name: str, trained: nn.Module, step: int) -> None:
         """A picture of where training stands: images above reconstructions for a level, samples for the prior."""
@@ -194,15 +208,22 @@ class Run:
         self.accelerator.wait_for_everyone()
 
 
-def _numbered(level: Level) -> list[tuple[str, Tensor]]:
-    return [(f"{level.number}.{k}", v) for k, v in level.state_dict().items()]
+def _level_of(name: str) -> int:
+    """Number of the level that a name in the state of a stack belongs to."""
+    return int(name.split(".")[1]) + 1
+
+
+def config_of_run(folder: Path) -> RunConfig | None:
+    """The configuration of a run, named by its folder or by its artefact; None for an artefact without its run."""
+    of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
+    path = next((p / "config.yaml" for p in (folder, of_artefact) if (p / "config.yaml").is_file()), None)
+    return None if path is None else read_yaml(path, RunConfig)
 
 
 def data_of_run(folder: Path) -> ImageSettings:
     """The images that a run was trained on; the defaults where the folder is an artefact without its run."""
-    of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
-    path = next((p / "config.yaml" for p in (folder, of_artefact) if (p / "config.yaml").is_file()), None)
-    return ImageSettings() if path is None else read_yaml(path, RunConfig).data
+    config = config_of_run(folder)
+    return ImageSettings() if config is None else config.data
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

@@ -1,0 +1,41 @@
+"""Stored code maps: writer, reader, fingerprint; stores, never encodes.
+
+Two forms. The cache of a training run (:mod:`vqstack.codes.cache`) holds one level's maps of one split as ``.npy``, for
+nobody but that run. A code data set (:mod:`vqstack.codes.dataset`) is for others: Parquet shards, a manifest and a
+card, read by :class:`CodeDataset` and by ``datasets.load_dataset(FOLDER)``. In memory codes are int64, on disk the
+smallest unsigned integer that holds them.
+"""
+
+from vqstack.codes.cache import MapCache
+from vqstack.codes.dataset import SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
+from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard
+from vqstack.codes.storage import (
+    UNFINISHED,
+    checksum,
+    claim_folder,
+    fingerprint,
+    release_folder,
+    smallest_dtype,
+    to_stored,
+    write_durably,
+)
+
+__all__ = [
+    "ENCODE",
+    "SHARD_SIZE",
+    "UNFINISHED",
+    "CodeDataset",
+    "CodeDatasetWriter",
+    "Contents",
+    "Manifest",
+    "MapCache",
+    "Shard",
+    "StoredCodes",
+    "checksum",
+    "claim_folder",
+    "fingerprint",
+    "release_folder",
+    "smallest_dtype",
+    "to_stored",
+    "write_durably",
+]

@@ -1,0 +1,230 @@
+"""Code data sets: ``data/SPLIT-00000-of-0000N.parquet``, ``manifest.json``, a card and checksums.
+
+Written shard by shard, by any number of processes, so that a killed command goes on where it stopped and ends with the
+bytes of one that was not killed. Read shard by shard, in memory that does not grow with the data set.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from vqstack.codes.columns import check_file, groups, to_codes, to_labels, write_rows
+from vqstack.codes.manifest import (
+    ENCODE,
+    FORMAT_VERSION,
+    MANIFEST,
+    Contents,
+    Manifest,
+    Shard,
+    StoredShard,
+    card,
+    read_manifest,
+    shards_of,
+)
+from vqstack.codes.storage import check_folder, checksum, claim_folder, release_folder, to_stored, write_durably
+from vqstack.errors import InputError
+from vqstack.shapes import AnyCodes, Labels
+
+SHARD_SIZE = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCodes:
+    """Some images of a split, in its order."""
+
+    index: Int64[Tensor, "b"]  # position of each image in its source
+    labels: Labels | None  # classes, where they are known
+    codes: list[AnyCodes]  # maps of levels 1 … L
+
+
+class CodeDatasetWriter:
+    """Writes a code data set. Nothing is written before ``claim``; an unusable folder is an InputError at once.
+
+    One process calls ``claim``; then each shard of ``shards`` that is not ``complete`` is written by one process; when
+    all are, one calls ``finish`` with the checksums of all.
+
+    Args:
+        folder: the output folder: new, empty, or unfinished output of the same contents, splits and settings, whose
+            complete shards are kept.
+        contents: what the files have in common.
+        splits: number of images of each split.
+        shard_size: images a shard.
+        settings: whatever else the codes hang on, as JSON; must be the same when an unfinished output is gone on with.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        contents: Contents,
+        splits: Mapping[str, int],
+        *,
+        shard_size: int = SHARD_SIZE,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.contents = folder, contents
+        self.shards = [shard for split, images in splits.items() for shard in shards_of(split, images, shard_size)]
+        self._plan = json.dumps(
+            {
+                "format_version": FORMAT_VERSION,
+                "contents": contents.model_dump(),
+                "splits": dict(splits),
+                "shard_size": shard_size,
+                "settings": dict(settings or {}),
+                "pyarrow": pa.__version__,  # other versions may write other bytes
+            }
+        )
+        check_folder(folder, ENCODE, self._plan)
+
+    def claim(self) -> None:
+        """Marks the folder as this data set's unfinished output."""
+        claim_folder(self.folder, ENCODE, self._plan)
+        (self.folder / "data").mkdir(exist_ok=True)
+
+    def complete(self, shard: Shard) -> bool:
+        """Whether the shard's file is there. It gets its name when it is whole, so half of one is never found."""
+        try:
+            check_file(shard.path(self.folder), shard, self.contents)
+        except InputError:
+            return False
+        return True
+
+    def write(self, shard: Shard, batches: Iterable[StoredCodes]) -> None:
+        """Writes the images of one shard, given in batches of any size."""
+        index, labels, maps = [], [], []
+        for batch in batches:
+            if batch.labels is not None and not self.contents.labelled:
+                raise ValueError(f"{shard.file}: labels in a data set without labels")
+            index.append(batch.index.cpu().numpy())
+            if batch.labels is not None:
+                labels.append(batch.labels.cpu().numpy())
+            sized = zip(batch.codes, self.contents.vocabularies, strict=True)
+            maps.append([to_stored(codes, vocabulary) for codes, vocabulary in sized])
+        levels = [np.concatenate(level) for level in zip(*maps, strict=True)]
+        found = [level.shape for level in levels]
+        if found != [(shard.rows, *shape) for shape in self.contents.map_shapes]:
+            raise ValueError(f"{shard.file}: codes of shapes {found}, not {shard.rows} of {self.contents.map_shapes}")
+        rows = np.concatenate(index), np.concatenate(labels) if labels else None, levels
+        write_durably(shard.path(self.folder), lambda aside: write_rows(aside, self.contents, *rows))
+
+    def checksum(self, shard: Shard) -> str:
+        """SHA-256 of a complete shard's file."""
+        return checksum(shard.path(self.folder))
+
+    def finish(self, checksums: Mapping[str, str]) -> None:
+        """Writes manifest, card and ``SHA256SUMS``, and marks the folder as finished.
+
+        Args:
+            checksums: file name of each shard -> SHA-256 of its file.
+        """
+        splits: dict[str, list[StoredShard]] = {}
+        for shard in self.shards:
+            stored = StoredShard(file=shard.file, rows=shard.rows, sha256=checksums[shard.file])
+            splits.setdefault(shard.split, []).append(stored)
+        manifest = Manifest(format_version=2, splits=splits, **dict(self.contents))
+        for child in (self.folder / "data").iterdir():
+            if child.name not in checksums:  # what a killed process was writing
+                child.unlink()
+        order = ("format_version", *Contents.model_fields, "splits")
+        dump = manifest.model_dump()
+        self._write(MANIFEST, json.dumps({name: dump[name] for name in order}, indent=1) + "\n")
+        self._write("README.md", card(manifest))
+        files = [shard.path(Path()).as_posix() for shard in self.shards]
+        lines = [f"{checksums[Path(file).name]}  {file}\n" for file in files]
+        lines += [f"{checksum(self.folder / name)}  {name}\n" for name in (MANIFEST, "README.md")]
+        self._write("SHA256SUMS", "".join(lines))
+        release_folder(self.folder)
+
+    def _write(self, name: str, text: str) -> None:
+        write_durably(self.folder / name, lambda aside: aside.write_text(text, "utf-8"))
+
+
+class CodeDataset:
+    """Reads a code data set. InputError names the file, and the column, that is not as the manifest says.
+
+    Opening reads the manifest and what the files say about themselves; the codes are read and checked shard by shard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._manifest = read_manifest(folder)
+        for split in self._manifest.splits:
+            for shard in self._manifest.shards(split):
+                check_file(shard.path(folder), shard, self._manifest)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return {split: self._manifest.images(split) for split in self._manifest.splits}
+
+    @property
+    def map_shapes(self) -> list[tuple[int, ...]]:
+        """Axes of the map of each level, level 1 first."""
+        return [tuple(shape) for shape in self._manifest.map_shapes]
+
+    @property
+    def vocabularies(self) -> list[int]:
+        """Number of codes of each level, level 1 first."""
+        return list(self._manifest.vocabularies)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the images came from."""
+        return self._manifest.source
+
+    def check(self, fingerprint: str, map_shapes: Sequence[Sequence[int]], vocabularies: Sequence[int]) -> None:
+        """InputError unless the codes are those of an encoder with this fingerprint, these maps and vocabularies."""
+        stored = self._manifest
+        shapes = [list(shape) for shape in map_shapes]
+        if shapes != stored.map_shapes:
+            problem = f"maps of {stored.map_shapes} where the model has {shapes}"
+        elif list(vocabularies) != stored.vocabularies:
+            problem = f"vocabularies {stored.vocabularies} where the model has {list(vocabularies)}"
+        elif fingerprint != stored.fingerprint:
+            problem = f"codes of encoder {stored.fingerprint[:12]} where the model's is {fingerprint[:12]}"
+        else:
+            return
+        raise InputError(f"{self.folder}: {problem}; encode the data set with this model, or name the one it is from")
+
+    def verify(self) -> None:
+        """InputError naming the first file whose bytes are not those of its checksum; reads every file once."""
+        for split, stored in self._manifest.splits.items():
+            for shard, known in zip(self._manifest.shards(split), stored, strict=True):
+                path = shard.path(self.folder)
+                if known.sha256 is not None and checksum(path) != known.sha256:
+                    raise InputError(f"{path}: not the bytes that manifest.json has a checksum of; encode it again")
+
+    def blocks(self, split: str) -> Iterator[StoredCodes]:
+        """A split in its order, some thousand images at a time; memory does not grow with the data set."""
+        self._check_split(split)
+        manifest = self._manifest
+        for shard in manifest.shards(split):
+            path = shard.path(self.folder)
+            for table in groups(path, manifest):
+                levels = enumerate(zip(manifest.map_shapes, manifest.vocabularies, strict=True), 1)
+                codes = [to_codes(table, f"codes_{n}", shape, size, path) for n, (shape, size) in levels]
+                yield StoredCodes(to_codes(table, "index", [], None, path), to_labels(table, path), codes)
+
+    def read(self, split: str) -> StoredCodes:
+        """A whole split in memory, 8 bytes a code."""
+        self._check_split(split)
+        blocks = list(self.blocks(split))
+        known = [block.labels for block in blocks if block.labels is not None]
+        if 0 < len(known) < len(blocks):
+            raise InputError(f"{self.folder}: column label of {split} has missing values; encode the data set again")
+        return StoredCodes(
+            torch.cat([block.index for block in blocks]),
+            torch.cat(known) if known else None,
+            [torch.cat(level) for level in zip(*(block.codes for block in blocks), strict=True)],
+        )
+
+    def _check_split(self, split: str) -> None:
+        if split not in self._manifest.splits:
+            raise InputError(f"{self.folder}: no split {split}; it has {', '.join(self._manifest.splits)}")

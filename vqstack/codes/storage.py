@@ -1,0 +1,128 @@
+"""What both forms of stored codes stand on: number types, fingerprints, checksums, durable files, output folders."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqstack.errors import InputError
+
+UNFINISHED = ".vqstack-unfinished"
+ASIDE = ".tmp"  # ending of a file that is still being written
+BLOCK = 2**20  # bytes hashed at a time
+
+
+def smallest_dtype(vocabulary: int) -> np.dtype[Any]:
+    """The smallest of uint8, uint16 and uint32 that holds the codes 0 … ``vocabulary`` - 1."""
+    for name in ("uint8", "uint16", "uint32"):
+        if vocabulary <= np.iinfo(name).max + 1:
+            return np.dtype(name)
+    raise ValueError(f"no unsigned integer of at most 32 bits holds {vocabulary} codes")
+
+
+def to_stored(codes: Tensor, vocabulary: int) -> NDArray[Any]:
+    """int64 codes as the smallest unsigned integer. A code outside 0 … ``vocabulary`` - 1 is a ValueError."""
+    values = codes.cpu().numpy()
+    if values.size and not (values.min() >= 0 and values.max() < vocabulary):
+        raise ValueError(f"codes from {values.min()} to {values.max()} in a vocabulary of {vocabulary}")
+    return values.astype(smallest_dtype(vocabulary))
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, of the sorted names, dtypes, shapes and bytes of ``state``, wherever its tensors lie."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_durably(path: Path, save: Callable[[Path], Any]) -> None:
+    """Writes a file aside, forces it to the disk and renames it: ``path`` is absent, old, or new and whole.
+
+    This holds for a process that is killed and for a machine that loses its power.
+    """
+    aside = path.with_name(path.name + ASIDE)
+    save(aside)
+    sync(aside)
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Forces what is written of a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_folder(path: Path, command: str, plan: str = "") -> None:
+    """InputError unless ``path`` can be the output folder of ``command``; writes nothing.
+
+    It must be absent, empty, or unfinished output of the same command with the same ``plan``.
+    """
+    marker = path / UNFINISHED
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file, not a folder; name another output folder")
+        found = marker.read_text("utf-8") if marker.exists() else ""
+        owner, _, planned = (part.strip() for part in found.partition("\n"))
+        children = list(path.iterdir()) if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be used as output folder ({error}); name another one") from error
+    if owner not in ("", command):
+        raise InputError(f"{path}: holds unfinished output of {owner}; name another output folder or remove it")
+    if owner != command and any(not child.name.startswith(UNFINISHED) for child in children):
+        raise InputError(f"{path}: is not empty; name another output folder or remove it")
+    if owner and planned != plan:
+        raise InputError(
+            f"{path}: holds unfinished output of {owner} with other settings, data or weights; repeat that command "
+            "as it was, name another output folder or remove it"
+        )
+
+
+def claim_folder(path: Path, command: str, plan: str = "") -> None:
+    """Makes ``path`` a folder marked as the unfinished output of ``command``; InputError as :func:`check_folder`.
+
+    Leftovers of the same command are removed, unless there is a ``plan`` (one line of text): they then belong to the
+    same output and are left for the command to go on with.
+    """
+    check_folder(path, command, plan)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_durably(path / UNFINISHED, lambda aside: aside.write_text(f"{command}\n{plan}\n", "utf-8"))
+        for child in path.iterdir():
+            if plan or child.name == UNFINISHED:
+                continue
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be used as output folder ({error}); name another one") from error
+
+
+def release_folder(path: Path) -> None:
+    """Marks the output in ``path`` as finished: from now on no command writes there."""
+    (path / UNFINISHED).unlink(missing_ok=True)
+    sync(path)
