@@ -315,7 +315,8 @@ def test_more_images_than_one_row_group(tmp_path, monkeypatch):
     assert pq.ParquetFile(tmp_path / "data" / "train-00000-of-00002.parquet").num_row_groups == 2
     blocks = list(CodeDataset(tmp_path).blocks("train"))
     assert [len(block.index) for block in blocks] == [4, 2, 4, 1]
-    assert all(equal(block, part(images["train"], i, j)) for block, i, j in zip(blocks, [0, 4, 6, 10], [4, 6, 10, 11]))
+    bounds = [(0, 4), (4, 6), (6, 10), (10, 11)]
+    assert all(equal(block, part(images["train"], *bound)) for block, bound in zip(blocks, bounds, strict=True))
 
 
 def test_large_maps_have_small_row_groups(tmp_path, monkeypatch):

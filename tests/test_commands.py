@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
+from vqstack.codes import CodeDataset, CodeDatasetWriter
 from vqstack.config import run_command
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
@@ -227,7 +228,7 @@ def test_a_run_goes_on_where_it_stopped(run_folder, recipe, call, tmp_path, lost
 def test_a_code_data_set(run_folder, code_folder, tmp_path):
     from datasets import load_dataset
 
-    assert {p.name for p in code_folder.iterdir()} == {"README.md", "data", "manifest.json"}
+    assert {p.name for p in code_folder.iterdir()} == {"README.md", "SHA256SUMS", "data", "manifest.json"}
     manifest = json.loads((code_folder / "manifest.json").read_text())
     assert manifest["map_shapes"] == [[4, 4], [2, 2]]
     assert manifest["vocabularies"] == [8, 4]
@@ -241,6 +242,57 @@ def test_a_code_data_set(run_folder, code_folder, tmp_path):
     assert torch.equal(torch.tensor(rows["label"]), split.labels)
     for number, codes in enumerate(model.encode(split.pixels), start=1):
         assert torch.equal(torch.tensor(rows[f"codes_{number}"]), codes)
+
+
+def test_encoding_goes_on_where_it_stopped(run_folder, code_folder, call, tmp_path, monkeypatch):
+    """In shards of 20 images, killed after every second one: the bytes of a command that was not."""
+    given = [run_folder, "--shard-size", 20, "--cpu", "--batch-size", 7]
+    assert call(ENCODE, *given, "--out", tmp_path / "whole")[0] == 0
+    out = tmp_path / "parts"
+    write, count = CodeDatasetWriter.write, 0
+
+    def killed(self, shard, batches):
+        nonlocal count
+        write(self, shard, batches)
+        count += 1
+        if count % 2 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CodeDatasetWriter, "write", killed)
+    codes = []
+    while not codes or codes[-1]:
+        codes.append(call(ENCODE, *given, "--out", out)[0])
+        if len(codes) == 1:
+            before = tree(out)
+            refused(*call(ENCODE, *given[:-1], 8, "--out", out), "other settings")
+            assert tree(out) == before
+    assert codes == [130, 130, 130, 130, 0]
+    assert count == 9  # no shard was written twice
+    assert tree(out) == tree(tmp_path / "whole")
+    for split in SPLITS:
+        found, expected = (CodeDataset(folder).read(split) for folder in (out, code_folder))
+        assert torch.equal(found.index, expected.index)
+        assert all(map(torch.equal, found.codes, expected.codes))
+
+
+def test_any_subset_of_the_splits_is_encoded(run_folder, call, tmp_path):
+    pixels = load_splits(data_of_run(run_folder))["test"].pixels[:5]
+    np.save(tmp_path / "test.npy", pixels[:, 0].numpy())
+    given = ["--data.source", "array", "--data.files", "test", tmp_path / "test.npy", "--cpu"]
+    code, _, err = call(ENCODE, run_folder, "--out", tmp_path / "out", *given)
+    assert (code, err) == (0, "")
+    data = CodeDataset(tmp_path / "out")
+    assert data.splits == {"test": 5}
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    assert all(map(torch.equal, data.read("test").codes, model.encode(pixels)))
+
+
+def test_a_model_without_its_run_needs_images(other_run, call, tmp_path):
+    refused(*call(ENCODE, other_run, "--out", tmp_path / "out"), "--data.source")
+    assert not list(tmp_path.iterdir())
+    given = ["--data.source", "digits", "--data.limit", 3, "--cpu"]
+    assert call(ENCODE, other_run, "--out", tmp_path / "out", *given)[0] == 0
+    assert CodeDataset(tmp_path / "out").splits == {"train": 3, "validation": 3, "test": 3}
 
 
 def test_generated_images(run_folder, image_folder):
