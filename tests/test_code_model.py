@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from vqstack.code_model import AutoregressiveCodeModel, CodeModelSettings
+from vqstack.likelihood import CodeHead
 
 
 def build(map_shape=(2, 3), size=5, classes=3, **changes):
     """A model whose weights are all random: its last layer would start at zero."""
     settings = CodeModelSettings(**{"depth": 2, "dim": 16, "heads": 2, "dropout": 0.0, **changes})
-    model = AutoregressiveCodeModel(settings, map_shape, size, classes).eval()
+    model = AutoregressiveCodeModel(settings, map_shape, CodeHead(size), classes).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
@@ -107,7 +108,7 @@ def test_the_label_matters():
 
 @torch.no_grad()
 def test_starts_uniform():
-    model = AutoregressiveCodeModel(CodeModelSettings(depth=1, dim=8, heads=2), (2, 2), 4, 0).eval()
+    model = AutoregressiveCodeModel(CodeModelSettings(depth=1, dim=8, heads=2), (2, 2), CodeHead(4), 0).eval()
     codes, _ = some(model)
     torch.testing.assert_close(model.log_prob(codes, None), -4 * torch.tensor(4.0).log().expand(len(codes)))
 

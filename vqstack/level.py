@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vqstack.errors import InputError
-from vqstack.likelihood import Categorical, Distribution, PixelHead
+from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
 from vqstack.nets import Down, Up
 from vqstack.quantizer import QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
@@ -63,9 +64,9 @@ class Level(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.number, self.settings, self.map_shape = number, settings, settings.map
-        scale = check_scale(number, below, settings.map)
+        self.scale = check_scale(number, below, settings.map)
         self.quantizer = build_quantizer(settings.quantizer)
-        shared: dict[str, Any] = {"map_shape": settings.map, "scale": scale, "dropout": settings.dropout}
+        shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
         self.encoder = Down(channels, settings.width, self.quantizer.dim, blocks=settings.encoder_blocks, **shared)
         self.decoder = Up(self.quantizer.dim, settings.width, outputs, blocks=settings.decoder_blocks, **shared)
 
@@ -78,9 +79,16 @@ class Level(nn.Module, ABC):
     def features(self, below: Tensor) -> Vectors:
         """What the encoder reads, as floats: [b, channels, rows, columns]."""
 
-    @abstractmethod
+    head: Head
+    """The likelihood that the decoder's output stands for."""
+
+    def crop(self, parameters: Float[Tensor, "b P H W"]) -> Float[Tensor, "b P h w"]:
+        """The decoder's output without padding."""
+        return parameters
+
     def distribution(self, parameters: Vectors) -> Distribution:
         """The likelihood that the decoder's output stands for."""
+        return self.head(self.crop(parameters))
 
     def forward(self, below: Pixels | AnyCodes) -> Objective:
         """The training objective: nats per site of the map below plus the quantizer's own loss.
@@ -105,6 +113,27 @@ class Level(nn.Module, ABC):
         """``P_dec_l(. | z_l)``, a distribution over the map below."""
         return self.distribution(self.decoder(self.quantizer.lookup(codes)))
 
+    def outline(
+        self, codes: Codes
+    ) -> tuple[Float[Tensor, "b P h w"], Float[Tensor, "b F rows columns"]]:
+        """What a refiner starts from: the decoder's output for the map below, and features of each site of z_l.
+
+        The features are the codebook vectors and what the decoder's last layer reads.
+        """
+        vectors = self.quantizer.lookup(codes)
+        features, parameters = self.decoder.both(vectors)
+        return self.crop(parameters), torch.cat([vectors, features], 1)
+
+    @property
+    def outline_features(self) -> int:
+        """Number of features that :meth:`outline` gives of each site."""
+        return self.quantizer.dim + self.settings.width
+
+    @property
+    def below(self) -> tuple[int, int]:
+        """Rows and columns of the map below, without padding."""
+        return self.map_shape[0] * self.scale[0], self.map_shape[1] * self.scale[1]
+
 
 class PixelLevel(Level):
     """Level 1: pixels to codes. Images may be padded to a size that divides; padding is neither scored nor shown.
@@ -128,8 +157,12 @@ class PixelLevel(Level):
         rows, columns = self.pad_to[0] - self.shape[1], self.pad_to[1] - self.shape[2]
         return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
 
-    def distribution(self, parameters: Vectors) -> Distribution:
-        return self.head(parameters[..., : self.shape[1], : self.shape[2]])
+    @property
+    def below(self) -> tuple[int, int]:
+        return self.shape[1], self.shape[2]
+
+    def crop(self, parameters: Float[Tensor, "b P H W"]) -> Float[Tensor, "b P h w"]:
+        return parameters[..., : self.shape[1], : self.shape[2]]
 
 
 class CodeLevel(Level):
@@ -145,6 +178,7 @@ class CodeLevel(Level):
         size, dim = below.quantizer.size, below.quantizer.dim
         super().__init__(number, settings, channels=dim, outputs=size, below=below.map_shape)
         self.embedding = nn.Embedding(size, dim)
+        self.head = CodeHead(size)
 
     @torch.no_grad()
     def start_from(self, below: Level) -> None:
@@ -158,6 +192,3 @@ class CodeLevel(Level):
 
     def features(self, below: Codes) -> Vectors:
         return rearrange(self.embedding(below), "b h w d -> b d h w")
-
-    def distribution(self, parameters: Vectors) -> Distribution:
-        return Categorical(rearrange(parameters, "b k h w -> b h w k"))

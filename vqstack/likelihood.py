@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -35,6 +35,12 @@ class Draw(BaseModel):
     top_k: int | None = Field(None, ge=1, description="Draw among the k most likely values; none: all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the fewest values whose probability reaches this.")
     mode: bool = Field(False, description="Take the most likely value instead of drawing.")
+    guidance: float = Field(
+        1.0, ge=0, description="Classifier-free guidance: 1 none, 0 without the label, above 1 away from no label."
+    )
+    confidence: bool = Field(
+        False, description="Masked models: keep what was drawn with most confidence, in place of the schedule's sites."
+    )
 
 
 def noise(seed: int, indices: list[int] | range, level: int, sites: int) -> Noise:
@@ -258,6 +264,77 @@ def logistic_parameters(channels: int, components: int) -> int:
     return components * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 
+class Guided(Distribution):
+    """Classifier-free guidance (Ho and Salimans 2022), table by table.
+
+    ``P(x_i | before) ~ P_without(x_i | before) (P_with(x_i | before) / P_without(x_i | before))^scale``; 1 is no
+    guidance, 0 leaves the label out. Each table is normalised, so the whole is a distribution too.
+
+    Args:
+        given, without: the same family and schedule with the label and without it.
+        scale: see above.
+    """
+
+    def __init__(self, given: Distribution, without: Distribution, scale: float) -> None:
+        self.given, self.without, self.scale = given, without, scale
+        self.batch, self.shape, self.size = given.batch, given.shape, given.size
+        self.dtype, self.device = given.dtype, given.device
+
+    def log_prob(self, x: Tensor) -> Nats:
+        return walked_log_prob(self, x)
+
+    def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
+        for one, other in zip(self.given.factors(values), self.without.factors(values), strict=True):
+            mixed = other.log_probs + self.scale * (one.log_probs - other.log_probs)
+            yield Factor(one.sites, mixed.log_softmax(-1))
+
+
+@dataclass(frozen=True)
+class Known:
+    """A partly filled map: ``values`` [b, \\*shape] count where ``given`` (the same shape) says so."""
+
+    values: Tensor
+    given: Bool[Tensor, "b ..."]
+
+
+class Clamped(Distribution):
+    """A distribution whose known sites take their known value with probability one when their turn comes.
+
+    Sites drawn earlier than a known one have not seen it, unless the distribution itself was told: for a chain of
+    several factors this is not the posterior given all known sites.
+    """
+
+    def __init__(self, inner: Distribution, known: Known) -> None:
+        self.inner = inner
+        self.batch, self.shape, self.size = inner.batch, inner.shape, inner.size
+        self.dtype, self.device = inner.dtype, inner.device
+        self.values = known.values.to(self.device).long().flatten(1)
+        self.given = known.given.to(self.device).flatten(1)
+
+    def log_prob(self, x: Tensor) -> Nats:
+        return walked_log_prob(self, x)
+
+    def sample(self, noise: Noise, draw: Draw = Draw()) -> Tensor:
+        return self.inner.sample(noise, draw) if draw.confidence else super().sample(noise, draw)
+
+    def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
+        for factor in self.inner.factors(values):
+            value, given = self.values[:, factor.sites, None], self.given[:, factor.sites, None]
+            certain = torch.full_like(factor.log_probs, -torch.inf).scatter(-1, value, 0.0)
+            yield Factor(factor.sites, torch.where(given, certain, factor.log_probs))
+
+
+def walked_log_prob(distribution: Distribution, x: Tensor) -> Nats:
+    """ln P(x) by walking the factors, nats."""
+    flat = x.flatten(1).long()
+    values, nats = torch.zeros_like(flat), torch.zeros(len(flat), device=flat.device)
+    for factor in distribution.factors(values):
+        chosen = flat[:, factor.sites]
+        values[:, factor.sites] = chosen
+        nats = nats + factor.log_probs.gather(-1, chosen[..., None]).squeeze(-1).sum(1)
+    return nats
+
+
 class PixelSettings(BaseModel):
     """Settings of the likelihood of the pixels."""
 
@@ -270,8 +347,40 @@ class PixelSettings(BaseModel):
     components: int = Field(10, ge=1, description="Logistics a pixel (logistic_mixture).")
 
 
-class PixelHead:
-    """Turns a network's output into a distribution over pixels.
+class Head(ABC):
+    """Turns numbers of each site into a distribution over a map.
+
+    Attributes:
+        channels: values of one site that form a chain among themselves.
+        size: V, number of values each of them can take.
+        parameters: numbers a site needs.
+    """
+
+    channels: int
+    size: int
+    parameters: int
+
+    @abstractmethod
+    def __call__(self, parameters: Float[Tensor, "b P h w"]) -> Distribution:
+        """The distribution over maps of h × w sites."""
+
+
+class CodeHead(Head):
+    """Logits of each site to independent codes.
+
+    Args:
+        size: K, number of codes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.channels, self.size, self.parameters = 1, size, size
+
+    def __call__(self, parameters: Float[Tensor, "b P h w"]) -> Distribution:
+        return Categorical(rearrange(parameters, "b k h w -> b h w k"))
+
+
+class PixelHead(Head):
+    """Numbers of each pixel to a distribution over pixels.
 
     Args:
         settings: which family.

@@ -1,15 +1,25 @@
-"""The whole model: stack and prior, one likelihood for pixels and all codes, one sampler from label to pixels."""
+"""The whole model: stack, refiners and prior, one likelihood for pixels and all codes, one sampler from label to pixels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from vqstack.code_model import AutoregressiveCodeModel, CodeModelSettings
+from vqstack.code_model import (
+    NO_LABEL,
+    CodeModel,
+    CodeModelSettings,
+    RefinerSettings,
+    build_code_model,
+    build_refiner,
+    check_refiners,
+    parent_of,
+)
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
-from vqstack.likelihood import Distribution, Draw, noise
+from vqstack.likelihood import Clamped, Distribution, Draw, Known, noise
 from vqstack.pretrained import Pretrained
 from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels, finest
 from vqstack.stack import Stack, StackSettings
@@ -26,11 +36,21 @@ class SamplingSettings(BaseModel):
     )
     top_p: tuple[float, ...] = Field((1.0,), description="Nucleus probability in (0, 1]. One, or one a level.")
     mode: tuple[bool, ...] = Field((False,), description="Most likely value instead of drawing. One, or one a level.")
+    guidance: tuple[float, ...] = Field(
+        (1.0,),
+        description="Scale of classifier-free guidance, 1: none, 0: without the label. One (for all parts that were "
+        "trained with label_dropout), or one a level.",
+    )
+    confidence: tuple[bool, ...] = Field(
+        (False,),
+        description="Keep the most confident draws of each pass in place of the schedule's sites; such samples do not "
+        "follow the likelihood. One (for all masked models), or one a level.",
+    )
 
     def draws(self, levels: int) -> list[Draw]:
         """One :class:`Draw` for the prior, level L, …, level 1; wrong numbers or values are errors."""
         columns: dict[str, list] = {}
-        for name in ("temperature", "top_k", "top_p", "mode"):
+        for name in SamplingSettings.model_fields:
             given = getattr(self, name)
             if len(given) not in (1, levels + 1):
                 raise InputError(
@@ -48,9 +68,11 @@ class SamplingSettings(BaseModel):
         for p in columns["top_p"]:
             if not 0 < p <= 1:
                 raise InputError(f"top_p {p} is outside (0, 1]")
-        return [
-            Draw(temperature=t, top_k=k or None, top_p=p, mode=m) for t, k, p, m in zip(*columns.values(), strict=True)
-        ]
+        for g in columns["guidance"]:
+            if not 0 <= g < float("inf"):
+                raise InputError(f"guidance {g} is negative or not finite: 1 is none, 2 to 4 are usual")
+        columns["top_k"] = [k or None for k in columns["top_k"]]
+        return [Draw(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 class ModelSettings(BaseModel):
@@ -60,10 +82,42 @@ class ModelSettings(BaseModel):
 
     stack: StackSettings = Field(StackSettings(), description="The levels.")
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
+    refiners: tuple[RefinerSettings, ...] = Field((), description="Corrections to the decoders of chosen levels.")
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     image_shape: tuple[int, int, int] = Field(description="Channels, rows and columns of the images.")
     values: int = Field(256, ge=2, le=256, description="V, grey values a channel: pixels are 0 … V-1.")
     classes: int = Field(0, ge=0, description="Number of class labels; 0: none.")
+
+    @model_validator(mode="after")
+    def check(self) -> "ModelSettings":
+        check_refiners(self.refiners, len(self.stack.levels))
+        return self
+
+    def draws(self, sampling: SamplingSettings | None = None) -> list[Draw]:
+        """One :class:`Draw` for the prior, level L, …, level 1; what these models cannot do is an error.
+
+        A single value of guidance or confidence is for the parts that can do it, of which there must be one.
+        """
+        sampling = sampling or self.sampling
+        refiners = {refiner.level: refiner for refiner in self.refiners}
+        names = ["prior", *(f"level {n}" for n in range(len(self.stack.levels), 0, -1))]
+        parts = [self.prior, *(refiners.get(n) for n in range(len(self.stack.levels), 0, -1))]
+        guided = [p is not None and p.labels and p.label_dropout > 0 and self.classes > 0 for p in parts]
+        masked = [p is not None and p.family == "masked" for p in parts]
+        draws = sampling.draws(len(self.stack.levels))
+        for field, able, neutral, needs in (
+            ("guidance", guided, 1.0, "a transformer with labels that was trained with label_dropout above 0"),
+            ("confidence", masked, False, "a transformer of the masked family"),
+        ):
+            given = getattr(sampling, field)
+            if len(given) == 1 and any(able):
+                draws = [d if a else d.model_copy(update={field: neutral}) for d, a in zip(draws, able, strict=True)]
+            for name, draw, a in zip(names, draws, able, strict=True):
+                if getattr(draw, field) != neutral and not a:
+                    raise InputError(f"{field} needs {needs}; {name} has none: leave it at {neutral} there")
+        if any(d.guidance != 1 and d.confidence for d in draws):
+            raise InputError("guidance and confidence exclude each other: leave one of them out")
+        return draws
 
 
 @dataclass(frozen=True)
@@ -76,7 +130,7 @@ class Sample:
 
 
 class HierarchicalModel(nn.Module, Pretrained):
-    """``P(y, z_1 … z_L, label)``: labels by their training frequency, prior, decoders.
+    """``P(y, z_1 … z_L, label)``: labels by their training frequency, prior, decoders or refiners.
 
     Args:
         settings: see :class:`ModelSettings`.
@@ -89,8 +143,16 @@ class HierarchicalModel(nn.Module, Pretrained):
         self.settings = settings
         self.stack = Stack(settings.stack, settings.image_shape, settings.values)
         top = self.stack.levels[-1]
-        self.prior = AutoregressiveCodeModel(settings.prior, top.map_shape, top.quantizer.size, settings.classes)
-        uniform = torch.full((self.prior.classes,), 1 / max(self.prior.classes, 1))
+        self.prior = build_code_model(settings.prior, top.map_shape, top.quantizer.size, settings.classes)
+        self.refiners = nn.ModuleDict(
+            {
+                str(refiner.level): build_refiner(refiner, self.stack.level(refiner.level), settings.classes)
+                for refiner in settings.refiners
+            }
+        )
+        self.classes = max(part.classes for part in self.parts)
+        """Number of class labels that some part is conditional on; 0: none."""
+        uniform = torch.full((self.classes,), 1 / max(self.classes, 1))
         self.label_probs: Tensor
         self.register_buffer("label_probs", uniform)
 
@@ -100,9 +162,13 @@ class HierarchicalModel(nn.Module, Pretrained):
         return self.label_probs.device
 
     @property
-    def classes(self) -> int:
-        """Number of class labels that the prior is conditional on; 0: none."""
-        return self.prior.classes
+    def parts(self) -> list[CodeModel]:
+        """The transformers: the prior and the refiners."""
+        return [self.prior, *(self.refiner(int(number)) for number in self.refiners)]  # type: ignore[list-item]
+
+    def refiner(self, level: int) -> CodeModel | None:
+        """The refiner of a level, where it has one."""
+        return self.refiners[str(level)] if str(level) in self.refiners else None  # type: ignore[return-value]
 
     @torch.no_grad()
     def count_labels(self, labels: Labels) -> None:
@@ -115,15 +181,48 @@ class HierarchicalModel(nn.Module, Pretrained):
         return self.stack.encode(pixels)
 
     def decode(self, codes: Codes, level: int = 1) -> Pixels:
-        """The most likely image given ``z_level`` (each map below by its mode)."""
+        """The most likely image given ``z_level``, each map below by the mode of its feed-forward decoder."""
         return self.stack.decode(codes, level)
 
-    def conditional(self, level: int, codes: AnyCodes, labels: Labels | None = None) -> Distribution:
-        """``P(z_{level-1} | z_level)``, over pixels for level 1; what scoring, sampling and coding all walk."""
-        return self.stack.level(level).decode(codes)
+    def conditional(
+        self,
+        level: int,
+        codes: AnyCodes,
+        labels: Labels | None = None,
+        *,
+        refined: bool = True,
+        known: Known | None = None,
+        guidance: float = 1.0,
+    ) -> Distribution:
+        """``P(z_{level-1} | z_level)``, over pixels for level 1; what scoring, sampling and coding all walk.
 
-    def code_lengths(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> dict[str, Nats]:
-        """Nats of each image by row: label (if conditional), prior, level-L … level-1, for any codes z_1 … z_L."""
+        Args:
+            level: l.
+            codes: z_l.
+            labels: of the images; a refiner that is conditional on the class but was trained to do without takes none.
+            refined: use the level's refiner, where it has one.
+            known, guidance: see :meth:`vqstack.code_model.CodeModel.distribution`.
+        """
+        refiner = self.refiner(level) if refined else None
+        if refiner is None:
+            decoded = self.stack.level(level).decode(codes)
+            return decoded if known is None else Clamped(decoded, known)
+        if refiner.classes and labels is None:
+            if not refiner.settings.label_dropout:
+                raise InputError(f"the refiner of level {level} is conditional on the class: give labels")
+            labels = torch.full((len(codes),), NO_LABEL, device=codes.device)
+        parent = parent_of(self.stack.level(level), codes)
+        return refiner.distribution(
+            len(codes), labels if refiner.classes else None, codes.device, parent, known=known, guidance=guidance
+        )
+
+    def code_lengths(
+        self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, *, refined: bool = True
+    ) -> dict[str, Nats]:
+        """Nats of each image by row: label (if conditional), prior, level-L … level-1, for any codes z_1 … z_L.
+
+        ``refined=False`` gives the rows of the feed-forward decoders.
+        """
         self.check_labels(labels)
         given = labels if self.classes else None
         rows: dict[str, Nats] = {}
@@ -132,7 +231,8 @@ class HierarchicalModel(nn.Module, Pretrained):
         rows["prior"] = -self.prior.log_prob(codes[-1], given)
         for number in range(len(self.stack), 0, -1):
             below = codes[number - 2] if number > 1 else pixels
-            rows[f"level-{number}"] = -self.conditional(number, codes[number - 1], given).log_prob(below)
+            conditional = self.conditional(number, codes[number - 1], given, refined=refined)
+            rows[f"level-{number}"] = -conditional.log_prob(below)
         return rows
 
     def joint_log_prob(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> Nats:
@@ -172,6 +272,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         seed: int = 0,
         sampling: SamplingSettings | None = None,
         first: int = 0,
+        known: Mapping[int, Known] | None = None,
     ) -> Sample:
         """Images number ``first`` … ``first + num - 1`` of the seed, from the prior down to pixels.
 
@@ -181,35 +282,62 @@ class HierarchicalModel(nn.Module, Pretrained):
             seed: with the image's number it names all noise; batch size and device do not matter.
             sampling: default: the model's own settings.
             first: number of the first image.
+            known: partly filled maps by level (0: pixels); the rest is drawn.
         """
         indices = range(first, first + num)
         levels = len(self.stack)
-        draws = (sampling or self.settings.sampling).draws(levels)
+        draw, *draws = self.settings.draws(sampling)
         if self.classes and labels is None:
             u = noise(seed, indices, levels + 1, 1)
             labels = torch.searchsorted(self.label_probs.cpu().double().cumsum(0), u[:, 0]).clamp(max=self.classes - 1)
-        if self.classes and labels is not None:
-            self.check_labels(labels)
-            labels = labels.to(self.device)
-        else:
-            labels = None
-        prior = self.prior.distribution(num, labels, self.device)
-        top = prior.sample(noise(seed, indices, levels, prior.sites), draws[0])
-        return self._finish(top, levels, draws[1:], seed, indices, labels)
+        labels = self._labels(labels)
+        known = known or {}
+        prior = self.prior.distribution(
+            num, labels, self.device, known=known.get(levels), guidance=draw.guidance
+        )
+        top = prior.sample(noise(seed, indices, levels, prior.sites), draw)
+        return self._finish(top, levels, draws, seed, indices, labels, known)
 
     @torch.no_grad()
     def vary(
-        self, codes: Codes, level: int, *, seed: int = 0, sampling: SamplingSettings | None = None, first: int = 0
+        self,
+        codes: Codes,
+        level: int,
+        labels: Labels | None = None,
+        *,
+        seed: int = 0,
+        sampling: SamplingSettings | None = None,
+        first: int = 0,
+        known: Mapping[int, Known] | None = None,
     ) -> Sample:
-        """Variations: keep ``z_level``, draw everything below it."""
+        """Variations: keep ``z_level``, draw everything below it. Only refiners that know classes read the labels."""
         levels = len(self.stack)
         if not 1 <= level <= levels:
             raise InputError(f"level {level} does not exist: this model has levels 1 … {levels}")
-        draws = (sampling or self.settings.sampling).draws(levels)[levels - level + 1 :]
-        return self._finish(codes.to(self.device), level, draws, seed, range(first, first + len(codes)), None)
+        draws = self.settings.draws(sampling)[levels - level + 1 :]
+        indices = range(first, first + len(codes))
+        labels = None if labels is None else self._labels(labels)
+        return self._finish(codes.to(self.device), level, draws, seed, indices, labels, known or {})
+
+    def _labels(self, labels: Labels | None) -> Labels | None:
+        """Labels where the model lives, checked; none where it knows no classes."""
+        if not self.classes or labels is None:
+            return None
+        self.check_labels(labels)
+        return labels.to(self.device)
 
     def _finish(
-        self, codes: Codes, level: int, draws: list[Draw], seed: int, indices: range, labels: Labels | None
+        self,
+        codes: Codes,
+        level: int,
+        draws: list[Draw],
+        seed: int,
+        indices: range,
+        labels: Labels | None,
+        known: Mapping[int, Known],
     ) -> Sample:
-        *maps, pixels = self.stack.descend(codes, level, draws, seed, indices)
+        def conditional(number: int, above: AnyCodes, draw: Draw) -> Distribution:
+            return self.conditional(number, above, labels, known=known.get(number - 1), guidance=draw.guidance)
+
+        *maps, pixels = self.stack.descend(codes, level, draws, seed, indices, conditional)
         return Sample(pixels, {level - i: z for i, z in enumerate([codes, *maps])}, labels)

@@ -129,8 +129,14 @@ class Up(nn.Module):
         self.numbers = out * scale[0] * scale[1]
         self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, self.numbers, 1))
 
+    def both(self, x: Vectors) -> tuple[Float[Tensor, "b w rows columns"], Float[Tensor, "b out H W"]]:
+        """What the last layer reads, at the smaller map, and the output."""
+        normalise, activate, last = self.leave
+        features = activate(normalise(self.trunk(self.enter(x))))
+        return features, unfold(last(features), self.scale)
+
     def forward(self, x: Vectors) -> Float[Tensor, "b out H W"]:
-        return unfold(self.leave(self.trunk(self.enter(x))), self.scale)
+        return self.both(x)[1]
 
 
 def rename_state(module: nn.Module, names: dict[str, str]) -> None:

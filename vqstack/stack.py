@@ -1,5 +1,6 @@
 """The stack: levels in order, from pixels to the top map and back down."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
-from vqstack.likelihood import Draw, PixelHead, PixelSettings, noise
+from vqstack.likelihood import Distribution, Draw, PixelHead, PixelSettings, noise
 from vqstack.quantizer import QuantizerSettings
 from vqstack.shapes import AnyCodes, Codes, Pixels
 
@@ -89,7 +90,13 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def descend(
-        self, codes: Codes, level: int, draws: list[Draw], seed: int, indices: list[int] | range
+        self,
+        codes: Codes,
+        level: int,
+        draws: list[Draw],
+        seed: int,
+        indices: list[int] | range,
+        conditional: Callable[[int, AnyCodes, Draw], Distribution] | None = None,
     ) -> list[AnyCodes | Pixels]:
         """Draw the maps below ``z_level``: ``[z_{level-1}, …, z_1, pixels]``.
 
@@ -98,9 +105,11 @@ class Stack(nn.Module):
             level: where to start, 1 … L.
             draws: how to draw what lies below level ``level``, ``level - 1``, …, 1.
             seed, indices: name the noise of each image (see :func:`vqstack.likelihood.noise`).
+            conditional: the distribution below codes of a level; default: the level's own decoder.
         """
         maps: list[AnyCodes | Pixels] = []
         for number, draw in zip(range(level, 0, -1), draws, strict=True):
-            distribution = self.level(number).decode(maps[-1] if maps else codes)
+            above = maps[-1] if maps else codes
+            distribution = conditional(number, above, draw) if conditional else self.level(number).decode(above)
             maps.append(distribution.sample(noise(seed, indices, number - 1, distribution.sites), draw))
         return maps

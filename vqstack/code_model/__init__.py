@@ -1,0 +1,27 @@
+"""Transformers over maps: the prior over the top map, and the refiners of the maps below it.
+
+Files in reading order: ``settings``, ``schedule``, ``base`` (what both classes share), ``autoregressive`` and ``masked``
+(the two classes), ``build``.
+"""
+
+from vqstack.code_model.autoregressive import AutoregressiveCodeModel
+from vqstack.code_model.base import NO_LABEL, CodeModel, Parent
+from vqstack.code_model.build import build_code_model, build_refiner, parent_of
+from vqstack.code_model.masked import MaskedCodeModel
+from vqstack.code_model.schedule import Schedule
+from vqstack.code_model.settings import CodeModelSettings, RefinerSettings, check_refiners
+
+__all__ = [
+    "NO_LABEL",
+    "AutoregressiveCodeModel",
+    "CodeModel",
+    "CodeModelSettings",
+    "MaskedCodeModel",
+    "Parent",
+    "RefinerSettings",
+    "Schedule",
+    "build_code_model",
+    "build_refiner",
+    "check_refiners",
+    "parent_of",
+]

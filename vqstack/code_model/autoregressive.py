@@ -1,0 +1,195 @@
+"""The autoregressive code model: a causal transformer over groups of sites.
+
+``P(z) = prod_k prod_{i in group k} P(z_i | groups before k, label, parent)``. With one site a group it is the usual
+chain in raster order. With fewer groups each step draws a whole group of sites far apart; the likelihood stays exact
+and takes one pass. x-transformers supplies the blocks; ``prefill`` and ``step`` run them with their key-value cache.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from x_transformers import Decoder
+from x_transformers.attend import Attend
+from x_transformers.x_transformers import LayerIntermediates
+
+from vqstack.code_model.base import CodeModel, Parent, by_raster
+from vqstack.code_model.schedule import Schedule
+from vqstack.code_model.settings import CodeModelSettings
+from vqstack.likelihood import Distribution, Factor, Head, Known
+from vqstack.shapes import AnyCodes, Labels, Nats, Pixels
+
+
+class AutoregressiveCodeModel(CodeModel):
+    """Exact likelihood in one pass, a sample in K cached steps.
+
+    The sequence holds the sites in the order of the schedule. The input of a site is the value of a site of the group
+    before, spread evenly, with its own position and context; the first group reads a begin token, which carries the
+    class. A site attends to all inputs of its own group and the groups before, none of which holds a value of its own
+    group or a later one (as in parallelized autoregressive generation, Wang et al. 2024).
+
+    Args: see :class:`CodeModel`.
+    """
+
+    def __init__(
+        self,
+        settings: CodeModelSettings,
+        map_shape: tuple[int, int],
+        head: Head,
+        classes: int,
+        scale: tuple[int, int] | None = None,
+        features: int = 0,
+    ) -> None:
+        super().__init__(settings, map_shape, head, classes, scale, features)
+        self.begin = nn.Parameter(torch.randn(settings.dim) * 0.02)
+        self.source: Tensor  # for each place of the sequence after the first group, the site whose value is its input
+        self.register_buffer("source", _sources(self.schedule), persistent=False)
+        self.order: Tensor
+        self.register_buffer("order", self.schedule.order, persistent=False)
+        self.seen: Tensor | None  # places that a place attends to; none: all before it
+        self.register_buffer("seen", None if self._one_by_one else _seen(self.schedule), persistent=False)
+
+    @property
+    def _one_by_one(self) -> bool:
+        return len(self.schedule) == self.sites
+
+    def _schedule(self, groups: int) -> Schedule:
+        return Schedule.raster(self.sites) if groups == self.sites else Schedule.dispersed(self.map_shape, groups)
+
+    def _backbone(self, **settings: Any) -> nn.Module:
+        decoder = Decoder(**settings)
+        if not self._one_by_one:
+            # The library's cache wants a causal decoder; which places see which is said by the mask, and a step with
+            # the cache sees all of its own group.
+            for module in decoder.modules():
+                if isinstance(module, Attend):
+                    module.causal = False
+        return decoder
+
+    def _begin(self, batch: int, labels: Labels | None) -> Float[Tensor, "b 1 d"]:
+        return self.begin.expand(batch, 1, -1) + self.label_features(batch, labels)
+
+    def _site_parameters(
+        self, values: Int64[Tensor, "b N c"], labels: Labels | None, parent: Parent | None
+    ) -> Float[Tensor, "b N P"]:
+        """Parameters of every site given the groups before its own, in one pass; raster order."""
+        batch, first = len(values), self.schedule.sizes[0]
+        begin = self._begin(batch, labels).expand(-1, first, -1)
+        inputs = torch.cat([begin, self.embed(values[:, self.source])], 1) + self.context(parent)[:, self.order]
+        options = {} if self.seen is None else {"attn_mask": self.seen}
+        hidden = self.backbone(inputs, **options)
+        raster = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(self.sites, device=hidden.device))
+        return self.correct(hidden[:, raster], by_raster(parent))
+
+    def logits(
+        self, codes: Int64[Tensor, "b N"], labels: Labels | None, parent: Parent | None = None
+    ) -> Float[Tensor, "b N K"]:
+        """Logits of every code given the groups before its own, in one pass."""
+        return self._site_parameters(codes[..., None], labels, parent)
+
+    def prefill(
+        self, batch: int, labels: Labels | None, context: Float[Tensor, "#b N d"]
+    ) -> tuple[Float[Tensor, "b n d"], LayerIntermediates]:
+        """What the network puts out for the sites of the first group, and the cache.
+
+        Args:
+            batch, labels: number of images, one label each.
+            context: of every site, see :meth:`CodeModel.context`.
+        """
+        first = self.schedule.sizes[0]
+        inputs = self._begin(batch, labels) + context[:, self.order[:first]]
+        return self.backbone(inputs, return_hiddens=True)
+
+    def step(
+        self, group: int, values: Int64[Tensor, "b n c"], context: Float[Tensor, "#b N d"], cache: LayerIntermediates
+    ) -> tuple[Float[Tensor, "b n d"], LayerIntermediates]:
+        """The same for a later group.
+
+        Args:
+            group: its number, at least 1.
+            values: of the sites that are its inputs, see :meth:`inputs_of`.
+            context: of every site.
+            cache: of the groups before.
+        """
+        inputs = self.embed(values) + context[:, self.schedule.sites(group).to(context.device)]
+        return self.backbone(inputs, cache=cache, cache_age=inputs.shape[1], return_hiddens=True)
+
+    def inputs_of(self, group: int) -> Int64[Tensor, "n"]:
+        """The sites whose values the sites of a group read."""
+        first = sum(self.schedule.sizes[1:group])
+        return self.source[first : first + self.schedule.sizes[group]]
+
+    def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
+        parameters = self._site_parameters(self.by_site(values), labels, parent)
+        rows, columns = self.map_shape
+        return self.head(rearrange(parameters, "b (h w) p -> b p h w", h=rows, w=columns)).log_prob(values)
+
+    def _training_nats(
+        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None
+    ) -> tuple[Tensor, Nats]:
+        if self.codebook is None or not self.training:
+            nats = -self.log_prob(values, labels, parent)
+            return nats.mean(), nats
+        parameters, flat = self._site_parameters(self.by_site(values), labels, parent), self.by_site(values).flatten(0, 1)
+        loss = self.site_loss(parameters.flatten(0, 1), flat)
+        nats = self.site_nats(parameters.detach().flatten(0, 1), flat).view(len(values), -1).sum(1)
+        return loss.sum() / len(values), nats
+
+    def _distribution(
+        self, batch: int, labels: Labels | None, device: torch.device, parent: Parent | None, known: Known | None
+    ) -> "Autoregressive":
+        return Autoregressive(self, batch, labels, device, parent)
+
+
+class Autoregressive(Distribution):
+    """K factors (times the channels of a pixel); walking them runs the cached network."""
+
+    def __init__(
+        self,
+        model: AutoregressiveCodeModel,
+        batch: int,
+        labels: Labels | None,
+        device: torch.device,
+        parent: Parent | None,
+    ) -> None:
+        self.model, self.labels, self.parent = model, labels, parent
+        of_one_site = model.head(torch.zeros(1, model.head.parameters, *model.map_shape, device=device))
+        self.batch, self.device = batch, device
+        self.shape, self.size, self.dtype = of_one_site.shape, of_one_site.size, of_one_site.dtype
+
+    def log_prob(self, x: AnyCodes | Pixels) -> Nats:
+        return self.model.log_prob(x, self.labels, self.parent)
+
+    @torch.no_grad()
+    def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:
+        model, base = self.model, by_raster(self.parent)
+        context = model.context(self.parent)
+        hidden, cache = model.prefill(self.batch, self.labels, context)
+        for group in range(len(model.schedule)):
+            sites = model.schedule.sites(group).to(self.device)
+            if group:
+                read = model.by_site(values)[:, model.inputs_of(group)]
+                hidden, cache = model.step(group, read, context, cache)
+            parameters = model.correct(hidden, None if base is None else base[:, sites])
+            yield from model.site_factors(parameters, sites, values)
+
+
+def _sources(schedule: Schedule) -> Int64[Tensor, "n"]:
+    """For each site after the first group, in order, the site of the group before whose value it reads.
+
+    Groups never shrink, so every value of a group is read by the next one.
+    """
+    read = []
+    for group in range(1, len(schedule)):
+        before, size = schedule.sites(group - 1), schedule.sizes[group]
+        read.append(before[torch.arange(size) * len(before) // size])
+    return torch.cat(read) if read else torch.empty(0, dtype=torch.int64)
+
+
+def _seen(schedule: Schedule) -> Bool[Tensor, "N N"]:
+    """Which places of the sequence a place attends to: those of its own group and of groups before."""
+    group = schedule.group[schedule.order]
+    return group[:, None] >= group[None, :]

@@ -1,0 +1,266 @@
+"""What the two classes of code models share: inputs, context, output, training objective.
+
+A code model is a normalised distribution over maps of N sites: codes, or pixels whose c channels form a chain inside
+each site. Its network puts out P numbers a site, which a :class:`~vqstack.likelihood.Head` turns into a distribution:
+
+    parameters of site i = base_i + to_parameters(hidden_i)
+
+The last layer starts at zero, so a model starts exactly as its base: the feed-forward decoder's distribution for a
+refiner, the uniform one for a prior (no base).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from vqstack.code_model.schedule import Schedule
+from vqstack.code_model.settings import CodeModelSettings
+from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known
+from vqstack.nets import rename_state, unfold
+from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels, Vectors
+
+NO_LABEL = -1
+"""Stands for a label that is not told."""
+
+
+class Parent(NamedTuple):
+    """What a refiner sees of the map above.
+
+    Attributes:
+        base: parameters of the feed-forward distribution of the map below, [b, P, h, w].
+        features: of each site of the parent map, [b, F, rows, columns].
+        share: which share of the parent's codes may be replaced ones, [b].
+    """
+
+    base: Float[Tensor, "b P h w"]
+    features: Float[Tensor, "b F rows columns"]
+    share: Float[Tensor, "b"]
+
+
+class CodeModel(nn.Module, ABC):
+    """A normalised model of maps. ``forward`` is the training objective, ``distribution`` everything else.
+
+    Args:
+        settings: see :class:`CodeModelSettings`.
+        map_shape: rows and columns of one map.
+        head: what a site's numbers stand for.
+        classes: number of class labels in the data; 0: none.
+        scale: rows and columns that one site of the parent map covers; none: no parent.
+        features: features of each site of the parent map.
+
+    Attributes:
+        sites: N.
+        size: V, number of values.
+        schedule: groups of sites in the order of drawing.
+    """
+
+    def __init__(
+        self,
+        settings: CodeModelSettings,
+        map_shape: tuple[int, int],
+        head: Head,
+        classes: int,
+        scale: tuple[int, int] | None = None,
+        features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.settings, self.map_shape, self.head, self.scale = settings, map_shape, head, scale
+        self.size, self.sites = head.size, map_shape[0] * map_shape[1]
+        self.classes = classes if settings.labels else 0
+        self.schedule = self._schedule(min(settings.groups or self.sites, self.sites))
+        self.label_embedding = nn.Embedding(self.classes, settings.dim) if self.classes else None
+        # A table where values are few, a linear map of the scaled value where they are many grey values.
+        self.tabled = isinstance(head, CodeHead) or head.size <= 32
+        self.embedding = (
+            nn.Embedding(head.channels * head.size, settings.dim)
+            if self.tabled
+            else nn.Linear(head.channels, settings.dim)
+        )
+        self.position = nn.Parameter(torch.randn(self.sites, settings.dim) * 0.02)
+        if scale is not None:
+            self.parent = nn.Conv2d(features, settings.dim * scale[0] * scale[1], 1)
+            self.corruption = nn.Parameter(torch.zeros(settings.dim))
+        self.backbone = self._backbone(
+            dim=settings.dim,
+            depth=settings.depth,
+            heads=settings.heads,
+            attn_dim_head=settings.dim // settings.heads,
+            attn_flash=True,
+            attn_dropout=settings.dropout,
+            ff_dropout=settings.dropout,
+        )
+        self.to_logits = nn.Linear(settings.dim, head.parameters)
+        for table in (self.embedding, self.label_embedding):
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=0.02)
+        nn.init.zeros_(self.to_logits.weight)  # starts as the base, or as the uniform distribution
+        nn.init.zeros_(self.to_logits.bias)
+        self.codebook: Tensor | None
+        self.register_buffer("codebook", None, persistent=False)
+        rename_state(self, _own_names(settings.depth))
+
+    @abstractmethod
+    def _schedule(self, groups: int) -> Schedule: ...
+
+    @abstractmethod
+    def _backbone(self, **settings: Any) -> nn.Module: ...
+
+    @abstractmethod
+    def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
+        """ln P(values | label, parent) of each image under the schedule, nats; exact."""
+
+    @abstractmethod
+    def _distribution(
+        self, batch: int, labels: Labels | None, device: torch.device, parent: Parent | None, known: Known | None
+    ) -> Distribution: ...
+
+    @abstractmethod
+    def _training_nats(
+        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None
+    ) -> tuple[Tensor, Nats]:
+        """The loss, nats an image averaged over the batch, and (estimates of) -ln P of each image."""
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The plain networks, which can be compiled."""
+        return [self.backbone]
+
+    def distribution(
+        self,
+        batch: int,
+        labels: Labels | None,
+        device: torch.device,
+        parent: Parent | None = None,
+        *,
+        known: Known | None = None,
+        guidance: float = 1.0,
+    ) -> Distribution:
+        """P(. | label, parent) for each of ``batch`` images.
+
+        Args:
+            batch: number of images.
+            labels: one per image if the model is conditional; ``NO_LABEL`` where it is not told.
+            device: where the model lives.
+            parent: see :class:`Parent`; for refiners.
+            known: sites that are given. An autoregressive model takes them as they come; a masked one sees all of them
+                from the start.
+            guidance: scale of classifier-free guidance, see :class:`~vqstack.likelihood.Guided`.
+        """
+        distribution = self._distribution(batch, labels, device, parent, known)
+        if guidance != 1.0 and self.classes and labels is not None:
+            without = self._distribution(batch, torch.full_like(labels, NO_LABEL), device, parent, known)
+            distribution = Guided(distribution, without, guidance)
+        return distribution if known is None else Clamped(distribution, known)
+
+    def forward(
+        self, values: AnyCodes | Pixels, labels: Labels | None = None, parent: Parent | None = None
+    ) -> Objective:
+        """Nats per site; in training some labels are hidden."""
+        if self.training and self.settings.label_dropout and labels is not None:
+            hidden = torch.rand(labels.shape, device=labels.device) < self.settings.label_dropout
+            labels = labels.masked_fill(hidden, NO_LABEL)
+        loss, nats = self._training_nats(values, labels, parent)
+        return Objective(loss / self.sites, {"nats": nats.mean().detach()})
+
+    def soften(self, codebook: Float[Tensor, "K d"]) -> None:
+        """Tell the model which codes are near each other, for soft targets; without it they are hard."""
+        if self.settings.soft_targets:
+            self.codebook = codebook.detach().clone()
+
+    # What the classes build their inputs and outputs from.
+
+    def by_site(self, values: AnyCodes | Pixels) -> Int64[Tensor, "b N c"]:
+        """Values with the sites in raster order, the channels of a site together."""
+        return rearrange(values.long().flatten(1), "b (c n) -> b n c", c=self.head.channels)
+
+    def embed(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
+        """Input features of known values."""
+        if not self.tabled:
+            return self.embedding(values.to(self.position.dtype) * (2 / (self.size - 1)) - 1)
+        first = torch.arange(self.head.channels, device=values.device) * self.size
+        return self.embedding(values + first).sum(-2)
+
+    def context(self, parent: Parent | None) -> Float[Tensor, "#b N d"]:
+        """Features of each site before any value is known: where it is, and what lies above it."""
+        if self.scale is None:
+            return self.position[None]
+        if parent is None:
+            raise ValueError("this model refines a level: what lies above is needed")
+        above = unfold(self.parent(parent.features), self.scale)[..., : self.map_shape[0], : self.map_shape[1]]
+        share = parent.share.to(self.corruption)[:, None, None] * self.corruption
+        return self.position + rearrange(above, "b d h w -> b (h w) d") + share
+
+    def label_features(self, batch: int, labels: Labels | None) -> Float[Tensor, "#b 1 d"]:
+        """Features of the labels; zero where the label is not told or the model knows none."""
+        if self.label_embedding is None:
+            return self.position.new_zeros(1, 1, self.settings.dim)
+        if labels is None:
+            raise ValueError("this model is conditional on the class: labels are needed")
+        told = (labels != NO_LABEL)[:, None]
+        return (self.label_embedding(labels.clamp(min=0)) * told)[:, None]
+
+    def correct(self, hidden: Float[Tensor, "*n d"], base: Float[Tensor, "*n P"] | None) -> Float[Tensor, "*n P"]:
+        """Parameters of sites, in float32."""
+        parameters = self.to_logits(hidden).float()
+        return parameters if base is None else base.float() + parameters
+
+    def site_nats(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:
+        """-ln P of single sites."""
+        distribution = self.head(parameters[..., None, None])
+        return -distribution.log_prob(values.view(-1, *distribution.shape).to(distribution.dtype))
+
+    def site_loss(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:
+        """What training minimises at single sites: the cross-entropy to soft targets, or :meth:`site_nats`.
+
+        Soft targets (Lee et al. 2022, RQ-Transformer): ``Q(k | z) ~ exp(-|e_k - e_z|² / T)``, T in mean squared
+        distances to the nearest other code.
+        """
+        if self.codebook is None:
+            return self.site_nats(parameters, values)
+        codebook = self.codebook
+        distances = torch.cdist(codebook[values[:, 0]], codebook).square()
+        own = torch.cdist(codebook, codebook).square().fill_diagonal_(torch.inf).amin(1).mean()
+        targets = (-distances / (self.settings.soft_targets * own.clamp(min=1e-12))).softmax(-1)
+        return F.cross_entropy(parameters, targets, reduction="none")
+
+    def site_factors(
+        self, parameters: Float[Tensor, "b n P"], sites: Int64[Tensor, "n"], values: Int64[Tensor, "b M"]
+    ) -> Iterator[Factor]:
+        """The factors of one group: one for codes, one a channel for pixels."""
+        distribution = self.head(rearrange(parameters, "b n p -> b p 1 n"))
+        first = torch.arange(self.head.channels, device=sites.device)[:, None] * self.sites
+        places = (first + sites).flatten()
+        chosen = values[:, places]
+        for factor in distribution.factors(chosen):
+            mine = places[factor.sites]
+            yield Factor(mine, factor.log_probs)
+            chosen[:, factor.sites] = values[:, mine]
+
+
+def by_raster(parent: Parent | None) -> Float[Tensor, "b N P"] | None:
+    """The base parameters with the sites in raster order."""
+    return None if parent is None else rearrange(parent.base, "b p h w -> b (h w) p")
+
+
+def _own_names(depth: int) -> dict[str, str]:
+    """Parameter names of our own for the library's blocks (each is an attention and a feed-forward layer)."""
+    names = {"final_norm.gain": "backbone.final_norm.gamma"}
+    for block in range(depth):
+        attention, feedforward = f"backbone.layers.{2 * block}", f"backbone.layers.{2 * block + 1}"
+        names |= {
+            f"blocks.{block}.attention_norm.gain": f"{attention}.0.0.gamma",
+            f"blocks.{block}.query": f"{attention}.1.to_q",
+            f"blocks.{block}.key": f"{attention}.1.to_k",
+            f"blocks.{block}.value": f"{attention}.1.to_v",
+            f"blocks.{block}.attention_out": f"{attention}.1.to_out",
+            f"blocks.{block}.feedforward_norm.gain": f"{feedforward}.0.0.gamma",
+            f"blocks.{block}.feedforward_in": f"{feedforward}.1.ff.0.0",
+            f"blocks.{block}.feedforward_out": f"{feedforward}.1.ff.2",
+        }
+    return names

@@ -1,0 +1,40 @@
+"""Code models from their settings: a prior over codes, a refiner of a level; what a refiner sees of its level."""
+
+import torch
+
+from vqstack.code_model.autoregressive import AutoregressiveCodeModel
+from vqstack.code_model.base import CodeModel, Parent
+from vqstack.code_model.masked import MaskedCodeModel
+from vqstack.code_model.settings import CodeModelSettings, RefinerSettings
+from vqstack.level import Level
+from vqstack.likelihood import CodeHead
+from vqstack.shapes import Codes
+
+_FAMILIES: dict[str, type[CodeModel]] = {"autoregressive": AutoregressiveCodeModel, "masked": MaskedCodeModel}
+
+
+def build_code_model(
+    settings: CodeModelSettings, map_shape: tuple[int, int], codebook_size: int, classes: int
+) -> CodeModel:
+    """A model of code maps that stands on its own, such as the prior."""
+    return _FAMILIES[settings.family](settings, map_shape, CodeHead(codebook_size), classes)
+
+
+def build_refiner(settings: RefinerSettings, level: Level, classes: int) -> CodeModel:
+    """A model of what lies below a level, given that level's codes; starts as the level's own decoder."""
+    family = _FAMILIES[settings.family]
+    return family(settings, level.below, level.head, classes, level.scale, level.outline_features)
+
+
+@torch.no_grad()
+def parent_of(level: Level, codes: Codes, share: torch.Tensor | None = None) -> Parent:
+    """What a refiner sees of codes z_l: the decoder's output, features of each site, the share of replaced codes.
+
+    Args:
+        level: l, frozen.
+        codes: z_l.
+        share: of replaced codes in each image, [b]; none: they are all genuine.
+    """
+    with torch.autocast(codes.device.type, enabled=False):
+        base, features = level.outline(codes)
+    return Parent(base, features, base.new_zeros(len(codes)) if share is None else share.to(base))

@@ -1,0 +1,80 @@
+"""Schedules: in which order, and how many at a time, the sites of a map are drawn."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One fixed ordered partition of N sites into K groups.
+
+    Attributes:
+        order: the sites, group after group, [N].
+        group: number of the group of each site, counted from 0, [N].
+        sizes: sites of each group, [K]; never fewer than in the group before.
+    """
+
+    order: Int64[Tensor, "N"]
+    group: Int64[Tensor, "N"]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def raster(cls, sites: int) -> "Schedule":
+        """One site a group, row by row."""
+        return cls(torch.arange(sites), torch.arange(sites), (1,) * sites)
+
+    @classmethod
+    def dispersed(cls, map_shape: tuple[int, ...], groups: int) -> "Schedule":
+        """Groups whose sites lie far apart, small ones first: a function of the shape and the number of groups.
+
+        The order is that of an ordered-dithering matrix (Bayer 1973): every beginning of it covers the map evenly. The
+        groups end where ``1 - cos(pi k / 2K)`` of the sites are drawn, as in MaskGIT (Chang et al. 2022): what is drawn
+        early fixes the coarse layout and knows little, so few sites are drawn at once.
+        """
+        order = _bayer_order(map_shape)
+        sizes = _sizes(len(order), groups)
+        group = torch.empty_like(order)
+        group[order] = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        return cls(order, group, sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def sites(self, group: int) -> Int64[Tensor, "n"]:
+        """The sites of one group."""
+        first = sum(self.sizes[:group])
+        return self.order[first : first + self.sizes[group]]
+
+    def before(self, group: Int64[Tensor, "b"]) -> Bool[Tensor, "b N"]:
+        """Which sites belong to groups before the given ones."""
+        return self.group.to(group.device) < group[:, None]
+
+
+def _sizes(sites: int, groups: int) -> tuple[int, ...]:
+    """Sites of each group: at least one, never fewer than before, along a cosine."""
+    sizes: list[int] = []
+    left = sites
+    for k in range(groups):
+        wanted = sites * (math.cos(math.pi * k / (2 * groups)) - math.cos(math.pi * (k + 1) / (2 * groups)))
+        smallest = sizes[-1] if sizes else 1
+        largest = left // (groups - k)  # what still lets every later group be as large
+        sizes.append(max(smallest, min(round(wanted), largest)))
+        left -= sizes[-1]
+    sizes[-1] += left
+    return tuple(sizes)
+
+
+def _bayer_order(map_shape: tuple[int, ...]) -> Int64[Tensor, "N"]:
+    """Sites by their rank in a dithering matrix of the next power of two; a map with one axis is one column."""
+    rows, columns = (math.prod(map_shape[:-1]), map_shape[-1]) if len(map_shape) > 1 else (map_shape[0], 1)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    bits = max(rows - 1, columns - 1).bit_length()
+    rank = torch.zeros_like(row)
+    for bit in range(bits):  # the lowest bits of the position are the highest of the rank
+        r, c = row >> bit & 1, column >> bit & 1
+        rank = rank * 4 + 2 * (r ^ c) + r
+    return rank.flatten().argsort(stable=True)

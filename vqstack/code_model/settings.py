@@ -1,0 +1,84 @@
+"""Settings of the transformers over maps."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class CodeModelSettings(BaseModel):
+    """Settings of a transformer over codes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: Literal["autoregressive", "masked"] = Field(
+        "autoregressive",
+        description="autoregressive: exact likelihood in one pass, cached steps; masked: order-agnostic, one pass a "
+        "group for both.",
+    )
+    groups: int = Field(
+        0, ge=0, description="K, groups of sites drawn one after the other, at most one a site; 0: one a site."
+    )
+    depth: int = Field(4, ge=1, description="Transformer blocks.")
+    dim: int = Field(128, ge=1, description="Features a site.")
+    heads: int = Field(4, ge=1, description="Attention heads; divides dim.")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="Share of features and attention weights dropped, training only."
+    )
+    labels: bool = Field(True, description="Condition on the class label where the data set has one.")
+    label_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of training images whose label is hidden; guidance needs some."
+    )
+    masks: Literal["schedule", "random"] = Field(
+        "schedule",
+        description="Sites hidden in training (masked): from a random group of the schedule on, or any number of any "
+        "sites.",
+    )
+    soft_targets: float = Field(
+        0.0,
+        ge=0,
+        description="Temperature of training targets that share their mass with codes nearby, in mean squared "
+        "distances between a code and its nearest neighbour (codes only); 0: hard targets.",
+    )
+
+    @model_validator(mode="after")
+    def check(self) -> "CodeModelSettings":
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
+        return self
+
+
+class RefinerSettings(CodeModelSettings):
+    """Settings of a refiner: the transformer that corrects the feed-forward decoder of one level."""
+
+    level: int = Field(ge=1, description="l: the refiner models z_{l-1} given z_l; 1: pixels.")
+    groups: int = Field(
+        16, ge=0, description="K, groups of sites drawn one after the other, at most one a site; 0: one a site."
+    )
+    labels: bool = Field(False, description="Condition on the class label too, where the data set has one.")
+    corruption: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Largest share of the parent codes replaced in training; half of the images stay clean.",
+    )
+    corrupt_by: Literal["neighbours", "samples"] = Field(
+        "neighbours",
+        description="What replaces a parent code: one of its 8 nearest in the codebook, or a sample of the "
+        "feed-forward decoder above (the top level has none and takes neighbours).",
+    )
+
+    @model_validator(mode="after")
+    def check_soft_targets(self) -> "RefinerSettings":
+        if self.level == 1 and self.soft_targets:
+            raise ValueError("soft_targets needs distances between codes: a refiner of level 1 models pixels")
+        return self
+
+
+def check_refiners(refiners: tuple[RefinerSettings, ...], levels: int) -> None:
+    """Each refiner belongs to a level of its own among 1 … ``levels``."""
+    numbers = [refiner.level for refiner in refiners]
+    for number in numbers:
+        if number > levels:
+            raise ValueError(f"refiners: level {number} does not exist: there are levels 1 … {levels}")
+        if numbers.count(number) > 1:
+            raise ValueError(f"refiners: level {number} has more than one: keep one of them")
