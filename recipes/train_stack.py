@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     shape = image_shape(config.data)
     config.check_shapes(*shape[1:])
-    config.sampling.draws(len(config.levels))  # wrong values are refused now, not after training
+    config.model_settings(shape, 1).draws()  # wrong settings of sampling are refused now, not after training
     if command.dry_run:
         print(to_yaml(config))
         # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> None:
         accelerator.init_trackers(folder.name)
     for level in run.levels:
         run.train_level(level)
+    for level in run.refined:
+        run.train_refiner(level)
     run.train_prior()
     run.release()
     accelerator.end_training()

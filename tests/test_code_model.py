@@ -1,22 +1,64 @@
-"""The transformer over codes: causal, normalised, cached equals uncached, names of its own."""
+"""The transformers over maps: normalised, causal, cached equals uncached; every law for both classes and any groups."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from vqstack.code_model import AutoregressiveCodeModel, CodeModelSettings
-from vqstack.likelihood import CodeHead
+from vqstack.code_model import (
+    NO_LABEL,
+    AutoregressiveCodeModel,
+    CodeModelSettings,
+    MaskedCodeModel,
+    Parent,
+    RefinerSettings,
+    build_code_model,
+    build_refiner,
+    parent_of,
+)
+from vqstack.level import CodeLevel, LevelSettings, PixelLevel
+from vqstack.likelihood import CodeHead, Draw, Known, PixelHead, PixelSettings, noise, walked_log_prob
+
+FAMILIES = {"autoregressive": AutoregressiveCodeModel, "masked": MaskedCodeModel}
+EVERY = [
+    ("autoregressive", 0),
+    ("autoregressive", 1),
+    ("autoregressive", 3),
+    ("masked", 0),
+    ("masked", 1),
+    ("masked", 3),
+]
 
 
-def build(map_shape=(2, 3), size=5, classes=3, **changes):
-    """A model whose weights are all random: its last layer would start at zero."""
-    settings = CodeModelSettings(**{"depth": 2, "dim": 16, "heads": 2, "dropout": 0.0, **changes})
-    model = AutoregressiveCodeModel(settings, map_shape, CodeHead(size), classes).eval()
+def randomise(model, std=0.4):
+    """All weights random: the last layer would start at zero."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.4)
-    return model
+            parameter.normal_(std=std)
+    return model.eval()
+
+
+def build(family="autoregressive", groups=0, map_shape=(2, 3), size=5, classes=3, **changes):
+    settings = CodeModelSettings(
+        **{"depth": 2, "dim": 16, "heads": 2, "dropout": 0.0, "family": family, "groups": groups, **changes}
+    )
+    return randomise(build_code_model(settings, map_shape, size, classes))
+
+
+def with_parent(family="autoregressive", groups=0, head=None, map_shape=(2, 4), classes=0, **changes):
+    """A model of a map below a map of half its sides, and a parent for a batch of images."""
+    settings = CodeModelSettings(
+        **{"depth": 2, "dim": 16, "heads": 2, "dropout": 0.0, "family": family, "groups": groups, **changes}
+    )
+    model = randomise(FAMILIES[family](settings, map_shape, head or CodeHead(5), classes, (2, 2), 3))
+
+    def parent(batch):
+        rows, columns = map_shape
+        base = torch.randn(batch, model.head.parameters, rows, columns)
+        return Parent(base, torch.randn(batch, 3, rows // 2, columns // 2), torch.rand(batch))
+
+    return model, parent
 
 
 def some(model, batch=4):
@@ -24,91 +66,162 @@ def some(model, batch=4):
     return codes, torch.randint(0, model.classes, (batch,)) if model.classes else None
 
 
-def test_causality_by_gradients():
-    model = build()
-    codes, labels = some(model)
-    seen = []
-    hook = model.embedding.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    logits = model.logits(codes.flatten(1), labels)
-    hook.remove()
-    (embedded,) = seen  # of codes 0 … N-2
-    for site in range(model.sites):
-        # a random direction, because the sum over codes of one site need not depend on everything
-        score = (logits[:, site] * torch.randn(model.size)).sum()
-        (gradient,) = torch.autograd.grad(score, embedded, retain_graph=True, allow_unused=True)
-        size = gradient.abs().amax(dim=(0, 2))
-        assert (size[site:] == 0).all()
-        assert (size[:site] > 0).all()
+def groups_before(model):
+    """For each site, which sites the factorisation lets it depend on."""
+    group = model.schedule.group
+    return group[None, :] < group[:, None]
+
+
+@pytest.mark.parametrize("groups", [0, 1, 3])
+def test_causality_by_gradients(groups):
+    model, parent = with_parent(groups=groups, map_shape=(2, 4))
+    codes, above = torch.randint(0, 5, (2, 8)), parent(2)
+    values = torch.randn(2, 8, 16, requires_grad=True)
+    model.embed = lambda chosen: values[:, model.source]  # the features of each site's own value
+    logits = model.logits(codes, None, above)
+    allowed = groups_before(model)
+    for site in range(8):
+        score = (logits[:, site] * torch.randn(5)).sum()
+        (gradient,) = torch.autograd.grad(score, values, retain_graph=True, allow_unused=True)
+        reached = torch.zeros(8) if gradient is None else gradient.abs().amax(dim=(0, 2))
+        assert ((reached > 0) == allowed[site]).all()
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("groups", [0, 1, 3])
 @pytest.mark.parametrize("classes", [0, 3])
-def test_cached_equals_uncached(classes):
-    model = build(classes=classes)
+def test_cached_equals_uncached(groups, classes):
+    model, parent = with_parent(groups=groups, classes=classes)
     codes, labels = some(model)
-    flat = codes.flatten(1)
-    whole = model.logits(flat, labels)
-    logits, cache = model.prefill(len(flat), labels)
-    for site in range(model.sites):
-        if site:
-            logits, cache = model.step(flat[:, site - 1], site, cache)
-        torch.testing.assert_close(logits, whole[:, site], atol=1e-5, rtol=1e-4)
+    flat, above = codes.flatten(1), parent(4)
+    whole, context = model.logits(flat, labels, above), model.context(above)
+    base = above.base.flatten(2).transpose(1, 2)
+    hidden, cache = model.prefill(4, labels, context)
+    for group in range(len(model.schedule)):
+        if group:
+            hidden, cache = model.step(group, flat[:, model.inputs_of(group), None], context, cache)
+        sites = model.schedule.sites(group)
+        torch.testing.assert_close(model.to_logits(hidden) + base[:, sites], whole[:, sites], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 3])
-def test_log_prob_is_the_sum_over_the_walked_factors(classes):
-    model = build(classes=classes)
+def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes):
+    model = build(family, groups, classes=classes)
     codes, labels = some(model)
-    flat = codes.flatten(1)
     distribution = model.distribution(len(codes), labels, torch.device("cpu"))
-    values, nats, walked = torch.zeros_like(flat), torch.zeros(len(codes)), []
+    walked, values, nats = [], torch.zeros(4, 6, dtype=torch.int64), torch.zeros(4)
     for factor in distribution.factors(values):
-        chosen = flat[:, factor.sites]
+        chosen = codes.flatten(1)[:, factor.sites]
         torch.testing.assert_close(factor.log_probs.exp().sum(-1), torch.ones(chosen.shape))
         nats += factor.log_probs.gather(-1, chosen[..., None])[..., 0].sum(1)
         values[:, factor.sites] = chosen
-        walked += factor.sites.tolist()
-    assert walked == list(range(model.sites))
+        walked.append(factor.sites.tolist())
+    assert [len(sites) for sites in walked] == list(model.schedule.sizes)
+    assert sorted(itertools.chain(*walked)) == list(range(model.sites))
     torch.testing.assert_close(nats, model.log_prob(codes, labels), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(distribution.log_prob(codes), model.log_prob(codes, labels))
+    torch.testing.assert_close(walked_log_prob(distribution, codes), nats)
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 2])
-def test_all_maps_sum_to_one(classes):
-    model = build(map_shape=(2, 1), size=3, classes=classes)
-    codes = torch.tensor(list(itertools.product(range(3), repeat=2))).view(-1, 2, 1)
-    for label in range(max(classes, 1)):
+def test_all_maps_sum_to_one(family, groups, classes):
+    model = build(family, groups, map_shape=(2, 2), size=3, classes=classes)
+    codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
+    for label in [*range(classes), *([NO_LABEL] if classes else [0])]:
         labels = torch.full((len(codes),), label) if classes else None
         assert model.log_prob(codes, labels).double().exp().sum().item() == pytest.approx(1, abs=1e-6)
 
 
-def test_the_first_code_is_scored():
-    model = build(map_shape=(1, 1), size=3, classes=0)
-    codes = torch.arange(3).view(3, 1, 1)
-    nats = model.log_prob(codes, None)
-    assert len(nats.unique()) == 3
-    (gradient,) = torch.autograd.grad(nats[0], model.begin)
-    assert gradient.abs().sum() > 0
+@torch.no_grad()
+def test_the_masked_likelihood_is_the_product_of_its_conditionals():
+    """Each group recomputed alone: its conditional is what the network says with the other sites blanked out."""
+    model = build("masked", 3)
+    codes, labels = some(model)
+    flat = codes.flatten(1)[..., None]
+    total = torch.zeros(4)
+    for group in range(3):
+        known = torch.isin(torch.arange(6), torch.cat([model.schedule.sites(j) for j in range(group)] or [flat[0, 0]]))
+        known = known if group else torch.zeros(6, dtype=torch.bool)
+        blank = torch.where(known[:, None], flat, torch.randint(0, 5, flat.shape))  # hidden values must not matter
+        table = model.to_logits(model.predict(blank, known.expand(4, 6), labels)).log_softmax(-1)
+        sites = model.schedule.sites(group)
+        total += table[:, sites].gather(-1, flat[:, sites])[..., 0].sum(1)
+    torch.testing.assert_close(model.log_prob(codes, labels), total)
 
 
 @torch.no_grad()
-def test_the_label_matters():
-    model = build()
-    codes, _ = some(model)
-    zero, one = (model.log_prob(codes, torch.full((len(codes),), label)) for label in (0, 1))
-    assert (zero != one).all()
+@pytest.mark.parametrize("masks", ["schedule", "random"])
+def test_the_training_estimate_is_unbiased(masks):
+    model = build("masked", 3, masks=masks, map_shape=(2, 2), size=3, classes=0)
+    codes = torch.randint(0, 3, (1, 2, 2))
+    if masks == "schedule":
+        truth = -model.log_prob(codes, None).item()
+    else:  # the mean over all orders, one site at a time
+        truth = 0.0
+        orders = list(itertools.permutations(range(4)))
+        for order in orders:
+            for place, site in enumerate(order):
+                known = torch.isin(torch.arange(4), torch.tensor(order[:place]))[None]
+                table = model.to_logits(model.predict(codes.flatten(1)[..., None], known, None)).log_softmax(-1)
+                truth -= table[0, site, codes.flatten()[site]].item() / len(orders)
+    model.train()
+    draws = 4000
+    loss, nats = model._training_nats(codes.expand(draws, 2, 2), None, None)
+    error = nats.std().item() / math.sqrt(draws)
+    assert nats.mean().item() == pytest.approx(truth, abs=4 * error)
+    assert loss.item() == pytest.approx(nats.mean().item(), rel=1e-5)
+    if masks == "random":
+        again = model.random_order_nats(codes.expand(draws, 2, 2), None)
+        assert again.mean().item() == pytest.approx(truth, abs=4 * error)
+
+
+@torch.no_grad()
+def test_validation_of_a_masked_model_visits_its_groups_evenly():
+    model = build("masked", 3)
+    codes, labels = some(model, 1)
+    codes, labels = codes.expand(6, 2, 3), labels.expand(6)
+    nats = model(codes, labels).metrics["nats"].item()
+    assert nats == pytest.approx(-model.log_prob(codes, labels)[0].item(), rel=1e-5)
+    assert nats == model(codes, labels).metrics["nats"].item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+def test_frequencies_of_samples(family, groups):
+    model, parent = with_parent(family, groups, map_shape=(2, 2), head=CodeHead(3))
+    above = Parent(*(x.expand(4000, *x.shape[1:]) for x in parent(1)))
+    drawn = model.distribution(4000, None, torch.device("cpu"), above).sample(noise(0, range(4000), 1, 4))
+    maps = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
+    probs = model.log_prob(maps, None, Parent(*(x[:1].expand(81, *x.shape[1:]) for x in above))).exp()
+    numbers = (drawn.flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1)
+    frequencies = torch.bincount(numbers, minlength=81) / 4000
+    deviation = (probs * (1 - probs) / 4000).sqrt()
+    assert ((frequencies - probs).abs() <= 5 * deviation + 1e-3).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+def test_the_first_code_is_scored_and_the_label_matters(family, groups):
+    model = build(family, groups, map_shape=(1, 1), size=3)
+    codes = torch.arange(3).view(3, 1, 1)
+    values = torch.stack([model.log_prob(codes, torch.full((3,), label)) for label in (NO_LABEL, 0, 1)])
+    assert len(values.unique()) == 9
     with pytest.raises(ValueError, match="labels are needed"):
         model.log_prob(codes, None)
-    free = build(labels=False)
+    free = build(family, groups, labels=False)
     assert free.classes == 0
-    assert torch.isfinite(free.log_prob(codes, None)).all()
+    assert torch.isfinite(free.log_prob(some(free)[0], None)).all()
 
 
 @torch.no_grad()
-def test_starts_uniform():
-    model = AutoregressiveCodeModel(CodeModelSettings(depth=1, dim=8, heads=2), (2, 2), CodeHead(4), 0).eval()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+def test_a_prior_starts_uniform(family, groups):
+    settings = CodeModelSettings(depth=1, dim=8, heads=2, family=family, groups=groups)
+    model = build_code_model(settings, (2, 2), 4, 0).eval()
     codes, _ = some(model)
     torch.testing.assert_close(model.log_prob(codes, None), -4 * torch.tensor(4.0).log().expand(len(codes)))
 
@@ -124,11 +237,12 @@ def test_forward_is_nats_a_site():
     assert not objective.metrics["nats"].requires_grad
 
 
-def test_names_are_our_own_and_travel():
-    model, other = build(), build()
+@pytest.mark.parametrize(("family", "own"), [("autoregressive", {"begin"}), ("masked", {"hidden"})])
+def test_names_are_our_own_and_travel(family, own):
+    model, other = build(family, 3), build(family, 3)
     state = model.state_dict()
     assert not [name for name in state if "backbone" in name or "layers" in name]
-    assert {"blocks.0.query.weight", "blocks.1.feedforward_out.bias", "final_norm.gain"} <= set(state)
+    assert {"blocks.0.query.weight", "blocks.1.feedforward_out.bias", "final_norm.gain", *own} <= set(state)
     assert len(state) == len(list(model.named_parameters()))
     codes, labels = some(model)
     assert not torch.equal(model.log_prob(codes, labels), other.log_prob(codes, labels))
@@ -136,6 +250,209 @@ def test_names_are_our_own_and_travel():
     assert torch.equal(model.log_prob(codes, labels), other.log_prob(codes, labels))
 
 
-def test_heads_divide_dim():
+def test_labels_are_dropped_in_training_only():
+    model = build(label_dropout=0.5).train()
+    codes, labels = some(model, 200)
+    codes, labels = codes[:1].expand(200, 2, 3), labels[:1].expand(200)
+    seen = []
+    inner = model._training_nats
+    model._training_nats = lambda values, labels, parent: seen.append(labels) or inner(values, labels, parent)
+    model(codes, labels)
+    assert 60 < (seen[0] == NO_LABEL).sum() < 140
+    model.eval()(codes, labels)
+    assert torch.equal(seen[1], labels)
+
+
+# Guidance.
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+def test_guidance_mixes_the_tables(family, groups):
+    model = build(family, groups)
+    codes, labels = some(model, 8)
+
+    def made(scale):
+        return model.distribution(8, labels, torch.device("cpu"), guidance=scale)
+
+    neutral = made(1.0)
+    u = noise(0, range(8), 1, 6)
+    assert torch.equal(neutral.sample(u), model.distribution(8, labels, torch.device("cpu")).sample(u))
+    nobody = model.log_prob(codes, torch.full((8,), NO_LABEL))
+    torch.testing.assert_close(made(0.0).log_prob(codes), nobody)
+    torch.testing.assert_close(made(1.0 + 1e-7).log_prob(codes), model.log_prob(codes, labels), atol=1e-4, rtol=1e-4)
+    values = codes.flatten(1)
+    with_label = next(iter(neutral.factors(values))).log_probs
+    without = next(iter(made(0.0).factors(values))).log_probs
+    guided = next(iter(made(3.0).factors(values))).log_probs
+    expected = (3 * with_label - 2 * without).log_softmax(-1)
+    torch.testing.assert_close(guided, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+def test_guided_maps_sum_to_one(family, groups):
+    model = build(family, groups, map_shape=(2, 2), size=3)
+    codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
+    guided = model.distribution(81, torch.ones(81, dtype=torch.int64), torch.device("cpu"), guidance=2.5)
+    assert guided.log_prob(codes).double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+# Maps that are partly known.
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+@pytest.mark.parametrize("draw", [Draw(), Draw(temperature=0.3), Draw(top_k=2), Draw(mode=True)], ids=str)
+def test_known_sites_are_kept(family, groups, draw):
+    model = build(family, groups)
+    codes, labels = some(model, 16)
+    given = torch.rand(16, 2, 3) < 0.5
+    distribution = model.distribution(16, labels, torch.device("cpu"), known=Known(codes, given))
+    drawn = distribution.sample(noise(0, range(16), 1, 6), draw)
+    assert torch.equal(drawn[given], codes[given])
+    assert not torch.equal(drawn, codes)
+
+
+@torch.no_grad()
+def test_a_masked_model_sees_what_is_known_from_the_start():
+    """One hidden site: its distribution is the network's given all others, by either sampler and whatever its group."""
+    model = build("masked", 3)
+    codes, labels = some(model)
+    for site in range(6):
+        given = torch.ones(4, 6, dtype=torch.bool)
+        given[:, site] = False
+        truth = model.to_logits(model.predict(codes.flatten(1)[..., None], given, labels)).log_softmax(-1)[:, site]
+        distribution = model.distribution(4, labels, torch.device("cpu"), known=Known(codes, given.view(4, 2, 3)))
+        for value in range(5):
+            changed = codes.flatten(1).clone()
+            changed[:, site] = value
+            torch.testing.assert_close(distribution.log_prob(changed.view(4, 2, 3)), truth[:, value])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_sampling_by_confidence(groups):
+    model = build("masked", groups)
+    codes, labels = some(model, 16)
+    u = noise(0, range(16), 1, 6)
+    given = torch.rand(16, 2, 3) < 0.4
+    distribution = model.distribution(16, labels, torch.device("cpu"), known=Known(codes, given))
+    drawn = distribution.sample(u, Draw(confidence=True))
+    assert torch.equal(drawn[given], codes[given])
+    free = model.distribution(16, labels, torch.device("cpu"))
+    drawn = free.sample(u, Draw(confidence=True))
+    alone = [
+        model.distribution(1, labels[i : i + 1], torch.device("cpu")).sample(u[i : i + 1], Draw(confidence=True))
+        for i in range(16)
+    ]
+    assert torch.equal(drawn, torch.cat(alone))
+    if groups == 1:
+        assert torch.equal(drawn, free.sample(u))
+    else:  # the first site kept is the likeliest draw of the first pass
+        assert not torch.equal(drawn, free.sample(u))
+
+
+# Soft targets.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_soft_targets(family):
+    model = build(family, 1, classes=0, map_shape=(1, 1), size=3, soft_targets=0.7).train()
+    codes = torch.tensor([[[1]]])
+    hard = model(codes)
+    torch.testing.assert_close(hard.loss.detach(), hard.metrics["nats"])
+    codebook = torch.tensor([[0.0], [1.0], [3.0]])
+    model.know_distances(codebook)
+    unit = (1 + 1 + 4) / 3  # mean squared distance to the nearest other code
+    weights = torch.exp(-(codebook[:, 0] - 1).square() / (0.7 * unit))
+    logits = torch.stack([model.log_prob(torch.tensor([[[k]]]), None)[0] for k in range(3)])
+    expected = -(weights / weights.sum() * logits).sum()
+    soft = model(codes)
+    torch.testing.assert_close(soft.loss, expected)
+    torch.testing.assert_close(soft.metrics["nats"], hard.metrics["nats"])  # what is reported stays a code length
+    torch.testing.assert_close(model.eval()(codes).loss, hard.loss)
+
+
+# Refiners.
+
+
+def levels(kind="auto", values=3, shape=(2, 4, 4), pad_to=(4, 4)):
+    """Levels 1 and 2 with random weights."""
+    head = PixelHead(PixelSettings(kind=kind, components=2), shape[0], values)
+    quantizer = {"codebook_size": 5, "dim": 3}
+    settings = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "quantizer": quantizer}
+    one = PixelLevel(LevelSettings(map=(2, 2), **settings), shape, values, head, pad_to)
+    return one, randomise(CodeLevel(2, LevelSettings(map=(1, 2), **settings), randomise(one, 0.5)), 0.5)
+
+
+PIXELS = [("bernoulli", 2), ("categorical", 3), ("logistic_mixture", 5), ("logistic_mixture", 256)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+@pytest.mark.parametrize(("kind", "values"), PIXELS)
+@pytest.mark.parametrize("shape", [(2, 4, 4), (3, 3, 2)])
+def test_a_refiner_of_pixels_starts_as_the_decoder(family, groups, kind, values, shape):
+    one, _ = levels(kind, values, shape)
+    settings = RefinerSettings(level=1, family=family, groups=groups, depth=1, dim=8, heads=2)
+    refiner = build_refiner(settings, one, 0).eval()
+    codes = torch.randint(0, 5, (3, 2, 2))
+    pixels = torch.randint(0, values, (3, *shape), dtype=torch.uint8)
+    parent = parent_of(one, codes)
+    expected = one.decode(codes).log_prob(pixels)
+    torch.testing.assert_close(refiner.log_prob(pixels, None, parent), expected, atol=1e-5, rtol=1e-5)
+    distribution = refiner.distribution(3, None, torch.device("cpu"), parent)
+    assert distribution.shape == shape
+    torch.testing.assert_close(walked_log_prob(distribution, pixels), expected, atol=1e-4, rtol=1e-4)
+    u = noise(0, range(3), 0, math.prod(shape))
+    assert distribution.sample(u).dtype == torch.uint8
+    assert torch.equal(distribution.sample(u), one.decode(codes).sample(u))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+def test_a_refiner_of_codes_starts_as_the_decoder(family, groups):
+    _, two = levels()
+    refiner = build_refiner(
+        RefinerSettings(level=2, family=family, groups=groups, depth=1, dim=8, heads=2), two, 0
+    ).eval()
+    codes, below = torch.randint(0, 5, (3, 1, 2)), torch.randint(0, 5, (3, 2, 2))
+    got = refiner.log_prob(below, None, parent_of(two, codes))
+    torch.testing.assert_close(got, two.decode(codes).log_prob(below), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+@pytest.mark.parametrize(("kind", "values"), [("bernoulli", 2), ("categorical", 3), ("logistic_mixture", 3)])
+def test_all_images_given_a_parent_sum_to_one(family, groups, kind, values):
+    """Two channels a pixel: the channels of a site are a chain inside it."""
+    channels = 2
+    head = PixelHead(PixelSettings(kind=kind, components=2), channels, values)
+    model, parent = with_parent(family, groups, head, map_shape=(2, 2))
+    images = torch.tensor(list(itertools.product(range(values), repeat=8)), dtype=torch.uint8).view(-1, 2, 2, 2)
+    above = Parent(*(x.expand(len(images), *x.shape[1:]) for x in parent(1)))
+    log_probs = model.log_prob(images, None, above)
+    assert log_probs.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+    walked = walked_log_prob(model.distribution(len(images), None, torch.device("cpu"), above), images)
+    torch.testing.assert_close(walked, log_probs, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "groups"), EVERY)
+def test_everything_above_matters(family, groups):
+    model, parent = with_parent(family, groups)
+    codes, above = torch.randint(0, 5, (4, 2, 4)), parent(4)
+    truth = model.log_prob(codes, None, above)
+    for field in Parent._fields:
+        changed = above._replace(**{field: torch.randn_like(getattr(above, field))})
+        assert (model.log_prob(codes, None, changed) != truth).all()
+    with pytest.raises(ValueError, match="what lies above is needed"):
+        model.log_prob(codes, None)
+
+
+def test_settings_are_checked():
     with pytest.raises(ValueError, match="multiple of heads"):
         CodeModelSettings(dim=10, heads=4)
+    with pytest.raises(ValueError, match="models pixels"):
+        RefinerSettings(level=1, soft_targets=1.0)

@@ -1,16 +1,17 @@
 """The whole model on worlds small enough to enumerate: every image, every code map, every label."""
 
 import itertools
+import json
 import math
 
 import pytest
 import torch
 
-from vqstack.code_model import CodeModelSettings
+from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
 from vqstack.level import LevelSettings
-from vqstack.likelihood import PixelSettings
+from vqstack.likelihood import Known, PixelSettings
 from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
 from vqstack.quantizer import QuantizerSettings
 from vqstack.stack import StackSettings
@@ -19,7 +20,17 @@ KINDS = {"vq": (3, 2), "cosine": (3, 2), "fsq": (3, 3), "lfq": (4, 2), "simvq": 
 
 
 def tiny(
-    kind="vq", *, shape=(1, 2, 1), values=2, classes=2, pad_to=None, maps=((2, 1), (1, 1)), pixels="auto", sampling=None
+    kind="vq",
+    *,
+    shape=(1, 2, 1),
+    values=2,
+    classes=2,
+    pad_to=None,
+    maps=((2, 1), (1, 1)),
+    pixels="auto",
+    sampling=None,
+    refiners=(),
+    **prior,
 ):
     """Two levels of tiny codebooks; every weight is drawn from a normal distribution."""
     levels = tuple(
@@ -30,7 +41,8 @@ def tiny(
     )
     settings = ModelSettings(
         stack=StackSettings(levels=levels, pixels=PixelSettings(kind=pixels, components=2), pad_to=pad_to),
-        prior=CodeModelSettings(depth=1, dim=8, heads=2),
+        prior=CodeModelSettings(**{"depth": 1, "dim": 8, "heads": 2, **prior}),
+        refiners=tuple(RefinerSettings(depth=1, dim=8, heads=2, **refiner) for refiner in refiners),
         sampling=sampling or SamplingSettings(),
         image_shape=shape,
         values=values,
@@ -245,3 +257,165 @@ def test_wrong_sampling_settings_are_refused(settings, message):
 def test_quantizer_settings_are_checked():
     with pytest.raises(ValueError, match="power of two"):
         QuantizerSettings(kind="lfq", codebook_size=3)
+
+
+# Refiners.
+
+FAMILIES = ("autoregressive", "masked")
+
+
+def refined(*families, groups=2, **changes):
+    """Both levels refined: families and groups of level 1, level 2."""
+    both = [{"level": n, "family": f, "groups": groups, **changes} for n, f in enumerate(families, start=1)]
+    return {"refiners": both}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("groups", [0, 1, 2])
+@pytest.mark.parametrize("labels", [False, True])
+def test_everything_sums_to_one_with_refiners(family, groups, labels):
+    model = tiny(**refined(family, family, groups=groups, labels=labels), family=family, groups=groups)
+    assert total(model) == pytest.approx(1, abs=1e-6)
+    assert 0 < total_of_encoded(model) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": 0},
+        {"pad_to": (2, 3)},
+        {"shape": (1, 1, 2), "pad_to": (2, 2), "maps": ((1, 2), (1, 1))},
+        {"values": 3, "pixels": "logistic_mixture"},
+        {"shape": (3, 1, 1), "pixels": "logistic_mixture", "values": 3, "pad_to": (2, 1)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_refined_worlds_sum_to_one(family, changes):
+    model = tiny(**refined("masked", family), **changes)
+    assert total(model) == pytest.approx(1, abs=1e-6)
+
+
+@torch.no_grad()
+def test_a_class_that_only_a_refiner_reads_has_its_row():
+    model = tiny(**refined("masked", "masked", labels=True), labels=False)
+    assert model.classes == 2
+    assert total(model) == pytest.approx(1, abs=1e-6)
+    assert next(iter(model.ledger(torch.zeros(1, 1, 2, 1, dtype=torch.uint8), torch.tensor([1])).rows)) == "label"
+
+
+@torch.no_grad()
+def test_rows_of_decoders_and_of_refiners():
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2), (1, 2)), refiners=[{"level": 2, "groups": 2}])
+    pixels, labels = torch.randint(0, 5, (6, 1, 4, 4), dtype=torch.uint8), torch.randint(0, 2, (6,))
+    one, two = model.encode(pixels)
+    refined, decoded = (model.code_lengths(pixels, [one, two], labels, refined=r) for r in (True, False))
+    assert list(refined) == list(decoded)
+    for row in ("label", "prior", "level-1"):
+        assert torch.equal(refined[row], decoded[row])
+    torch.testing.assert_close(decoded["level-2"], -model.stack.level(2).decode(two).log_prob(one))
+    assert not torch.equal(refined["level-2"], decoded["level-2"])
+    torch.testing.assert_close(refined["level-2"], -model.conditional(2, two).log_prob(one))
+
+
+@pytest.mark.parametrize("families", [FAMILIES, FAMILIES[::-1]], ids=str)
+def test_batch_size_does_not_matter_to_refiners(families):
+    world = {"shape": (1, 4, 4), "values": 5, "maps": ((2, 2), (1, 2))}
+    model = tiny(**world, **refined(*families, groups=3, labels=True, label_dropout=0.1), label_dropout=0.1)
+    sampling = SamplingSettings(guidance=(2.0,))
+    together = model.sample(8, seed=3, sampling=sampling)
+    alone = [model.sample(1, seed=3, first=i, sampling=sampling) for i in range(8)]
+    assert torch.equal(together.pixels, torch.cat([x.pixels for x in alone]))
+    assert not torch.equal(together.pixels, model.sample(8, seed=3).pixels)
+
+
+@torch.no_grad()
+def test_samples_follow_the_refiners():
+    model = tiny(**refined("autoregressive", "masked", labels=True))
+    pixels, codes, labels = everything(model)
+    exact = torch.zeros(4).index_add(0, _number(pixels), model.joint_log_prob(pixels, codes, labels).exp().float())
+    drawn = torch.bincount(_number(model.sample(20000, seed=1).pixels), minlength=4) / 20000
+    assert ((drawn - exact).abs() < 5 * (exact * (1 - exact) / 20000).sqrt()).all()
+
+
+def _number(pixels):
+    return (pixels.flatten(1).long() * torch.tensor([2, 1])).sum(1)
+
+
+def test_known_pixels_and_codes_are_kept():
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2), (1, 2)), refiners=[{"level": 1, "family": "masked"}])
+    pixels, codes = torch.randint(0, 5, (6, 1, 4, 4), dtype=torch.uint8), torch.randint(0, 3, (6, 2, 2))
+    known = {0: Known(pixels, torch.rand(6, 1, 4, 4) < 0.5), 1: Known(codes, torch.rand(6, 2, 2) < 0.5)}
+    sample = model.sample(6, known=known)
+    assert torch.equal(sample.pixels[known[0].given], pixels[known[0].given])
+    assert torch.equal(sample.codes[1][known[1].given], codes[known[1].given])
+    top = torch.tensor([[[1, 0]]]).expand(6, 1, 2)
+    everything_known = Known(top, torch.ones(6, 1, 2, dtype=torch.bool))
+    assert torch.equal(model.sample(6, known={2: everything_known}).codes[2], top)
+    assert torch.equal(model.vary(top, 2, known=known).pixels[known[0].given], pixels[known[0].given])
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({}, {"guidance": (2.0,)}, "guidance needs .* label_dropout above 0; prior has none"),
+        ({"classes": 0, "label_dropout": 0.1}, {"guidance": (2.0,)}, "guidance needs"),
+        ({"label_dropout": 0.1}, {"guidance": (2.0, 2.0, 1.0)}, "level 2 has none"),
+        ({"label_dropout": 0.1}, {"guidance": (-1.0,)}, "guidance -1.0 is negative"),
+        ({}, {"confidence": (True,)}, "confidence needs a transformer of the masked family"),
+        ({"family": "masked", "label_dropout": 0.1}, {"guidance": (2.0,), "confidence": (True,)}, "exclude each other"),
+    ],
+    ids=str,
+)
+def test_sampling_that_the_model_cannot_do_is_refused(changes, settings, message):
+    with pytest.raises(InputError, match=message):
+        tiny(**changes).sample(1, sampling=SamplingSettings(**settings))
+
+
+def test_one_value_is_for_the_parts_that_can():
+    model = tiny(label_dropout=0.1, refiners=[{"level": 1, "family": "masked"}])
+    draws = model.settings.draws(SamplingSettings(guidance=(3.0,)))
+    assert [d.guidance for d in draws] == [3.0, 1.0, 1.0]
+    draws = model.settings.draws(SamplingSettings(confidence=(True,)))
+    assert [d.confidence for d in draws] == [False, False, True]
+
+
+def test_a_refiner_that_needs_labels_says_so():
+    top = torch.zeros(2, 1, 1, dtype=torch.int64)
+    with pytest.raises(InputError, match="refiner of level 1 is conditional on the class: give labels"):
+        tiny(refiners=[{"level": 1, "labels": True}]).vary(top, 2)
+    model = tiny(refiners=[{"level": 1, "labels": True, "label_dropout": 0.1}])
+    assert model.vary(top, 2).labels is None
+    assert model.vary(top, 2, torch.tensor([0, 1])).labels.tolist() == [0, 1]
+
+
+def test_refiners_belong_to_levels():
+    with pytest.raises(ValueError, match="level 3 does not exist"):
+        tiny(refiners=[{"level": 3}])
+    with pytest.raises(ValueError, match="level 1 has more than one"):
+        tiny(refiners=[{"level": 1}, {"level": 1}])
+
+
+@torch.no_grad()
+def test_an_artefact_without_refiners_still_loads(tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("refiners",):
+        del config["model"][name]
+    for name in ("family", "groups", "label_dropout", "masks", "soft_targets"):
+        del config["model"]["prior"][name]
+    for name in ("guidance", "confidence"):
+        del config["model"]["sampling"][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = HierarchicalModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.joint_log_prob(*everything(model)), model.joint_log_prob(*everything(model)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_refiners_are_saved_in_the_artefact(tmp_path, family):
+    model = tiny(**refined(family, family, labels=True))
+    model.save_pretrained(tmp_path)
+    loaded = HierarchicalModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.joint_log_prob(*everything(model)), model.joint_log_prob(*everything(model)))

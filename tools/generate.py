@@ -41,6 +41,12 @@ class Command(BaseModel):
     top_k: tuple[int, ...] = Field((), description="Draw among the k most likely values; 0: all. One, or one a level.")
     top_p: tuple[float, ...] = Field((), description="Nucleus probability in (0, 1]. One, or one a level.")
     mode: tuple[bool, ...] = Field((), description="True: most likely value instead of a draw. One, or one a level.")
+    guidance: tuple[float, ...] = Field(
+        (), description="Scale of classifier-free guidance, no unit; 1: none. One, or one a level."
+    )
+    confidence: tuple[bool, ...] = Field(
+        (), description="True: masked models keep their most confident draws. One, or one a level."
+    )
     from_level: int | None = Field(
         None, description="Keep the codes of this level (of --images or --codes), draw below."
     )
@@ -57,7 +63,7 @@ def sampling_of(command: Command, model: HierarchicalModel) -> SamplingSettings:
     if command.codes is not None and not given:
         given = {"mode": (True,)}
     sampling = SamplingSettings(**{**model.settings.sampling.model_dump(), **given})
-    sampling.draws(len(model.stack))  # refuses wrong values before anything is written
+    model.settings.draws(sampling)  # refuses wrong values before anything is written
     return sampling
 
 
@@ -99,19 +105,16 @@ def generate(
     """Batches of (number of the first image, images, labels)."""
     for first in range(0, num, command.batch_size):
         count = min(command.batch_size, num - first)
+        wanted = [command.label[i % len(command.label)] for i in range(first, first + count)] if command.label else None
+        given = None if wanted is None else torch.tensor(wanted)
         if start is not None:
             chosen = start[torch.arange(first, first + count) % len(start)]
             level = command.from_level or 1
-            pixels = model.vary(chosen, level, seed=command.seed, sampling=sampling, first=first).pixels
-            yield first, pixels.cpu(), [None] * count
+            sample = model.vary(chosen, level, given, seed=command.seed, sampling=sampling, first=first)
         else:
-            wanted = (
-                [command.label[i % len(command.label)] for i in range(first, first + count)] if command.label else None
-            )
-            given = None if wanted is None else torch.tensor(wanted)
             sample = model.sample(count, given, seed=command.seed, sampling=sampling, first=first)
-            labels = [None] * count if sample.labels is None else sample.labels.tolist()
-            yield first, sample.pixels.cpu(), labels
+        labels = [None] * count if sample.labels is None else sample.labels.tolist()
+        yield first, sample.pixels.cpu(), labels
 
 
 def main(arguments: list[str]) -> None:

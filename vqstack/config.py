@@ -15,7 +15,7 @@ import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vqstack.code_model import CodeModelSettings
+from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners
 from vqstack.errors import InputError
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
@@ -41,9 +41,17 @@ class RunConfig(StackSettings):
         "have, with the same settings. Only what lies above them is trained.",
     )
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
+    refiners: tuple[RefinerSettings, ...] = Field(
+        (), description="Transformers that correct the decoders of chosen levels, trained on the frozen codes."
+    )
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     train_levels: tuple[FitSettings, ...] = Field(
         (FitSettings(),), min_length=1, description="Training of the levels: one for all, or one each, level 1 first."
+    )
+    train_refiners: tuple[FitSettings, ...] = Field(
+        (FitSettings(),),
+        min_length=1,
+        description="Training of the refiners: one entry for all, or one each, in order.",
     )
     train_prior: FitSettings = Field(FitSettings(), description="Training of the prior.")
     seed: int = Field(0, ge=0, description="Seed of weights, order of images and everything random in training.")
@@ -57,6 +65,9 @@ class RunConfig(StackSettings):
     def check(self) -> "RunConfig":
         if len(self.train_levels) not in (1, len(self.levels)):
             raise ValueError(f"train_levels takes one entry or {len(self.levels)} (one a level)")
+        if self.refiners and len(self.train_refiners) not in (1, len(self.refiners)):
+            raise ValueError(f"train_refiners takes one entry or {len(self.refiners)} (one a refiner)")
+        check_refiners(self.refiners, len(self.levels))
         return self
 
     def model_settings(self, image_shape: tuple[int, ...], classes: int) -> ModelSettings:
@@ -64,6 +75,7 @@ class RunConfig(StackSettings):
         return ModelSettings(
             stack=StackSettings(levels=self.levels, pixels=self.pixels, pad_to=self.pad_to),
             prior=self.prior,
+            refiners=self.refiners,
             sampling=self.sampling,
             image_shape=image_shape,  # type: ignore[arg-type]
             values=self.data.values,

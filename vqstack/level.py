@@ -113,9 +113,7 @@ class Level(nn.Module, ABC):
         """``P_dec_l(. | z_l)``, a distribution over the map below."""
         return self.distribution(self.decoder(self.quantizer.lookup(codes)))
 
-    def outline(
-        self, codes: Codes
-    ) -> tuple[Float[Tensor, "b P h w"], Float[Tensor, "b F rows columns"]]:
+    def outline(self, codes: Codes) -> tuple[Float[Tensor, "b P h w"], Float[Tensor, "b F rows columns"]]:
         """What a refiner starts from: the decoder's output for the map below, and features of each site of z_l.
 
         The features are the codebook vectors and what the decoder's last layer reads.

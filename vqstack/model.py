@@ -1,4 +1,4 @@
-"""The whole model: stack, refiners and prior, one likelihood for pixels and all codes, one sampler from label to pixels."""
+"""The whole model: stack, refiners, prior; one likelihood for pixels and all codes, one sampler down to pixels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -292,9 +292,7 @@ class HierarchicalModel(nn.Module, Pretrained):
             labels = torch.searchsorted(self.label_probs.cpu().double().cumsum(0), u[:, 0]).clamp(max=self.classes - 1)
         labels = self._labels(labels)
         known = known or {}
-        prior = self.prior.distribution(
-            num, labels, self.device, known=known.get(levels), guidance=draw.guidance
-        )
+        prior = self.prior.distribution(num, labels, self.device, known=known.get(levels), guidance=draw.guidance)
         top = prior.sample(noise(seed, indices, levels, prior.sites), draw)
         return self._finish(top, levels, draws, seed, indices, labels, known)
 

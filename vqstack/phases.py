@@ -1,4 +1,4 @@
-"""What is trained in which order: the levels one by one, each on the codes of the frozen ones below, then the prior.
+"""What is trained in which order: the levels, each on the codes of the frozen ones below, then refiners, then prior.
 
 A finished phase leaves ``DONE`` in its folder and is not repeated.
 """
@@ -13,19 +13,19 @@ from accelerate.tracking import get_available_trackers
 from numpy.typing import NDArray
 from torch import nn
 
-from vqstack.code_model import AutoregressiveCodeModel
+from vqstack.code_model import CodeModel
 from vqstack.codes import MapCache, fingerprint
 from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
-from vqstack.fit import Fit, FitSettings
+from vqstack.fit import Fit, FitSettings, Source
 from vqstack.images import AugmentSettings, ImageSettings, grid, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
-from vqstack.model import HierarchicalModel
+from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.reuse import reused_levels
 from vqstack.shapes import Pixels
-from vqstack.sources import CodeSource, EncodingSource, PixelSource, encode_once
+from vqstack.sources import CodeSource, EncodingSource, PixelSource, RefinerSource, encode_once
 
 
 class Run:
@@ -39,7 +39,7 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        for settings in (*config.train_levels, config.train_prior):
+        for settings in (*config.train_levels, *config.train_refiners, config.train_prior):
             parts = settings.accumulate * accelerator.num_processes
             if settings.batch_size % parts:
                 raise InputError(
@@ -52,8 +52,9 @@ class Run:
         for name, split in self.splits.items():
             if split.pixels.shape[1:] != train.pixels.shape[1:]:
                 raise InputError(f"the images of {name} have another size than those of train: set data.size")
-            if config.prior.labels and train.labels is not None and split.labels is None:
-                raise InputError(f"{name} has no labels, train has: set prior.labels to false, or give labels")
+            labelled = any(part.labels for part in (config.prior, *config.refiners))
+            if labelled and train.labels is not None and split.labels is None:
+                raise InputError(f"{name} has no labels, train has: set labels to false, or give them")
         torch.manual_seed(config.seed)
         wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes)
         reused = reused_levels(config, wanted, folder / "phases")
@@ -78,6 +79,11 @@ class Run:
         """Numbers of the levels, 1 … L."""
         return range(1, len(self.model.stack) + 1)
 
+    @property
+    def refined(self) -> list[int]:
+        """Numbers of the levels that have a refiner."""
+        return [refiner.level for refiner in self.config.refiners]
+
     def train_level(self, number: int) -> None:
         """``enc_l*, dec_l* = argmin E[-ln P_dec_l(z_{l-1} | z_l)]``, the levels below frozen."""
         level = self.model.stack.level(number)
@@ -86,11 +92,31 @@ class Run:
         settings = self.config.train_levels
         self._fit(f"level-{number}", level, number - 1, settings[0 if len(settings) == 1 else number - 1])
 
+    def train_refiner(self, number: int) -> None:
+        """A better ``P(z_{l-1} | z_l)`` over the frozen codes; it starts as the decoder of level l."""
+        refiner = self.model.refiner(number)
+        assert refiner is not None
+        if number > 1:
+            refiner.know_distances(self.model.stack.level(number - 1).quantizer.codebook())
+        every = self.config.train_refiners
+        settings = every[0 if len(every) == 1 else self.refined.index(number)]
+        self._fit(f"refiner-{number}", refiner, number - 1, settings, refines=number)
+
     def train_prior(self) -> None:
         """``pri* = argmin E[-ln P_pri(z_L | label)]``, the stack frozen."""
-        self._fit("prior", self.model.prior, len(self.model.stack), self.config.train_prior, self.model.classes > 0)
+        prior, levels = self.model.prior, len(self.levels)
+        prior.know_distances(self.model.stack.level(levels).quantizer.codebook())
+        self._fit("prior", prior, levels, self.config.train_prior, prior.classes > 0)
 
-    def _fit(self, name: str, module: nn.Module, below: int, settings: FitSettings, labelled: bool = False) -> None:
+    def _fit(
+        self,
+        name: str,
+        module: nn.Module,
+        below: int,
+        settings: FitSettings,
+        labelled: bool = False,
+        refines: int | None = None,
+    ) -> None:
         folder = self.folder / "phases" / name
         done = folder / "DONE"
         if done.exists():
@@ -104,8 +130,8 @@ class Run:
         fit = Fit(
             name,
             module,
-            self._source("train", below, labelled, settings.augmented),
-            self._source("validation", below, labelled),
+            self._source("train", below, labelled, settings.augmented, refines),
+            self._source("validation", below, labelled, refines=refines),
             settings,
             self.accelerator,
             folder,
@@ -121,9 +147,18 @@ class Run:
         self.accelerator.print(f"{name}: best validation {nats * BITS:.2f} bits an image")
 
     def _source(
-        self, split: str, below: int, labelled: bool, augmented: float = 0.0
-    ) -> PixelSource | CodeSource | EncodingSource:
-        """Images (below = 0) or codes of level ``below``: stored ones, or encoded on the fly."""
+        self, split: str, below: int, labelled: bool = False, augmented: float = 0.0, refines: int | None = None
+    ) -> Source:
+        """Images (below = 0) or codes of level ``below``: stored ones, or encoded on the fly.
+
+        ``refines`` adds what the refiner of that level sees of the map above.
+        """
+        if refines is not None:
+            stack, settings = self.model.stack, self.config.refiners[self.refined.index(refines)]
+            above = stack.level(refines + 1) if refines < len(stack) else None
+            labels = self.splits[split].labels if settings.labels else None
+            inner = self._source(split, below, augmented=augmented)
+            return RefinerSource(inner, stack.level(refines), settings, above, labels)
         images = PixelSource(self.pixels[split], self.config.augment, augmented)
         labels = self.splits[split].labels
         given = labels.to(self.accelerator.device) if labelled and labels is not None else None
@@ -159,7 +194,11 @@ class Run:
         return self._pixel_prints[split]
 
     def _write_samples(self, name: str, trained: nn.Module, step: int) -> None:
-        """A picture of where training stands: images above reconstructions for a level, samples for the prior."""
+        """A picture of where training stands.
+
+        Images above their reconstructions for a level, images above variations of them for a refiner, samples for the
+        prior.
+        """
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
         with torch.no_grad():
@@ -170,20 +209,29 @@ class Run:
                 shown = self.model.stack.decode(maps, trained.number - 1) if below else maps
                 picture = torch.cat([pixels, shown]).cpu()
             else:
-                assert isinstance(trained, AutoregressiveCodeModel)
-                picture = self._samples(trained)
+                assert isinstance(trained, CodeModel)
+                picture = self._samples(trained, name)
         columns = min(self.config.sample_grid, len(picture))
         grid(picture, columns, self.model.stack.values, 2).save(folder / f"{name}-{step:07d}.png")
 
-    def _samples(self, prior: AutoregressiveCodeModel) -> Pixels:
-        """Samples with ``prior`` in the place of the model's own, which is in training."""
-        own, self.model.prior = self.model.prior, prior
+    def _samples(self, trained: CodeModel, name: str) -> Pixels:
+        """Samples of the prior, or variations of images through a refiner, with ``trained`` in its place."""
+        model, count, seed = self.model, self.config.sample_grid, self.config.seed
+        _, _, level = name.partition("refiner-")
+        holder, key = (model.refiners, level) if level else (model, "prior")
+        own = getattr(holder, key)
+        setattr(holder, key, trained)
         try:
-            count = self.config.sample_grid
-            labels = torch.arange(count) % self.model.classes if self.model.classes else None
-            return self.model.sample(count, labels, seed=self.config.seed).pixels.cpu()
+            if not level:
+                labels = torch.arange(count) % model.classes if model.classes else None
+                return model.sample(count, labels, seed=seed, sampling=SamplingSettings()).pixels.cpu()
+            pixels, labels = self.pixels["validation"][:count], self.splits["validation"].labels
+            codes = model.encode(pixels)[int(level) - 1]
+            given = None if labels is None else labels[:count]
+            varied = model.vary(codes, int(level), given, seed=seed, sampling=SamplingSettings()).pixels
+            return torch.cat([pixels, varied]).cpu()
         finally:
-            self.model.prior = own
+            setattr(holder, key, own)
 
     def release(self) -> None:
         """Score the model, write ``ledger.json`` and the artefact ``model/``, and print the ledger."""

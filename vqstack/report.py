@@ -30,12 +30,14 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
             6 * level.settings.width * (blocks + 2) + 4 * level.decoder.numbers + 3 * level.quantizer.size
         )
         peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
-    prior = sum(p.numel() for p in model.prior.parameters())
-    sites = model.prior.sites
-    floats = sites * (16 * config.prior.dim * config.prior.depth + 3 * model.prior.size)
-    peak = max(peak, 20 * prior + 4 * floats * config.train_prior.batch_size / config.train_prior.accumulate)
+    fits = [config.train_prior, *(config.train_refiners * len(config.refiners))[: len(config.refiners)]]
+    names = ["prior   ", *(f"refiner {refiner.level}" for refiner in config.refiners)]
+    for name, part, fit in zip(names, model.parts, fits, strict=True):
+        parameters = sum(p.numel() for p in part.parameters())
+        floats = part.sites * (16 * part.settings.dim * part.settings.depth + 3 * part.head.parameters)
+        peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
+        lines.append(f"{name} {part.sites} sites in {len(part.schedule)} groups, {parameters:,} parameters")
     total = sum(p.numel() for p in model.parameters())
-    lines.append(f"prior    {sites} sites, {prior:,} parameters")
     lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")
     lines.append(
         f"memory   about {peak / 2**20:,.0f} MiB a process for weights, gradients, AdamW, averages and activations of "

@@ -9,9 +9,12 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqstack.code_model import NO_LABEL, RefinerSettings, parent_of
 from vqstack.codes import MapCache
+from vqstack.fit import Source
 from vqstack.images import AugmentSettings, augment
-from vqstack.shapes import Labels, Pixels
+from vqstack.level import Level
+from vqstack.shapes import Codes, Labels, Pixels
 from vqstack.stack import Stack
 
 RESIDENT = 2**30  # bytes of code maps that are kept in the device's memory
@@ -126,3 +129,63 @@ def encode_once(
     stored = cache.load()
     assert stored is not None
     return stored
+
+
+class RefinerSource:
+    """What a refiner of level l is trained on: maps z_{l-1}, labels, and what the frozen level says of them.
+
+    In training a share of the parent codes is replaced, and the same codes give the feed-forward distribution and the
+    features, so that the refiner meets such codes before it meets sampled ones; half of the images stay as they are.
+
+    Args:
+        below: yields z_{l-1} (pixels for level 1) first.
+        level: l, frozen.
+        settings: how parent codes are replaced.
+        above: level l + 1, whose decoder gives the samples; none for the top level.
+        labels: of all images, if the refiner takes them.
+    """
+
+    NEIGHBOURS = 8
+
+    def __init__(
+        self,
+        below: Source,
+        level: Level,
+        settings: RefinerSettings,
+        above: Level | None,
+        labels: Labels | None = None,
+    ) -> None:
+        self.below, self.level, self.settings, self.labels = below, level, settings, labels
+        self.above = above if settings.corrupt_by == "samples" else None
+        self.neighbours: Tensor | None = None
+        if settings.corruption and self.above is None:
+            codebook, count = level.quantizer.codebook(), min(self.NEIGHBOURS + 1, level.quantizer.size)
+            nearest = [torch.cdist(part, codebook).topk(count, largest=False).indices for part in codebook.split(1024)]
+            self.neighbours = torch.cat(nearest)[:, 1:]  # without the code itself
+
+    def __len__(self) -> int:
+        return len(self.below)
+
+    @torch.no_grad()
+    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        below, *_ = self.below.batch(indices, generator)
+        codes = self.level.encode(below)
+        share = torch.zeros(len(codes))
+        if generator is not None and self.settings.corruption:
+            chosen = torch.rand(len(codes), generator=generator) < 0.5
+            share = torch.rand(len(codes), generator=generator) * self.settings.corruption * chosen
+            replaced = torch.rand(codes.shape, generator=generator) < share.view(-1, *[1] * (codes.ndim - 1))
+            codes = torch.where(replaced.to(codes.device), self._replacements(codes, generator), codes)
+        labels = torch.full((len(codes),), NO_LABEL)
+        if self.labels is not None:
+            labels = self.labels[indices.to(self.labels.device)]
+        return below, labels.to(codes.device), *parent_of(self.level, codes, share.to(codes.device))
+
+    def _replacements(self, codes: Codes, generator: torch.Generator) -> Codes:
+        """Another code for every site: a near neighbour, or what the decoder above might have drawn."""
+        if self.neighbours is not None:
+            which = torch.randint(self.neighbours.shape[1], codes.shape, generator=generator).to(codes.device)
+            return self.neighbours[codes, which]
+        assert self.above is not None
+        drawn = self.above.decode(self.above.encode(codes))
+        return drawn.sample(torch.rand(len(codes), drawn.sites, generator=generator, dtype=torch.float64))

@@ -1,7 +1,7 @@
 """Transformers over maps: the prior over the top map, and the refiners of the maps below it.
 
-Files in reading order: ``settings``, ``schedule``, ``base`` (what both classes share), ``autoregressive`` and ``masked``
-(the two classes), ``build``.
+Files in reading order: ``settings``, ``schedule``, ``base`` (what both classes share), ``autoregressive``, ``masked``
+and ``build``.
 """
 
 from vqstack.code_model.autoregressive import AutoregressiveCodeModel

@@ -133,9 +133,10 @@ class AutoregressiveCodeModel(CodeModel):
         if self.codebook is None or not self.training:
             nats = -self.log_prob(values, labels, parent)
             return nats.mean(), nats
-        parameters, flat = self._site_parameters(self.by_site(values), labels, parent), self.by_site(values).flatten(0, 1)
-        loss = self.site_loss(parameters.flatten(0, 1), flat)
-        nats = self.site_nats(parameters.detach().flatten(0, 1), flat).view(len(values), -1).sum(1)
+        flat = self.by_site(values)
+        parameters = self._site_parameters(flat, labels, parent).flatten(0, 1)
+        loss = self.site_loss(parameters, flat.flatten(0, 1))
+        nats = self.site_nats(parameters.detach(), flat.flatten(0, 1)).view(len(values), -1).sum(1)
         return loss.sum() / len(values), nats
 
     def _distribution(

@@ -23,7 +23,7 @@ from vqstack.code_model.schedule import Schedule
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known
 from vqstack.nets import rename_state, unfold
-from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels, Vectors
+from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels
 
 NO_LABEL = -1
 """Stands for a label that is not told."""
@@ -101,7 +101,7 @@ class CodeModel(nn.Module, ABC):
                 nn.init.normal_(table.weight, std=0.02)
         nn.init.zeros_(self.to_logits.weight)  # starts as the base, or as the uniform distribution
         nn.init.zeros_(self.to_logits.bias)
-        self.codebook: Tensor | None
+        self.codebook: Tensor | None  # in units in which the mean squared distance to the nearest other code is 1
         self.register_buffer("codebook", None, persistent=False)
         rename_state(self, _own_names(settings.depth))
 
@@ -158,20 +158,19 @@ class CodeModel(nn.Module, ABC):
             distribution = Guided(distribution, without, guidance)
         return distribution if known is None else Clamped(distribution, known)
 
-    def forward(
-        self, values: AnyCodes | Pixels, labels: Labels | None = None, parent: Parent | None = None
-    ) -> Objective:
-        """Nats per site; in training some labels are hidden."""
+    def forward(self, values: AnyCodes | Pixels, labels: Labels | None = None, *parent: Tensor) -> Objective:
+        """Nats per site; in training some labels are hidden. ``parent`` holds the fields of a :class:`Parent`."""
         if self.training and self.settings.label_dropout and labels is not None:
             hidden = torch.rand(labels.shape, device=labels.device) < self.settings.label_dropout
             labels = labels.masked_fill(hidden, NO_LABEL)
-        loss, nats = self._training_nats(values, labels, parent)
+        loss, nats = self._training_nats(values, labels, Parent(*parent) if parent else None)
         return Objective(loss / self.sites, {"nats": nats.mean().detach()})
 
-    def soften(self, codebook: Float[Tensor, "K d"]) -> None:
+    def know_distances(self, codebook: Float[Tensor, "K d"]) -> None:
         """Tell the model which codes are near each other, for soft targets; without it they are hard."""
         if self.settings.soft_targets:
-            self.codebook = codebook.detach().clone()
+            nearest = [torch.cdist(part, codebook).topk(2, largest=False).values[:, 1] for part in codebook.split(1024)]
+            self.codebook = (codebook / torch.cat(nearest).square().mean().sqrt().clamp(min=1e-6)).detach()
 
     # What the classes build their inputs and outputs from.
 
@@ -223,10 +222,8 @@ class CodeModel(nn.Module, ABC):
         """
         if self.codebook is None:
             return self.site_nats(parameters, values)
-        codebook = self.codebook
-        distances = torch.cdist(codebook[values[:, 0]], codebook).square()
-        own = torch.cdist(codebook, codebook).square().fill_diagonal_(torch.inf).amin(1).mean()
-        targets = (-distances / (self.settings.soft_targets * own.clamp(min=1e-12))).softmax(-1)
+        distances = torch.cdist(self.codebook[values[:, 0]], self.codebook).square()
+        targets = (-distances / self.settings.soft_targets).softmax(-1)
         return F.cross_entropy(parameters, targets, reduction="none")
 
     def site_factors(

@@ -69,9 +69,7 @@ class MaskedCodeModel(CodeModel):
             total = total - nats.view(len(flat), -1).sum(1)
         return total
 
-    def random_order_nats(
-        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None
-    ) -> Nats:
+    def random_order_nats(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
         """One-pass estimates of -ln P in a random order, one site at a time; their mean is the mean over all orders.
 
         The number of hidden sites is uniform on 1 … N; each of them is weighed by N over that number. The standard
@@ -150,7 +148,7 @@ class Masked(Distribution):
         self.values = torch.zeros(batch, model.sites, channels, dtype=torch.int64, device=device)
         if known is not None:  # a pixel counts as known when all of its channels are
             self.values = model.by_site(known.values.to(device))
-            self.given = model.by_site(known.given.to(device)).bool().all(-1)
+            self.given = model.by_site(known.given.to(device).long()).bool().all(-1)
 
     def log_prob(self, x: AnyCodes | Pixels) -> Nats:
         return self.model.log_prob(x, self.labels, self.parent)
@@ -192,16 +190,14 @@ class Masked(Distribution):
                 confidence[:, factor.sites] = factor.log_probs.gather(-1, chosen[..., None]).squeeze(-1)
             last = group + 1 == len(model.schedule)
             score = rearrange(confidence, "b (c n) -> b n c", c=channels).sum(-1).masked_fill(known, -torch.inf)
-            rank = score.argsort(-1, descending=True, stable=True).argsort(-1)
+            rank = score.argsort(dim=-1, descending=True, stable=True).argsort(-1)
             kept = ~known & ((rank < size) | last)
             values = torch.where(kept[..., None], model.by_site(drawn), values)
             known = known | kept
         return rearrange(values, "b n c -> b (c n)").view(self.batch, *self.shape).to(self.dtype)
 
 
-def _random_masks(
-    count: int, sites: int, device: torch.device
-) -> tuple[Bool[Tensor, "b N"], Float[Tensor, "b"]]:
+def _random_masks(count: int, sites: int, device: torch.device) -> tuple[Bool[Tensor, "b N"], Float[Tensor, "b"]]:
     """Which sites are known, hidden ones numbering 1 … N with equal chance, and N over the number of hidden ones."""
     hidden = torch.randint(1, sites + 1, (count,), device=device)
     rank = torch.rand(count, sites, device=device).argsort(-1).argsort(-1)

@@ -1,0 +1,49 @@
+"""Schedules: every site once, groups that never shrink, beginnings that cover the map evenly."""
+
+import itertools
+
+import pytest
+import torch
+
+from vqstack.code_model import Schedule
+
+SHAPES = [(1, 1), (4, 4), (2, 3), (7, 5), (9, 12), (1, 9)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 5, 16, 10**6])
+def test_an_ordered_partition(shape, groups):
+    sites = shape[0] * shape[1]
+    groups = min(groups, sites)
+    schedule = Schedule.dispersed(shape, groups)
+    assert len(schedule) == groups
+    assert torch.cat([schedule.sites(k) for k in range(groups)]).sort().values.tolist() == list(range(sites))
+    assert schedule.sizes[0] >= 1
+    assert list(schedule.sizes) == sorted(schedule.sizes)
+    for k in range(groups):
+        assert (schedule.group[schedule.sites(k)] == k).all()
+        before = {int(site) for j in range(k) for site in schedule.sites(j)}
+        assert set(schedule.before(torch.tensor([k]))[0].nonzero()[:, 0].tolist()) == before
+
+
+def test_the_same_every_time():
+    one, other = Schedule.dispersed((6, 10), 7), Schedule.dispersed((6, 10), 7)
+    assert torch.equal(one.order, other.order)
+    assert one.sizes == other.sizes
+
+
+def test_every_beginning_covers_the_map_evenly():
+    order = Schedule.dispersed((8, 8), 64).order
+    for size in (4, 16):  # the first 4 sites fall into the 4 quadrants, the first 16 into the 16 squares of side 2
+        side = {4: 4, 16: 2}[size]
+        squares = {(int(i) // 8 // side, int(i) % 8 // side) for i in order[:size]}
+        assert len(squares) == size
+    # Of the first half no two sites are neighbours: a chequerboard.
+    half = [(int(i) // 8, int(i) % 8) for i in order[:32]]
+    assert all(abs(a - c) + abs(b - d) > 1 for (a, b), (c, d) in itertools.combinations(half, 2))
+
+
+def test_raster_is_row_by_row():
+    schedule = Schedule.raster(6)
+    assert schedule.order.tolist() == list(range(6))
+    assert schedule.sizes == (1,) * 6

@@ -1,0 +1,87 @@
+"""What refiners are trained on: the frozen level's word on the same parent codes, some of them replaced."""
+
+import pytest
+import torch
+
+from vqstack.code_model import NO_LABEL, Parent, RefinerSettings, parent_of
+from vqstack.level import LevelSettings
+from vqstack.sources import CodeSource, PixelSource, RefinerSource
+from vqstack.stack import Stack, StackSettings
+
+EVERY = torch.arange(40)
+
+
+@pytest.fixture
+def stack():
+    quantizer = {"codebook_size": 6, "dim": 3}
+    levels = tuple(LevelSettings(map=m, width=8, quantizer=quantizer) for m in ((4, 4), (2, 2)))
+    stack = Stack(StackSettings(levels=levels), (1, 8, 8), 5).eval()
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.normal_(std=0.5)
+    return stack
+
+
+def source(stack, number, labels=None, **settings):
+    pixels = torch.randint(0, 5, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    below = PixelSource(pixels) if number == 1 else CodeSource(stack.encode(pixels)[0].numpy()[None], torch.device("cpu"))
+    above = stack.level(2) if number == 1 else None
+    return RefinerSource(below, stack.level(number), RefinerSettings(level=number, **settings), above, labels)
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("corruption", [0.0, 0.5])
+def test_without_a_generator_and_at_share_zero_codes_are_clean(stack, number, corruption):
+    made = source(stack, number, corruption=corruption)
+    below, labels, *parent = made.batch(EVERY, None)
+    expected = parent_of(stack.level(number), stack.level(number).encode(below))
+    for got, wanted in zip(parent, expected, strict=True):
+        assert torch.equal(got, wanted)
+    assert (labels == NO_LABEL).all()
+    assert (parent[-1] == 0).all()
+    if not corruption:
+        for got, wanted in zip(made.batch(EVERY, generator())[2:], expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(("number", "by"), [(1, "neighbours"), (1, "samples"), (2, "samples")])
+def test_the_same_replaced_codes_for_base_and_features(stack, number, by, monkeypatch):
+    seen = []
+
+    def watched(level, codes, share=None):
+        seen.append(codes)
+        return parent_of(level, codes, share)
+
+    monkeypatch.setattr("vqstack.sources.parent_of", watched)
+    below, _, *parent = source(stack, number, corruption=0.8, corrupt_by=by).batch(EVERY, generator())
+    parent = Parent(*parent)
+    level, (codes,) = stack.level(number), seen
+    clean = level.encode(below)
+    assert torch.equal(parent.base, level.outline(codes)[0])
+    assert torch.equal(parent.features, level.outline(codes)[1])
+    changed = (codes != clean).flatten(1).float().mean(1)
+    assert (changed[parent.share == 0] == 0).all()
+    assert 8 <= (parent.share == 0).sum() <= 32  # about half
+    assert (parent.share <= 0.8).all()
+    assert changed[parent.share > 0.4].mean() > 0.15
+    again = source(stack, number, corruption=0.8, corrupt_by=by).batch(EVERY, generator())
+    assert torch.equal(again[-1], parent.share)
+    assert torch.equal(again[2], parent.base)
+
+
+def test_neighbours_are_the_nearest_others(stack):
+    made = source(stack, 1, corruption=1.0)
+    codebook = stack.level(1).quantizer.codebook()
+    for code in range(6):
+        distances = (codebook - codebook[code]).square().sum(1)
+        assert made.neighbours[code].tolist() == distances.argsort()[1:].tolist()
+
+
+def test_labels_come_along(stack):
+    labels = torch.arange(40) % 3
+    indices = torch.tensor([5, 1, 7])
+    assert source(stack, 2, labels).batch(indices, None)[1].tolist() == [2, 1, 1]
