@@ -618,3 +618,23 @@ def test_every_kind_in_the_settings_can_be_built():
 def test_usage_by_hand(counts, share, perplexity):
     use = usage(torch.tensor(counts))
     assert use.share == pytest.approx(share) and use.perplexity == pytest.approx(perplexity)
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_stochastic_codes_in_training_only(kind):
+    """Codes of one vector follow the temperature in training; encoding and eval mode take the nearest."""
+    temperature = 0.7
+    settings = QuantizerSettings(kind=kind, codebook_size=4, dim=3, kmeans=False, revival=0, stochastic=temperature)
+    quantizer = build_quantizer(settings)
+    codebook = quantizer.codebook().clone()
+    vector = torch.tensor([0.3, -0.2, 0.5])
+    vector = vector / vector.norm() if kind == "cosine" else vector
+    vectors = vector.view(1, 3, 1, 1).expand(4000, 3, 1, 1)
+    quantizer._state.initted.fill_(True)
+    codes = quantizer.train()(vectors).codes
+    scores = codebook @ vector if kind == "cosine" else -(codebook - vector).norm(dim=1)
+    probs = (scores / temperature).softmax(0)
+    drawn = torch.bincount(codes.flatten(), minlength=4) / 4000
+    assert ((drawn - probs).abs() < 5 * (probs * (1 - probs) / 4000).sqrt()).all()
+    for encoded in (quantizer.encode(vectors), quantizer.eval()(vectors).codes):
+        assert len(encoded.unique()) == 1

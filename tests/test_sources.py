@@ -24,7 +24,9 @@ def stack():
 
 def source(stack, number, labels=None, **settings):
     pixels = torch.randint(0, 5, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    below = PixelSource(pixels) if number == 1 else CodeSource(stack.encode(pixels)[0].numpy()[None], torch.device("cpu"))
+    below = (
+        PixelSource(pixels) if number == 1 else CodeSource(stack.encode(pixels)[0].numpy()[None], torch.device("cpu"))
+    )
     above = stack.level(2) if number == 1 else None
     return RefinerSource(below, stack.level(number), RefinerSettings(level=number, **settings), above, labels)
 

@@ -50,6 +50,12 @@ class QuantizerSettings(BaseModel):
         "(vq, cosine); 0 switches revival off.",
     )
     kmeans: bool = Field(True, description="Start the codebook by k-means on the first training batch (vq, cosine).")
+    stochastic: float = Field(
+        0.0,
+        ge=0,
+        description="Temperature T at which training draws codes, P(k) ~ exp(-|x - c_k| / T), in units of a feature "
+        "(vq; cosine: exp(x·c_k / T), no unit); 0: always the nearest, as in everything but training.",
+    )
     gradient: Literal["identity", "rotation"] = Field(
         "identity", description="How gradients pass the quantizer: copied, or rotated and scaled (vq, cosine, simvq)."
     )
@@ -215,6 +221,8 @@ class MovingAverageVQ(_NearestCode):
             kmeans_init=False,
             use_cosine_sim=self.cosine,
             rotation_trick=settings.gradient == "rotation",
+            stochastic_sample_codes=settings.stochastic > 0,
+            sample_codebook_temp=settings.stochastic,
         )
         # The library would start its k-means on whatever it sees first, in eval mode too; here the flag means "has seen
         # a real training batch" and this class decides when that is.
