@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, StoredCodes, fingerprint
 from vqstack.config import parse, run_command
-from vqstack.errors import InputError
 from vqstack.images import ImageSettings, ImageSplit, load_splits, split_names
 from vqstack.model import HierarchicalModel
-from vqstack.phases import config_of_run
-from vqstack.pretrained import find_artefact, holds_artefact
+from vqstack.phases import check_images, named_run
+from vqstack.pretrained import find_artefact
 
 
 class Command(BaseModel):
@@ -38,29 +37,6 @@ class Command(BaseModel):
     cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
 
-def command_of(arguments: list[str]) -> Command:
-    """The command line; the run's own data set is the default, and an artefact without its run has none."""
-    run = next((Path(a) for a in arguments if holds_artefact(Path(a))), None)
-    config = None if run is None else config_of_run(run)
-    if run is None or config is None:
-        if run is not None and not any(argument.startswith(("--data.", "--help", "-h")) for argument in arguments):
-            raise InputError(f"{run} is a model without its run, which names the images: name them with --data.source")
-        return parse(Command, arguments, prog="encode_dataset.py")
-    default = Command.model_construct(run=run, out=tyro.MISSING, data=config.data)
-    return parse(Command, arguments, default, prog="encode_dataset.py")
-
-
-def check_images(splits: dict[str, ImageSplit], command: Command, model: HierarchicalModel) -> None:
-    """The images must have the shape and the values that the model was trained on."""
-    for name, split in splits.items():
-        shape = tuple(split.pixels.shape[1:])
-        if shape != model.stack.shape or command.data.values != model.stack.values:
-            raise InputError(
-                f"{name}: images of {shape} with {command.data.values} values do not fit the model, which wants "
-                f"{model.stack.shape} with {model.stack.values}: set --data.size, --data.channels and --data.values"
-            )
-
-
 @torch.no_grad()
 def encoded(shard: Shard, split: ImageSplit, model: HierarchicalModel, batch_size: int) -> Iterator[StoredCodes]:
     """The images of a shard, encoded batch by batch. Batches begin with the shard, so no other shard changes them."""
@@ -72,13 +48,15 @@ def encoded(shard: Shard, split: ImageSplit, model: HierarchicalModel, batch_siz
 
 
 def main(arguments: list[str]) -> None:
-    command = command_of(arguments)
+    run = named_run(arguments)  # its own data set is the default
+    default = None if run is None else Command.model_construct(run=run[0], out=tyro.MISSING, data=run[1])
+    command = parse(Command, arguments, default, prog="encode_dataset.py")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     # Others wait while the first process of each host reads the images, and for the last shard.
     accelerator = Accelerator(cpu=command.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     with accelerator.local_main_process_first():
         splits = load_splits(command.data, split_names(command.data))
-    check_images(splits, command, model)
+    check_images(splits, command.data, model)
     contents = Contents(
         map_shapes=[list(shape) for shape in model.stack.map_shapes],
         vocabularies=model.stack.codebook_sizes,

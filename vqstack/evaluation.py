@@ -1,24 +1,32 @@
-"""Scores of a model over a split: the ledger, and how each codebook is used."""
+"""Scores of a model over a split: the ledger, how each codebook is used, how near reconstructions come."""
 
 from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Int64
+from torch import Tensor
 from tqdm import tqdm
 
 from vqstack.images import ImageSplit
 from vqstack.ledger import Ledger, Row
+from vqstack.metrics import Fidelity, FidelityMeter
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Usage, usage
-from vqstack.shapes import finest
+from vqstack.shapes import AnyCodes, Pixels, finest
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The ledger of a split and the usage of the codebooks of levels 1 … L over it."""
+    """The ledger of a split, and how often it uses each code of levels 1 … L."""
 
     ledger: Ledger
-    usage: list[Usage]
+    counts: list[Int64[Tensor, "_"]]
+
+    @property
+    def usage(self) -> list[Usage]:
+        """Usage of the codebooks of levels 1 … L."""
+        return [usage(counts) for counts in self.counts]
 
     def to_json(self) -> dict:
         """As ``ledger.json`` holds it."""
@@ -27,7 +35,12 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_split(
-    model: HierarchicalModel, split: ImageSplit, accelerator: Accelerator, batch_size: int = 256
+    model: HierarchicalModel,
+    split: ImageSplit,
+    accelerator: Accelerator,
+    batch_size: int = 256,
+    *,
+    refined: bool = True,
 ) -> Evaluation:
     """Ledger and usage over a split, shared among the processes; clean codes, float32.
 
@@ -36,6 +49,7 @@ def evaluate_split(
         split: images and labels.
         accelerator: processes to share the work among.
         batch_size: images at a time, each process.
+        refined: score with the refiners, where there are any; otherwise with the feed-forward decoders alone.
     """
     mine = torch.arange(accelerator.process_index, len(split), accelerator.num_processes)
     names = ["label"] * bool(model.classes) + ["prior", *(f"level-{n}" for n in range(len(model.stack), 0, -1))]
@@ -46,10 +60,31 @@ def evaluate_split(
         pixels = split.pixels[indices].to(accelerator.device)
         labels = None if split.labels is None else split.labels[indices].to(accelerator.device)
         codes = model.encode(pixels)
-        lengths = model.code_lengths(pixels, codes, labels)
+        lengths = model.code_lengths(pixels, codes, labels, refined=refined)
         nats += torch.stack([lengths[name].to(precision).sum() for name in names])
         for total, z in zip(counts, codes, strict=True):
             total += torch.bincount(z.flatten(), minlength=len(total))
     sums = accelerator.reduce(nats).tolist()
     rows = {name: Row(s, model.dims[name]) for name, s in zip(names, sums, strict=True)}
-    return Evaluation(Ledger(rows, len(split)), [usage(accelerator.reduce(c)) for c in counts])
+    return Evaluation(Ledger(rows, len(split)), [accelerator.reduce(c).cpu() for c in counts])
+
+
+@torch.no_grad()
+def reconstruct(model: HierarchicalModel, codes: list[AnyCodes]) -> dict[int, Pixels]:
+    """The most likely image given the codes of each level, 1 … L, on the CPU."""
+    return {number: model.decode(z, number).cpu() for number, z in enumerate(codes, start=1)}
+
+
+def fidelity_by_level(model: HierarchicalModel, pixels: Pixels, batch_size: int = 64) -> dict[int, Fidelity]:
+    """How near the images come that are reconstructed from each level.
+
+    Args:
+        model: in eval mode.
+        pixels: the images.
+        batch_size: images at a time.
+    """
+    meters = {number: FidelityMeter(model.stack.values) for number in range(1, len(model.stack) + 1)}
+    for batch in tqdm(pixels.split(batch_size), desc="reconstruct", leave=False, disable=None):
+        for number, found in reconstruct(model, model.encode(batch.to(model.device))).items():
+            meters[number].add(found, batch)
+    return {number: meter.read() for number, meter in meters.items()}

@@ -21,10 +21,17 @@ RESIDENT = 2**30  # bytes of code maps that are kept in the device's memory
 
 
 class PixelSource:
-    """Images on the device, augmented as they are taken."""
+    """Images on the device, augmented as they are taken, with labels if the module takes them."""
 
-    def __init__(self, pixels: Pixels, augmentation: AugmentSettings | None = None, share: float = 1.0) -> None:
+    def __init__(
+        self,
+        pixels: Pixels,
+        augmentation: AugmentSettings | None = None,
+        share: float = 1.0,
+        labels: Labels | None = None,
+    ) -> None:
         self.pixels, self.augmentation, self.share = pixels, augmentation or AugmentSettings(), share
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -35,7 +42,7 @@ class PixelSource:
             changed = augment(pixels, generator, self.augmentation.shift, self.augmentation.flip)
             chosen = torch.rand(len(pixels), 1, 1, 1, generator=generator) < self.share
             pixels = torch.where(chosen.to(pixels.device), changed, pixels)
-        return (pixels,)
+        return (pixels,) if self.labels is None else (pixels, self.labels[indices.to(self.labels.device)])
 
 
 class CodeSource:
@@ -78,7 +85,7 @@ class EncodingSource:
         return len(self.images)
 
     def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        (pixels,) = self.images.batch(indices, generator)
+        pixels, *_ = self.images.batch(indices, generator)
         codes = self.stack.encode(pixels, self.level)[-1]
         return (codes,) if self.labels is None else (codes, self.labels[indices.to(codes.device)])
 

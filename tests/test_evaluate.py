@@ -1,0 +1,171 @@
+"""tools/evaluate.py as a user runs it: what it writes agrees with the package, what it refuses."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from vqstack import features
+from vqstack.config import RunConfig, run_command
+from vqstack.evaluation import fidelity_by_level
+from vqstack.fit import FitSettings
+from vqstack.images import load_splits
+from vqstack.metrics import FidelityMeter
+from vqstack.model import HierarchicalModel
+from vqstack.phases import data_of_run
+
+TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run that was not trained: what is written does not depend on that."""
+    config = RunConfig.model_validate(
+        {
+            "data": {"source": "digits", "limit": 40},
+            "levels": [
+                {"map": [4, 4], "width": 8, "quantizer": {"codebook_size": 8, "dim": 4}},
+                {"map": [2, 2], "width": 8, "quantizer": {"codebook_size": 4, "dim": 4}},
+            ],
+            "prior": {"depth": 1, "dim": 8, "heads": 2},
+            "refiners": [{"level": 2, "groups": 2, "depth": 1, "dim": 8, "heads": 2}],
+            "sampling": {"temperature": [0.5]},
+        }
+    )
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    torch.manual_seed(3)
+    model = HierarchicalModel(config.model_settings((1, 8, 8), 10))
+    for parameter in model.refiners.parameters():  # its last layer starts at zero, where it corrects nothing
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """The command in this process, its classifier trained for a moment only: (exit code, stdout, stderr)."""
+    quick = FitSettings(steps=4, batch_size=8, warmup=1, evaluate_every=4)
+    monkeypatch.setattr(features, "TRAINING", quick)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location("command_evaluate", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            run_command(module.main)
+            code = 0
+        except SystemExit as leave:
+            code = leave.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_what_it_writes(call, run_folder, tmp_path):
+    out = tmp_path / "out"
+    code, printed, _ = call(run_folder, "--out", out, "--cpu", "--num", 8, "--seeds", 4, 5, "--batch-size", 16)
+    assert code == 0
+    pictures = {"ledger.png", "usage.png", "reconstructions.png", "samples.png"}
+    assert {p.name for p in out.iterdir()} == {"evaluate.json", "table.txt", *pictures}
+    for name in pictures:
+        with Image.open(out / name) as picture:
+            picture.load()
+    assert (out / "table.txt").read_text(encoding="utf-8") in printed
+    found = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))
+
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    split = load_splits(data_of_run(run_folder))["test"]
+    expected = model.ledger(split.pixels, split.labels)
+    for column in ("refined", "feed-forward"):
+        rows = {row["row"]: row["nats"] for row in found["ledger"][column]["rows"]}
+        nats = {name: row.nats / expected.count for name, row in expected.rows.items()}
+        if column == "feed-forward":
+            z = model.encode(split.pixels)
+            nats["level-2"] = -model.stack.level(2).decode(z[1]).log_prob(z[0]).mean().item()
+        assert rows == pytest.approx(nats, rel=1e-5)
+    bits = {column: ledger["bits"] for column, ledger in found["ledger"].items()}
+    assert bits["refined"] != pytest.approx(bits["feed-forward"], rel=1e-3)
+    for number, codes in enumerate(model.encode(split.pixels), start=1):
+        used = np.bincount(codes.flatten().numpy(), minlength=model.stack.codebook_sizes[number - 1])
+        use = found["ledger"]["feed-forward"]["usage"][f"level-{number}"]
+        assert use["share"] == pytest.approx((used > 0).mean())
+        p = used[used > 0] / used.sum()
+        assert use["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+        error = (model.decode(codes, number).double() - split.pixels.double()).square().mean().item()
+        assert found["reconstruction"][f"level-{number}"]["psnr"] == pytest.approx(10 * math.log10(256 / error))
+
+    samples = found["samples"]
+    assert samples["images"] == 8
+    assert [row["seed"] for row in samples["seeds"]] == [4, 5]
+    assert all(0 <= row["accuracy"] <= 1 and row["floor"] > 0 for row in samples["seeds"])
+    assert found["settings"]["sampling"]["temperature"] == [0.5]  # the model's own, as nothing else was said
+    assert [p.name[:11] for p in (tmp_path / "cache" / "vqstack").iterdir()] == ["classifier-"]
+
+
+def test_another_split_without_samples(call, run_folder, tmp_path):
+    out = tmp_path / "out"
+    code, printed, err = call(run_folder, "--out", out, "--cpu", "--no-samples", "--split", "validation")
+    assert (code, err) == (0, "")
+    found = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))
+    assert found["samples"] is None
+    assert found["split"] == "validation"
+    assert not (out / "samples.png").exists()
+    assert "Fréchet" not in printed
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    split = load_splits(data_of_run(run_folder))["validation"]
+    assert found["ledger"]["refined"]["bits"] == pytest.approx(model.ledger(split.pixels, split.labels).bits)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_batch_size_does_not_matter(run_folder):
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    pixels = load_splits(data_of_run(run_folder))["test"].pixels
+    one, all_at_once = fidelity_by_level(model, pixels, 7), FidelityMeter(17)
+    all_at_once.add(model.decode(model.encode(pixels)[1], 2), pixels)
+    assert one[2].psnr == pytest.approx(all_at_once.read().psnr, rel=1e-5)
+    assert one[2].ssim == pytest.approx(all_at_once.read().ssim, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--split", "holdout"], "split"),
+        (["--num", 21], "20 at most"),
+        (["--num", 2], "too few"),
+        (["--temperature", -1], "temperature"),
+        (["--temperature", 1, 1], "temperature"),
+        (["--features", "eyes"], "features"),
+        (["--data.files", "train", "missing.npy", "--data.source", "array"], "missing.npy"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_what_it_refuses(call, run_folder, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(run_folder, "--out", tmp_path / "out", "--cpu", *given)
+    assert code == 2, (out, err)
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_refuses_folders(call, run_folder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    for arguments in ((run_folder, "--out", tmp_path), (tmp_path / "nothing", "--out", tmp_path / "out")):
+        code, _, err = call(*arguments, "--cpu", "--no-samples")
+        assert (code, err.count("\n")) == (2, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,114 @@
+"""The classifier that compares images: trained once, the same each time, another one for other images."""
+
+import builtins
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from vqstack import features
+from vqstack.errors import InputError
+from vqstack.features import Classifier, inception, trained_judge
+from vqstack.fit import FitSettings
+from vqstack.images import ImageSettings, load_splits
+
+QUICK = FitSettings(steps=60, batch_size=32, learning_rate=5e-3, warmup=3, evaluate_every=60, ema=0.9)
+ONE_STEP = FitSettings(steps=1, batch_size=8, evaluate_every=1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_splits(ImageSettings(source="digits"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def judge(digits, cache):
+    return train(digits, cache, QUICK)
+
+
+def train(splits, cache, settings=ONE_STEP):
+    return trained_judge(splits["train"], splits["validation"], cache, Accelerator(cpu=True), settings)
+
+
+def test_it_learns_the_classes(judge, digits):
+    found = judge.classes(digits["validation"].pixels)
+    right = (found == digits["validation"].labels).double().mean().item()
+    assert right == pytest.approx(judge.accuracy)
+    assert judge.accuracy > 0.5  # a guess is right once in ten times
+
+
+def test_features_are_few_and_of_each_image_alone(judge, digits):
+    pixels = digits["test"].pixels
+    found = judge.features(pixels)
+    assert found.shape == (len(pixels), 64)
+    assert not judge.network.training
+    torch.testing.assert_close(judge.features(pixels[5:7]), found[5:7])
+    logits = judge.network.last(found)
+    assert torch.equal(logits.argmax(1), judge.classes(pixels))
+
+
+def test_it_is_read_from_the_cache(judge, digits, cache, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(features, "_train", refuse)
+    again = train(digits, cache, QUICK)
+    assert again.accuracy == judge.accuracy
+    pixels = digits["test"].pixels[:20]
+    assert torch.equal(again.features(pixels), judge.features(pixels))
+
+
+def test_the_same_wherever_it_is_trained(digits, tmp_path):
+    one = train(digits, tmp_path / "a")
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    other = train(digits, tmp_path / "b")
+    assert torch.equal(torch.get_rng_state(), before)
+    for ours, theirs in zip(one.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_other_images_have_another_classifier(digits, tmp_path):
+    training = digits["train"]
+    pixels = training.pixels.clone()
+    pixels[3, 0, 0, 0] += 1
+    changed = [{}, {}, {"pixels": pixels}, {"labels": training.labels.flip(0)}]
+    for changes in changed:
+        train({**digits, "train": replace(training, **changes)}, tmp_path)
+    train(digits, tmp_path, ONE_STEP.model_copy(update={"batch_size": 4}))
+    folders = list(tmp_path.iterdir())
+    assert len(folders) == 4  # the second was the first
+    assert all({p.name for p in folder.iterdir()} == {"DONE", "best.pt", "metrics.jsonl"} for folder in folders)
+
+
+def test_images_without_labels_are_refused(digits, tmp_path):
+    with pytest.raises(InputError, match="no labels"):
+        trained_judge(replace(digits["train"], labels=None), digits["validation"], tmp_path, Accelerator(cpu=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_larger_images_are_read_at_half_the_resolution():
+    for rows, coarse in ((8, False), (28, True)):
+        network = Classifier(3, 256, 5, coarse)
+        assert network.features(torch.zeros(2, 3, rows, rows, dtype=torch.uint8)).shape == (2, 64)
+
+
+def test_inception_that_cannot_be_had_is_refused(monkeypatch):
+    original = builtins.__import__
+
+    def missing(name, *arguments, **options):
+        if name.startswith("torch_fidelity"):
+            raise ImportError(name)
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(InputError) as caught:
+        inception(256, torch.device("cpu"))
+    assert "vqstack[fid]" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,166 @@
+"""Evaluate a model on a split: python tools/evaluate.py RUN --out FOLDER [--split test] [--no-samples].
+
+Writes the ledger, usage of the codes, reconstructions from each level, and how near samples come to held-out images,
+as evaluate.json, table.txt and pictures.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field
+
+from vqstack.codes import claim_folder, release_folder
+from vqstack.config import parse, run_command
+from vqstack.evaluation import Evaluation, evaluate_split, fidelity_by_level, reconstruct
+from vqstack.features import Extractor, ImageJudge, default_cache, inception, trained_judge
+from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, grid, load_splits
+from vqstack.ledger import table
+from vqstack.metrics import Fidelity
+from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.phases import check_images, named_run
+from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
+from vqstack.pretrained import find_artefact
+from vqstack.quality import Quality, compare, draw_samples, images_a_side
+from vqstack.shapes import Labels, Pixels
+
+SHOWN = 10  # images a row of the pictures
+
+
+class Command(BaseModel):
+    """Evaluate a model on a split."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
+    out: Path = Field(description="Folder that receives the results; new or empty.")
+    split: Split = Field("test", description="Split that is scored and that samples are compared with.")
+    data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
+    samples: bool = Field(True, description="Draw samples and compare them with the split.")
+    num: int | None = Field(
+        None,
+        ge=1,
+        description="Count of samples, and of real images they are compared with; default: half of the split, 1,000 "
+        "at most.",
+    )
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Seeds of the samples, one comparison each.")
+    features: Literal["classifier", "inception"] = Field(
+        "classifier",
+        description="Features that are compared: of a small classifier, trained once on the labelled training split, "
+        "or of Inception v3 (needs the extra fid and its weights).",
+    )
+    sampling: tyro.conf.OmitArgPrefixes[SamplingSettings] = Field(
+        SamplingSettings(), description="How samples are drawn; default: the model's own settings."
+    )
+    cache: Path = Field(default_cache(), description="Folder that keeps the trained classifier for other runs.")
+    batch_size: int = Field(64, ge=1, description="Images at a time, count; does not change the results.")
+    cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
+
+
+def features_of(
+    command: Command, splits: Mapping[str, ImageSplit], accelerator: Accelerator
+) -> tuple[Extractor, ImageJudge | None]:
+    """What samples are compared by, and what names their classes."""
+    given = inception(command.data.values, accelerator.device) if command.features == "inception" else None
+    if given is not None and splits["train"].labels is None:
+        return given, None
+    judge = trained_judge(splits["train"], splits["validation"], command.cache, accelerator)
+    return given or judge.features, judge
+
+
+def compare_samples(
+    command: Command, model: HierarchicalModel, splits: Mapping[str, ImageSplit], count: int, accelerator: Accelerator
+) -> Quality:
+    """Samples of each seed against the split; a picture of the first ones."""
+    extract, judge = features_of(command, splits, accelerator)
+    classify = None if judge is None else judge.classes
+
+    def draw(seed: int) -> tuple[Pixels, Labels | None]:
+        pixels, labels = draw_samples(model, count, seed, command.sampling, command.batch_size)
+        if seed == command.seeds[0]:
+            shown = grid(pixels[: SHOWN**2], SHOWN, model.stack.values, max(1, 64 // model.stack.shape[1]))
+            shown.save(command.out / "samples.png")
+        return pixels, labels
+
+    return compare(draw, splits[command.split], count, list(command.seeds), extract, classify)
+
+
+def report(scores: dict[str, Evaluation], fidelity: dict[int, Fidelity], quality: Quality | None) -> str:
+    """Everything as one table to read."""
+    lines = ["Bits an image", table({name: score.ledger for name, score in scores.items()}), ""]
+    lines.append("level    used  perplexity   PSNR dB    SSIM")
+    usage = next(iter(scores.values())).usage
+    for number, (use, near) in enumerate(zip(usage, fidelity.values(), strict=True), start=1):
+        psnr, ssim = (("-" if x is None else f"{x:.{n}f}") for x, n in ((near.psnr, 2), (near.ssim, 3)))
+        lines.append(f"{number:5}  {use.share:6.1%}  {use.perplexity:10.1f}  {psnr:>8}  {ssim:>6}")
+    if quality is not None:
+        of = f"{quality.images} a side, {len(quality.comparisons)} seeds, ± their standard deviation"
+        lines += ["", f"Samples ({of})", f"{'':18}  {'samples':>18}  {'other half of real':>18}"]
+        for title, name, floor in (
+            ("Fréchet distance", "distance", "floor"),
+            ("precision", "precision", "floor_precision"),
+            ("recall", "recall", "floor_recall"),
+            ("class accuracy", "accuracy", "floor_accuracy"),
+        ):
+            cells = [
+                "-"
+                if getattr(quality.comparisons[0], n) is None
+                else f"{quality.mean(n):.3f} ± {quality.deviation(n):.3f}"
+                for n in (name, floor)
+            ]
+            lines.append(f"{title:18}  {cells[0]:>18}  {cells[1]:>18}")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    run = named_run(arguments)  # its data set and its model's sampling settings are the defaults
+    default = None
+    if run is not None:
+        sampling = HierarchicalModel.from_pretrained(find_artefact(run[0])).settings.sampling
+        default = Command.model_construct(run=run[0], out=tyro.MISSING, data=run[1], sampling=sampling)
+    command = parse(Command, arguments, default, prog="evaluate.py")
+    model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model.settings.draws(command.sampling)
+    figure()  # refuses before anything is written where there is nothing to plot with
+    names = SPLITS if command.samples else (command.split,)
+    splits = load_splits(command.data, names)
+    split = splits[command.split]
+    check_images(splits, command.data, model)
+    accelerator = Accelerator(cpu=command.cpu)
+    model.to(accelerator.device)
+    count = images_a_side(command.num, split) if command.samples else 0
+
+    claim_folder(command.out, "evaluate")
+    columns = {"feed-forward": False} | ({"refined": True} if model.settings.refiners else {})
+    scores = {
+        name: evaluate_split(model, split, accelerator, command.batch_size, refined=refined)
+        for name, refined in columns.items()
+    }
+    fidelity = fidelity_by_level(model, split.pixels[:1000], command.batch_size)
+    quality = compare_samples(command, model, splits, count, accelerator) if command.samples else None
+
+    plot_ledgers({name: score.ledger for name, score in scores.items()}).savefig(command.out / "ledger.png", dpi=150)
+    plot_usage(scores["feed-forward"].counts).savefig(command.out / "usage.png", dpi=150)
+    pixels = split.pixels[:SHOWN]
+    levels = reconstruct(model, model.encode(pixels.to(model.device)))
+    reconstruction_strip(pixels, levels, model.stack.values).save(command.out / "reconstructions.png")
+    results = {
+        "split": command.split,
+        "ledger": {name: score.to_json() for name, score in scores.items()},
+        "reconstruction": {f"level-{number}": asdict(near) for number, near in fidelity.items()},
+        "samples": quality and {"features": command.features, **quality.to_json()},
+        "settings": command.model_dump(mode="json"),
+    }
+    text = report(scores, fidelity, quality)
+    (command.out / "evaluate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (command.out / "table.txt").write_text(text, encoding="utf-8")
+    release_folder(command.out)
+    print(f"{text}\n{command.out}: evaluate.json, table.txt and pictures")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,193 @@
+"""Features in which sets of images are compared: a classifier trained here, or Inception where it can be had."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqstack.codes import fingerprint
+from vqstack.errors import InputError
+from vqstack.fit import Fit, FitSettings
+from vqstack.images import AugmentSettings, ImageSplit
+from vqstack.metrics import Features
+from vqstack.nets import ResidualBlock, norm
+from vqstack.shapes import Labels, Objective, Pixels
+from vqstack.sources import PixelSource
+
+Extractor = Callable[[Pixels], Features]
+"""Images to features, one row an image, on the CPU."""
+
+TRAINING = FitSettings(steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05, evaluate_every=250, ema=0.99)
+VERSION = 1  # of the network and its training; another one is another ruler
+FEATURES = 64
+
+
+class Classifier(nn.Module):
+    """A small residual network; its features are what is left of an image before the last layer.
+
+    Few features, so that a thousand images suffice for their covariance.
+
+    Args:
+        channels, values, classes: of the images.
+        coarse: start at half the resolution, for images of 16 pixels or more.
+    """
+
+    def __init__(self, channels: int, values: int, classes: int, coarse: bool) -> None:
+        super().__init__()
+        self.values = values
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1, stride=2 if coarse else 1),
+            ResidualBlock(32),
+            nn.Conv2d(32, FEATURES, 3, padding=1, stride=2),
+            ResidualBlock(FEATURES),
+            norm(FEATURES),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.last = nn.Linear(FEATURES, classes)
+
+    def features(self, pixels: Pixels) -> Float[Tensor, "b d"]:
+        """[b, 64]."""
+        return self.body(pixels.to(self.last.weight.dtype) * (2 / (self.values - 1)) - 1)
+
+    def forward(self, pixels: Pixels, labels: Labels) -> Objective:
+        """Cross-entropy of the labels, nats an image; metric: share of right answers."""
+        logits = self.last(self.features(pixels))
+        nats = F.cross_entropy(logits, labels)
+        right = (logits.argmax(1) == labels).float().mean()
+        return Objective(nats, {"nats": nats.detach(), "accuracy": right.detach()})
+
+
+class ImageJudge:
+    """A trained :class:`Classifier`: names the class of images, and gives their features.
+
+    Attributes:
+        accuracy: share of the validation images that it names rightly.
+    """
+
+    def __init__(self, network: Classifier, accuracy: float) -> None:
+        self.network, self.accuracy = network.eval(), accuracy
+
+    @torch.no_grad()
+    def _run(self, pixels: Pixels, function: Callable[[Tensor], Tensor]) -> Tensor:
+        device = self.network.last.weight.device
+        return torch.cat([function(part.to(device)).cpu() for part in pixels.split(256)])
+
+    def features(self, pixels: Pixels) -> Features:
+        """See :data:`Extractor`."""
+        return self._run(pixels, self.network.features)
+
+    def classes(self, pixels: Pixels) -> Labels:
+        """The most likely class of each image."""
+        return self._run(pixels, lambda part: self.network.last(self.network.features(part)).argmax(1))
+
+
+def default_cache() -> Path:
+    """Folder of what is computed once for all runs: ``$XDG_CACHE_HOME/vqstack``, ``~/.cache/vqstack`` by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqstack"
+
+
+def trained_judge(
+    train: ImageSplit,
+    validation: ImageSplit,
+    cache: Path,
+    accelerator: Accelerator,
+    settings: FitSettings | None = None,
+) -> ImageJudge:
+    """The classifier of these images: trained on ``train`` from a fixed seed, or read from the cache.
+
+    Args:
+        train, validation: labelled splits; images without labels are an InputError.
+        cache: one folder for each set of training images is made in it.
+        accelerator: where to train and run.
+        settings: of the training; default: :data:`TRAINING`.
+    """
+    settings = settings or TRAINING
+    if train.labels is None or validation.labels is None:
+        raise InputError("classifier: the images have no labels: choose --features inception, or --no-samples")
+    state = {
+        f"{split.name}.{name}": value
+        for split in (train, validation)
+        for name, value in (("pixels", split.pixels), ("labels", split.labels))
+        if value is not None
+    }
+    values = int(train.source["values"])
+    recipe = json.dumps([VERSION, fingerprint(state), settings.model_dump(), values, train.num_classes])
+    folder = cache / f"classifier-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows = min(train.pixels.shape[-2:])
+        network = Classifier(train.pixels.shape[1], values, train.num_classes, coarse=rows >= 16)
+        network.to(accelerator.device)
+        done = folder / "DONE"
+        if done.exists():
+            network.load_state_dict(torch.load(folder / "best.pt", map_location="cpu", weights_only=True))
+        else:
+            accuracy = _train(network, train, validation, folder, accelerator, settings)
+            done.write_text(json.dumps({"accuracy": accuracy}) + "\n", encoding="utf-8")
+    return ImageJudge(network, json.loads(done.read_text(encoding="utf-8"))["accuracy"])
+
+
+def _train(
+    network: Classifier,
+    train: ImageSplit,
+    validation: ImageSplit,
+    folder: Path,
+    accelerator: Accelerator,
+    settings: FitSettings,
+) -> float:
+    """Fit the network; the accuracy of its best weights on the validation split."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}): choose another --cache") from error
+    shift = AugmentSettings(shift=max(1, train.pixels.shape[-1] // 16))
+
+    def source(split: ImageSplit, augmentation: AugmentSettings | None = None) -> PixelSource:
+        assert split.labels is not None
+        pixels, labels = (x.to(accelerator.device) for x in (split.pixels, split.labels))
+        return PixelSource(pixels, augmentation, labels=labels)
+
+    Fit("classifier", network, source(train, shift), source(validation), settings, accelerator, folder).run()
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    assert validation.labels is not None
+    found = ImageJudge(network, 0.0).classes(validation.pixels)
+    return (found == validation.labels).double().mean().item()
+
+
+def inception(values: int, device: torch.device) -> Extractor:
+    """The 2,048 features of Inception v3 that published distances use, from torch-fidelity.
+
+    Grey images become three equal channels, V grey values 0 … 255. InputError, naming the remedy, where the package or
+    its weights cannot be had.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise InputError(
+            "--features: inception needs torch-fidelity, which is not installed: pip install 'vqstack[fid]', or choose "
+            "classifier"
+        ) from error
+    try:
+        network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
+    except OSError as error:  # what urllib and torch.hub raise
+        raise InputError(
+            f"--features: the weights of inception cannot be fetched ({error}): put {URL_INCEPTION_V3} into "
+            f"{torch.hub.get_dir()}/checkpoints, or choose classifier"
+        ) from error
+
+    @torch.no_grad()
+    def extract(pixels: Pixels) -> Features:
+        colours = (pixels.float() * (255 / (values - 1))).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        return torch.cat([network(part.to(device))[0].cpu() for part in colours.split(64)])
+
+    return extract

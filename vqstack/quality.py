@@ -1,0 +1,136 @@
+"""How good samples are: their distance to held-out images, beside the distance between two halves of those."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from tqdm import tqdm
+
+from vqstack.errors import InputError
+from vqstack.features import Extractor
+from vqstack.images import ImageSplit
+from vqstack.metrics import frechet_distance, precision_recall
+from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.shapes import Labels, Pixels
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One seed: two sets of equally many images against the same real ones.
+
+    Attributes:
+        seed: of the samples and of how the split is halved.
+        distance: Fréchet distance of samples to one half of the split.
+        floor: that of the other half, which no model can be expected to beat.
+        precision, recall: of the samples, shares.
+        floor_precision, floor_recall: of the other half.
+        accuracy: share of samples that the classifier gives the class asked for; None without classes.
+        floor_accuracy: share of the other half that it names rightly; None without labels.
+    """
+
+    seed: int
+    distance: float
+    floor: float
+    precision: float
+    recall: float
+    floor_precision: float
+    floor_recall: float
+    accuracy: float | None
+    floor_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Comparisons over seeds, all with ``images`` images a side."""
+
+    images: int
+    comparisons: list[Comparison]
+
+    def mean(self, name: str) -> float:
+        """Mean over the seeds of one attribute of :class:`Comparison`."""
+        return statistics.fmean(getattr(comparison, name) for comparison in self.comparisons)
+
+    def deviation(self, name: str) -> float:
+        """Standard deviation over the seeds, 0 for one seed."""
+        values = [getattr(comparison, name) for comparison in self.comparisons]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def to_json(self) -> dict:
+        """Every comparison, and mean and standard deviation of each number."""
+        rows = [asdict(comparison) for comparison in self.comparisons]
+        names = [name for name, value in rows[0].items() if name != "seed" and value is not None]
+        summary = {name: {"mean": self.mean(name), "deviation": self.deviation(name)} for name in names}
+        return {"images": self.images, "summary": summary, "seeds": rows}
+
+
+def images_a_side(wanted: int | None, split: ImageSplit) -> int:
+    """How many images each side of a comparison gets: half of the split, 1,000 at most, unless a number is wanted."""
+    most = len(split) // 2
+    if wanted is not None and wanted > most:
+        raise InputError(
+            f"--num: {wanted} images a side need {2 * wanted} in {split.name}, which has {len(split)}: choose "
+            f"{most} at most"
+        )
+    count = min(most, 1000) if wanted is None else wanted
+    if count < 5:
+        raise InputError(f"--num: {count} images a side are too few for four neighbours each: choose 5 at least")
+    return count
+
+
+def draw_samples(
+    model: HierarchicalModel, num: int, seed: int, sampling: SamplingSettings, batch_size: int = 64
+) -> tuple[Pixels, Labels | None]:
+    """Samples number 0 … num - 1 of a seed, on the CPU, and their classes, drawn from P(label) where there are any."""
+    samples = [
+        model.sample(min(batch_size, num - first), seed=seed, sampling=sampling, first=first)
+        for first in tqdm(range(0, num, batch_size), desc=f"samples of seed {seed}", leave=False, disable=None)
+    ]
+    labels = [sample.labels.cpu() for sample in samples if sample.labels is not None]
+    return torch.cat([sample.pixels.cpu() for sample in samples]), torch.cat(labels) if labels else None
+
+
+def _share_right(classify: Callable[[Pixels], Labels] | None, pixels: Pixels, labels: Labels | None) -> float | None:
+    if classify is None or labels is None:
+        return None
+    return torch.eq(classify(pixels), labels).double().mean().item()
+
+
+def compare(
+    draw: Callable[[int], tuple[Pixels, Labels | None]],
+    split: ImageSplit,
+    count: int,
+    seeds: list[int],
+    extract: Extractor,
+    classify: Callable[[Pixels], Labels] | None,
+) -> Quality:
+    """Samples against held-out images.
+
+    Args:
+        draw: from a seed to ``count`` samples and the classes that were asked for.
+        split: held-out images, twice ``count`` at least.
+        count: images a side.
+        seeds: one comparison each.
+        extract: images to features.
+        classify: images to classes, to see whether samples are of the class asked for; none: that is left out.
+    """
+    real = extract(split.pixels)
+    comparisons = []
+    for seed in seeds:
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+        rest = order[count : 2 * count]
+        one, other = real[order[:count]], real[rest]
+        pixels, labels = draw(seed)
+        drawn = extract(pixels)
+        comparisons.append(
+            Comparison(
+                seed,
+                frechet_distance(drawn, one),
+                frechet_distance(other, one),
+                *precision_recall(one, drawn),
+                *precision_recall(one, other),
+                _share_right(classify, pixels, labels),
+                _share_right(classify, split.pixels[rest], None if split.labels is None else split.labels[rest]),
+            )
+        )
+    return Quality(count, comparisons)
