@@ -28,7 +28,6 @@ from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 from vqstack.code_model import AutoregressiveCodeModel, CodeModelSettings
 from vqstack.fit import Fit, FitSettings, optimizer_for
-from vqstack.images import AugmentSettings
 from vqstack.level import Level, LevelSettings
 from vqstack.likelihood import noise
 from vqstack.quantizer import QuantizerSettings, build_quantizer
@@ -151,7 +150,7 @@ def training(device: torch.device) -> Iterator[Comparison]:
     """Level 1 through the toolkit's loop and through a bare one; neither evaluates."""
     steps, settings = 2, FitSettings(steps=100_000, batch_size=64)
     pixels = make_pixels(2048, device)
-    source = PixelSource(pixels, AugmentSettings())
+    source = PixelSource(pixels)
     bare = bare_training(make_stack(1, device).level(1), pixels, settings)
     with tempfile.TemporaryDirectory() as folder:
         accelerator = Accelerator(cpu=device.type == "cpu")

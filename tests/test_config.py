@@ -50,7 +50,8 @@ def test_every_recipe_parses_and_dry_runs(path, train_stack, capsys, monkeypatch
         def refuse(*args, **kwargs):
             raise AssertionError("a dry run opened the data set")
 
-        monkeypatch.setattr("vqstack.images._open", refuse)
+        monkeypatch.setattr("vqstack.images.splits.open_records", refuse)
+        monkeypatch.setattr("vqstack.images.splits.open_streams", refuse)
     monkeypatch.chdir(tmp_path)
     train_stack.main(["--config", str(path), "--dry-run"])
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Images: every source gives the same pixels, splits are disjoint and stay, what is drawn depends on the generator."""
+"""Images: every source gives the same pixels, splits are disjoint and stay, views depend on seed, epoch and image."""
 
 import io
 
@@ -21,6 +21,7 @@ from vqstack.images import (
     load_splits,
     num_classes,
     save_png,
+    uniforms,
 )
 
 
@@ -135,6 +136,47 @@ def test_a_limit_keeps_a_seeded_part_of_each_split(tmp_path):
         assert set(five[name].index.tolist()) <= set(ten[name].index.tolist()) <= set(whole[name].index.tolist())
 
 
+def held_out(settings) -> dict[str, set[bytes]]:
+    """The images of each split, by their bytes."""
+    return {name: {one.numpy().tobytes() for one in split.pixels} for name, split in load_splits(settings).items()}
+
+
+@pytest.mark.parametrize("share", [0.2, 9])
+def test_an_image_stays_in_its_split_whatever_order_the_files_come_in(tmp_path, share):
+    pixels = random_pixels(60, 1, (4, 4))
+    orders = [np.arange(60), np.random.default_rng(1).permutation(60)]
+    found = []
+    for number, order in enumerate(orders):
+        for part in range(3):
+            write_parquet(tmp_path / f"{number}-{part}.parquet", pixels[order[20 * part : 20 * part + 20]])
+        files = {"train": str(tmp_path / f"{number}-*.parquet")}
+        found.append(held_out(ImageSettings(source="parquet", files=files, validation=share, test=0.1)))
+    assert found[0] == found[1]
+    assert sum(map(len, found[0].values())) == 60
+    # In a folder an image is known by its path: the parts stay where the folder is moved and one is drawn anew.
+    for number in range(60):
+        (tmp_path / "a" / str(number % 3)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / str(number % 3) / f"{number}.png").write_bytes(png(pixels[number]))
+    before = held_out(ImageSettings(source="imagefolder", files={"train": str(tmp_path / "a")}, validation=share))
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b" / "0" / "0.png").write_bytes(png(255 - pixels[0]))
+    after = held_out(ImageSettings(source="imagefolder", files={"train": str(tmp_path / "b")}, validation=share))
+    assert [after[name] - before[name] for name in after if pixels[0].tobytes() in before[name]] == [
+        {(255 - pixels[0]).tobytes()}
+    ]
+    assert sum(len(after[name] ^ before[name]) for name in after) == 2
+
+
+def test_an_added_file_moves_no_image(tmp_path):
+    """Where parts are shares."""
+    write_parquet(tmp_path / "1.parquet", random_pixels(80, 1, (4, 4)))
+    settings = ImageSettings(source="parquet", files={"train": str(tmp_path / "*.parquet")}, validation=0.2, test=0.1)
+    before = held_out(settings)
+    write_parquet(tmp_path / "2.parquet", random_pixels(70, 1, (4, 4)))
+    after = held_out(settings)
+    assert all(before[name] < after[name] for name in before)
+
+
 def test_splits_that_are_stored_are_kept(tmp_path):
     for name, count in (("train", 20), ("test", 6)):
         write_parquet(tmp_path / f"{name}.parquet", random_pixels(count), np.arange(count) % 3)
@@ -145,13 +187,14 @@ def test_splits_that_are_stored_are_kept(tmp_path):
     assert [loaded[name].source["held_out"] for name in ("train", "validation", "test")] == [False, True, False]
 
 
-@pytest.mark.parametrize("values", [2, 16, 256])
-def test_eight_bits_are_quantised_evenly(tmp_path, values):
+@pytest.mark.parametrize("values", [2, 16, 200, 256])
+def test_eight_bits_become_the_nearest_value(tmp_path, values):
     ramp = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
     path = write_parquet(tmp_path / "a.parquet", ramp)
     settings = ImageSettings(source="parquet", files={"train": path}, values=values, validation=0, test=0)
-    pixels = load_splits(settings, ["train"])["train"].pixels
-    assert pixels.flatten().bincount().tolist() == [256 // values] * values
+    pixels = load_splits(settings, ["train"])["train"].pixels.flatten().tolist()
+    greys = [255 * value / (values - 1) for value in range(values)]
+    assert pixels == [min(range(values), key=lambda value, p=p: (abs(greys[value] - p), -value)) for p in range(256)]
 
 
 def test_a_size_covers_and_crops_the_centre(tmp_path):
@@ -175,6 +218,11 @@ def test_png_files_hold_every_value(tmp_path, values, channels):
     assert (stored[0] if channels == 1 else stored[0, :, 0]).tolist() == levels
     settings = ImageSettings(source="parquet", files={"train": "x"}, values=values, channels=channels)
     assert torch.equal(load_images([tmp_path / "a.png"] * 2, settings), torch.stack([pixels, pixels]))
+    # The same file in a data set is the same image.
+    folder = settings.model_copy(update={"source": "imagefolder", "files": {"train": str(tmp_path)}})
+    assert torch.equal(
+        load_splits(folder.model_copy(update={"validation": 0, "test": 0}), ["train"])["train"].pixels[0], pixels
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -189,52 +237,77 @@ def test_a_grid_holds_every_image(channels):
     assert grid(pixels[:1], 3, 256).size == (6, 4)
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def view(pixels, settings, seed=0, epoch=0, size=None, share=1.0, images=None):
+    images = torch.arange(len(pixels)) if images is None else images
+    draws = uniforms(seed, torch.full_like(images, epoch), images)
+    return augment(pixels, draws, settings, size or tuple(pixels.shape[2:]), share)
+
+
+def test_draws_are_uniform_and_unlike_each_other():
+    draws = uniforms(3, torch.arange(2).repeat_interleave(20_000), torch.arange(20_000).repeat(2))
+    assert draws.min() >= 0 and draws.max() < 1
+    counts = np.stack([np.histogram(column, 20, (0, 1))[0] for column in draws.T])
+    assert (abs(counts - 2000) < 6 * 2000**0.5).all()
+    both = np.concatenate([draws[:20_000], draws[20_000:]], axis=1)  # another epoch, another number
+    apart = np.corrcoef(both.T) - np.eye(both.shape[1])
+    assert abs(apart).max() < 6 / 20_000**0.5
+    assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < 6 / 40_000**0.5  # the next image too
 
 
 def test_without_settings_nothing_is_changed():
     pixels = torch.from_numpy(random_pixels(9, 3))
     assert not AugmentSettings().active
-    assert AugmentSettings(shift=1).active and AugmentSettings(flip=True).active
-    assert torch.equal(augment(pixels, seeded(0)), pixels)
+    for settings in (AugmentSettings(shift=1), AugmentSettings(flip=True), AugmentSettings(crop="random")):
+        assert settings.active
+        assert torch.equal(view(pixels, settings, share=0.0), pixels)
+    assert torch.equal(view(pixels, AugmentSettings()), pixels)
+    assert torch.equal(view(pixels, AugmentSettings(), size=(3, 4)), pixels[:, :, 1:4, 1:5])
 
 
-def test_augmentation_depends_on_the_generator_alone():
-    pixels = torch.from_numpy(random_pixels(64))
-    first = augment(pixels, seeded(0), 2, True)
-    torch.rand(3)
-    assert torch.equal(augment(pixels, seeded(0), 2, True), first)
-    assert not torch.equal(augment(pixels, seeded(1), 2, True), first)
-    assert first.dtype == torch.uint8 and first.shape == pixels.shape
-    # Whatever the settings, as much is drawn: what comes after does not move.
-    left, right = seeded(0), seeded(0)
-    augment(pixels, left), augment(pixels, right, 3, True)
-    assert torch.equal(left.get_state(), right.get_state())
+def test_a_view_is_a_function_of_seed_epoch_and_image():
+    pixels, settings = (
+        torch.from_numpy(random_pixels(64, 3, (9, 11))),
+        AugmentSettings(shift=2, flip=True, crop="random"),
+    )
+    whole = view(pixels, settings, size=(5, 6))
+    assert whole.dtype == torch.uint8 and whole.shape == (64, 3, 5, 6)
+    for images in (torch.tensor([3, 60, 3]), torch.arange(64).flip(0)):  # whatever the batch and its order
+        assert torch.equal(view(pixels[images], settings, size=(5, 6), images=images), whole[images])
+    assert not torch.equal(view(pixels, settings, size=(5, 6), seed=1), whole)
+    epochs = [view(pixels, settings, size=(5, 6), epoch=epoch) for epoch in range(3)]
+    assert torch.equal(epochs[0], whole)
+    for one, two in ((0, 1), (0, 2), (1, 2)):
+        assert (epochs[one] != epochs[two]).flatten(1).any(1).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_shifted_image_is_the_image_somewhere_else(flip):
-    """Each result is one of all shifted and mirrored images, computed by padding and cropping, and each occurs."""
+@pytest.mark.parametrize(("crop", "shift"), [("center", 2), ("random", 0), ("random", 1)])
+def test_a_view_is_the_image_somewhere_else(flip, crop, shift):
+    """Each is one of all shifted, cropped and mirrored images, found by padding and cropping; each occurs as often."""
     one = torch.from_numpy(random_pixels(1, 3, (6, 8)))[0]
-    padded = torch.nn.functional.pad(one, (2, 2, 2, 2))
-    options = {}
-    for mirror in (False, True)[: 1 + flip]:
-        source = torch.nn.functional.pad(one.flip(2), (2, 2, 2, 2)) if mirror else padded
-        for row in range(5):
-            for column in range(5):
-                options[source[:, row : row + 6, column : column + 8].numpy().tobytes()] = mirror
-    assert len(options) == 25 * (1 + flip)
-    results = [moved.numpy().tobytes() for moved in augment(one.expand(1000, -1, -1, -1), seeded(0), 2, flip)]
+    height, width = (4, 5) if crop == "random" else (6, 8)
+    padded = torch.nn.functional.pad(one, (shift,) * 4)
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    options = {w.numpy().tobytes(): False for w in windows} | (
+        {w.flip(2).numpy().tobytes(): True for w in windows} if flip else {}
+    )
+    assert len(options) == len(windows) * (1 + flip)
+    settings = AugmentSettings(shift=shift, flip=flip, crop=crop)
+    results = [v.numpy().tobytes() for v in view(one.expand(3000, -1, -1, -1), settings, size=(height, width))]
     assert set(results) == set(options)
-    assert not flip or 420 < sum(options[result] for result in results) < 580
+    assert not flip or 1350 < sum(options[result] for result in results) < 1650
+    if not shift or crop == "center":
+        counts = np.unique(results, return_counts=True)[1]
+        assert ((counts - 3000 / len(options)) ** 2 / (3000 / len(options))).sum() < len(options) + 6 * len(
+            options
+        ) ** 0.5
 
 
-def test_content_that_has_room_is_kept():
-    pixels = torch.zeros(50, 1, 8, 8, dtype=torch.uint8)
-    pixels[:, :, 2:6, 2:6] = torch.from_numpy(random_pixels(50, 1, (4, 4)))
-    moved = augment(pixels, seeded(0), 2, True)
-    assert torch.equal(moved.flatten(1).sort().values, pixels.flatten(1).sort().values)
+def test_a_share_of_the_images_is_changed():
+    pixels = torch.from_numpy(random_pixels(2000, 1, (4, 9)))
+    for share in (0.2, 0.7):
+        changed = (view(pixels, AugmentSettings(flip=True), share=share) != pixels).flatten(1).any(1).float().mean()
+        assert abs(changed - share / 2) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,9 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        """The arguments of ``module`` for images ``indices``, augmented if there is a generator."""
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        """The arguments of ``module`` for images ``indices``. In training each is seen in one of ``epochs`` and may be
+        augmented, as a function of (seed, epoch, index)."""
 
 
 class Average:
@@ -164,6 +165,10 @@ class Order:
             position += len(part)
         return torch.from_numpy(np.concatenate(parts))
 
+    def epochs(self, step: int) -> Int64[Tensor, "b"]:
+        """The epoch in which each of these images is seen."""
+        return torch.arange(step * self.batch, (step + 1) * self.batch) // self.count
+
 
 @torch.no_grad()
 def evaluate(module: nn.Module, source: Source, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
@@ -262,15 +267,14 @@ class Fit:
         # Everything random in this step, dropout and code revival included, starts from its own seed.
         seed = int(np.random.SeedSequence([self.seed, self.step, rank]).generate_state(1, np.uint64)[0] >> 1)
         torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
-        mine = self.order.indices(self.step)[rank::world]
-        for indices in mine.tensor_split(self.settings.accumulate):
+        mine = torch.stack([self.order.indices(self.step), self.order.epochs(self.step)])[:, rank::world]
+        for indices, epochs in mine.tensor_split(self.settings.accumulate, dim=1):
             with self.accelerator.accumulate(self.runner):
                 for part in self.accumulators:
                     part.accumulating = not self.accelerator.sync_gradients
-                objective = self.runner(*self.train.batch(indices, generator))
+                objective = self.runner(*self.train.batch(indices, epochs))
                 self.accelerator.backward(objective.loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.clip)

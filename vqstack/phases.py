@@ -20,14 +20,14 @@ from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import Fit, FitSettings, Source
-from vqstack.images import AugmentSettings, ImageSettings, ImageSplit, grid, load_splits
+from vqstack.images import AugmentSettings, ImageSettings, ImageSplit, center, grid, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.pretrained import holds_artefact
 from vqstack.reuse import reused_levels
 from vqstack.shapes import Pixels
-from vqstack.sources import CodeSource, EncodingSource, PixelSource, RefinerSource, encode_once
+from vqstack.sources import CodeSource, EncodingSource, PixelSource, RefinerSource, encode_once, resident_images
 
 
 class Run:
@@ -64,7 +64,7 @@ class Run:
         self.model.to(accelerator.device).eval()
         if train.labels is not None and self.model.classes:
             self.model.count_labels(train.labels.to(accelerator.device))
-        self.pixels = {name: split.pixels.to(accelerator.device) for name, split in self.splits.items()}
+        self.stored = resident_images(self.splits, config.data.resident, accelerator.device)
         self._pixel_prints: dict[str, str] = {}
         if accelerator.is_main_process:
             try:
@@ -75,6 +75,10 @@ class Run:
             if reused is not None:
                 reused.write(folder / "phases")
         accelerator.wait_for_everyone()
+
+    def pixels(self, split: str) -> Pixels:
+        """All images of a split as they are scored; on the device if they fit."""
+        return center(self.stored[split], self.splits[split].size)
 
     @property
     def levels(self) -> range:
@@ -161,7 +165,7 @@ class Run:
             labels = self.splits[split].labels if settings.labels else None
             inner = self._source(split, below, augmented=augmented)
             return RefinerSource(inner, stack.level(refines), settings, above, labels)
-        images = PixelSource(self.pixels[split], self.config.augment, augmented)
+        images = self._images(split, self.config.augment, augmented, self.config.seed + below)
         labels = self.splits[split].labels
         given = labels.to(self.accelerator.device) if labelled and labels is not None else None
         if below == 0:
@@ -171,10 +175,14 @@ class Run:
             return EncodingSource(images, self.model.stack, below, given)
         return CodeSource(self._stored_codes(split, below, augmentation, augmented), self.accelerator.device, given)
 
+    def _images(self, split: str, augmentation: AugmentSettings, share: float, seed: int) -> PixelSource:
+        size, device = self.splits[split].size, self.accelerator.device
+        return PixelSource(self.stored[split], size, augmentation, share, seed, device)
+
     def _stored_codes(self, split: str, level: int, augmentation: AugmentSettings, share: float) -> NDArray[Any]:
         """Codes [views, n, *map] of a split, encoded once, by all processes together, and kept under ``codes/``."""
         stack = self.model.stack
-        images = PixelSource(self.pixels[split], augmentation, share)
+        images = self._images(split, augmentation, share, self.config.seed)
         made_from = {name: value for name, value in stack.encoder_state().items() if _level_of(name) <= level}
         batch_size, seed = self.config.encode_batch, self.config.seed
         about = {"batch_size": batch_size, "seed": seed, "share": share, **augmentation.model_dump()}
@@ -187,7 +195,7 @@ class Run:
             vocabulary=stack.codebook_sizes[level - 1],
             fingerprint=f"{fingerprint(made_from)} {self._pixel_print(split)} {json.dumps(about)}",
         )
-        return encode_once(cache, images, stack, level, self.accelerator, batch_size, seed)
+        return encode_once(cache, images, stack, level, self.accelerator, batch_size)
 
     def _pixel_print(self, split: str) -> str:
         """Fingerprint of a split's images, computed once."""
@@ -205,7 +213,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         with torch.no_grad():
             if isinstance(trained, Level):
-                pixels = self.pixels["validation"][: self.config.sample_grid]
+                pixels = self.pixels("validation")[: self.config.sample_grid].to(self.accelerator.device)
                 below = self.model.stack.encode(pixels, trained.number - 1)
                 maps = trained.decode(trained.encode(below[-1] if below else pixels)).mode()
                 shown = self.model.stack.decode(maps, trained.number - 1) if below else maps
@@ -227,7 +235,10 @@ class Run:
             if not level:
                 labels = torch.arange(count) % model.classes if model.classes else None
                 return model.sample(count, labels, seed=seed, sampling=SamplingSettings()).pixels.cpu()
-            pixels, labels = self.pixels["validation"][:count], self.splits["validation"].labels
+            pixels, labels = (
+                self.pixels("validation")[:count].to(self.accelerator.device),
+                self.splits["validation"].labels,
+            )
             codes = model.encode(pixels)[int(level) - 1]
             given = None if labels is None else labels[:count]
             varied = model.vary(codes, int(level), given, seed=seed, sampling=SamplingSettings()).pixels

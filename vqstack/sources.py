@@ -1,5 +1,6 @@
 """Where training batches come from: images, stored codes, or codes encoded on the way; and how codes get stored."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from vqstack.code_model import NO_LABEL, RefinerSettings, parent_of
 from vqstack.codes import MapCache
 from vqstack.fit import Source
-from vqstack.images import AugmentSettings, augment
+from vqstack.images import AugmentSettings, ImageSplit, Size, augment, center, uniforms
 from vqstack.level import Level
 from vqstack.shapes import Codes, Labels, Pixels
 from vqstack.stack import Stack
@@ -21,28 +22,63 @@ RESIDENT = 2**30  # bytes of code maps that are kept in the device's memory
 
 
 class PixelSource:
-    """Images on the device, augmented as they are taken, with labels if the module takes them."""
+    """Images on the device, or in host memory where they do not fit, augmented as they are taken, with labels if any.
+
+    Args:
+        pixels: as large as they are kept, on the device or not.
+        size: height and width of the images; None: as large as they are kept.
+        augmentation: what may change where a batch is taken for training.
+        share: of the images of a batch that are changed.
+        seed: with the epoch and the number of the image it decides on the view.
+        device: where batches go; None: where ``pixels`` are.
+        labels: of all images, if the module takes them.
+    """
 
     def __init__(
         self,
         pixels: Pixels,
+        size: Size | None = None,
         augmentation: AugmentSettings | None = None,
         share: float = 1.0,
+        seed: int = 0,
+        device: torch.device | None = None,
         labels: Labels | None = None,
     ) -> None:
-        self.pixels, self.augmentation, self.share = pixels, augmentation or AugmentSettings(), share
-        self.labels = labels
+        self.pixels, self.size = pixels, size or (pixels.shape[2], pixels.shape[3])
+        self.augmentation, self.share, self.seed = augmentation or AugmentSettings(), share, seed
+        self.device, self.labels = device or pixels.device, labels
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        pixels = self.pixels[indices.to(self.pixels.device)]
-        if generator is not None and self.augmentation.active:
-            changed = augment(pixels, generator, self.augmentation.shift, self.augmentation.flip)
-            chosen = torch.rand(len(pixels), 1, 1, 1, generator=generator) < self.share
-            pixels = torch.where(chosen.to(pixels.device), changed, pixels)
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        pixels = to_device(self.pixels[indices.to(self.pixels.device)], self.device)
+        if epochs is None or not self.augmentation.active:
+            pixels = center(pixels, self.size)
+        else:
+            draws = uniforms(self.seed, epochs, indices)
+            pixels = augment(pixels, draws, self.augmentation, self.size, self.share)
         return (pixels,) if self.labels is None else (pixels, self.labels[indices.to(self.labels.device)])
+
+
+def resident_images(splits: Mapping[str, ImageSplit], resident: str, device: torch.device) -> dict[str, Pixels]:
+    """The stored images of each split: on the device where they fit, else memory maps in host memory.
+
+    On a CPU a memory map is as good as memory: what has been read once stays in the page cache while there is room.
+    """
+    if device.type == "cpu" or resident == "host":
+        return {name: split.stored for name, split in splits.items()}
+    wanted = sum(split.stored.nbytes for split in splits.values())
+    if resident == "auto" and device.type == "cuda" and wanted > torch.cuda.mem_get_info(device)[0] // 2:
+        return {name: split.stored for name, split in splits.items()}
+    return {name: split.stored.to(device) for name, split in splits.items()}
+
+
+def to_device(batch: Tensor, device: torch.device) -> Tensor:
+    """A batch on the device; from host memory to a GPU through pinned memory, without waiting for it."""
+    if device.type == "cuda" and batch.device.type == "cpu":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
 
 
 class CodeSource:
@@ -66,10 +102,9 @@ class CodeSource:
     def __len__(self) -> int:
         return self.maps.shape[1]
 
-    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        views = torch.zeros_like(indices)
-        if generator is not None and len(self.maps) > 1:
-            views = torch.randint(len(self.maps), indices.shape, generator=generator)
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        # Another view each epoch, until all have been seen.
+        views = torch.zeros_like(indices) if epochs is None else (indices + epochs) % len(self.maps)
         rows = self.maps[views.to(self.maps.device), indices.to(self.maps.device)]
         codes = rows.to(self.device).long() & self.mask
         return (codes,) if self.labels is None else (codes, self.labels[indices.to(self.device)])
@@ -84,8 +119,8 @@ class EncodingSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        pixels, *_ = self.images.batch(indices, generator)
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        pixels, *_ = self.images.batch(indices, epochs)
         codes = self.stack.encode(pixels, self.level)[-1]
         return (codes,) if self.labels is None else (codes, self.labels[indices.to(codes.device)])
 
@@ -98,7 +133,6 @@ def encode_once(
     level: int,
     accelerator: Accelerator,
     batch_size: int,
-    seed: int,
 ) -> NDArray[Any]:
     """The maps of ``cache``: those that are stored, else all processes together encode each view of each image once.
 
@@ -106,12 +140,11 @@ def encode_once(
 
     Args:
         cache: says which level, how many views, and where.
-        images: as they are (one view), or augmented with draws of (``seed``, view, image).
+        images: as they are (one view), or augmented; a view is what an epoch of that number would see.
         stack: encodes; in eval mode.
         level: whose maps.
         accelerator: the processes.
         batch_size: images at a time, each process.
-        seed: of the views.
     """
     stored = cache.load()
     accelerator.wait_for_everyone()  # all have looked before one of them begins
@@ -123,11 +156,8 @@ def encode_once(
     views, count = cache.shape[:2]
     parts = [(view, start) for view in range(views) for start in range(0, count, batch_size)]
     for view, start in parts[accelerator.process_index :: accelerator.num_processes]:
-        generator = None
-        if images.augmentation.active:
-            key = np.random.SeedSequence([seed, view, start]).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(key[0] >> 1))
-        (pixels,) = images.batch(torch.arange(start, min(start + batch_size, count)), generator)
+        indices = torch.arange(start, min(start + batch_size, count))
+        (pixels,) = images.batch(indices, torch.full_like(indices, view) if images.augmentation.active else None)
         cache.write(view, start, stack.encode(pixels, level)[-1])
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -174,11 +204,14 @@ class RefinerSource:
         return len(self.below)
 
     @torch.no_grad()
-    def batch(self, indices: Int64[Tensor, "b"], generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        below, *_ = self.below.batch(indices, generator)
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        below, *_ = self.below.batch(indices, epochs)
         codes = self.level.encode(below)
         share = torch.zeros(len(codes))
-        if generator is not None and self.settings.corruption:
+        if epochs is not None and self.settings.corruption:
+            # What is drawn follows from the images of the batch, whose order follows from the seed, and their epochs.
+            seed = np.random.SeedSequence([*epochs.tolist(), *indices.tolist()]).generate_state(1, np.uint64)[0]
+            generator = torch.Generator().manual_seed(int(seed >> 1))
             chosen = torch.rand(len(codes), generator=generator) < 0.5
             share = torch.rand(len(codes), generator=generator) * self.settings.corruption * chosen
             replaced = torch.rand(codes.shape, generator=generator) < share.view(-1, *[1] * (codes.ndim - 1))

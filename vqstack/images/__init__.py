@@ -1,0 +1,28 @@
+"""Image data sets -> uint8 tensors: read, decoded and split once; everything after works on tensors.
+
+In reading order: ``settings``, ``decode`` (one file), ``views`` (random changes), ``records`` (sources), ``parts``
+(which image belongs to which split), ``cache``, ``splits``, ``stream``. docs/data.md tells it from the user's side.
+"""
+
+from vqstack.images.decode import grid, load_images, save_png
+from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size
+from vqstack.images.splits import ImageSplit, image_shape, load_splits, num_classes, split_names
+from vqstack.images.views import augment, center, uniforms
+
+__all__ = [
+    "SPLITS",
+    "AugmentSettings",
+    "ImageSettings",
+    "ImageSplit",
+    "Size",
+    "augment",
+    "center",
+    "grid",
+    "image_shape",
+    "load_images",
+    "load_splits",
+    "num_classes",
+    "save_png",
+    "split_names",
+    "uniforms",
+]

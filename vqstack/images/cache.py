@@ -1,0 +1,146 @@
+"""Decoded splits on disk: each is decoded once, kept as uint8, and memory-mapped from then on.
+
+A split lies in a folder of its own, named by a hash of all that its pixels depend on: the settings, and path, size and
+time of change of every local file. Hub data sets are known by name and revision, remote files by their address. These
+folders lie under ``$VQSTACK_CACHE``, else ``$XDG_CACHE_HOME/vqstack``, else ``~/.cache/vqstack``, and may be deleted at
+any time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
+from numpy.typing import NDArray
+
+from vqstack.errors import InputError
+from vqstack.images.records import local_files
+from vqstack.images.settings import ImageSettings
+
+FORMAT = 1  # of the cache; another number makes the older folders useless
+FOR_TRAINING = {"resident", "workers"}  # settings that change no pixel
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What the cache holds of a split; the arrays are memory maps that may be written to without changing the file."""
+
+    pixels: NDArray[np.uint8]  # [n, c, h, w]
+    index: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    meta: dict[str, Any]
+
+
+def cached(settings: ImageSettings, name: str, build: Callable[[Path], None]) -> Stored:
+    """The split ``name``, from the cache or by ``build(folder)``, which writes it there.
+
+    A folder appears whole or not at all; of two processes that want the same split one builds and the other waits.
+    """
+    folder = cache_folder() / f"{name}-{key(settings, name)}"
+    if not folder.is_dir():
+        _build(folder, build)
+    return read(folder)
+
+
+def lookup(settings: ImageSettings, name: str) -> Stored | None:
+    """The split ``name`` if the cache has it."""
+    folder = cache_folder() / f"{name}-{key(settings, name)}"
+    return read(folder) if folder.is_dir() else None
+
+
+def cache_folder() -> Path:
+    """The folder of decoded images."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VQSTACK_CACHE") or Path(base) / "vqstack") / "images"
+
+
+def key(settings: ImageSettings, name: str) -> str:
+    """Name of a split in the cache."""
+    files = [(path, status.st_size, status.st_mtime_ns) for path, status in map(_status, local_files(settings))]
+    what = [FORMAT, name, settings.model_dump(mode="json", exclude=FOR_TRAINING), files]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Writer:
+    """Writes a split into a folder, batch by batch, however many images there will be; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.shape: tuple[int, ...] = ()  # [c, h, w], known once there is an image
+        self._file = (folder / "pixels.npy").open("wb")
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _header(self) -> None:
+        """numpy leaves room in it for any number of images, so it can be written again over itself."""
+        self._file.seek(0)
+        header = header_data_from_array_1_0(np.empty((0, *self.shape), dtype=np.uint8))
+        write_array_header_1_0(self._file, header | {"shape": (self.count, *self.shape)})
+
+    def append(self, images: list[NDArray[np.uint8]]) -> None:
+        """Adds images [c, h, w], all of one shape."""
+        if images and not self.shape:
+            self.shape = images[0].shape
+            self._header()
+        for image in images:
+            self._file.write(np.ascontiguousarray(image).data)
+        self.count += len(images)
+
+    def finish(self, index: list[int], labels: NDArray[np.int64] | None, meta: dict[str, Any]) -> None:
+        """Ends the split: position of each image in its source, labels where there are any, the rest as JSON."""
+        self._header()
+        self._file.flush()
+        np.save(self.folder / "index.npy", np.array(index, dtype=np.int64))
+        if labels is not None:
+            np.save(self.folder / "labels.npy", labels)
+        (self.folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def read(folder: Path) -> Stored:
+    """A finished folder of the cache."""
+    try:
+        labels = np.load(folder / "labels.npy") if (folder / "labels.npy").exists() else None
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        # Copy on write: torch wants arrays that can be written to, and the file must stay as it is.
+        return Stored(np.load(folder / "pixels.npy", mmap_mode="c"), np.load(folder / "index.npy"), labels, meta)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: a broken cache of images ({error}); delete this folder") from error
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    part = folder.with_name(folder.name + ".part")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise InputError(
+            f"{folder.parent} cannot be written ({error.strerror}); set VQSTACK_CACHE to a folder"
+        ) from error
+    try:
+        if folder.is_dir():
+            return
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: the lock is ours
+        part.mkdir()
+        build(part)
+        part.rename(folder)
+    except OSError as error:
+        raise InputError(f"{part} cannot be written ({error}); make room, or set VQSTACK_CACHE") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        lock.release()
+
+
+def _status(path: str) -> tuple[str, os.stat_result]:
+    return path, os.stat(path)

@@ -1,0 +1,162 @@
+"""One stored image -> uint8 values [c, h, w], whatever the file; and back to PNG.
+
+An 8-bit number p of a file becomes the value ``round(p (V-1) / 255)``: unchanged for V = 256, ``p >= 128`` for V = 2.
+PNG files hold value v as ``round(255 v / (V-1))``, which reads back as v for every V. Arrays and scikit-learn's digits
+hold the values themselves; V or more is refused.
+
+Sixteen-bit grey is scaled to eight bits, transparent parts are laid on black, EXIF rotation is applied, of an animation
+the first frame is taken, colour profiles are ignored. docs/data.md has the table of what becomes of odd files.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vqstack.errors import InputError
+from vqstack.images.settings import ImageSettings
+from vqstack.shapes import Pixels
+
+CHUNK = 32  # images a thread decodes at a time: taking them one by one costs as much as decoding small ones
+
+
+def decode(record: Any, settings: ImageSettings) -> UInt8[np.ndarray, "c h w"]:
+    """An array of values [h, w] or [h, w, c], a path or a {bytes, path} record -> values at the size that is kept.
+
+    Decoders raise what they like (OSError, SyntaxError, struct.error, …), and so does this.
+    """
+    if isinstance(record, np.ndarray):
+        if record.max() >= settings.values:
+            raise ValueError(f"value {record.max()} where {settings.values - 1} is the largest; set values to 256?")
+        pixels = _channels_first(_fitted(Image.fromarray(record), settings))
+        return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
+    if isinstance(record, dict):
+        record = record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])
+    if record is None:
+        raise ValueError("no image in this row")
+    with Image.open(record) as image:
+        pixels = _channels_first(_fitted(ImageOps.exif_transpose(image), settings))
+    return _to_values(pixels, settings.values)
+
+
+def decode_all(
+    records: Sequence[Any],
+    names: Sequence[str],
+    settings: ImageSettings,
+    size: tuple[int, ...] | None,
+    pool: Executor | None = None,
+) -> list[NDArray[np.uint8] | str]:
+    """Each image, or in one line why it cannot be had: broken, or not of ``size``, if None that of the first.
+
+    A pool of threads decodes in parallel, because Pillow lets go of the interpreter's lock.
+    """
+
+    def one(record: Any, name: str) -> NDArray[np.uint8] | str:
+        try:
+            return decode(record, settings)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return f"{name}: cannot be read ({reason}); repair or remove it"
+
+    def some(start: int) -> list[NDArray[np.uint8] | str]:
+        part = slice(start, start + CHUNK)
+        return [one(record, name) for record, name in zip(records[part], names[part], strict=True)]
+
+    starts = range(0, len(records), CHUNK)
+    with _bombs_refused():
+        parts = map(some, starts) if pool is None else pool.map(some, starts)
+        images = [image for part in parts for image in part]
+    wanted = size or next((image.shape[1:] for image in images if not isinstance(image, str)), None)
+    return [
+        f"{name}: {image.shape[1:]} pixels, not {wanted}; set size for all"
+        if not isinstance(image, str) and image.shape[1:] != wanted
+        else image
+        for image, name in zip(images, names, strict=True)
+    ]
+
+
+def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
+    """Image files given by hand -> uint8 [n, c, h, w], with the geometry of ``settings``.
+
+    Raises InputError naming the file that cannot be read or has another size than the first.
+    """
+    if not paths:
+        raise InputError("no image files given; name at least one")
+    settings = settings.model_copy(update={"resize": None})
+    images: list[NDArray[np.uint8]] = []
+    for path in paths:
+        (image,) = decode_all([str(path)], [str(path)], settings, images[0].shape[1:] if images else settings.size)
+        if isinstance(image, str):
+            raise InputError(image)
+        images.append(image)
+    return torch.from_numpy(np.stack(images))
+
+
+def save_png(pixels: UInt8[Tensor, "c h w"], path: Path, values: int) -> None:
+    """Stores one image as PNG, lossless: value v as ``round(255 v / (V-1))``, V = ``values``."""
+    _to_image(pixels, values).save(path, format="PNG")
+
+
+def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Image:
+    """Images in rows of ``columns``, a grey line of one pixel between them, all enlarged ``scale`` times (nearest)."""
+    count, channels, height, width = pixels.shape
+    columns = min(columns, count)
+    size = (columns * (width + 1) - 1, -(-count // columns) * (height + 1) - 1)
+    sheet = Image.new("L", size, 96).convert("L" if channels == 1 else "RGB")
+    for i in range(count):
+        sheet.paste(_to_image(pixels[i], values), (i % columns * (width + 1), i // columns * (height + 1)))
+    return sheet.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
+
+
+def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
+    """Grey [h, w] or RGB [h, w, 3], eight bits, brought to the size that is kept.
+
+    The image is scaled with its shape kept, antialiased, until it just covers that size, up or down, and its centre is
+    cut out.
+    """
+    if image.mode[0] in "IF":
+        wide = np.asarray(image)
+        if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("neither 8 nor 16 bits per pixel")
+        image = Image.fromarray(((wide.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
+    image = image.convert("L" if settings.channels == 1 else "RGB")
+    if settings.kept is not None and image.size != settings.kept[::-1]:
+        image = ImageOps.fit(image, settings.kept[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+
+
+def _to_values(pixels: NDArray[np.uint8], values: int) -> NDArray[np.uint8]:
+    """``round(p (V-1) / 255)``, in whole numbers."""
+    if values == 256:
+        return pixels
+    return ((pixels.astype(np.int64) * (values - 1) * 2 + 255) // 510).astype(np.uint8)
+
+
+def _to_image(pixels: Tensor, values: int) -> Image.Image:
+    """``round(255 v / (V-1))``, in whole numbers."""
+    stored = ((pixels.cpu().numpy().astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8)
+    return Image.fromarray(stored[0] if len(stored) == 1 else np.ascontiguousarray(stored.transpose(1, 2, 0)))
+
+
+@contextmanager
+def _bombs_refused() -> Iterator[None]:
+    """More pixels than Pillow's ``MAX_IMAGE_PIXELS`` are an error; Pillow alone refuses only twice as many."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield

@@ -1,0 +1,80 @@
+"""Which images belong to which split, and which of them are kept.
+
+Each image has a **place** in [0, 1): a hash of the seed and of what the image is. The test split takes the images with
+the smallest places, validation those that come next, train the rest; under ``limit`` the smallest places of a split are
+kept. So an image stays in its split whatever order the files come in; where parts are shares, whatever files are added.
+"""
+
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.random import PCG64, Generator
+from numpy.typing import NDArray
+
+from vqstack.images.records import Records
+from vqstack.images.settings import ImageSettings
+
+FETCH = 512  # images fetched at a time; bounds the memory of those that are still encoded
+
+
+def place(record: Any, seed: int, root: str | None) -> float:
+    """In [0, 1), from the path below ``root`` (an image folder), else from the bytes of the file."""
+    stored, path = record["bytes"], record["path"]
+    if stored is None and path is not None:
+        if root is not None:
+            stored = path.removeprefix(root).lstrip("/").encode()
+        else:
+            try:
+                with open(path, "rb") as file:
+                    stored = file.read()
+            except OSError:
+                stored = path.encode()  # it will be refused or skipped when it is decoded
+    return int.from_bytes(blake2b(stored or b"", digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big") / 2**64
+
+
+def places(stored: Records, seed: int) -> NDArray[np.float64]:
+    """The place of every image of a mapped split; by its position in digits and arrays, which are one file."""
+    if stored.ordered:
+        found = np.empty(stored.count)
+        found[Generator(PCG64(seed)).permutation(stored.count)] = (np.arange(stored.count) + 0.5) / stored.count
+        return found
+    positions = np.arange(stored.count)
+    batches = (stored.fetch(positions[start : start + FETCH]) for start in range(0, stored.count, FETCH))
+    return np.array([place(record, seed, stored.root) for batch in batches for record in batch])
+
+
+def bounds(stored: set[str], settings: ImageSettings) -> dict[str, tuple[float, float]]:
+    """Smallest and largest place of each split of a stream, which holds out shares: split -> [from, to)."""
+    test = 0.0 if "test" in stored else float(settings.test)
+    validation = 0.0 if "validation" in stored else float(settings.validation)
+    held = {"test": (0.0, test), "validation": (test, test + validation)}
+    found = {name: limits for name, limits in held.items() if limits[1] > limits[0]}
+    return {name: (0.0, 1.0) for name in stored} | found | {"train": (test + validation, 1.0)}
+
+
+def partition(stored: dict[str, Records], settings: ImageSettings) -> dict[str, tuple[str, NDArray[np.int64]]]:
+    """Split -> (stored split, positions in it, ascending): what is missing is held out of train, then limited."""
+    held = [name for name in ("test", "validation") if name not in stored and getattr(settings, name) > 0]
+    parts, found = {name: (name, np.arange(split.count)) for name, split in stored.items()}, {}
+    for name, split in stored.items():
+        if settings.limit is not None or (name == "train" and held):
+            found[name] = places(split, settings.seed)
+    if "train" in stored and held:
+        order = np.argsort(found["train"], kind="stable")
+        sorted_places, taken, bound = found["train"][order], 0, 0.0
+        for name in held:
+            share = getattr(settings, name)
+            if isinstance(share, int):
+                end = min(taken + share, len(order))
+                bound = float(sorted_places[end - 1]) if end else 0.0
+            else:
+                bound += share
+                end = max(taken + 1, int(np.searchsorted(sorted_places, bound)))
+            parts[name], taken = ("train", np.sort(order[taken:end])), end
+        parts["train"] = ("train", np.sort(order[taken:]))
+    if settings.limit is not None:
+        for name, (origin, positions) in parts.items():
+            kept = np.argsort(found[origin][positions], kind="stable")[: settings.limit]
+            parts[name] = (origin, positions[np.sort(kept)])
+    return parts

@@ -1,0 +1,196 @@
+"""Opening a source: its splits, columns and labels, and the records that :func:`vqstack.images.decode.decode` reads.
+
+Everything but digits and arrays goes through Hugging Face ``datasets``, mapped or streamed.
+"""
+
+import glob
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqstack.errors import InputError
+from vqstack.images.settings import SPLITS, ImageSettings
+
+ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target", "digit", "cls", "y")
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """A split as a mapped source has it; ``fetch`` takes positions and gives records."""
+
+    where: str
+    count: int
+    fetch: Callable[[NDArray[np.int64]], Iterable[Any]]
+    labels: NDArray[np.int64] | None
+    class_names: list[str] | None
+    root: str | None  # folder of an imagefolder, whose images are told apart by their path below it
+    ordered: bool = False  # one file of rows: images are told apart by their position
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """A split as a stream has it: a ``datasets.IterableDataset`` whose images are not decoded."""
+
+    where: str
+    rows: Any
+    image_column: str
+    label_column: str | None
+    class_names: list[str] | None
+    root: str | None
+
+
+def open_records(settings: ImageSettings) -> dict[str, Records]:
+    """The splits of a mapped source, train first, nothing decoded yet; labels are checked here."""
+    if settings.source == "digits":
+        from sklearn.datasets import load_digits  # half a second to import
+
+        digits = load_digits()
+        names, labels = [str(name) for name in digits.target_names], digits.target.astype(np.int64)
+        images = digits.images.astype(np.uint8)
+        return {"train": Records(str(settings), len(images), images.__getitem__, labels, names, None, True)}
+    if settings.source == "array":
+        return {name: _open_array(settings.files[name]) for name in SPLITS if name in settings.files}
+    return {name: _open_rows(stored) for name, stored in open_streams(settings, streaming=False).items()}
+
+
+def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, Streamed]:
+    """The splits of a source of ``datasets``, train first: rows that are not decoded, and which columns to read."""
+    found = {ALIASES.get(name, name): rows for name, rows in _load_datasets(settings, streaming).items()}
+    if not found.keys() & set(SPLITS):
+        raise InputError(f"{settings}: has no split named train, validation or test; name another data set")
+    return {
+        str(name): _columns(found[name], f"{settings}, split {name}", settings, settings.files.get(name))
+        for name in SPLITS
+        if name in found
+    }
+
+
+def local_files(settings: ImageSettings) -> list[str]:
+    """Every file on this machine that the settings name, sorted; addresses are not among them."""
+    patterns = [*settings.files.values(), *([settings.name] if settings.name and os.path.isdir(settings.name) else [])]
+    found: list[str] = []
+    for pattern in patterns:
+        if "://" not in pattern:
+            for path in glob.glob(pattern, recursive=True):
+                inside = (os.path.join(folder, file) for folder, _, files in os.walk(path) for file in files)
+                found.extend(inside if os.path.isdir(path) else [path])
+    return sorted(os.path.abspath(path) for path in found)
+
+
+def check_labels(labels: Any, count: int, where: str, names: list[str] | None) -> NDArray[np.int64] | None:
+    """Class numbers from 0, one for each image; None where the source keeps them secret (-1 everywhere)."""
+    if labels.shape != (count,) or (labels.dtype.kind not in "iu" and count > 0):
+        raise InputError(f"{where}: {count} images, labels {labels.dtype}{labels.shape}; store a class number for each")
+    if (labels == -1).all():
+        return None
+    if labels.min() < 0 or (names is not None and labels.max() >= len(names)):
+        raise InputError(f"{where}: labels from {labels.min()} to {labels.max()}; number the classes from 0")
+    return labels.astype(np.int64)
+
+
+def _open_array(path: str) -> Records:
+    """One .npy (pixels) or .npz (images, pixels or x, with labels or y) file of uint8 [n,h,w], [n,h,w,c], [n,c,h,w].
+
+    A .npy file is memory-mapped; an .npz is read, because it is an archive.
+    """
+    try:
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            arrays = {"pixels": content}
+        else:
+            with content:
+                arrays = dict(content)
+    except Exception as error:  # numpy raises a different type for each way a file can be broken
+        raise InputError(f"{path}: cannot be read as .npy or .npz ({error}); name a file written by numpy") from error
+    pixels = next((arrays[key] for key in ("images", "pixels", "x") if key in arrays), None)
+    if pixels is None:
+        raise InputError(f"{path}: no array images, pixels or x among {', '.join(arrays)}; rename the array of images")
+    if pixels.dtype != np.uint8:
+        raise InputError(f"{path}: the images are {pixels.dtype}, not uint8; store whole numbers from 0 to values - 1")
+    first, last = (pixels.ndim == 4 and pixels.shape[axis] in (1, 3) for axis in (1, 3))
+    if pixels.ndim != 3 and first == last:
+        raise InputError(f"{path}: cannot tell the channels of {pixels.shape}; store images as [n, height, width, c]")
+    pixels = pixels.transpose(0, 2, 3, 1) if first else pixels  # Pillow wants channels last, and no axis for grey
+    pixels = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
+    labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
+    labels = None if labels is None else check_labels(labels, len(pixels), path, None)
+    return Records(path, len(pixels), pixels.__getitem__, labels, None, None, True)
+
+
+def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
+    """All through ``datasets.load_dataset``; addresses and globs of other file systems are its business."""
+    import datasets  # a second to import, and not needed for digits, arrays and what lies in the cache
+
+    path, _, configuration = (str(settings.name) if settings.source == "hub" else settings.source).partition(":")
+    for split, pattern in settings.files.items():
+        if "://" not in pattern and not glob.glob(pattern, recursive=True):
+            raise InputError(f"{pattern}: no such file (the {split} split of source {path}); correct the path in files")
+    files: dict[str, str] = {str(split): pattern for split, pattern in settings.files.items()}
+    arguments: dict[str, Any] = {"name": configuration or None, "data_files": files or None}
+    if settings.source == "hub":
+        arguments["revision"] = settings.revision
+    if settings.source == "imagefolder":
+        arguments["data_files"] = {split: f"{folder.rstrip('/')}/**" for split, folder in files.items()}
+        # Left to itself the loader would take the names of flat train and test folders for two classes.
+        local = [folder for folder in files.values() if "://" not in folder]
+        if local and not any(glob.glob(f"{glob.escape(folder)}/*/") for folder in local):
+            arguments["drop_labels"] = True
+    try:
+        return dict(datasets.load_dataset(path, streaming=streaming, **arguments))
+    except Exception as error:  # the library raises dozens of types for a name, a network or a file that is not there
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise InputError(f"{settings}: cannot be loaded ({reason}); check the name, the files, the network") from error
+
+
+def _columns(rows: Any, where: str, settings: ImageSettings, folder: str | None) -> Streamed:
+    """Finds the columns of images and labels by their types, and switches decoding off."""
+    import datasets
+
+    types = rows.features
+    if types is None:
+        raise InputError(f"{where}: does not say which columns it has; read it without streaming")
+    stored = [name for name, kind in types.items() if isinstance(kind, dict) and kind.keys() == {"bytes", "path"}]
+    image_types = [name for name, kind in types.items() if isinstance(kind, datasets.Image)] + stored
+    binary = [name for name, kind in types.items() if getattr(kind, "dtype", "") in ("binary", "large_binary")]
+    image_column = _choose("image", settings.image_column, image_types or binary, list(types), where)
+    classes = [name for name, kind in types.items() if isinstance(kind, datasets.ClassLabel)]
+    whole = [name for name, kind in types.items() if "int" in str(getattr(kind, "dtype", ""))]
+    usual = [name for name in LABEL_NAMES if name in (classes or whole)][:1]
+    fitting = list(dict.fromkeys(classes + whole)) if settings.label_column else usual or classes
+    label_column, class_names = settings.label_column, None
+    if fitting or label_column:
+        label_column = _choose("label", label_column, fitting, list(types), where)
+        class_names = list(types[label_column].names) if label_column in classes else None
+    rows = rows.select_columns([image_column, *([label_column] if label_column else [])])
+    rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    root = os.path.abspath(folder) if settings.source == "imagefolder" and folder and "://" not in folder else None
+    return Streamed(where, rows, image_column, label_column, class_names, root)
+
+
+def _open_rows(stored: Streamed) -> Records:
+    rows, column = stored.rows, stored.image_column
+    labels = None
+    if stored.label_column:
+        labels = check_labels(np.asarray(rows[stored.label_column][:]), len(rows), stored.where, stored.class_names)
+    images = rows.select_columns([column])
+    return Records(
+        stored.where,
+        len(rows),
+        lambda chosen: images[chosen.tolist()][column],
+        labels,
+        stored.class_names,
+        stored.root,
+    )
+
+
+def _choose(what: str, named: str | None, fitting: list[str], columns: list[str], where: str) -> str:
+    if named in fitting or (named is None and len(fitting) == 1):
+        return named or fitting[0]
+    problem = f"{what} column {named} is not there or of another type" if named else f"cannot tell the {what} column"
+    known = f"of a fitting type: {', '.join(fitting) or 'none'}; all columns: {', '.join(columns)}"
+    raise InputError(f"{where}: {problem} ({known}); set {what}_column")

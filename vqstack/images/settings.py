@@ -1,0 +1,111 @@
+"""What a data set of images is, and what may change when an image is seen again: settings only."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, PositiveInt, model_validator
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Size = tuple[PositiveInt, PositiveInt]
+Kind = Literal["digits", "hub", "parquet", "webdataset", "imagefolder", "array"]
+STREAM_LIMIT = 2000  # images of each split of a stream that are kept for scoring, unless `limit` says otherwise
+
+
+class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Where the images come from, their geometry, and which of them are held out."""
+
+    source: Kind = Field("digits", description="kind of source; digits: the 1,797 images of 8x8 inside scikit-learn")
+    name: str | None = Field(None, description="hub: data set as OWNER/NAME or OWNER/NAME:CONFIGURATION")
+    revision: str | None = Field(None, description="hub: branch, tag or commit; empty: main, as it was when first read")
+    files: dict[Split, str] = Field(
+        {}, description="split -> parquet or tar file, glob or URL, image folder, .npy or .npz file"
+    )
+    image_column: str | None = Field(None, description="column of the images; empty: the only one of an image type")
+    label_column: str | None = Field(None, description="column of the labels; empty: the only one of a class type")
+    classes: int | None = Field(
+        None,
+        ge=1,
+        description="number of classes where the source does not name them; empty: largest label of train + 1",
+    )
+    size: Size | None = Field(None, description="height and width in pixels, covered and cropped; empty: native size")
+    resize: Size | None = Field(
+        None,
+        description="height and width kept, pixels; size is its centre, or a random crop of it; empty: size",
+    )
+    channels: Literal[1, 3] = Field(1, description="colour channels, count: 1 grey, 3 RGB")
+    values: int = Field(256, ge=2, le=256, description="values per channel, count V; pixels are 0 … V-1 (digits: 17)")
+    validation: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
+    test: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
+    limit: int | None = Field(None, ge=1, description="largest count of images in each split; a seeded choice of them")
+    seed: int = Field(0, ge=0, description="seed of the held-out splits and of the choice under limit, no unit")
+    on_error: Literal["refuse", "skip"] = Field(
+        "refuse", description="an image that cannot be read ends the command, or is left out, counted and named"
+    )
+    resident: Literal["auto", "device", "host"] = Field(
+        "auto",
+        description="where images lie while training; auto: the device where they take at most half of its free memory",
+    )
+    streaming: bool = Field(
+        False, description=f"train on a stream; of each split only `limit` images (default {STREAM_LIMIT:,}) are kept"
+    )
+    shuffle_buffer: int = Field(10_000, ge=1, description="streaming: encoded images among which the next is drawn")
+    workers: int = Field(2, ge=0, description="streaming: processes that read and decode, for each training process")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("streaming") and data.get("limit") is None:
+            data = data | {"limit": STREAM_LIMIT}
+        if data.get("source", "digits") != "digits":
+            return data
+        return {"values": 17, "validation": 200, "test": 297} | data | {"size": data.get("size") or (8, 8)}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ImageSettings":
+        if any(isinstance(share, float) and share >= 1 for share in (self.validation, self.test)):
+            raise ValueError("validation and test are shares below 1 or counts; write a count without a decimal point")
+        if self.source == "digits" and (self.values, self.channels, self.size) != (17, 1, (8, 8)):
+            raise ValueError("the digits are 8x8 of 17 grey values: set values to 17, channels to 1, leave size empty")
+        if self.source == "hub" and not self.name:
+            raise ValueError("source hub needs name, for example ylecun/mnist")
+        if self.source not in ("digits", "hub") and not self.files:
+            raise ValueError(f"source {self.source} needs files: a path for each of train, validation, test")
+        if self.resize and not (self.size and all(r >= s for r, s in zip(self.resize, self.size, strict=True))):
+            raise ValueError("resize needs size, and is at least as large along both axes")
+        if self.streaming and self.source in ("digits", "array"):
+            raise ValueError(f"source {self.source} is read from memory maps: leave streaming out")
+        if self.streaming and any(isinstance(share, int) and share for share in (self.validation, self.test)):
+            raise ValueError("streaming does not know how many images there are: hold out shares below 1, not counts")
+        return self
+
+    @property
+    def kept(self) -> Size | None:
+        """Height and width that images are stored at, None for their native size."""
+        return self.resize or self.size
+
+    def __str__(self) -> str:
+        named = {"digits": "scikit-learn digits", "hub": f"hub data set {self.name}"}
+        return named.get(self.source, f"{self.source} {', '.join(self.files.values())}")
+
+
+class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Random changes of the training images, drawn anew each time an image is seen."""
+
+    shift: int = Field(0, ge=0, description="largest shift along each axis, pixels; beyond the edge lies value 0")
+    flip: bool = Field(False, description="mirror left and right with probability one half, no unit")
+    crop: Literal["center", "random"] = Field(
+        "center", description="where the crop of data.size lies inside data.resize; random: anywhere, evenly"
+    )
+    views: int = Field(
+        0,
+        ge=0,
+        description="views of each training image whose codes are stored for the levels above 1 and the prior, count; "
+        "0: a new view is encoded each time an image is seen",
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        return self.shift > 0 or self.flip or self.crop == "random"

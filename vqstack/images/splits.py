@@ -1,0 +1,285 @@
+"""The splits of a data set as tensors: decoded once into the cache, memory-mapped from there."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from vqstack.errors import InputError
+from vqstack.images.cache import Stored, Writer, cached, lookup
+from vqstack.images.decode import decode_all
+from vqstack.images.parts import FETCH, bounds, partition, place
+from vqstack.images.records import Records, Streamed, check_labels, open_records, open_streams
+from vqstack.images.settings import SPLITS, ImageSettings, Size
+from vqstack.images.views import center
+from vqstack.shapes import Labels, Pixels
+
+logger = logging.getLogger(__name__)
+NAMED = 5  # images that could not be read which are named
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSplit:
+    """One split; its images lie in memory maps until they are read."""
+
+    stored: Pixels  # uint8 [n, c, H, W], as large as they are kept
+    labels: Labels | None  # class numbers, where the source has them
+    index: Int64[Tensor, "b"]  # position in the source split as stored: a held-out image keeps its position in train
+    name: str  # train, validation or test
+    source: dict[str, Any]  # where the images came from, as JSON for a manifest
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the images."""
+        return (self.source["shape"][1], self.source["shape"][2])
+
+    @property
+    def pixels(self) -> Pixels:
+        """uint8 [n, c, h, w]: the centre of what is kept."""
+        return center(self.stored, self.size)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of label values: declared by the source, else largest label of train + 1; 0 without labels."""
+        return int(self.source["num_classes"])
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, their numbers where the source names none; empty without labels."""
+        return list(self.source["class_names"] or map(str, range(self.num_classes)))
+
+
+def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[str, ImageSplit]:
+    """The named splits, each image decoded once and from then on read from the cache.
+
+    A missing validation or test split is held out of train (:mod:`vqstack.images.parts`); inside a split, images keep
+    the order of the source. Of a stream these are ``limit`` images of each split, in the order in which it gives them.
+    Raises InputError for whatever is missing, broken or of the wrong type.
+    """
+    source = _Streams(settings) if settings.streaming else _Mapped(settings)
+    loaded = {}
+    for name in names:
+        stored = cached(settings, name, lambda folder, name=name: source.write(name, folder))  # type: ignore[misc]
+        labels = None if stored.labels is None else torch.from_numpy(stored.labels)
+        pixels, index = torch.from_numpy(stored.pixels), torch.from_numpy(stored.index)
+        loaded[name] = ImageSplit(pixels, labels, index, name, stored.meta)
+        if stored.meta["skipped"]["count"]:
+            count, first = stored.meta["skipped"]["count"], "; ".join(stored.meta["skipped"]["first"])
+            logger.warning("%s: %d of %d images left out: %s", name, count, count + len(pixels), first)
+    return loaded
+
+
+def split_names(settings: ImageSettings) -> list[str]:
+    """The splits that the source has or that are held out of its train split, without decoding an image."""
+    found = open_streams(settings) if settings.streaming else open_records(settings)
+    held = [name for name in ("validation", "test") if "train" in found and getattr(settings, name) > 0]
+    return [name for name in SPLITS if name in found or name in held]
+
+
+def image_shape(settings: ImageSettings) -> tuple[int, int, int]:
+    """(channels, height, width) of the images, without loading any where ``size`` is set, else from the first one."""
+    if settings.size is not None:
+        return settings.channels, *settings.size
+    stored = _any_cached(settings)
+    if stored is not None:
+        channels, height, width = stored.meta["shape"]
+        return channels, height, width
+    source = _Streams(settings) if settings.streaming else _Mapped(settings)
+    image = next(source.images(), None)
+    if image is None:
+        raise InputError(f"{settings}: no images, so no size; name another data set")
+    channels, height, width = image.shape
+    return channels, height, width
+
+
+def num_classes(settings: ImageSettings) -> int:
+    """As :attr:`ImageSplit.num_classes`, without decoding a whole split where the source is mapped."""
+    stored = _any_cached(settings)
+    if stored is not None:
+        return int(stored.meta["num_classes"])
+    if settings.streaming:
+        return load_splits(settings, ["train"])["train"].num_classes
+    return _Mapped(settings).classes
+
+
+def _any_cached(settings: ImageSettings) -> Stored | None:
+    return next((stored for name in SPLITS if (stored := lookup(settings, name)) is not None), None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Records of a split that are not decoded yet."""
+
+    records: list[Any]
+    names: list[str]
+    positions: list[int]
+    labels: list[int] | None
+
+
+def _write(folder: Path, batches: Iterable[_Batch], total: int, settings: ImageSettings, meta: dict[str, Any]) -> None:
+    """Decodes batches into a folder of the cache; ``meta`` has all that ``ImageSplit.source`` needs but the shape."""
+    index: list[int] = []
+    labels: list[int] | None = []
+    failed: list[str] = []
+    progress = tqdm(total=total, desc="reading images", unit="img", disable=None, leave=False)
+    with Writer(folder) as writer, ThreadPoolExecutor(os.cpu_count()) as pool, progress:
+        for batch in batches:
+            images = decode_all(batch.records, batch.names, settings, writer.shape[1:] or settings.kept, pool)
+            failed += [image for image in images if isinstance(image, str)]
+            if failed and settings.on_error == "refuse":
+                raise InputError(f"{failed[0]}, or set on_error to skip")
+            writer.append([image for image in images if not isinstance(image, str)])
+            good = [i for i, image in enumerate(images) if not isinstance(image, str)]
+            index += [batch.positions[i] for i in good]
+            labels = None if labels is None or batch.labels is None else labels + [batch.labels[i] for i in good]
+            progress.update(len(images))
+        where = meta["origin"]
+        if not index:
+            raise InputError(f"{where}: no images left for a split; name another file or hold out less of train")
+        if meta["num_classes"] is None:  # of a stream: what was seen decides
+            meta["num_classes"] = max(labels) + 1 if labels else 0
+        checked = None if labels is None else check_labels(np.array(labels), len(index), where, meta["class_names"])
+        if checked is not None and checked.max() >= meta["num_classes"]:
+            known = f"{meta['num_classes']} classes are known; correct the labels, or set classes"
+            raise InputError(f"{where}: label {checked.max()} where {known}")
+        meta |= {"shape": [writer.shape[0], *(settings.size or writer.shape[1:])]}
+        meta |= {"skipped": {"count": len(failed), "first": failed[:NAMED]}}
+        writer.finish(index, checked, meta)
+
+
+def _described(settings: ImageSettings, name: str, origin: str, where: str) -> dict[str, Any]:
+    return {
+        "source": settings.source,
+        "origin": where,
+        "held_out": name != origin,
+        "seed": settings.seed,
+        "values": settings.values,
+    }
+
+
+class _Mapped:
+    """A source whose images can be counted and taken in any order."""
+
+    def __init__(self, settings: ImageSettings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def splits(self) -> dict[str, Records]:
+        return open_records(self.settings)
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, NDArray[np.int64]]]:
+        return partition(self.splits, self.settings)
+
+    @property
+    def classes(self) -> int:
+        first = next(iter(self.splits.values()))
+        if first.labels is None:
+            return 0
+        return self.settings.classes or len(first.class_names or []) or int(first.labels.max(initial=-1)) + 1
+
+    def images(self) -> Iterator[NDArray[np.uint8]]:
+        """Images of the first split, one by one."""
+        split = next(iter(self.splits.values()))
+        for batch in self._batches(split, np.arange(split.count), 1):
+            yield from _readable(batch, self.settings)
+
+    def write(self, name: str, folder: Path) -> None:
+        if name not in self.parts:
+            raise InputError(f"{self.settings}: no {name} split; name a file for it or hold out a part of train")
+        origin, positions = self.parts[name]
+        split = self.splits[origin]
+        meta = _described(self.settings, name, origin, split.where)
+        meta |= {"num_classes": self.classes, "class_names": split.class_names if self.classes else None}
+        _write(folder, self._batches(split, positions, FETCH), len(positions), self.settings, meta)
+
+    def _batches(self, split: Records, positions: NDArray[np.int64], size: int) -> Iterator[_Batch]:
+        for start in range(0, len(positions), size):
+            chosen = positions[start : start + size]
+            labels = split.labels[chosen].tolist() if split.labels is not None and self.classes else None
+            records = list(split.fetch(chosen))
+            names = [_name(split.where, *pair) for pair in zip(chosen.tolist(), records, strict=True)]
+            yield _Batch(records, names, chosen.tolist(), labels)
+
+
+class _Streams:
+    """A source that is read from its beginning: of each split the first ``limit`` images after shuffling."""
+
+    def __init__(self, settings: ImageSettings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def splits(self) -> dict[str, Streamed]:
+        return open_streams(self.settings)
+
+    def images(self) -> Iterator[NDArray[np.uint8]]:
+        split = next(iter(self.splits.values()))
+        for row in split.rows:
+            batch = _Batch([row[split.image_column]], [split.where], [0], None)
+            yield from _readable(batch, self.settings)
+
+    def write(self, name: str, folder: Path) -> None:
+        limits = bounds(set(self.splits), self.settings)
+        if name not in limits:
+            raise InputError(f"{self.settings}: no {name} split; name a file for it or hold out a part of train")
+        origin = name if name in self.splits else "train"
+        split = self.splits[origin]
+        meta = _described(self.settings, name, origin, split.where)
+        classes = self.settings.classes or len(split.class_names or []) or None
+        if name != "train" and classes is None:
+            classes = load_splits(self.settings, ["train"])["train"].num_classes
+        meta |= {"num_classes": classes, "class_names": split.class_names}
+        assert self.settings.limit is not None
+        _write(folder, self._batches(split, limits[name]), self.settings.limit, self.settings, meta)
+
+    def _batches(self, split: Streamed, limits: tuple[float, float]) -> Iterator[_Batch]:
+        seed, taken = self.settings.seed, 0
+        records: list[Any] = []
+        labels: list[int] | None = [] if split.label_column else None
+        for row in split.rows.shuffle(seed=seed, buffer_size=self.settings.shuffle_buffer):
+            if taken == self.settings.limit:
+                break
+            record = row[split.image_column]
+            if limits[0] <= place(record, seed, split.root) < limits[1]:
+                records.append(record)
+                if labels is not None:
+                    labels.append(row[split.label_column])
+                taken += 1
+                if len(records) == FETCH:
+                    yield self._batch(split, records, taken, labels)
+                    records, labels = [], None if labels is None else []
+        if records:
+            yield self._batch(split, records, taken, labels)
+
+    def _batch(self, split: Streamed, records: list[Any], taken: int, labels: list[int] | None) -> _Batch:
+        positions = list(range(taken - len(records), taken))
+        names = [_name(split.where, *pair) for pair in zip(positions, records, strict=True)]
+        return _Batch(records, names, positions, labels)
+
+
+def _name(where: str, position: int, record: Any) -> str:
+    """What a person finds the image by."""
+    path = record["path"] if isinstance(record, dict) else None
+    return f"{where}, image {position}" + (f" ({path})" if path else "")
+
+
+def _readable(batch: _Batch, settings: ImageSettings) -> Iterator[NDArray[np.uint8]]:
+    for image in decode_all(batch.records, batch.names, settings, settings.kept):
+        if not isinstance(image, str):
+            yield image
+        elif settings.on_error == "refuse":
+            raise InputError(image)
