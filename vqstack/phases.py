@@ -213,7 +213,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         with torch.no_grad():
             if isinstance(trained, Level):
-                pixels = self.pixels("validation")[: self.config.sample_grid].to(self.accelerator.device)
+                pixels = self._shown()
                 below = self.model.stack.encode(pixels, trained.number - 1)
                 maps = trained.decode(trained.encode(below[-1] if below else pixels)).mode()
                 shown = self.model.stack.decode(maps, trained.number - 1) if below else maps
@@ -223,6 +223,10 @@ class Run:
                 picture = self._samples(trained, name)
         columns = min(self.config.sample_grid, len(picture))
         grid(picture, columns, self.model.stack.values, 2).save(folder / f"{name}-{step:07d}.png")
+
+    def _shown(self) -> Pixels:
+        """The images of validation that pictures show."""
+        return self.pixels("validation")[: self.config.sample_grid].to(self.accelerator.device)
 
     def _samples(self, trained: CodeModel, name: str) -> Pixels:
         """Samples of the prior, or variations of images through a refiner, with ``trained`` in its place."""
