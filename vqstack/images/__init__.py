@@ -5,7 +5,7 @@ In reading order: ``settings``, ``decode`` (one file), ``views`` (random changes
 """
 
 from vqstack.images.decode import grid, load_images, save_png
-from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size
+from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
 from vqstack.images.splits import ImageSplit, image_shape, load_splits, num_classes, split_names
 from vqstack.images.views import augment, center, uniforms
 
@@ -15,6 +15,7 @@ __all__ = [
     "ImageSettings",
     "ImageSplit",
     "Size",
+    "Split",
     "augment",
     "center",
     "grid",
