@@ -78,7 +78,7 @@ def test_other_images_have_another_classifier(digits, tmp_path):
     training = digits["train"]
     pixels = training.pixels.clone()
     pixels[3, 0, 0, 0] += 1
-    changed = [{}, {}, {"pixels": pixels}, {"labels": training.labels.flip(0)}]
+    changed = [{}, {}, {"stored": pixels}, {"labels": training.labels.flip(0)}]
     for changes in changed:
         train({**digits, "train": replace(training, **changes)}, tmp_path)
     train(digits, tmp_path, ONE_STEP.model_copy(update={"batch_size": 4}))
