@@ -25,6 +25,7 @@ ORDER = [
     "model",
     "images",
     "codes",
+    "codec",
     "evaluation",
     "fit",
     "sources",

@@ -167,6 +167,21 @@ def test_log_prob_is_the_sum_along_the_factors(family, spread):
     assert log_prob.unique().numel() == 5
 
 
+@pytest.mark.parametrize(("size", "spread"), [(8, 1.0), (256, 1.0), (256, 3.0)])
+def test_the_cdf_of_a_factor_is_the_sum_of_its_table(size, spread):
+    distribution = mixture(size=size, spread=spread)
+    values = distribution.sample(likelihood.noise(0, range(2), 0, 6)).flatten(1).long()
+    edges = torch.arange(size + 1)
+    for factor in distribution.factors(values.clone()):
+        cdf = factor.cdf(edges)
+        table = factor.log_probs.double().exp()
+        assert cdf.dtype == torch.float64
+        assert (cdf[..., 0] == 0).all() and (cdf[..., -1] == 1).all()
+        assert torch.allclose(cdf.diff(dim=-1), table, rtol=1e-4, atol=1e-6)
+        some = torch.randint(0, size + 1, (2, 2, 5))  # edges of each site's own
+        assert torch.equal(factor.cdf(some), cdf.gather(-1, some))
+
+
 def test_categorical_by_hand():
     tables = torch.rand(2, 2, 3, 4, dtype=torch.float64) + 0.1
     x = torch.randint(4, (2, 2, 3))

@@ -10,8 +10,8 @@ Log-likelihoods are in nats and float32; sites are counted in raster order over 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -77,17 +77,28 @@ def draw_values(
     return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
 
 
-@dataclass(frozen=True)
 class Factor:
     """Sites that are independent given the factors before.
 
-    Attributes:
+    Args:
         sites: their numbers in raster order, [n].
-        log_probs: for each image and site the log-probability of every value, [b, n, V], each row summing to one.
+        log_probs: see the attribute; or a function that builds it, called when somebody asks.
+        cdf: where values are ordered and P(x < edge) costs less than a table: a function from edges [b, n, m] (or what
+            broadcasts to that), whole numbers from 0 to V, to those probabilities, float64 [b, n, m].
     """
 
-    sites: Int64[Tensor, "n"]
-    log_probs: Float[Tensor, "b n V"]
+    def __init__(
+        self,
+        sites: Int64[Tensor, "n"],
+        log_probs: Float[Tensor, "b n V"] | Callable[[], Tensor],
+        cdf: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.sites, self.cdf, self._table = sites, cdf, log_probs
+
+    @property
+    def log_probs(self) -> Float[Tensor, "b n V"]:
+        """For each image and site the log-probability of every value, [b, n, V], each row summing to one."""
+        return self._table if isinstance(self._table, Tensor) else self._table()
 
 
 class Distribution(ABC):
@@ -243,20 +254,35 @@ class LogisticMixture(Distribution):
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
         sites_per_channel = self.shape[1] * self.shape[2]
-        grey = torch.arange(self.size, device=self.device)
         posterior, earlier = self.log_weights, list[Tensor]()
         for i in range(self.shape[0]):
             mean, log_scale = self._component_mean(i, earlier), self.log_scales[i]
-            table = None
-            for k in range(mean.shape[-1]):  # one component at a time: K tables at once would take K times the memory
-                term = posterior[..., k : k + 1] + self._log_bin(grey, mean[..., k : k + 1], log_scale[..., k : k + 1])
-                table = term if table is None else torch.logaddexp(table, term)
-            assert table is not None
             sites = torch.arange(i * sites_per_channel, (i + 1) * sites_per_channel, device=self.device)
-            yield Factor(sites, table.log_softmax(-1))
+            mixture = (posterior, mean, log_scale)
+            yield Factor(sites, partial(self._table, *mixture), partial(self._cdf, *mixture))
             chosen = values[:, sites]
             posterior = (posterior + self._log_bin(chosen[..., None], mean, log_scale)).log_softmax(-1)
             earlier.append(self._scaled(chosen))
+
+    def _table(self, log_weights: Tensor, mean: Tensor, log_scale: Tensor) -> Float[Tensor, "b s V"]:
+        """ln P(v) for every grey value v of one channel, whose mixture the arguments [b, s, k] describe."""
+        grey = torch.arange(self.size, device=self.device)
+        table = None
+        for k in range(mean.shape[-1]):  # one component at a time: K tables at once would take K times the memory
+            term = log_weights[..., k : k + 1] + self._log_bin(grey, mean[..., k : k + 1], log_scale[..., k : k + 1])
+            table = term if table is None else torch.logaddexp(table, term)
+        assert table is not None
+        return table.log_softmax(-1)
+
+    def _cdf(self, log_weights: Tensor, mean: Tensor, log_scale: Tensor, edges: Tensor) -> Float[Tensor, "b s m"]:
+        """``P(x < edge) = sum_k pi_k s((edge - h - m_k) / s_k)`` of one channel; 0 at edge 0 and 1 at edge V."""
+        weights, mean, inverse = log_weights.double().softmax(-1), mean.double(), torch.exp(-log_scale.double())
+        boundary = (2 * edges.double() - 1) / (self.size - 1) - 1
+        total = boundary.new_zeros(())
+        for k in range(mean.shape[-1]):
+            one = slice(k, k + 1)
+            total = total + weights[..., one] * torch.sigmoid((boundary - mean[..., one]) * inverse[..., one])
+        return torch.where(edges <= 0, 0.0, torch.where(edges >= self.size, 1.0, total))
 
 
 def logistic_parameters(channels: int, components: int) -> int:

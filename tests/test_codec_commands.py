@@ -1,0 +1,171 @@
+"""compress.py and decompress.py as a user runs them: what they write, say and refuse."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqstack.config import run_command
+from vqstack.images import ImageSettings, load_splits, save_png
+from vqstack.model import HierarchicalModel, ModelSettings
+
+TOOLS = Path(__file__).parents[1] / "tools"
+TWENTY = ("--split", "test", "--data.limit", 20)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A released model of the digits with random weights."""
+    torch.manual_seed(0)
+    level = {"width": 8, "encoder_blocks": 0, "decoder_blocks": 0, "quantizer": {"codebook_size": 8, "dim": 4}}
+    stack = {"levels": [{**level, "map": (4, 4)}, {**level, "map": (2, 2)}]}
+    prior = {"depth": 1, "dim": 8, "heads": 2}
+    settings = {"stack": stack, "prior": prior, "image_shape": (1, 8, 8), "values": 17, "classes": 10}
+    folder = tmp_path_factory.mktemp("run") / "model"
+    HierarchicalModel(ModelSettings.model_validate(settings)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """A command in this process: (exit code, stdout, stderr)."""
+
+    def run(name, *arguments):
+        spec = importlib.util.spec_from_file_location(f"command_{name}", TOOLS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            run_command(module.main)
+            code = 0
+        except SystemExit as leave:
+            code = leave.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five digits as PNG, and their pixels."""
+    folder = tmp_path_factory.mktemp("digits")
+    pixels = load_splits(ImageSettings(limit=5), ["test"])["test"].pixels
+    for i, image in enumerate(pixels):
+        save_png(image, folder / f"digit {i}.png", 17)
+    return folder
+
+
+def same(one, two):
+    with Image.open(one) as a, Image.open(two) as b:
+        return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("options", [(), ("--single",)], ids=["archive", "single"])
+def test_images_come_back(run, call, folder, tmp_path, options):
+    code, out, err = call("compress", run, folder, "--out", tmp_path / "small", *options)
+    assert (code, err) == (0, "")
+    assert "ledger bytes" in out and "images/s" in out and "MB/s" in out and "bits/dim" in out
+    names = {f"digit {i}" for i in range(5)}
+    assert {p.name for p in (tmp_path / "small").iterdir()} == (
+        {f"{name}.vqs" for name in names} if options else {"images.vqs"}
+    )
+    code, out, err = call("decompress", run, tmp_path / "small", "--out", tmp_path / "back")
+    assert (code, err) == (0, "")
+    assert "5 images exact and 0 from their upper levels" in out
+    assert {p.stem for p in (tmp_path / "back").iterdir()} == names
+    assert all(same(folder / f"{name}.png", tmp_path / "back" / f"{name}.png") for name in names)
+
+
+def test_a_split_and_the_levels_of_it(run, call, tmp_path):
+    report = tmp_path / "report.json"
+    given = [*TWENTY, "--label", 3, "--no-check", "--report", report]
+    assert call("compress", run, *given, "--out", tmp_path / "small")[0] == 0
+    split = load_splits(ImageSettings(limit=20), ["test"])["test"]
+    found = json.loads(report.read_text())
+    assert found["pictures"] == 20
+    assert found["bytes"] == (tmp_path / "small" / "images.vqs").stat().st_size
+    model = HierarchicalModel.from_pretrained(run)
+    ledger = model.ledger(split.pixels, torch.full((20,), 3))
+    assert found["ledger_bytes"] == pytest.approx(ledger.bits * 20 / 8, rel=1e-5)
+    archive = tmp_path / "small" / "images.vqs"
+    assert call("decompress", run, archive, "--out", tmp_path / "top", "--levels", 1, "--first", 3, "--num", 2)[0] == 0
+    stems = [f"{i:06d}" for i in split.index[3:5].tolist()]
+    assert {p.name for p in (tmp_path / "top").iterdir()} == {f"{stem}.level-2.png" for stem in stems}
+    shown = model.decode(model.encode(split.pixels)[1], 2)
+    for stem, image in zip(stems, shown[3:5], strict=True):
+        save_png(image, tmp_path / "expected.png", 17)
+        assert same(tmp_path / "expected.png", tmp_path / "top" / f"{stem}.level-2.png")
+    assert call("decompress", run, archive, "--out", tmp_path / "drawn", "--levels", 2, "--sample")[0] == 0
+    assert all(p.name.endswith(".level-1.png") for p in (tmp_path / "drawn").iterdir())
+
+
+def test_a_file_that_is_cut_short(run, call, folder, tmp_path):
+    assert call("compress", run, folder / "digit 0.png", "--single", "--out", tmp_path / "small")[0] == 0
+    path = tmp_path / "small" / "digit 0.vqs"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, out, err = call("decompress", run, path, "--out", tmp_path / "back")
+    assert code == 3
+    assert "0 images exact and 1 from their upper levels" in out
+    assert err.count("\n") == 1 and err.startswith("warning: ") and "cut short below level 1" in err
+    assert [p.name for p in (tmp_path / "back").iterdir()] == ["digit 0.level-1.png"]
+
+
+def refused(result, message):
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), "name image files or folders"),
+        (("missing.png",), "missing.png"),
+        (("missing.png", "--split", "test"), "not both"),
+        (("--split", "holdout"), "holdout"),
+        (("--split", "test", "--label", 10), "label 10 is out of range"),
+        (("--split", "test", "--threads", 0), "threads"),
+        (("--split", "test", "--name", "a/b"), "--name a/b"),
+        ((".",), "holds no images"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_compressing_refuses(run, call, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    refused(call("compress", run, *given, "--out", tmp_path / "out"), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_decompressing_refuses(run, call, folder, tmp_path):
+    assert call("compress", run, folder, "--out", tmp_path / "small")[0] == 0
+    archive, out = tmp_path / "small" / "images.vqs", tmp_path / "out"
+    refused(call("decompress", run, folder, "--out", out), "holds no .vqs files")
+    refused(call("decompress", run, tmp_path / "missing.vqs", "--out", out), "missing.vqs: cannot be read")
+    refused(call("decompress", run, folder / "digit 0.png", "--out", out), "does not start as one")
+    refused(call("decompress", run, archive, "--out", out, "--levels", 0), "levels")
+    refused(call("decompress", run, archive, "--out", out, "--first", 5), "--first 5")
+    refused(call("decompress", run, archive, archive, "--out", out), "both hold")
+    refused(call("decompress", run, archive, "--out", folder), "is not empty")
+    torch.manual_seed(1)
+    other = HierarchicalModel(HierarchicalModel.from_pretrained(run).settings)
+    other.save_pretrained(tmp_path / "other")
+    refused(call("decompress", tmp_path / "other", archive, "--out", out), "is for model")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["compress", "decompress"])
+def test_commands_refuse_what_is_no_run_and_explain_themselves(call, tmp_path, name):
+    refused(call(name, tmp_path, "a", "--out", tmp_path / "out"), "holds no trained model")
+    assert not list(tmp_path.iterdir())
+    code, out, err = call(name, "--help")
+    assert (code, err) == (0, "")
+    assert "--out" in out

@@ -1,0 +1,94 @@
+"""Compress images without loss: python tools/compress.py RUN IMAGES… --out FOLDER [--single] [--label …].
+
+Writes one archive, or one file an image, and prints what it cost beside what the ledger says.
+"""
+
+import json
+from pathlib import Path
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from vqstack.codec.archive import compress
+from vqstack.codec.blocks import BlockCodec, check_label
+from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, safe_stem
+from vqstack.codes import claim_folder, release_folder
+from vqstack.config import parse, run_command
+from vqstack.errors import InputError
+from vqstack.images import ImageSettings, Split, load_splits
+from vqstack.model import HierarchicalModel
+from vqstack.phases import data_of_run
+from vqstack.pretrained import find_artefact, holds_artefact
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
+"""What is taken from a folder; a file that is named is read whatever it is called."""
+
+
+class Command(BaseModel):
+    """Compress images without loss."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
+    images: tyro.conf.Positional[tuple[Path, ...]] = Field((), description="Image files, and folders of them.")
+    out: Path = Field(description="Folder that receives the files; new or empty.")
+    single: bool = Field(False, description="One file an image instead of one archive.")
+    name: str = Field("images", description="Stem of the archive's file name.")
+    split: Split | None = Field(None, description="Compress a split of --data instead of image files.")
+    data: ImageSettings = Field(ImageSettings(), description="Where --split is taken from; default: data of the run.")
+    label: int | None = Field(None, description="Class of all images; default: for each the one that costs least.")
+    check: bool = Field(True, description="Decode before writing and compare; what fails is stored without the model.")
+    threads: int = Field(1, ge=1, le=255, description="Threads of torch; whoever decompresses will use as many.")
+    report: Path | None = Field(None, description="Receives the summary as JSON.")
+
+
+def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
+    """The images that were asked for; each fits the model or is refused."""
+    channels = model.stack.shape[0]
+    if (command.split is None) == (not command.images):
+        raise InputError("name image files or folders, or a split with --split, and not both")
+    if command.split is not None:
+        split = load_splits(command.data, [command.split])[command.split]
+        if split.pixels.shape[1] != channels or command.data.values != model.stack.values:
+            raise InputError(
+                f"images of {split.pixels.shape[1]} channels with {command.data.values} values do not fit the model, "
+                f"which wants {channels} with {model.stack.values}: set --data.channels and --data.values"
+            )
+        return pictures_of_split(split)
+    paths = list[Path]()
+    for path in command.images:
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path} holds no images: name a folder with files such as PNG")
+        paths += inside
+    return pictures_of_files(paths, channels, model.stack.values)
+
+
+def main(arguments: list[str]) -> None:
+    run = next((Path(a) for a in arguments if holds_artefact(Path(a))), None)  # its data set is the default
+    default = None if run is None else Command.model_construct(run=run, out=tyro.MISSING, data=data_of_run(run))
+    command = parse(Command, arguments, default, prog="compress.py")
+    if not safe_stem(command.name):
+        raise InputError(f"--name {command.name} is no file name: choose one without slashes")
+    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    check_label(model, command.label)
+    pictures = pictures_of(command, model)
+    claim_folder(command.out, "compress")
+    report = compress(
+        BlockCodec(model),
+        pictures,
+        command.out,
+        name=None if command.single else command.name,
+        label=command.label,
+        check=command.check,
+        threads=command.threads,
+    )
+    release_folder(command.out)
+    if command.report is not None:
+        command.report.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    print(report)
+    print(f"{report.pictures} images in {report.files} files, {report.size} bytes, in {command.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

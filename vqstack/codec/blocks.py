@@ -1,0 +1,252 @@
+"""A block of images of the model's size <-> sections of bytes, each with its check.
+
+Section 0 holds the labels (of a conditional model) and z_L under the prior, the next ones z_{L-1} … z_1 under the
+decoders, the last one the pixels under the likelihood of level 1. The sections of a block are one stream of the range
+coder, cut where everything so far can be decoded. A check is the CRC-32 of the check before, the bytes of the section
+and what they decode to, so that a machine that decodes them to something else notices.
+
+The encoder and the decoder run the same walk: the networks on batches of one fixed shape (filled up with zeros), on the
+CPU in float32, with one number of threads, factor by factor.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, Probe, code
+from vqstack.codes import fingerprint
+from vqstack.errors import InputError
+from vqstack.ledger import Ledger
+from vqstack.likelihood import Distribution
+from vqstack.model import HierarchicalModel
+from vqstack.shapes import AnyCodes, Labels, Pixels
+
+Section = list[Tensor]
+"""What a section decodes to: one map for each image, in section 0 after the labels, if there are any."""
+
+BATCH = 32
+"""Images that the networks see at a time; a block of one image goes through them alone."""
+
+
+def batch_of(count: int) -> int:
+    """Batch shape for a block that is a file of its own."""
+    return 1 if count == 1 else BATCH
+
+
+def plausible(count: int, size: int) -> bool:
+    """Whether ``count`` images can be coded in ``size`` bytes; by definition: blocks that are shorter are stored raw.
+
+    It keeps a small damaged file from asking for hours of decoding.
+    """
+    return count <= 64 + size
+
+
+@dataclass(frozen=True)
+class Block:
+    """A coded block.
+
+    Attributes:
+        sections: bytes; of a raw block one, the pixels compressed by zlib.
+        checks: one each.
+        raw: whether the model was given up, because what it coded did not come back.
+        bits: information by row of the ledger, nothing for a raw block.
+        ledger: what the model says about the same images and labels.
+    """
+
+    sections: list[bytes]
+    checks: list[int]
+    raw: bool
+    bits: dict[str, float]
+    ledger: Ledger
+
+
+class BlockCodec:
+    """Codes blocks with a model. Leaves torch's number of threads at what was asked for last.
+
+    Args:
+        model: on the CPU, in eval mode.
+    """
+
+    def __init__(self, model: HierarchicalModel) -> None:
+        self.model = model
+        self.fingerprint = fingerprint(model.state_dict())
+        self._probes: dict[tuple[int, int], str] = {}
+
+    @property
+    def sections(self) -> int:
+        """Sections of a block that is not raw."""
+        return len(self.model.stack) + 1
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of an image."""
+        return self.model.stack.shape[1:]
+
+    @torch.inference_mode()
+    def probe(self, threads: int, batch: int) -> str:
+        """64 hexadecimal digits: a hash of all tables that coding a fixed batch goes through. Sets the threads."""
+        torch.set_num_threads(threads)
+        if (threads, batch) not in self._probes:
+            coder = Probe()
+            for _ in self._walk(coder, batch, batch, self._fixed(batch)):
+                pass
+            self._probes[threads, batch] = coder.digest().hex()
+        return self._probes[threads, batch]
+
+    def _fixed(self, count: int) -> list[Section]:
+        """Maps and pixels that depend on their shape and number of values only."""
+
+        def pattern(shape: tuple[int, ...], size: int) -> Tensor:
+            numbers = torch.arange(count * int(torch.tensor(shape).prod()))
+            return (numbers * 2654435761 % 2**32 >> 16).remainder(size).view(count, *shape)
+
+        stack = self.model.stack
+        labels = [pattern((), self.model.classes)] if self.model.classes else []
+        maps = [pattern(s, k) for s, k in zip(stack.map_shapes, stack.codebook_sizes, strict=True)][::-1]
+        return [[*labels, maps[0]], *([z] for z in maps[1:]), [pattern(stack.shape, stack.values).to(torch.uint8)]]
+
+    @torch.inference_mode()
+    def encode(self, pixels: Pixels, label: int | None, *, batch: int, seed: int, check: bool) -> Block:
+        """Code images.
+
+        Args:
+            pixels: any number of images.
+            label: of all images; none: for each the one with the shortest label and prior rows.
+            batch: batch shape of the networks.
+            seed: starts the chain of checks; the decoder must know it.
+            check: decode again and compare; if that fails, store the block raw.
+        """
+        codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
+        labels = self._choose(codes[-1], label, batch) if self.model.classes else None
+        ledger = self._ledger(pixels, codes, labels, batch)
+        top = [codes[-1]] if labels is None else [labels, codes[-1]]
+        truth = [top, *([z] for z in codes[-2::-1]), [pixels]]
+        encoder = Encoder()
+        for _ in self._walk(encoder, len(pixels), batch, truth):
+            encoder.cut()
+        sections, checks = encoder.sections(), list[int]()
+        for section, tensors in zip(sections, truth, strict=True):
+            checks.append(_check(section, tensors, checks[-1] if checks else seed))
+        stored = list(zip(sections, checks, strict=True))
+        fits = plausible(len(pixels), sum(map(len, sections)))
+        if fits and (not check or len(self.decode(stored, len(pixels), batch=batch, seed=seed)) == self.sections):
+            return Block(sections, checks, False, encoder.bits, ledger)
+        return self.store(pixels, ledger, seed=seed)
+
+    def store(self, pixels: Pixels, ledger: Ledger, *, seed: int) -> Block:
+        """A raw block."""
+        packed = zlib.compress(pixels.contiguous().numpy().tobytes(), 9)
+        return Block([packed], [_check(packed, [pixels], seed)], True, {}, ledger)
+
+    @torch.inference_mode()
+    def decode(self, sections: list[tuple[bytes, int]], count: int, *, batch: int, seed: int) -> list[Section]:
+        """What the first sections of a block hold, up to the first that is damaged; see :meth:`encode`."""
+        decoder = Decoder(b"".join(section for section, _ in sections))
+        walk, found, check = self._walk(decoder, count, batch, None), list[Section](), seed
+        for section, expected in sections:
+            try:
+                tensors = next(walk)
+            except Damaged:
+                break
+            check = _check(section, tensors, check)
+            if check != expected:
+                break
+            found.append(tensors)
+        return found
+
+    def decode_raw(self, section: bytes, expected: int, count: int, *, seed: int) -> Pixels | None:
+        """The images of a raw block, or nothing if it is damaged."""
+        shape = (count, *self.model.stack.shape)
+        size = int(torch.tensor(shape).prod())
+        inflate = zlib.decompressobj()
+        try:
+            content = inflate.decompress(section, size + 1)
+        except zlib.error:
+            return None
+        if len(content) != size or not inflate.eof:
+            return None
+        pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
+        return pixels if _check(section, [pixels], seed) == expected else None
+
+    def _walk(self, coder: Coder, count: int, batch: int, truth: list[Section] | None) -> Iterator[Section]:
+        """Code the sections in order; with an encoder ``truth`` is what they hold."""
+        model, labels = self.model, None
+        if model.classes:
+            probs = model.label_probs.double().expand(1, count, -1)
+            labels = coder.step(probs, None if truth is None else truth[0][0][None])[0]
+            coder.mark("label")
+
+        def batched(shape: tuple[int, ...], wanted: Tensor | None, given: Callable[[int, int], Distribution]) -> Tensor:
+            maps = []
+            for first in range(0, count, batch):
+                rows = min(batch, count - first)
+                known = None if wanted is None else wanted[first : first + rows].flatten(1).long()
+                maps.append(code(coder, given(first, rows), rows, known))
+            return torch.cat(maps).view(count, *shape)
+
+        def filled(tensor: Tensor, first: int, rows: int) -> Tensor:
+            padding = [0, 0] * (tensor.ndim - 1) + [0, batch - rows]
+            return F.pad(tensor[first : first + rows], padding)
+
+        def prior(first: int, rows: int) -> Distribution:
+            return model.prior.distribution(
+                batch, None if labels is None else filled(labels, first, rows), model.device
+            )
+
+        shapes = model.stack.map_shapes
+        above = batched(shapes[-1], None if truth is None else truth[0][-1], prior)
+        coder.mark("prior")
+        yield [above] if labels is None else [labels, above]
+        for section, level in enumerate(range(len(shapes), 0, -1), start=1):
+
+            def conditional(first: int, rows: int, level: int = level, above: Tensor = above) -> Distribution:
+                given = None if labels is None else filled(labels, first, rows)
+                return model.conditional(level, filled(above, first, rows), given)
+
+            shape = shapes[level - 2] if level > 1 else model.stack.shape
+            above = batched(shape, None if truth is None else truth[section][0], conditional)
+            coder.mark(f"level-{level}")
+            yield [above if level > 1 else above.to(torch.uint8)]
+
+    def _choose(self, top: AnyCodes, label: int | None, batch: int) -> Labels:
+        """The label given for all images, or for each the one with the shortest label and prior rows."""
+        if label is not None:
+            labels = torch.full((len(top),), label)
+            self.model.check_labels(labels)
+            return labels
+        lengths = []
+        for candidate in range(self.model.classes):
+            parts = [self.model.prior.log_prob(z, torch.full((len(z),), candidate)) for z in top.split(batch)]
+            lengths.append(-torch.cat(parts) - self.model.label_probs[candidate].log())
+        return torch.stack(lengths).argmin(0)
+
+    def _ledger(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None, batch: int) -> Ledger:
+        ledger = None
+        for first in range(0, len(pixels), batch):
+            part = slice(first, first + batch)
+            given = None if labels is None else labels[part]
+            lengths = self.model.code_lengths(pixels[part], [z[part] for z in codes], given)
+            one = Ledger.of(lengths, self.model.dims)
+            ledger = one if ledger is None else ledger.merge(one)
+        assert ledger is not None
+        return ledger
+
+
+def _check(section: bytes, tensors: Section, before: int) -> int:
+    check = zlib.crc32(section, before)
+    for tensor in tensors:
+        stored = tensor if tensor.dtype == torch.uint8 else tensor.to(torch.int32)
+        check = zlib.crc32(stored.contiguous().numpy().tobytes(), check)
+    return check
+
+
+def check_label(model: HierarchicalModel, label: int | None) -> None:
+    """A label may be given to a conditional model only, and must be one that it knows."""
+    if label is not None and not model.classes:
+        raise InputError("--label: this model knows no classes; leave it out")
+    if label is not None:
+        model.check_labels(torch.tensor([label]))

@@ -1,0 +1,174 @@
+"""Entropy coding of a distribution: its factors, as tables of whole numbers, through constriction's range coder.
+
+Both sides must use the same probabilities to the last bit, so there is one representation: float64 tables of whole
+numbers, ``floor(2^24 P)``, of which constriction makes its exact 24-bit model (each value keeps at least 2^-24). Sums
+of whole numbers are exact in float64 in any order. Where a factor has a CDF, a value is coded in two steps,
+``v = 16 a + b``: first a, then b given a. By the chain rule this costs what one step costs, for a tenth of the work.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from math import log2
+
+import constriction
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqstack.errors import InputError
+from vqstack.likelihood import Distribution, Factor
+
+PRECISION = 2**24
+FINE = 16
+"""Values told apart by the second step of a factor with a CDF."""
+AHEAD = 2
+"""Words that a decoder holds beyond the place it has reached."""
+
+_FAMILY = constriction.stream.model.Categorical(perfect=False)
+
+
+class Damaged(Exception):
+    """The bytes are not what an encoder with this model has written."""
+
+
+def code(coder: "Coder", distribution: Distribution, rows: int, wanted: Int64[Tensor, "m N"] | None) -> Tensor:
+    """Code one map for each of the first ``rows`` images of a batch, factor by factor; returns the maps [m, N].
+
+    Args:
+        coder: the direction.
+        distribution: of the whole batch; the images past ``rows`` fill it up to its fixed shape.
+        rows: m, images that are there.
+        wanted: their maps, if they are known.
+    """
+    values = torch.zeros(distribution.batch, distribution.sites, dtype=torch.int64)
+    for factor in distribution.factors(values):
+        chosen = None if wanted is None else wanted[:, factor.sites]
+        values[:rows, factor.sites] = _code_factor(coder, distribution, factor, rows, chosen)
+    return values[:rows]
+
+
+def _code_factor(
+    coder: "Coder", distribution: Distribution, factor: Factor, rows: int, wanted: Int64[Tensor, "m n"] | None
+) -> Int64[Tensor, "m n"]:
+    size, batch = distribution.size, distribution.batch
+    if factor.cdf is None:
+        return coder.step(factor.log_probs[:rows].double().exp(), wanted)
+    starts = torch.arange(0, size + FINE, FINE).clamp(max=size)
+    high = coder.step(_between(factor.cdf(starts)[:rows]), None if wanted is None else wanted // FINE)
+    inside = torch.arange(FINE + 1)
+    edges = (F.pad(high, (0, 0, 0, batch - rows))[..., None] * FINE + inside).clamp(max=size)
+    low = coder.step(_between(factor.cdf(edges)[:rows]), None if wanted is None else wanted % FINE)
+    values = high * FINE + low
+    if bool((values >= size).any()):  # bins past the last value have probability 0, but damaged bytes can name them
+        raise Damaged
+    return values
+
+
+def _between(cdf: Float64[Tensor, "m n E"]) -> Float64[Tensor, "m n V"]:
+    """Probabilities of the bins between edges, given that the value is in one of them."""
+    bins = cdf.diff(dim=-1).clamp(min=0) + 1e-18  # rounding may cross; where all is 0 any table will do
+    return bins / bins.sum(-1, keepdim=True)
+
+
+class Coder(ABC):
+    """Codes symbols, each under a table of its own. An encoder is told the symbols, a decoder finds them."""
+
+    def step(self, probs: Float64[Tensor, "m n V"], wanted: Int64[Tensor, "m n"] | None) -> Int64[Tensor, "m n"]:
+        """Code a symbol 0 … V-1 for each image and site; returns the symbols."""
+        counts = (probs * PRECISION).floor_().flatten(0, 1)
+        if not bool(torch.isfinite(counts).all()):
+            raise InputError("the model's probabilities are not finite: train or export it again")
+        given = None if wanted is None else wanted.flatten().to(torch.int32).numpy()
+        return torch.from_numpy(self._step(counts.numpy(), given).astype(np.int64)).view(probs.shape[:2])
+
+    @abstractmethod
+    def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        """Code a symbol for each row of the table."""
+
+    def mark(self, row: str) -> None:  # noqa: B027  # only the encoder counts
+        """A row of the ledger ends here."""
+
+
+class Encoder(Coder):
+    """Symbols to bytes.
+
+    Attributes:
+        bits: information coded so far, by row of the ledger.
+    """
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+        self._coded = 0.0
+        self._cuts: list[int] = []
+        self.bits: dict[str, float] = {}
+
+    def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        assert wanted is not None
+        self._coder.encode(wanted, _FAMILY, counts)
+        return wanted
+
+    def mark(self, row: str) -> None:
+        words, (_, width) = self._coder.pos()
+        coded = 32 * words + 64 - log2(width)
+        self.bits[row] = coded - self._coded
+        self._coded = coded
+
+    def cut(self) -> None:
+        """A section ends here: with what comes before, it holds all that decoding this far needs."""
+        self._cuts.append(4 * (self._coder.pos()[0] + AHEAD))
+
+    def sections(self) -> list[bytes]:
+        """The bytes of the sections. Together they are one stream, so all but the last cost no tail."""
+        stream = _shortest(self._coder)
+        ends = [min(end, len(stream)) for end in self._cuts[:-1]] + [len(stream)]
+        return [stream[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _shortest(coder: constriction.stream.queue.RangeEncoder) -> bytes:
+    """The coder's words, most significant byte first, ended at the first byte after which any bytes may follow."""
+    stream = coder.get_compressed().astype(">u4").tobytes()
+    finished, (lower, width) = coder.pos()
+    base = int.from_bytes(stream[: 4 * finished], "big")
+    if lower + width > 2**64 and int.from_bytes(stream[4 * finished :][:4], "big") << 32 < lower:
+        base -= 1  # a carry was pending, and the library has settled it by adding it
+    for count in range(9):
+        unit = 2 ** (64 - 8 * count)
+        value = -(-lower // unit) * unit
+        if value + unit <= lower + width:
+            break
+    return ((base << 64) + value).to_bytes(4 * finished + 8, "big")[: 4 * finished + count]
+
+
+class Decoder(Coder):
+    """Bytes to symbols. Where they are not what an encoder wrote, it finds some other symbols or raises Damaged."""
+
+    def __init__(self, stream: bytes) -> None:
+        padded = stream + bytes(-len(stream) % 4 + 4 * AHEAD)
+        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+
+    def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        try:
+            return self._coder.decode(_FAMILY, counts)
+        except AssertionError as error:  # what the library raises for bytes that no encoder can have written
+            raise Damaged from error
+
+
+class Probe(Coder):
+    """A hash of all tables that coding known symbols goes through, and of constriction's bytes for them."""
+
+    def __init__(self) -> None:
+        self._hash, self._encoder = hashlib.sha256(), Encoder()
+
+    def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        self._hash.update(counts.tobytes())
+        return self._encoder._step(counts, wanted)
+
+    def digest(self) -> bytes:
+        """32 bytes."""
+        self._encoder.cut()
+        digest = self._hash.copy()
+        digest.update(b"".join(self._encoder.sections()))
+        return digest.digest()

@@ -1,0 +1,329 @@
+"""Files of the codec: one picture with a header of about twenty bytes, or an archive of many with an index.
+
+docs/codec.md has the layout byte by byte. Whatever a file says is checked against its size before it is believed.
+"""
+
+import json
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from vqstack.codec.blocks import Block, batch_of
+from vqstack.codec.pictures import MAX_PIXELS, Entry, Mode, safe_stem, tile_count
+from vqstack.errors import InputError
+
+MAGIC, VERSION, SUFFIX = b"vqs", 1, ".vqs"
+BLOCK = 256
+"""Images of the model's size in a block of an archive; a larger picture is a block of its own."""
+ARCHIVE, RAW, RGB = 1, 2, 4
+SECTIONS = 3  # the bits from this one on count the sections of a single file
+CHECK = 4  # bytes
+MAX_HEADER = 2**26  # bytes of an archive's header when inflated
+_START = struct.Struct("<3sBB")
+_SINGLE = struct.Struct("<4s4s3BB")  # model, probe, torch's version, threads
+_ARCHIVE = struct.Struct("<II")  # bytes of the compressed header, and their CRC-32
+_CHECK = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the coder's probabilities depend on besides the model's weights.
+
+    Attributes:
+        torch, constriction: versions of the libraries; of a single file torch's numbers only.
+        threads: of torch.
+        batch: shape of the networks' batches.
+        probe: the hash of :meth:`vqstack.codec.blocks.BlockCodec.probe`, or its first digits.
+    """
+
+    torch: str
+    constriction: str
+    threads: int
+    batch: int
+    probe: str
+
+
+def environment(threads: int, batch: int, probe: str) -> Environment:
+    """That of this process."""
+    return Environment(version("torch"), version("constriction"), threads, batch, probe)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block lies: its pictures ``first … first + count - 1``, its bytes from ``offset`` on."""
+
+    first: int
+    count: int
+    raw: bool
+    lengths: Sequence[int]
+    offset: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file whose header has been read and believed. ``model`` is the fingerprint, or its first digits."""
+
+    path: Path
+    model: str
+    environment: Environment
+    entries: Sequence[Entry]
+    places: list[Place]
+    size: int
+
+    def read(self, place: Place, sections: int) -> list[tuple[bytes, int]]:
+        """The first ``sections`` sections of a block and their checks, as many as are there whole."""
+        found = []
+        with self.path.open("rb") as file:
+            file.seek(place.offset)
+            for length in place.lengths[:sections]:
+                content = file.read(length + CHECK)
+                if len(content) < length + CHECK:
+                    break
+                found.append((content[:length], _CHECK.unpack(content[length:])[0]))
+        return found
+
+
+def groups(entries: Sequence[Entry], tile: tuple[int, int]) -> list[range]:
+    """Which pictures make a block of an archive: in order, up to BLOCK tiles, at least one picture."""
+    found, first, tiles = list[range](), 0, 0
+    for i, entry in enumerate(entries):
+        more = tile_count(entry, tile)
+        if i > first and tiles + more > BLOCK:
+            found.append(range(first, i))
+            first, tiles = i, 0
+        tiles += more
+    return [*found, range(first, len(entries))]
+
+
+# --- one picture ------------------------------------------------------------------------------------------------------
+
+
+def single_header(entry: Entry, raw: bool, sections: int, model: str, where: Environment) -> bytes:
+    """The header but for the lengths, which follow it; its CRC-32 starts the chain of checks."""
+    flags = RAW * raw | RGB * (entry.mode == "RGB") | sections << SECTIONS
+    numbers = [min(int(n), 255) for n in re.findall(r"\d+", where.torch)[:3]]
+    start = _START.pack(MAGIC, VERSION, flags)
+    about = _SINGLE.pack(bytes.fromhex(model)[:4], bytes.fromhex(where.probe)[:4], *numbers, where.threads)
+    return start + about + _varint(entry.height) + _varint(entry.width)
+
+
+def pack_single(header: bytes, block: Block) -> bytes:
+    """The file of one picture."""
+    return header + b"".join(_varint(len(section)) for section in block.sections) + _body([block])
+
+
+def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[int, int]) -> Container:
+    model, probe, *numbers, threads = _SINGLE.unpack_from(content, _START.size)
+    at = _START.size + _SINGLE.size
+    height, at = _read_varint(content, at)
+    width, at = _read_varint(content, at)
+    seed = zlib.crc32(content[:at])
+    lengths = list[int]()
+    for _ in range(flags >> SECTIONS):
+        length, at = _read_varint(content, at)
+        lengths.append(length)
+    mode: Mode = "RGB" if flags & RGB else "L"
+    entry = Entry(path.stem, height, width, mode)
+    place = Place(0, 1, bool(flags & RAW), lengths, at, seed)
+    _check_entries(path, [entry])
+    batch = batch_of(tile_count(entry, tile))
+    where = Environment(".".join(map(str, numbers)), "", threads, batch, probe.hex())
+    return Container(path, model.hex(), where, [entry], [place], size)
+
+
+# --- many pictures ----------------------------------------------------------------------------------------------------
+
+_Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(ge=1, le=2**32)]
+
+
+class _Header(BaseModel):
+    """The JSON of an archive's header; consecutive names and equal shapes are written once with their number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model: _Hash
+    probe: _Hash
+    torch: Annotated[str, StringConstraints(max_length=64)]
+    constriction: Annotated[str, StringConstraints(max_length=64)]
+    threads: int = Field(ge=1, le=255)
+    batch: int = Field(ge=1, le=BLOCK)
+    names: list[tuple[str, _Count]]
+    shapes: list[tuple[_Count, _Count, Mode, _Count]]
+    blocks: list[tuple[_Count, bool, list[Annotated[int, Field(ge=0, le=2**40)]]]]
+
+
+def block_seed(number: int) -> int:
+    """What starts the chain of checks of a block of an archive, so that blocks cannot take each other's place."""
+    return zlib.crc32(struct.pack("<I", number))
+
+
+def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model: str, where: Environment) -> bytes:
+    """The file of many pictures; ``parts`` are the blocks and how many pictures each holds."""
+    shapes = list[Any]()
+    for entry in entries:
+        shape = [entry.height, entry.width, entry.mode]
+        if shapes and shapes[-1][:3] == shape:
+            shapes[-1][3] += 1
+        else:
+            shapes.append([*shape, 1])
+    header = {
+        "model": model,
+        "probe": where.probe,
+        "torch": where.torch,
+        "constriction": where.constriction,
+        "threads": where.threads,
+        "batch": where.batch,
+        "names": _shorten([entry.stem for entry in entries]),
+        "shapes": shapes,
+        "blocks": [(count, block.raw, [len(section) for section in block.sections]) for count, block in parts],
+    }
+    packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+    start = _START.pack(MAGIC, VERSION, ARCHIVE) + _ARCHIVE.pack(len(packed), zlib.crc32(packed))
+    return start + packed + _body(block for _, block in parts)
+
+
+def _open_archive(path: Path, content: bytes, size: int) -> Container:
+    length, check = _ARCHIVE.unpack_from(content, _START.size)
+    start = _START.size + _ARCHIVE.size
+    if length > size - start:
+        raise _Broken("it ends inside its header")
+    with path.open("rb") as file:
+        file.seek(start)
+        packed = file.read(length)
+    inflate = zlib.decompressobj()
+    if zlib.crc32(packed) != check:
+        raise _Broken("its header is damaged")
+    text = inflate.decompress(packed, MAX_HEADER)
+    header = _Header.model_validate_json(text)
+    count = sum(n for n, *_ in header.blocks)
+    if not count == sum(n for *_, n in header.shapes) == sum(n for _, n in header.names) or count > BLOCK * len(
+        header.blocks
+    ):
+        raise _Broken("its header contradicts itself")
+    stems = [stem for name, number in header.names for stem in _expand(name, number)]
+    shapes = [(height, width, mode) for height, width, mode, number in header.shapes for _ in range(number)]
+    entries = [Entry(stem, *shape) for stem, shape in zip(stems, shapes, strict=True)]
+    _check_entries(path, entries)
+    places, first, offset = list[Place](), 0, start + length
+    for number, (count, raw, lengths) in enumerate(header.blocks):
+        places.append(Place(first, count, raw, lengths, offset, block_seed(number)))
+        first, offset = first + count, offset + sum(lengths) + CHECK * len(lengths)
+    where = Environment(header.torch, header.constriction, header.threads, header.batch, header.probe)
+    return Container(path, header.model, where, entries, places, size)
+
+
+def _shorten(stems: list[str]) -> list[tuple[str, int]]:
+    """Names as runs: a name, and how many there are whose last digits count up from it at the same width."""
+    runs = list[tuple[str, int]]()
+    for stem in stems:
+        if runs and (following := _next(runs[-1][0], runs[-1][1])) == stem and following != runs[-1][0]:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((stem, 1))
+    return runs
+
+
+def _next(stem: str, ahead: int) -> str | None:
+    """The name ``ahead`` places after a name that ends in ASCII digits."""
+    match = re.fullmatch(r"(.*?)([0-9]{1,18})", stem, re.DOTALL)
+    if match is None:
+        return None
+    number = str(int(match[2]) + ahead).zfill(len(match[2]))
+    return match[1] + number if len(number) == len(match[2]) else None
+
+
+def _expand(stem: str, count: int) -> Iterable[str]:
+    for ahead in range(count):
+        name = _next(stem, ahead) if ahead else stem
+        if name is None:
+            raise _Broken("its header contradicts itself")
+        yield name
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+class _Broken(Exception):
+    """Why a file is refused."""
+
+
+def open_container(path: Path, tile: tuple[int, int]) -> Container:
+    """Reads a file's header. A file that no encoder has written is an InputError, one that is cut short is not.
+
+    Args:
+        path: the file.
+        tile: rows and columns of the model's images.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            content = file.read(4096)
+        magic, written, flags = _START.unpack_from(content)
+        if magic != MAGIC:
+            raise _Broken("it does not start as one")
+        if written != VERSION:
+            raise _Broken(f"it has format version {written}, this program reads {VERSION}")
+        if flags & ARCHIVE and flags != ARCHIVE:
+            raise _Broken("its flags are unknown")
+        opened = (
+            _open_archive(path, content, size) if flags & ARCHIVE else _open_single(path, flags, content, size, tile)
+        )
+        end = max((p.offset + sum(p.lengths) + CHECK * len(p.lengths) for p in opened.places), default=0)
+        if not opened.places or not all(place.lengths for place in opened.places):
+            raise _Broken("it holds no pictures")
+        if size > end:
+            raise _Broken(f"there are {size - end} bytes after its end")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): name a file of compress.py") from error
+    except (_Broken, struct.error, zlib.error, ValidationError, IndexError) as error:
+        reason = str(error) if isinstance(error, _Broken) else "its header is damaged"
+        raise InputError(f"{path}: is not a whole file of compress.py ({reason}): compress the images again") from error
+    return opened
+
+
+def _check_entries(path: Path, entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        if not 0 < entry.height * entry.width <= MAX_PIXELS:
+            raise _Broken(f"a picture of {entry.height} times {entry.width} pixels")
+        if not safe_stem(entry.stem):
+            raise _Broken("a picture has a name that is no file name")
+    if len({entry.stem for entry in entries}) < len(entries):
+        raise _Broken("two pictures have one name")
+
+
+def _body(blocks: Iterable[Block]) -> bytes:
+    return b"".join(
+        section + _CHECK.pack(check)
+        for block in blocks
+        for section, check in zip(block.sections, block.checks, strict=True)
+    )
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, lowest first; the highest bit says that more follow."""
+    found = bytearray()
+    while number >= 128:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _read_varint(content: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = content[at]
+        number |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return number, at
+        if shift > 35:
+            raise _Broken("its header is damaged")

@@ -1,0 +1,143 @@
+"""Image files -> values of the model, and tiles of its size; nothing is lost on the way or the picture is refused."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from vqstack.errors import InputError
+from vqstack.images import ImageSplit
+from vqstack.shapes import Pixels
+
+Mode = Literal["L", "RGB"]
+MAX_PIXELS = 2**26
+"""Rows times columns of the largest picture."""
+_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
+_PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py calls images that are not exact
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture as it comes back: the stem of its file name, its rows and columns, and whether it is grey or RGB."""
+
+    stem: str
+    height: int
+    width: int
+    mode: Mode
+
+    @property
+    def size(self) -> int:
+        """Numbers that the picture consists of, which are its bytes without compression."""
+        return self.height * self.width * len(self.mode.replace("L", "1"))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to compress: what they are, and how to get the values [c, height, width] of number i."""
+
+    entries: Sequence[Entry]
+    load: Callable[[int], UInt8[Tensor, "c height width"]]
+
+
+def safe_stem(stem: str) -> bool:
+    """Whether a name can be a file name in the folder that it is meant for, and not that of a partial image."""
+    named = _NAME.fullmatch(stem) is not None and stem not in (".", "..") and len(stem.encode()) <= 200
+    return named and _PARTIAL.fullmatch(stem) is None
+
+
+def pictures_of_split(split: ImageSplit) -> Pictures:
+    """The images of a split, named by their six-digit position in the source."""
+    channels, height, width = split.pixels.shape[1:]
+    mode: Mode = "L" if channels == 1 else "RGB"
+    return Pictures([Entry(f"{i:06d}", height, width, mode) for i in split.index.tolist()], split.pixels.__getitem__)
+
+
+def pictures_of_files(paths: Sequence[Path], channels: int, values: int) -> Pictures:
+    """Image files; each is read once here, so that one that cannot be coded is refused before anything is written."""
+    entries, seen = list[Entry](), dict[str, Path]()
+    for path in paths:
+        if not safe_stem(path.stem):
+            raise InputError(f"{path}: its name cannot be stored: rename it")
+        if path.stem in seen:
+            raise InputError(f"{path} and {seen[path.stem]} would both come back as {path.stem}.png: rename one")
+        seen[path.stem] = path
+        mode, pixels = read_picture(path, channels, values)
+        entries.append(Entry(path.stem, pixels.shape[1], pixels.shape[2], mode))
+    return Pictures(entries, lambda i: read_picture(paths[i], channels, values)[1])
+
+
+def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Tensor, "c height width"]]:
+    """An image file as values 0 … V-1 of a model with these channels, and the mode to give it back in.
+
+    Palettes are looked up, black and white becomes grey, opaque alpha is dropped, grey is repeated for a model of
+    colours, and colours that are all grey serve a grey model: no pixel changes. Anything else is an InputError.
+    """
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise InputError(f"{path}: holds several pictures: store each in a file of its own")
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: has more than {MAX_PIXELS} pixels: cut it into pieces")
+            array, mode = _to_eight_bits(image, path)
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, …
+        raise InputError(f"{path}: cannot be read as an image ({error}): repair it or leave it out") from error
+    if mode == "RGB" and channels == 1:
+        if (array != array[..., :1]).any():
+            raise InputError(f"{path}: is in colour, the model is for grey images: use another model")
+        array = array[..., :1]
+    elif mode == "L":
+        array = np.repeat(array[..., None], channels, -1)
+    stored = array.astype(np.int64)
+    found = (stored * (values - 1) * 2 + 255) // 510
+    if ((found * 510 + values - 1) // (2 * (values - 1)) != stored).any():
+        raise InputError(
+            f"{path}: has grey values between the {values} that the model knows: use a model of 256 values"
+        )
+    return mode, torch.from_numpy(found.astype(np.uint8).transpose(2, 0, 1).copy())
+
+
+def _to_eight_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Mode]:
+    if image.has_transparency_data:
+        image = image.convert("RGBA" if image.mode != "LA" else "LA")
+        if np.asarray(image)[..., -1].min() < 255:
+            raise InputError(f"{path}: has transparent parts, which the model does not know: lay it on a background")
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    if image.mode in ("1", "P", "LA"):
+        image = image.convert("RGB" if image.mode == "P" else "L")
+    if image.mode == "L":
+        return np.asarray(image), "L"
+    if image.mode == "RGB":
+        return np.asarray(image), "RGB"
+    raise InputError(f"{path}: is of mode {image.mode}, not 8-bit grey or RGB: convert it first")
+
+
+def tile_count(entry: Entry, tile: tuple[int, int]) -> int:
+    """Tiles of rows and columns ``tile`` that cover a picture."""
+    return -(-entry.height // tile[0]) * -(-entry.width // tile[1])
+
+
+def to_tiles(pixels: UInt8[Tensor, "c height width"], tile: tuple[int, int]) -> Pixels:
+    """The picture in tiles, row by row; beyond its lower and right edge the last row and column are repeated."""
+    (h, w), (channels, height, width) = tile, pixels.shape
+    rows, columns = -(-height // h), -(-width // w)
+    pixels = pixels[:, torch.arange(rows * h).clamp(max=height - 1)]
+    pixels = pixels[:, :, torch.arange(columns * w).clamp(max=width - 1)]
+    return pixels.view(channels, rows, h, columns, w).permute(1, 3, 0, 2, 4).reshape(-1, channels, h, w)
+
+
+def from_tiles(tiles: Pixels, entry: Entry) -> UInt8[Tensor, "channels height width"]:
+    """The picture that tiles make, cropped, with the channels of its mode."""
+    _, channels, h, w = tiles.shape
+    rows, columns = -(-entry.height // h), -(-entry.width // w)
+    whole = tiles.view(rows, columns, channels, h, w).permute(2, 0, 3, 1, 4).reshape(channels, rows * h, columns * w)
+    whole = whole[:, : entry.height, : entry.width]
+    return whole[:1] if entry.mode == "L" else whole.expand(3, -1, -1)
