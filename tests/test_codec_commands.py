@@ -15,7 +15,7 @@ from vqstack.images import ImageSettings, load_splits, save_png
 from vqstack.model import HierarchicalModel, ModelSettings
 
 TOOLS = Path(__file__).parents[1] / "tools"
-TWENTY = ("--split", "test", "--data.limit", 20)
+DIGITS = ("--split", "test", "--data.source", "digits")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_images_come_back(run, call, folder, tmp_path, options):
 
 def test_a_split_and_the_levels_of_it(run, call, tmp_path):
     report = tmp_path / "report.json"
-    given = [*TWENTY, "--label", 3, "--no-check", "--report", report]
+    given = [*DIGITS, "--data.limit", 20, "--label", 3, "--no-check", "--report", report]
     assert call("compress", run, *given, "--out", tmp_path / "small")[0] == 0
     split = load_splits(ImageSettings(limit=20), ["test"])["test"]
     found = json.loads(report.read_text())
@@ -130,11 +130,12 @@ def refused(result, message):
     [
         ((), "name image files or folders"),
         (("missing.png",), "missing.png"),
-        (("missing.png", "--split", "test"), "not both"),
-        (("--split", "holdout"), "holdout"),
-        (("--split", "test", "--label", 10), "label 10 is out of range"),
-        (("--split", "test", "--threads", 0), "threads"),
-        (("--split", "test", "--name", "a/b"), "--name a/b"),
+        (("missing.png", *DIGITS), "not both"),
+        (("--split", "test"), "is a model without its run"),
+        (("--split", "holdout", *DIGITS[2:]), "holdout"),
+        ((*DIGITS, "--label", 10), "label 10 is out of range"),
+        ((*DIGITS, "--threads", 0), "threads"),
+        ((*DIGITS, "--name", "a/b"), "--name a/b"),
         ((".",), "holds no images"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",

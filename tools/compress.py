@@ -17,7 +17,7 @@ from vqstack.config import parse, run_command
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, Split, load_splits
 from vqstack.model import HierarchicalModel
-from vqstack.phases import data_of_run
+from vqstack.phases import config_of_run
 from vqstack.pretrained import find_artefact, holds_artefact
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
@@ -40,6 +40,18 @@ class Command(BaseModel):
     check: bool = Field(True, description="Decode before writing and compare; what fails is stored without the model.")
     threads: int = Field(1, ge=1, le=255, description="Threads of torch; whoever decompresses will use as many.")
     report: Path | None = Field(None, description="Receives the summary as JSON.")
+
+
+def command_of(arguments: list[str]) -> Command:
+    """The command line; a split is one of the run's own data set, and an artefact without its run has none."""
+    run = next((Path(a) for a in arguments if holds_artefact(Path(a))), None)
+    config = None if run is None else config_of_run(run)
+    if run is None or config is None:
+        if run is not None and "--split" in arguments and not any(a.startswith("--data.") for a in arguments):
+            raise InputError(f"{run} is a model without its run, which names the images: name them with --data.source")
+        return parse(Command, arguments, prog="compress.py")
+    default = Command.model_construct(run=run, out=tyro.MISSING, data=config.data)
+    return parse(Command, arguments, default, prog="compress.py")
 
 
 def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
@@ -65,9 +77,7 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
 
 
 def main(arguments: list[str]) -> None:
-    run = next((Path(a) for a in arguments if holds_artefact(Path(a))), None)  # its data set is the default
-    default = None if run is None else Command.model_construct(run=run, out=tyro.MISSING, data=data_of_run(run))
-    command = parse(Command, arguments, default, prog="compress.py")
+    command = command_of(arguments)
     if not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
