@@ -20,7 +20,7 @@ from vqstack.likelihood import Bernoulli, Categorical, LogisticMixture, noise
 from vqstack.model import HierarchicalModel, ModelSettings
 
 
-def build(shape, values, classes, **stack):
+def build(shape, values, classes, prior="autoregressive", refiners=(), **stack):
     """A model with random weights, its predictions far from uniform."""
     level = {"width": 8, "encoder_blocks": 0, "decoder_blocks": 0}
     levels = [
@@ -29,13 +29,15 @@ def build(shape, values, classes, **stack):
     ]
     settings = {
         "stack": {"levels": levels, **stack},
-        "prior": {"depth": 1, "dim": 8, "heads": 2},
+        "prior": {"family": prior, "depth": 1, "dim": 8, "heads": 2},
+        "refiners": [{"depth": 1, "dim": 8, "heads": 2, "groups": 4, **refiner} for refiner in refiners],
         "image_shape": shape,
         "values": values,
         "classes": classes,
     }
     model = HierarchicalModel(ModelSettings.model_validate(settings)).eval()
-    torch.nn.init.normal_(model.prior.to_logits.weight)
+    for part in model.parts:
+        torch.nn.init.normal_(part.to_logits.weight, std=1.0 if part is model.prior else 0.05)
     if classes:
         model.count_labels(torch.arange(20).clamp(max=classes - 1))
     return model
@@ -53,6 +55,14 @@ def colour():
     """6×7 in colour, padded to 8×8, without classes."""
     torch.manual_seed(1)
     return BlockCodec(build((3, 6, 7), 256, 0, pixels={"components": 2}, pad_to=(8, 8)))
+
+
+@pytest.fixture(scope="module")
+def refined():
+    """Colours with a masked refiner of the pixels, an autoregressive one of z_1, a masked prior, and classes."""
+    torch.manual_seed(2)
+    refiners = [{"level": 1, "family": "masked"}, {"level": 2, "labels": True}]
+    return BlockCodec(build((3, 8, 8), 256, 3, "masked", refiners, pixels={"components": 2}))
 
 
 def images(codec, count, seed=0):
@@ -147,7 +157,7 @@ def test_bytes_that_nobody_wrote_end_in_damage_or_in_values():
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["grey", "colour"])
+@pytest.mark.parametrize("name", ["grey", "colour", "refined"])
 @pytest.mark.parametrize(("count", "batch"), [(1, 1), (5, 4)])
 def test_a_block_comes_back_and_is_as_long_as_the_ledger(request, name, count, batch):
     codec = request.getfixturevalue(name)
@@ -193,9 +203,9 @@ def test_what_does_not_come_back_is_stored_raw(tmp_path, name):
     codec = BlockCodec(build((1, 8, 8), 17, 3))
     conditional, calls = codec.model.conditional, iter(range(1000))
 
-    def unsteady(level, codes, labels=None):
+    def unsteady(level, codes, labels=None, **options):
         """Another distribution at each call."""
-        distribution = conditional(level, codes, labels)
+        distribution = conditional(level, codes, labels, **options)
         distribution.logits = distribution.logits + next(calls)
         distribution.logits[..., 0] -= next(calls) % 7
         return distribution

@@ -11,6 +11,7 @@ Log-likelihoods are in nats and float32; sites are counted in raster order over 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -99,6 +100,10 @@ class Factor:
     def log_probs(self) -> Float[Tensor, "b n V"]:
         """For each image and site the log-probability of every value, [b, n, V], each row summing to one."""
         return self._table if isinstance(self._table, Tensor) else self._table()
+
+    def at(self, sites: Int64[Tensor, "n"]) -> "Factor":
+        """The same tables at other sites."""
+        return Factor(sites, self._table, self.cdf)
 
 
 class Distribution(ABC):

@@ -236,7 +236,7 @@ class CodeModel(nn.Module, ABC):
         chosen = values[:, places]
         for factor in distribution.factors(chosen):
             mine = places[factor.sites]
-            yield Factor(mine, factor.log_probs)
+            yield factor.at(mine)
             chosen[:, factor.sites] = values[:, mine]
 
 

@@ -262,10 +262,13 @@ def _show(
     if lowest.dtype == torch.uint8:
         return lowest, 0
     level, shown = codec.sections - len(found), list[Tensor]()
+    labels = found[0][0] if codec.model.classes else None
     for first in range(0, len(lowest), BATCH):
-        codes = lowest[first : first + BATCH]
+        part = slice(first, first + BATCH)
         if sampling is None:
-            shown.append(codec.model.decode(codes, level))
+            shown.append(codec.model.decode(lowest[part], level))
         else:
-            shown.append(codec.model.vary(codes, level, seed=seed, sampling=sampling, first=first).pixels)
+            given = None if labels is None else labels[part]
+            sample = codec.model.vary(lowest[part], level, given, seed=seed, sampling=sampling, first=first)
+            shown.append(sample.pixels)
     return torch.cat(shown), level
