@@ -3,13 +3,25 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vqstack.fit import Average, Fit, FitSettings, Order, evaluate, learning_rate, networks, optimizer_for
+from vqstack.fit import (
+    Average,
+    Fit,
+    FitSettings,
+    Order,
+    Totals,
+    evaluate,
+    learning_rate,
+    networks,
+    optimizer_for,
+    shares,
+)
 from vqstack.level import LevelSettings, PixelLevel
 from vqstack.likelihood import PixelHead, PixelSettings
 from vqstack.shapes import Objective
@@ -279,6 +291,27 @@ def test_evaluation_covers_the_split_once(tmp_path):
     fit.module.eval()
     with torch.no_grad():
         assert found["nats"] == pytest.approx(fit.module(images.pixels).metrics["nats"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 23])
+def test_every_image_counts_once_and_every_process_has_as_many_batches(count, world):
+    shared = [list(shares(count, 2, SimpleNamespace(num_processes=world, process_index=rank))) for rank in range(world)]
+    assert len({len(batches) for batches in shared}) == 1
+    counted = [i for batches in shared for indices, weight in batches for i in indices[:weight].tolist()]
+    assert sorted(counted) == list(range(count))
+    for indices, weight in (batch for batches in shared for batch in batches):
+        assert 0 < len(indices) <= 2 and weight in (0, len(indices))
+
+
+def test_a_batch_of_weight_0_gives_nothing_but_names(tmp_path):
+    fit, totals = build(tmp_path), Totals()
+    value, counts = torch.tensor(3.0), torch.tensor([1, 2])
+    totals.add(Objective(value, {"nats": value}, {"codes": counts}), 2)
+    totals.add(Objective(value * math.inf, {"nats": value * math.nan}, {"codes": counts}), 0)
+    found = totals.read(fit.accelerator)
+    assert (found["loss"], found["nats"], found["codes_used"]) == (3, 3, 1)
+    assert torch.equal(totals.histograms["codes"], counts)
 
 
 def test_only_the_plain_networks_are_compiled():

@@ -56,7 +56,8 @@ def evaluate_split(
     precision = finest(accelerator.device)
     nats = torch.zeros(len(names), dtype=precision, device=accelerator.device)
     counts = [torch.zeros(k, dtype=torch.int64, device=accelerator.device) for k in model.stack.codebook_sizes]
-    for indices in tqdm(mine.split(batch_size), desc=f"ledger of {split.name}", leave=False, disable=None):
+    batches = mine.split(batch_size) if len(mine) else ()  # of few images a process may have none
+    for indices in tqdm(batches, desc=f"ledger of {split.name}", leave=False, disable=None):
         pixels = split.pixels[indices].to(accelerator.device)
         labels = None if split.labels is None else split.labels[indices].to(accelerator.device)
         codes = model.encode(pixels)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -96,12 +96,13 @@ class Totals:
         self.weight = 0
 
     def add(self, objective: Objective, weight: int) -> None:
-        """Add one batch of ``weight`` images."""
+        """Add one batch of ``weight`` images; one of weight 0 gives nothing but the names."""
         self.weight += weight
         for name, value in {"loss": objective.loss.detach(), **objective.metrics}.items():
-            self.metrics[name] = self.metrics.get(name, 0) + value * weight
+            counted = value * weight if weight else torch.zeros_like(value)
+            self.metrics[name] = self.metrics.get(name, 0) + counted
         for name, counts in objective.histograms.items():
-            self.histograms[name] = self.histograms.get(name, 0) + counts
+            self.histograms[name] = self.histograms.get(name, 0) + counts * (weight > 0)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes; of each histogram the share of used bins and the perplexity."""
@@ -170,16 +171,28 @@ class Order:
         return torch.arange(step * self.batch, (step + 1) * self.batch) // self.count
 
 
+def shares(count: int, batch_size: int, accelerator: Accelerator) -> Iterator[tuple[Int64[Tensor, "b"], int]]:
+    """This process's part of ``count`` images, in batches: (positions, how many of them count).
+
+    Every process gets the same number of batches, since a wrapper that shards weights needs all processes for each. One
+    that has no image left takes the first image again, which then does not count.
+    """
+    world = accelerator.num_processes
+    mine = torch.arange(accelerator.process_index, count, world)
+    for start in range(0, math.ceil(count / world), batch_size):
+        indices = mine[start : start + batch_size]
+        yield (indices, len(indices)) if len(indices) else (torch.zeros(1, dtype=torch.int64), 0)
+
+
 @torch.no_grad()
 def evaluate(module: nn.Module, source: Source, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
     """Means of the objective over a whole split, each process its share."""
     was_training = module.training
     module.eval()
     totals = Totals()
-    everything = torch.arange(accelerator.process_index, len(source), accelerator.num_processes)
-    for indices in everything.split(batch_size):
+    for indices, weight in shares(len(source), batch_size, accelerator):
         with accelerator.autocast():
-            totals.add(module(*source.batch(indices, None)), len(indices))
+            totals.add(module(*source.batch(indices, None)), weight)
     module.train(was_training)
     return totals.read(accelerator)
 

@@ -1,0 +1,51 @@
+"""One of several processes that train: torchrun … rank_report.py REPORT ARGUMENTS of recipes/train_stack.py.
+
+Runs the recipe and leaves in REPORT-RANK.json what this process saw: the fingerprint of the module in training before
+and after every step, of the whole model at the end, and which code maps it encoded.
+"""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from vqstack.codes import MapCache, fingerprint
+from vqstack.fit import Fit
+from vqstack.phases import Run
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "train_stack.py"
+
+
+def main(report: str, arguments: list[str]) -> None:
+    seen: dict = {"steps": [], "maps": []}
+    begin, step, write, release = Fit.run, Fit.training_step, MapCache.write, Run.release
+
+    def watched_begin(self):
+        seen["steps"].append([self.name, self.step, fingerprint(self.module.state_dict())])
+        return begin(self)
+
+    def watched_step(self):
+        step(self)
+        seen["steps"].append([self.name, self.step, fingerprint(self.module.state_dict())])
+
+    def watched_write(self, view, start, codes):
+        write(self, view, start, codes)
+        seen["maps"].append([str(self._maps), view, start, len(codes)])
+
+    def watched_release(self):
+        release(self)
+        seen["model"] = fingerprint(self.model.state_dict())
+
+    Fit.run, Fit.training_step, MapCache.write, Run.release = (
+        watched_begin,
+        watched_step,
+        watched_write,
+        watched_release,
+    )
+    runpy.run_path(str(RECIPE))["main"](arguments)
+    Path(f"{report}-{os.environ['RANK']}.json").write_text(json.dumps(seen), "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

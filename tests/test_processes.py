@@ -1,0 +1,154 @@
+"""Two processes: the same weights in both, every image encoded once, the results of one process, and no waiting for
+ever where the images do not divide."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+
+from vqstack.codes import CodeDataset
+from vqstack.evaluation import evaluate_split
+from vqstack.images import load_splits
+from vqstack.model import HierarchicalModel
+from vqstack.phases import data_of_run
+
+ROOT = Path(__file__).parents[1]
+# 47 images in batches of 6 over two processes, one image to validate on: the second process has none of them.
+RECIPE = """
+data: {source: digits, limit: 47, validation: 1, test: 3}
+augment: {shift: 1, views: 2}
+levels:
+  - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0.1,
+     quantizer: {codebook_size: 8, dim: 4, revival: 0.9}}
+  - {map: [2, 2], width: 8, encoder_blocks: 1, decoder_blocks: 1, quantizer: {kind: cosine, codebook_size: 4, dim: 4}}
+train_levels: [{steps: 5, batch_size: 6, warmup: 2, evaluate_every: 3}]
+prior: {depth: 1, dim: 8, heads: 2}
+train_prior: {steps: 4, batch_size: 12, accumulate: 2, warmup: 2, evaluate_every: 2}
+encode_batch: 10
+sample_grid: 2
+"""
+COUNTS = {"train": 47, "validation": 1, "test": 3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the processes have: with more, sums are rounded in another order."""
+    torch.set_num_threads(1)
+
+
+def together(*command) -> None:
+    """A command in two processes that talk through gloo."""
+    out = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,  # far beyond what it takes: only where one process waits for the other for ever
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert out.returncode == 0, out.stderr[-4000:]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of two processes, and what each of them reports."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    arguments = ["--config", folder / "tiny.yaml", "--out", folder / "run"]
+    together(ROOT / "tests" / "rank_report.py", folder / "rank", *arguments)
+    reports = [json.loads((folder / f"rank-{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    return folder / "run", reports
+
+
+@pytest.fixture(scope="session")
+def model(trained):
+    return HierarchicalModel.from_pretrained(trained[0] / "model")
+
+
+def test_codebooks_and_weights_are_equal_before_and_after_every_step(trained):
+    _, (one, two) = trained
+    phases = {"level-1": 5, "level-2": 5, "prior": 4}
+    assert [step[:2] for step in one["steps"]] == [
+        [name, n] for name, steps in phases.items() for n in range(steps + 1)
+    ]
+    assert one["steps"] == two["steps"]
+    assert len({print_ for *_, print_ in one["steps"]}) == len(one["steps"])  # every step moves something
+    assert one["model"] == two["model"]
+
+
+def test_every_view_of_every_image_is_encoded_once(trained):
+    folder, reports = trained
+    found = Counter()
+    for report in reports:
+        for path, view, start, count in report["maps"]:
+            found.update((path, view, image) for image in range(start, start + count))
+    views = {"train": 2, "validation": 1}
+    wanted = {
+        (str(folder / "codes" / f"level-{level}" / f"{split}.npy"), view, image)
+        for level in (1, 2)
+        for split in views
+        for view in range(views[split])
+        for image in range(COUNTS[split])
+    }
+    assert found == Counter(wanted)
+    assert all(report["maps"] for report in reports)  # and both do some of it
+
+
+def test_stored_maps_are_those_of_the_model(trained, model):
+    folder, _ = trained
+    pixels = load_splits(data_of_run(folder))["validation"].pixels
+    for level, codes in enumerate(model.encode(pixels), start=1):
+        stored = np.load(folder / "codes" / f"level-{level}" / "validation.npy")
+        assert np.array_equal(stored[0], codes.numpy())
+
+
+def test_the_ledger_is_that_of_one_process(trained, model):
+    folder, _ = trained
+    splits = load_splits(data_of_run(folder))
+    for name, ledger in json.loads((folder / "ledger.json").read_text()).items():
+        alone = evaluate_split(model, splits[name], Accelerator(cpu=True), 256).to_json()
+        assert alone["images"] == ledger["images"] == COUNTS[name]
+        for row, expected in zip(ledger["rows"], alone["rows"], strict=True):
+            assert row["row"] == expected["row"]
+            assert row["nats"] == pytest.approx(expected["nats"], rel=1e-5)
+        for level, use in ledger["usage"].items():
+            assert use == pytest.approx(alone["usage"][level])
+
+
+def test_two_processes_write_the_bytes_of_one(trained, tmp_path):
+    folder, _ = trained
+    given = [ROOT / "tools" / "encode_dataset.py", folder, "--shard-size", 9, "--batch-size", 4]
+    together(*given, "--out", tmp_path / "two")
+    runpy.run_path(str(given[0]))["main"]([*map(str, given[1:]), "--out", str(tmp_path / "one"), "--cpu"])
+    one, two = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert len(one) == 6 + 1 + 1 + 3  # shards of 47, 1 and 3 images; manifest, card, checksums
+    data = CodeDataset(tmp_path / "two")
+    data.verify()
+    assert data.splits == COUNTS
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configurations(path):
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig)
+    assert config.num_processes % config.num_machines == 0
+    multiple = config.distributed_type is not DistributedType.NO
+    assert multiple == (config.num_processes > 1)
+    known = set(vars(launch_command_parser().parse_args(["script"])))
+    assert set(config.fsdp_config) <= known
+    assert bool(config.fsdp_config) == (config.distributed_type is DistributedType.FSDP)
