@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -296,7 +295,7 @@ def test_evaluation_covers_the_split_once(tmp_path):
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [1, 2, 6, 7, 23])
 def test_every_image_counts_once_and_every_process_has_as_many_batches(count, world):
-    shared = [list(shares(count, 2, SimpleNamespace(num_processes=world, process_index=rank))) for rank in range(world)]
+    shared = [list(shares(count, 2, rank, world)) for rank in range(world)]
     assert len({len(batches) for batches in shared}) == 1
     counted = [i for batches in shared for indices, weight in batches for i in indices[:weight].tolist()]
     assert sorted(counted) == list(range(count))

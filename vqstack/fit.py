@@ -171,14 +171,13 @@ class Order:
         return torch.arange(step * self.batch, (step + 1) * self.batch) // self.count
 
 
-def shares(count: int, batch_size: int, accelerator: Accelerator) -> Iterator[tuple[Int64[Tensor, "b"], int]]:
-    """This process's part of ``count`` images, in batches: (positions, how many of them count).
+def shares(count: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Int64[Tensor, "b"], int]]:
+    """The part of process ``rank`` of ``world`` in ``count`` images, in batches: (positions, how many of them count).
 
     Every process gets the same number of batches, since a wrapper that shards weights needs all processes for each. One
     that has no image left takes the first image again, which then does not count.
     """
-    world = accelerator.num_processes
-    mine = torch.arange(accelerator.process_index, count, world)
+    mine = torch.arange(rank, count, world)
     for start in range(0, math.ceil(count / world), batch_size):
         indices = mine[start : start + batch_size]
         yield (indices, len(indices)) if len(indices) else (torch.zeros(1, dtype=torch.int64), 0)
@@ -190,7 +189,8 @@ def evaluate(module: nn.Module, source: Source, batch_size: int, accelerator: Ac
     was_training = module.training
     module.eval()
     totals = Totals()
-    for indices, weight in shares(len(source), batch_size, accelerator):
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for indices, weight in shares(len(source), batch_size, rank, world):
         with accelerator.autocast():
             totals.add(module(*source.batch(indices, None)), weight)
     module.train(was_training)
