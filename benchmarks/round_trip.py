@@ -45,19 +45,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "images")
             given = ["--codes", options.codes, "--split", options.split, "--from-level", level, "--num", len(pixels)]
-            command = [
-                sys.executable,
-                TOOL,
-                options.run,
-                *given,
-                "--batch-size",
-                BATCH,
-                "--device",
-                "cpu",
-                "--out",
-                out,
-            ]
-            subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+            given += ["--batch-size", BATCH, "--device", "cpu", "--out", out]
+            command = list(map(str, [sys.executable, TOOL, options.run, *given]))
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             found = load_images(sorted(out.glob("[0-9]*.png")), data)
         differ = (found != expected).flatten(1).any(1).sum().item()
         print(f"level {level}: {len(found)} images, {differ} of them differ; codes equal: {same}")

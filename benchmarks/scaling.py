@@ -2,9 +2,10 @@
 
     python benchmarks/scaling.py [--config recipes/cifar10_cpu.yaml] [--images 10000] [--codes FOLDER]
 
-Each row of memory is a process of its own that does one thing for N and for 10 N images. ``resident`` is its peak minus
-that of a process that only imports; ``own`` leaves out pages of files, which the system takes back when it needs room.
-Codes are random unless a code data set is named, so that nothing in them can be compressed: an upper bound.
+Each row of memory is a process of its own that does one thing for N and for 10 N images (the permutation: a hundred
+times as many). ``resident`` is its peak minus that of a process that only imports; ``own`` leaves out pages of files,
+which the system takes back when it needs room. Codes are random unless a code data set is named, so that nothing in
+them can be compressed: an upper bound.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from vqstack.codes import CodeDataset, CodeDatasetWriter, Contents, MapCache, StoredCodes
@@ -63,13 +63,13 @@ def write_cache(folder: Path, contents: Contents, images: int) -> None:
         cache.finish()
 
 
-def read_cache(folder: Path, contents: Contents, images: int) -> None:
-    """Training batches in random order."""
-    for level in range(len(contents.map_shapes)):
-        source = CodeSource(cache_of(folder, contents, level, images).load(), torch.device("cpu"))
-        order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
-        for indices in order[: 100 * BATCH].split(BATCH):
-            source.batch(indices, None)
+def read_cache(folder: Path, contents: Contents, images: int) -> CodeSource:
+    """Training batches of level 1 in random order."""
+    source = CodeSource(cache_of(folder, contents, 0, images).load(), torch.device("cpu"))
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+    for indices in order.split(BATCH):
+        source.batch(indices, None)
+    return source  # still mapped when its pages are counted
 
 
 def write_data_set(folder: Path, contents: Contents, images: int) -> None:
@@ -85,25 +85,28 @@ def read_data_set(folder: Path, contents: Contents, images: int) -> None:
         pass
 
 
-def order(folder: Path, contents: Contents, images: int) -> None:
-    """The permutation of an epoch."""
-    Order(images, BATCH, 0).indices(0)
+def permutation(folder: Path, contents: Contents, images: int) -> Order:
+    """That of an epoch, for a hundred times as many images."""
+    order = Order(100 * images, BATCH, 0)
+    order.indices(0)
+    return order
 
 
 def nothing(folder: Path, contents: Contents, images: int) -> None:
     """What a process takes for its imports."""
 
 
-WORK = {work.__name__: work for work in (nothing, write_cache, read_cache, write_data_set, read_data_set, order)}
+WORK = {work.__name__: work for work in (nothing, write_cache, read_cache, write_data_set, read_data_set, permutation)}
 
 
 def work_here(name: str, config: Path, folder: Path, images: int) -> None:
     """The child: does one thing and prints its peak memory, and its own part of it at the end, in bytes."""
     torch.set_num_threads(1)
-    WORK[name](folder, contents_of(read_yaml(config, RunConfig)), images)
+    kept = WORK[name](folder, contents_of(read_yaml(config, RunConfig)), images)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps([peak, peak - int(status["RssFile"].split()[0]) * 1024]))
+    del kept
 
 
 def memory(name: str, config: Path, folder: Path, images: int) -> tuple[int, int]:
@@ -130,6 +133,18 @@ def print_bytes(folder: Path, contents: Contents, config: RunConfig, images: int
         print(f"{name:<28}{size:>16,.2f}{size * BILLION / 1e9:>17,.1f} GB")
 
 
+def print_memory(name: str, config: Path, parent: Path, counts: tuple[int, int], base: tuple[int, int]) -> None:
+    """One row: peaks for both counts, and by how much they grow with each image."""
+    found = []
+    for images in counts:
+        folder = parent / str(images)
+        folder.mkdir(exist_ok=True)
+        found.append([a - b for a, b in zip(memory(name, config, folder, images), base, strict=True)])
+    cells = "".join(f"{resident / 1e6:>12,.1f}{own / 1e6:>8,.1f}" for resident, own in found)
+    done = (counts[1] - counts[0]) * (100 if name == "permutation" else 1)
+    print(f"{name.replace('_', ' '):<24}{cells}{(found[1][1] - found[0][1]) / done:>14,.1f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=RECIPE, help="recipe that says which maps")
@@ -144,28 +159,14 @@ def main() -> None:
     config = read_yaml(options.config, RunConfig)
     contents, counts = contents_of(config), (options.images, 10 * options.images)
     with tempfile.TemporaryDirectory() as parent:
-        print(
-            f"{'memory of a process, MB':<24}"
-            + "".join(f"{f'{n:,} images':>20}" for n in counts)
-            + f"{'a billion':>14}"
-        )
-        print(f"{'':<24}" + f"{'resident':>12}{'own':>8}" * 2)
+        columns = "".join(f"{f'{n:,} images':>20}" for n in counts)
+        print(f"{'memory of a process, MB':<24}{columns}{'own, bytes':>14}")
+        print(f"{'':<24}" + f"{'resident':>12}{'own':>8}" * 2 + f"{'an image':>14}")
         base = memory("nothing", options.config, Path(parent), 0)
-        print(f"{'imports':<24}{base[0] / 1e6:>12,.0f}{base[1] / 1e6:>8,.0f}")
+        print(f"{'imports':<24}{base[0] / 1e6:>12,.1f}{base[1] / 1e6:>8,.1f}")
         for name in list(WORK)[1:]:
-            found = []
-            for images in counts:
-                folder = Path(parent, str(images))
-                folder.mkdir(exist_ok=True)
-                found.append([a - b for a, b in zip(memory(name, options.config, folder, images), base, strict=True)])
-            slope = max(found[1][1] - found[0][1], 0) / (counts[1] - counts[0])
-            cells = "".join(f"{resident / 1e6:>12,.1f}{own / 1e6:>8,.1f}" for resident, own in found)
-            print(f"{name.replace('_', ' '):<24}{cells}{slope * BILLION / 1e9:>11,.1f} GB")
+            print_memory(name, options.config, Path(parent), counts, base)
         print_bytes(Path(parent, str(counts[1])), contents, config, counts[1], options.codes)
-        labels = np.dtype(np.int64).itemsize
-        print(
-            f"\nheld by every process: position and label, {2 * labels} bytes an image; permutation, {labels} bytes an image"
-        )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def evaluate_split(
         batch_size: images at a time, each process.
         refined: score with the refiners, where there are any; otherwise with the feed-forward decoders alone.
     """
-    mine = torch.arange(accelerator.process_index, len(split), accelerator.num_processes)
+    mine = torch.arange(len(split))[accelerator.process_index :: accelerator.num_processes]
     names = ["label"] * bool(model.classes) + ["prior", *(f"level-{n}" for n in range(len(model.stack), 0, -1))]
     precision = finest(accelerator.device)
     nats = torch.zeros(len(names), dtype=precision, device=accelerator.device)

@@ -177,7 +177,7 @@ def shares(count: int, batch_size: int, rank: int, world: int) -> Iterator[tuple
     Every process gets the same number of batches, since a wrapper that shards weights needs all processes for each. One
     that has no image left takes the first image again, which then does not count.
     """
-    mine = torch.arange(rank, count, world)
+    mine = torch.arange(count)[rank::world]
     for start in range(0, math.ceil(count / world), batch_size):
         indices = mine[start : start + batch_size]
         yield (indices, len(indices)) if len(indices) else (torch.zeros(1, dtype=torch.int64), 0)
