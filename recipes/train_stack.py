@@ -3,9 +3,10 @@
 Without arguments it trains the digits recipe. Run the same command again to go on where it stopped.
 """
 
+from datetime import timedelta
 from pathlib import Path
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from pydantic import Field
 
 from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
@@ -57,7 +58,12 @@ def main(arguments: list[str]) -> None:
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=folder,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        # Codebooks are averaged over all processes at each step: DDP need not send them. Processes may wait for longer
+        # than the ten minutes of the default: for images to be read, for a picture to be drawn.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(days=1)),
+        ],
     )
 
     run = Run(config, folder, accelerator)
