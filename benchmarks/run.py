@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
-from vqstack.code_model import AutoregressiveCodeModel, CodeModelSettings
+from vqstack.code_model import CodeModelSettings, build_code_model
 from vqstack.fit import Fit, FitSettings, optimizer_for
 from vqstack.level import Level, LevelSettings
 from vqstack.likelihood import noise
@@ -260,7 +260,7 @@ def bare_step(w: dict[str, Tensor], x: Tensor, keys: Tensor, values: Tensor, sit
 
 @torch.no_grad()
 def bare_generate(w: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Codes [b, N] drawn with the weights of an :class:`AutoregressiveCodeModel`, and their log-probabilities [b]."""
+    """Codes [b, N] drawn with the weights of an autoregressive code model, and their log-probabilities [b]."""
     shape = (DEPTH, BATCH, HEADS, SITES, DIM // HEADS)
     keys, values = w["begin"].new_empty(shape), w["begin"].new_empty(shape)
     codes = torch.empty(BATCH, SITES, dtype=torch.int64, device=keys.device)
@@ -278,7 +278,7 @@ def prior(device: torch.device) -> Iterator[Comparison]:
     """Samples of the autoregressive prior against x-transformers' generator and against its bare matrix products."""
     torch.manual_seed(0)
     settings = CodeModelSettings(depth=DEPTH, dim=DIM, heads=HEADS)
-    model = AutoregressiveCodeModel(settings, (8, 8), CODES, 0).to(device).eval()
+    model = build_code_model(settings, (8, 8), CODES, 0).to(device).eval()
     nn.init.normal_(model.to_logits.weight, std=0.02)  # not the uniform distribution it starts as
     weights = model.state_dict()
     codes, score = bare_generate(weights)

@@ -12,13 +12,15 @@ SHAPES = [(1, 1), (4, 4), (2, 3), (7, 5), (9, 12), (1, 9)]
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 5, 16, 10**6])
-def test_an_ordered_partition(shape, groups):
+@pytest.mark.parametrize("even", [False, True])
+def test_an_ordered_partition(shape, groups, even):
     sites = shape[0] * shape[1]
     groups = min(groups, sites)
-    schedule = Schedule.dispersed(shape, groups)
+    schedule = Schedule.dispersed(shape, groups, even=even)
     assert len(schedule) == groups
     assert torch.cat([schedule.sites(k) for k in range(groups)]).sort().values.tolist() == list(range(sites))
     assert schedule.sizes[0] >= 1
+    assert not even or schedule.sizes[-1] - schedule.sizes[0] <= 1
     assert list(schedule.sizes) == sorted(schedule.sizes)
     for k in range(groups):
         assert (schedule.group[schedule.sites(k)] == k).all()
@@ -47,3 +49,10 @@ def test_raster_is_row_by_row():
     schedule = Schedule.raster(6)
     assert schedule.order.tolist() == list(range(6))
     assert schedule.sizes == (1,) * 6
+
+
+def test_even_groups_are_lattices():
+    schedule = Schedule.dispersed((16, 16), 16, even=True)
+    for k in range(16):
+        places = {(int(site) // 16 % 4, int(site) % 16 % 4) for site in schedule.sites(k)}
+        assert len(places) == 1

@@ -57,7 +57,9 @@ class AutoregressiveCodeModel(CodeModel):
         return len(self.schedule) == self.sites
 
     def _schedule(self, groups: int) -> Schedule:
-        return Schedule.raster(self.sites) if groups == self.sites else Schedule.dispersed(self.map_shape, groups)
+        if groups == self.sites:
+            return Schedule.raster(self.sites)
+        return Schedule.dispersed(self.map_shape, groups, even=self.scale is not None)
 
     def _backbone(self, **settings: Any) -> nn.Module:
         decoder = Decoder(**settings)

@@ -40,7 +40,7 @@ class MaskedCodeModel(CodeModel):
         self.hidden = nn.Parameter(torch.randn(settings.dim) * 0.02)  # the input of a site whose value is not known
 
     def _schedule(self, groups: int) -> Schedule:
-        return Schedule.dispersed(self.map_shape, groups)
+        return Schedule.dispersed(self.map_shape, groups, even=self.scale is not None)
 
     def _backbone(self, **settings: Any) -> nn.Module:
         return Encoder(**settings)

@@ -28,15 +28,16 @@ class Schedule:
         return cls(torch.arange(sites), torch.arange(sites), (1,) * sites)
 
     @classmethod
-    def dispersed(cls, map_shape: tuple[int, ...], groups: int) -> "Schedule":
-        """Groups whose sites lie far apart, small ones first: a function of the shape and the number of groups.
+    def dispersed(cls, map_shape: tuple[int, ...], groups: int, *, even: bool = False) -> "Schedule":
+        """Groups whose sites lie far apart: a function of the shape, the number of groups and ``even``.
 
-        The order is that of an ordered-dithering matrix (Bayer 1973): every beginning of it covers the map evenly. The
-        groups end where ``1 - cos(pi k / 2K)`` of the sites are drawn, as in MaskGIT (Chang et al. 2022): what is drawn
-        early fixes the coarse layout and knows little, so few sites are drawn at once.
+        The order is that of an ordered-dithering matrix (Bayer 1973): every beginning of it covers the map evenly. By
+        default groups end where ``1 - cos(pi k / 2K)`` of the sites are drawn, as in MaskGIT (Chang et al. 2022): what
+        is drawn early fixes the coarse layout and knows little, so few sites are drawn at once. ``even`` groups are as
+        equal as can be, for maps whose layout is known from above; of 16 × 16 sites in 16 groups each is a lattice.
         """
         order = _bayer_order(map_shape)
-        sizes = _sizes(len(order), groups)
+        sizes = _even_sizes(len(order), groups) if even else _cosine_sizes(len(order), groups)
         group = torch.empty_like(order)
         group[order] = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
         return cls(order, group, sizes)
@@ -54,7 +55,12 @@ class Schedule:
         return self.group.to(group.device) < group[:, None]
 
 
-def _sizes(sites: int, groups: int) -> tuple[int, ...]:
+def _even_sizes(sites: int, groups: int) -> tuple[int, ...]:
+    small, more = divmod(sites, groups)
+    return (small,) * (groups - more) + (small + 1,) * more
+
+
+def _cosine_sizes(sites: int, groups: int) -> tuple[int, ...]:
     """Sites of each group: at least one, never fewer than before, along a cosine."""
     sizes: list[int] = []
     left = sites
