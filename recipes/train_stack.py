@@ -69,8 +69,11 @@ def main(arguments: list[str]) -> None:
     run = Run(config, folder, accelerator)
     if config.trackers:
         accelerator.init_trackers(folder.name)
-    for level in run.levels:
-        run.train_level(level)
+    if config.joint:
+        run.train_jointly()
+    else:
+        for level in run.levels:
+            run.train_level(level)
     for level in run.refined:
         run.train_refiner(level)
     run.train_prior()

@@ -20,6 +20,7 @@ ORDER = [
     "metrics",
     "level",
     "stack",
+    "joint",
     "code_model",
     "pretrained",
     "model",

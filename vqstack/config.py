@@ -48,6 +48,13 @@ class RunConfig(StackSettings):
     train_levels: tuple[FitSettings, ...] = Field(
         (FitSettings(),), min_length=1, description="Training of the levels: one for all, or one each, level 1 first."
     )
+    joint: bool = Field(
+        False, description="Train all levels at once on the sum of their losses, then all decoders on the final codes."
+    )
+    train_joint: FitSettings = Field(FitSettings(), description="Training of all levels at once (joint).")
+    train_decoders: FitSettings = Field(
+        FitSettings(steps=500), description="Training of the decoders after it, on codes that no longer change (joint)."
+    )
     train_refiners: tuple[FitSettings, ...] = Field(
         (FitSettings(),),
         min_length=1,
@@ -68,12 +75,19 @@ class RunConfig(StackSettings):
         if self.refiners and len(self.train_refiners) not in (1, len(self.refiners)):
             raise ValueError(f"train_refiners takes one entry or {len(self.refiners)} (one a refiner)")
         check_refiners(self.refiners, len(self.levels))
+        if self.joint and self.levels_from is not None:
+            raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")
         return self
+
+    @property
+    def every_training(self) -> tuple[FitSettings, ...]:
+        """Settings of all phases."""
+        return *self.train_levels, self.train_joint, self.train_decoders, *self.train_refiners, self.train_prior
 
     def model_settings(self, image_shape: tuple[int, ...], classes: int) -> ModelSettings:
         """The settings of the model for images of a shape (c, h, w)."""
         return ModelSettings(
-            stack=StackSettings(levels=self.levels, pixels=self.pixels, pad_to=self.pad_to),
+            stack=StackSettings(**{name: getattr(self, name) for name in StackSettings.model_fields}),
             prior=self.prior,
             refiners=self.refiners,
             sampling=self.sampling,

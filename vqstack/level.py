@@ -95,14 +95,19 @@ class Level(nn.Module, ABC):
 
         Metrics: ``nats`` per image and the quantizer's loss; histogram: use of each code.
         """
+        return self.train_and_encode(below)[0]
+
+    def train_and_encode(self, below: Pixels | AnyCodes) -> tuple[Objective, Codes]:
+        """The training objective, see :meth:`forward`, and the codes z_l that it was computed with."""
         quantized = self.quantizer(self.encoder(self.features(below)))
         distribution = self.distribution(self.decoder(quantized.vectors))
         nats = -distribution.log_prob(below).mean()
-        return Objective(
+        objective = Objective(
             nats / distribution.sites + quantized.loss,
             {"nats": nats.detach(), "quantizer": quantized.loss.detach()},
             {"codes": torch.bincount(quantized.codes.flatten(), minlength=self.quantizer.size)},
         )
+        return objective, quantized.codes
 
     @torch.no_grad()
     def encode(self, below: Pixels | AnyCodes) -> Codes:

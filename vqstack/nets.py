@@ -47,8 +47,8 @@ class ResidualBlock(nn.Module):
             last,
         )
 
-    def forward(self, x: Vectors) -> Vectors:
-        return x + self.body(x)
+    def forward(self, x: Vectors, offset: Float[Tensor, "d"] | None = None) -> Vectors:
+        return x + self.body(x if offset is None else x + offset[:, None, None])
 
 
 class Trunk(nn.Module):
@@ -67,9 +67,22 @@ class Trunk(nn.Module):
         super().__init__()
         self.position = nn.Parameter(torch.zeros(width, *map_shape))
         self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(blocks)))
+        self.level: nn.Parameter | None
+        self.register_parameter("level", None)
+
+    def share(self, blocks: list[ResidualBlock]) -> None:
+        """Run these blocks, which other trunks run too, from now on; each reads its input with an offset of our own.
+
+        The offsets [blocks, width] are the level's embedding; they start at zero.
+        """
+        self.blocks = nn.Sequential(*blocks)
+        self.level = nn.Parameter(torch.zeros(len(blocks), len(self.position)))
 
     def forward(self, x: Vectors) -> Vectors:
-        return self.blocks(x + self.position)
+        x = x + self.position
+        for number, block in enumerate(self.blocks):
+            x = block(x) if self.level is None else block(x, self.level[number])
+        return x
 
 
 class Down(nn.Module):
@@ -165,6 +178,27 @@ def rename_state(module: nn.Module, names: dict[str, str]) -> None:
 
     def loading(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: object) -> None:
         translate(state, prefix, to_theirs)
+
+    module.register_state_dict_post_hook(saving)
+    module.register_load_state_dict_pre_hook(loading)
+
+
+def store_once(module: nn.Module, owners: dict[str, str]) -> None:
+    """Leave shared parameters out of the state of a module where they stand a second time, and find them on loading.
+
+    Args:
+        module: whose submodules share parameters.
+        owners: prefix of names that are left out -> prefix under which the same tensors are stored.
+    """
+
+    def saving(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+        for key in [key for key in state if key.startswith(tuple(prefix + name for name in owners))]:
+            del state[key]
+
+    def loading(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: object) -> None:
+        for name, owner in owners.items():
+            for key in [key for key in state if key.startswith(prefix + owner)]:
+                state[prefix + name + key[len(prefix + owner) :]] = state[key]
 
     module.register_state_dict_post_hook(saving)
     module.register_load_state_dict_pre_hook(loading)

@@ -4,7 +4,8 @@ A finished phase leaves ``DONE`` in its folder and is not repeated.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import Fit, FitSettings, Source
 from vqstack.images import AugmentSettings, ImageSettings, ImageSplit, center, grid, load_splits
+from vqstack.joint import JointDecoders, JointLevels
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel, SamplingSettings
@@ -41,7 +43,7 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        for settings in (*config.train_levels, *config.train_refiners, config.train_prior):
+        for settings in config.every_training:
             parts = settings.accumulate * accelerator.num_processes
             if settings.batch_size % parts:
                 raise InputError(
@@ -91,12 +93,28 @@ class Run:
         return [refiner.level for refiner in self.config.refiners]
 
     def train_level(self, number: int) -> None:
-        """``enc_l*, dec_l* = argmin E[-ln P_dec_l(z_{l-1} | z_l)]``, the levels below frozen."""
+        """``enc_l*, dec_l* = argmin E[-ln P_dec_l(z_{l-1} | z_l)]``, the levels below frozen.
+
+        So are blocks shared with a level below: they are trained with the first level that has them.
+        """
         level = self.model.stack.level(number)
         if isinstance(level, CodeLevel):
             level.start_from(self.model.stack.level(number - 1))
         settings = self.config.train_levels
-        self._fit(f"level-{number}", level, number - 1, settings[0 if len(settings) == 1 else number - 1])
+        with _frozen(self.model.stack.borrowed(number)):
+            self._fit(f"level-{number}", level, number - 1, settings[0 if len(settings) == 1 else number - 1])
+
+    def train_jointly(self) -> None:
+        """``argmin E[-sum_l ln P_dec_l(z_{l-1} | z_l)]`` over all levels at once, then over the decoders alone.
+
+        While the levels are trained together their codes move under the decoders; the second phase lets these catch up.
+        """
+        stack = self.model.stack
+        self._fit("joint", JointLevels(stack), 0, self.config.train_joint)
+        decoders = JointDecoders(stack)
+        tuned = {id(parameter) for parameter in decoders.trained()}
+        with _frozen([parameter for parameter in stack.parameters() if id(parameter) not in tuned]):
+            self._fit("decoders", decoders, 0, self.config.train_decoders)
 
     def train_refiner(self, number: int) -> None:
         """A better ``P(z_{l-1} | z_l)`` over the frozen codes; it starts as the decoder of level l."""
@@ -206,13 +224,18 @@ class Run:
     def _write_samples(self, name: str, trained: nn.Module, step: int) -> None:
         """A picture of where training stands.
 
-        Images above their reconstructions for a level, images above variations of them for a refiner, samples for the
-        prior.
+        Images above their reconstructions, from one level or from all, images above variations of them for a refiner,
+        samples for the prior.
         """
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
         with torch.no_grad():
-            if isinstance(trained, Level):
+            if isinstance(trained, JointLevels | JointDecoders):
+                pixels = self._shown()
+                codes = trained.stack.encode(pixels)
+                kept = [trained.stack.decode(z, number) for number, z in enumerate(codes, start=1)]
+                picture = torch.cat([pixels, *kept]).cpu()
+            elif isinstance(trained, Level):
                 pixels = self._shown()
                 below = self.model.stack.encode(pixels, trained.number - 1)
                 maps = trained.decode(trained.encode(below[-1] if below else pixels)).mode()
@@ -271,6 +294,19 @@ class Run:
             )
             self.model.save_pretrained(self.folder / "model")
         self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Keep these parameters as they are."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _level_of(name: str) -> int:

@@ -14,10 +14,11 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         f"images   {channels}x{rows}x{columns}, {settings.values} values, {settings.classes} classes: "
         f"{channels * rows * columns * math.log2(settings.values):,.0f} bits raw"
     ]
-    peak = 0.0
+    peak = together = 0.0
     for level in model.stack.levels:
         number, sites = level.number, math.prod(level.map_shape)
         fit = config.train_levels[0 if len(config.train_levels) == 1 else number - 1]
+        fit = config.train_joint if config.joint else fit
         parameters = sum(p.numel() for p in level.parameters())
         lines.append(
             f"level {number}  {level.map_shape[0]}x{level.map_shape[1]} of {level.quantizer.size} codes: at most "
@@ -29,7 +30,11 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         floats = sites * (
             6 * level.settings.width * (blocks + 2) + 4 * level.decoder.numbers + 3 * level.quantizer.size
         )
-        peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
+        memory = 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate
+        together += memory
+        peak = together if config.joint else max(peak, memory)
+    if config.sharing == "trunk":
+        lines.append("sharing  trunk: blocks that levels share are counted with each of them, once in the total")
     fits = [config.train_prior, *(config.train_refiners * len(config.refiners))[: len(config.refiners)]]
     names = ["prior   ", *(f"refiner {refiner.level}" for refiner in config.refiners)]
     for name, part, fit in zip(names, model.parts, fits, strict=True):

@@ -1,15 +1,16 @@
 """The stack: levels in order, from pixels to the top map and back down."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
 from vqstack.likelihood import Distribution, Draw, PixelHead, PixelSettings, noise
+from vqstack.nets import ResidualBlock, Trunk, store_once
 from vqstack.quantizer import QuantizerSettings
 from vqstack.shapes import AnyCodes, Codes, Pixels
 
@@ -32,6 +33,22 @@ class StackSettings(BaseModel):
         None,
         description="Rows and columns to which images are padded (cropped again before scoring); none: no padding.",
     )
+    sharing: Literal["none", "trunk"] = Field(
+        "none",
+        description="trunk: residual blocks of equal width are one instance for all levels (encoders and decoders each "
+        "among themselves), with an offset for each level; all else stays each level's own.",
+    )
+
+    @model_validator(mode="after")
+    def check_sharing(self) -> "StackSettings":
+        dropout: dict[int, float] = {}
+        for number, level in enumerate(self.levels):
+            if self.sharing == "trunk" and dropout.setdefault(level.width, level.dropout) != level.dropout:
+                raise ValueError(
+                    f"levels.{number}.dropout is {level.dropout}, and {dropout[level.width]} in another level of width "
+                    f"{level.width} that shares its blocks: make them equal"
+                )
+        return self
 
 
 class Stack(nn.Module):
@@ -54,6 +71,31 @@ class Stack(nn.Module):
         for number, level in enumerate(settings.levels[1:], start=2):
             levels.append(CodeLevel(number, level, levels[-1]))
         self.levels = cast(list[Level], nn.ModuleList(levels))
+        self.owners: dict[str, str] = {}
+        """Shared blocks by name: where a later level has one, and where the level has it that comes first."""
+        if settings.sharing == "trunk":
+            self._share_trunks()
+
+    def _share_trunks(self) -> None:
+        """Block i of every encoder of a width becomes one instance, and so does block i of every decoder."""
+        for path in ("encoder", "decoder"):
+            pools: dict[int, list[tuple[ResidualBlock, str]]] = {}
+            for level in self.levels:
+                trunk: Trunk = getattr(level, path).trunk
+                pool = pools.setdefault(level.settings.width, [])
+                for i, block in enumerate(trunk.blocks):
+                    name = f"levels.{level.number - 1}.{path}.trunk.blocks.{i}."
+                    if i < len(pool):
+                        self.owners[name] = pool[i][1]
+                    else:
+                        pool.append((cast(ResidualBlock, block), name))
+                trunk.share([block for block, _ in pool[: len(trunk.blocks)]])
+        store_once(self, self.owners)
+
+    def borrowed(self, number: int) -> list[nn.Parameter]:
+        """Parameters of level ``number`` that belong to a lower level, too."""
+        owned = {id(p) for level in self.levels[: number - 1] for p in level.parameters()}
+        return [p for p in self.level(number).parameters() if id(p) in owned]
 
     def __len__(self) -> int:
         return len(self.levels)
