@@ -422,6 +422,15 @@ def test_sizes_that_a_file_cannot_hold(grey, tmp_path, height, width, raw):
     assert outcome(grey, path, truth) in ("refused", "nothing")
 
 
+def test_a_length_that_the_file_has_not_is_no_reason_to_ask_for_memory(grey, tmp_path):
+    path = tmp_path / "a.vqs"
+    crafted(grey, path, Entry("a", 8, 8, "L"), [b"1234"] * 3)
+    whole = path.read_bytes()
+    assert whole[19:22] == b"\4\4\4"
+    path.write_bytes(whole[:19] + b"\xff\xff\xff\xff\xff\x0f" + whole[20:])
+    assert outcome(grey, path, {"a": {}}) == "nothing"
+
+
 @pytest.mark.parametrize("stem", ["../a", "a/b", "", ".", "..", "a\0", "a\\b", "a.level-1", "ä" * 150])
 def test_names_cannot_leave_the_folder(grey, tmp_path, stem):
     block = grey.encode(images(grey, 1), None, batch=32, seed=container.block_seed(0), check=False)

@@ -121,7 +121,7 @@ class BlockCodec:
             check: decode again and compare; if that fails, store the block raw.
         """
         codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
-        labels = self._choose(codes[-1], label, batch) if self.model.classes else None
+        labels = self._choose(codes[-1], label) if self.model.classes else None
         ledger = self._ledger(pixels, codes, labels, batch)
         top = [codes[-1]] if labels is None else [labels, codes[-1]]
         truth = [top, *([z] for z in codes[-2::-1]), [pixels]]
@@ -212,17 +212,20 @@ class BlockCodec:
             coder.mark(f"level-{level}")
             yield [above if level > 1 else above.to(torch.uint8)]
 
-    def _choose(self, top: AnyCodes, label: int | None, batch: int) -> Labels:
+    def _choose(self, top: AnyCodes, label: int | None) -> Labels:
         """The label given for all images, or for each the one with the shortest label and prior rows."""
         if label is not None:
             labels = torch.full((len(top),), label)
             self.model.check_labels(labels)
             return labels
-        lengths = []
-        for candidate in range(self.model.classes):
-            parts = [self.model.prior.log_prob(z, torch.full((len(z),), candidate)) for z in top.split(batch)]
-            lengths.append(-torch.cat(parts) - self.model.label_probs[candidate].log())
-        return torch.stack(lengths).argmin(0)
+        classes = self.model.classes
+        pairs = zip(  # every map with every label
+            top.repeat_interleave(classes, 0).split(BATCH),
+            torch.arange(classes).repeat(len(top)).split(BATCH),
+            strict=True,
+        )
+        prior = torch.cat([self.model.prior.log_prob(maps, labels) for maps, labels in pairs]).view(len(top), classes)
+        return (prior + self.model.label_probs.log()).argmax(1)
 
     def _ledger(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None, batch: int) -> Ledger:
         ledger = None

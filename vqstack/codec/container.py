@@ -80,14 +80,15 @@ class Container:
 
     def read(self, place: Place, sections: int) -> list[tuple[bytes, int]]:
         """The first ``sections`` sections of a block and their checks, as many as are there whole."""
-        found = []
+        found, at = [], place.offset
         with self.path.open("rb") as file:
-            file.seek(place.offset)
             for length in place.lengths[:sections]:
-                content = file.read(length + CHECK)
-                if len(content) < length + CHECK:
+                if at + length + CHECK > self.size:  # before memory is asked for
                     break
-                found.append((content[:length], _CHECK.unpack(content[length:])[0]))
+                file.seek(at)
+                content, check = file.read(length), file.read(CHECK)
+                found.append((content, _CHECK.unpack(check)[0]))
+                at += length + CHECK
         return found
 
 

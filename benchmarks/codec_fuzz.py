@@ -1,0 +1,176 @@
+"""Damage files of the codec and see what comes of them: python benchmarks/codec_fuzz.py RUN --count 2000.
+
+Two images of the data set's test split are compressed to single files and to an archive; each trial damages one of
+these (bits, bytes, pieces cut, doubled, swapped or taken from another file, ends lost or grown, header fields changed
+with their checks made right again) and decompresses it. Every trial must be refused, or give images that are exact, or
+give the levels above the damage and say so. Anything else, and anything that takes longer than ``--seconds``, is a
+failure: it is printed with its seed, and the exit code is 1.
+"""
+
+import argparse
+import json
+import random
+import signal
+import struct
+import sys
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqstack.codec.archive import check_container, compress, restore
+from vqstack.codec.blocks import BlockCodec
+from vqstack.codec.container import open_container
+from vqstack.codec.pictures import Pictures, pictures_of_split
+from vqstack.errors import InputError
+from vqstack.images import load_splits
+from vqstack.model import HierarchicalModel
+from vqstack.phases import data_of_run
+from vqstack.pretrained import find_artefact
+
+Damage = Callable[[bytes, bytes, random.Random], bytes]
+
+
+def somewhere(content: bytes, generator: random.Random) -> int:
+    """A place in a file; every second time in its first bytes, where the structure is."""
+    return generator.randrange(min(64, len(content)) if generator.random() < 0.5 else len(content))
+
+
+def flip(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(generator.choice([1, 1, 2, 8])):
+        data[somewhere(content, generator)] ^= 1 << generator.randrange(8)
+    return bytes(data)
+
+
+def replace(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    at, length = somewhere(content, generator), generator.randrange(1, 16)
+    filler = generator.choice([bytes(length), b"\xff" * length, b"\x80" * length, generator.randbytes(length)])
+    return content[:at] + filler + content[at + length :]
+
+
+def cut_out(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    at = somewhere(content, generator)
+    return content[:at] + content[at + generator.randrange(1, 32) :]
+
+
+def double(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    at, length = somewhere(content, generator), generator.randrange(1, 32)
+    return content[: at + length] + content[at:]
+
+
+def truncate(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    return content[: somewhere(content, generator)]
+
+
+def grow(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    return content + generator.randbytes(generator.randrange(1, 64))
+
+
+def splice(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    at = somewhere(content, generator)
+    return content[:at] + other[at:]
+
+
+def swap(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    a, b, c = sorted(somewhere(content, generator) for _ in range(3))
+    return content[:a] + content[b:c] + content[a:b] + content[c:]
+
+
+def rewrite(content: bytes, other: bytes, generator: random.Random) -> bytes:
+    """A field of an archive's header takes another value, its check is right; a single file gets another size."""
+    if content[4] != 1:
+        return content[:17] + bytes([generator.randrange(1, 256) & 127, generator.randrange(1, 128)]) + content[19:]
+    length, _ = struct.unpack_from("<II", content, 5)
+    header = json.loads(zlib.decompress(content[13 : 13 + length]))
+    key = generator.choice(list(header))
+    odd = [0, -1, 2**31, 2**63, 1e9, None, "", "../x", [], [[]], {}, True, header["blocks"], [["a", 2**40]]]
+    if isinstance(header[key], list) and header[key] and generator.random() < 0.7:
+        row = generator.choice(header[key])
+        row[generator.randrange(len(row))] = generator.choice([*odd, generator.randrange(1000)])
+    else:
+        header[key] = generator.choice(odd)
+    packed = zlib.compress(json.dumps(header).encode())
+    return content[:5] + struct.pack("<II", len(packed), zlib.crc32(packed)) + packed + content[13 + length :]
+
+
+DAMAGES: list[Damage] = [flip, replace, cut_out, double, truncate, grow, splice, swap, rewrite]
+
+
+def images_at_each_level(codec: BlockCodec, pictures: Pictures) -> list[dict[int, Tensor]]:
+    """What each picture may look like: 0: itself, l: what the model makes of z_l."""
+    found = []
+    for i in range(len(pictures.entries)):
+        codes = codec.model.encode(pictures.load(i)[None])
+        shown = {level: codec.model.decode(z, level)[0] for level, z in enumerate(codes, start=1)}
+        found.append({0: pictures.load(i), **shown})
+    return found
+
+
+def outcome(codec: BlockCodec, path: Path, truths: list[dict[int, Tensor]]) -> str:
+    """What decompressing a file comes to; starts with WRONG if it shows what it should not."""
+    try:
+        file = open_container(path, codec.tile)
+        check_container(codec, file)
+        images = list(restore(codec, file, range(len(file.entries))))
+    except InputError as error:
+        return "refused" if "\n" not in str(error) else "WRONG: more than one line"
+    worst = "exact"
+    for image in images:
+        if image.pixels is None or image.level:
+            if not image.damaged:
+                return "WRONG: damage without a word"
+            worst = "partly" if image.pixels is not None or worst == "partly" else "named, no image"
+        known = [truth for truth in truths if image.level in truth]
+        if image.pixels is not None and not any(torch.equal(truth[image.level], image.pixels) for truth in known):
+            return f"WRONG: an image of level {image.level} that is none"
+    return worst
+
+
+def too_long(*unused: object) -> None:
+    raise TimeoutError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--count", type=int, default=2000, help="damaged files (default 2000)")
+    parser.add_argument("--seconds", type=int, default=60, help="longest time for one file (default 60)")
+    options = parser.parse_args()
+    codec = BlockCodec(HierarchicalModel.from_pretrained(find_artefact(options.run)))
+    data = data_of_run(options.run).model_copy(update={"limit": 2})
+    pictures = pictures_of_split(load_splits(data, ["test"])["test"])
+    truths, counts, failures = images_at_each_level(codec, pictures), Counter[str](), 0
+    signal.signal(signal.SIGALRM, too_long)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        compress(codec, pictures, folder, name=None)
+        compress(codec, pictures, folder, name="archive")
+        whole = {path.stem: path.read_bytes() for path in sorted(folder.iterdir())}
+        for seed in range(options.count):
+            generator = random.Random(seed)
+            stem, damage = generator.choice(list(whole)), generator.choice(DAMAGES)
+            content = damage(whole[stem], whole[generator.choice(list(whole))], generator)
+            path = folder / f"{stem}.vqs"
+            path.write_bytes(content)
+            signal.alarm(options.seconds)
+            try:
+                found = "unchanged" if content in whole.values() else outcome(codec, path, truths)
+            except Exception as error:  # a crash is what this looks for
+                found = f"WRONG: {type(error).__name__}: {error}"
+            signal.alarm(0)
+            path.write_bytes(whole[stem])
+            counts["WRONG" if found.startswith("WRONG") else found] += 1
+            if found.startswith("WRONG"):
+                failures += 1
+                print(f"seed {seed}, {damage.__name__} of {stem}: {found}", file=sys.stderr)
+    print(f"{options.count} damaged files: " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
