@@ -118,6 +118,17 @@ def test_a_file_that_is_cut_short(run, call, folder, tmp_path):
     assert [p.name for p in (tmp_path / "back").iterdir()] == ["digit 0.level-1.png"]
 
 
+def test_an_archive_that_is_cut_short_says_so_in_a_line_a_run(run, call, folder, tmp_path):
+    assert call("compress", run, folder, "--out", tmp_path / "small")[0] == 0
+    path = tmp_path / "small" / "images.vqs"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = call("decompress", run, path, "--out", tmp_path / "back")
+    assert code == 3
+    assert err == (
+        f"warning: {path}: digit 0 to digit 4 (5 images): damaged or cut short below level 1: see STEM.level-1.png\n"
+    )
+
+
 def refused(result, message):
     code, _, err = result
     assert code == 2

@@ -7,6 +7,8 @@ for; 3: some images are missing or come from their upper levels only, and standa
 
 import sys
 import time
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import tyro
@@ -69,14 +71,22 @@ def wanted(command: Command, file: Container) -> range:
     return range(len(file.entries))[command.first :][: command.num]
 
 
-def write(image: Restored, file: Container, out: Path, values: int) -> str | None:
-    """Store what there is of an image; what there is to say about it, if anything."""
-    stem, level = image.entry.stem, image.level
-    if image.pixels is None:
-        return f"{file.path}: {stem}: not even its top map could be read: no image"
-    name = f"{stem}.level-{level}.png" if level else f"{stem}.png"
-    save_png(image.pixels, out / name, values)
-    return f"{file.path}: {stem}: damaged or cut short below level {level}: {name}" if image.damaged else None
+def write(image: Restored, out: Path, values: int) -> None:
+    """Store what there is of an image."""
+    if image.pixels is not None:
+        end = f".level-{image.level}.png" if image.level else ".png"
+        save_png(image.pixels, out / f"{image.entry.stem}{end}", values)
+
+
+def complaints(damaged: list[tuple[Path, int | None, str]]) -> Iterator[str]:
+    """A line for each run of images (file, level, stem) that came back as far; level none: not at all."""
+    for (path, level), run in groupby(damaged, lambda image: image[:2]):
+        stems = [stem for _, _, stem in run]
+        names = stems[0] if len(stems) == 1 else f"{stems[0]} to {stems[-1]} ({len(stems)} images)"
+        if level is None:
+            yield f"{path}: {names}: damaged or cut short before the end of the top map: no image"
+        else:
+            yield f"{path}: {names}: damaged or cut short below level {level}: see STEM.level-{level}.png"
 
 
 def main(arguments: list[str]) -> None:
@@ -85,7 +95,7 @@ def main(arguments: list[str]) -> None:
     codec = BlockCodec(model)
     files = open_files(command, codec)
     sampling = model.settings.sampling if command.sample else None
-    complaints, numbers, exact, shown, began = list[str](), 0, 0, 0, time.perf_counter()
+    damaged, numbers, exact, shown, began = list[tuple[Path, int | None, str]](), 0, 0, 0, time.perf_counter()
     claim_folder(command.out, "decompress")
     total = sum(len(wanted(command, file)) for file in files)
     with tqdm(total=total, desc="decompress", unit="img", disable=None) as progress:
@@ -94,21 +104,22 @@ def main(arguments: list[str]) -> None:
                 codec, file, wanted(command, file), levels=command.levels, sampling=sampling, seed=command.seed
             )
             for image in images:
-                if complaint := write(image, file, command.out, model.stack.values):
-                    complaints.append(complaint)
+                write(image, command.out, model.stack.values)
+                if image.damaged:
+                    damaged.append((file.path, None if image.pixels is None else image.level, image.entry.stem))
                 shown += image.pixels is not None
                 exact += image.level == 0 and image.pixels is not None
                 numbers += image.entry.size
                 progress.update()
     release_folder(command.out)
-    for complaint in complaints:
+    for complaint in complaints(damaged):
         print(f"warning: {complaint}", file=sys.stderr)
     seconds = time.perf_counter() - began
     print(
         f"{exact} images exact and {shown - exact} from their upper levels in {command.out}; "
         f"{total / seconds:.1f} images/s, {numbers / seconds / 1e6:.3f} MB/s"
     )
-    if complaints:
+    if damaged:
         sys.exit(PARTLY)
 
 
