@@ -18,10 +18,12 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from vqstack.codes import CodeDataset
+from vqstack.config import RunConfig
+from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
-from vqstack.phases import data_of_run
+from vqstack.phases import Run, data_of_run
 
 ROOT = Path(__file__).parents[1]
 # 47 images in batches of 6 over two processes, one image to validate on: the second process has none of them.
@@ -152,3 +154,10 @@ def test_accelerate_reads_the_configurations(path):
     known = set(vars(launch_command_parser().parse_args(["script"])))
     assert set(config.fsdp_config) <= known
     assert bool(config.fsdp_config) == (config.distributed_type is DistributedType.FSDP)
+
+
+def test_training_refuses_to_shard_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    with pytest.raises(InputError, match="one_host.yaml"):
+        Run(RunConfig(), tmp_path / "run", Accelerator(cpu=True))
+    assert not list(tmp_path.iterdir())

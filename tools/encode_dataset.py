@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
@@ -64,7 +64,9 @@ def main(arguments: list[str]) -> None:
         source=next(iter(splits.values())).source,
         labelled=any(split.labels is not None for split in splits.values()),
     )
-    settings = {"data": command.data.model_dump(mode="json"), "batch_size": command.batch_size}
+    # Read once, by the first process: what was encoded before a kill must have been the same images.
+    images = [accelerator.is_main_process and {n: fingerprint({"pixels": s.stored}) for n, s in splits.items()}]
+    settings = {"images": broadcast_object_list(images)[0], "batch_size": command.batch_size}
     counts = {name: len(split) for name, split in splits.items()}
     writer = CodeDatasetWriter(command.out, contents, counts, shard_size=command.shard_size, settings=settings)
     accelerator.wait_for_everyone()  # all have checked the folder before one changes it

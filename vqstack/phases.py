@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType
 from numpy.typing import NDArray
 from torch import nn
 
@@ -31,6 +32,9 @@ from vqstack.reuse import reused_levels
 from vqstack.shapes import Pixels
 from vqstack.sources import CodeSource, EncodingSource, PixelSource, RefinerSource, encode_once, resident_images
 
+# What shards weights: averages, checkpoints and the frozen levels below need them whole.
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
 
 class Run:
     """One training run and its folder.
@@ -43,6 +47,11 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
+        if accelerator.distributed_type in SHARDED:
+            raise InputError(
+                f"training under {accelerator.distributed_type.value} is not possible yet: launch it data parallel, as "
+                "recipes/accelerate/one_host.yaml does"
+            )
         for settings in config.every_training:
             parts = settings.accumulate * accelerator.num_processes
             if settings.batch_size % parts:
@@ -218,7 +227,8 @@ class Run:
     def _pixel_print(self, split: str) -> str:
         """Fingerprint of a split's images, computed once."""
         if split not in self._pixel_prints:
-            self._pixel_prints[split] = fingerprint({"pixels": self.splits[split].pixels})
+            stored = self.splits[split]
+            self._pixel_prints[split] = f"{fingerprint({'pixels': stored.stored})} {stored.size}"
         return self._pixel_prints[split]
 
     def _write_samples(self, name: str, trained: nn.Module, step: int) -> None:
