@@ -2,9 +2,10 @@
 
     python benchmarks/encode_kill.py RUN [--kills 5] [--shard-size 2000] [--seed 0] [-- --data.source … --batch-size …]
 
-What follows ``--`` goes to encode_dataset.py. The moments of the SIGKILLs are seeded and spread over the time that the
-uninterrupted command needed between its first and its last file. Prints each moment and what lay on the disk then; exit
-code 1 if a byte of any file differs.
+What follows ``--`` goes to encode_dataset.py. The moments of the SIGKILLs are seeded and spread over the work: a moment
+is a number of files, whose fraction is waited for in terms of the time that the uninterrupted command took for one. So
+a machine that is slower meanwhile is killed at the same point. Prints each moment and what lay on the disk then; exit
+code 1 if a byte of any file differs or a kill came too late.
 """
 
 import argparse
@@ -27,44 +28,41 @@ def shards(out: Path, ending: str = ".parquet") -> int:
     return len(list(out.glob(f"data/*{ending}")))
 
 
-def wait_for_work(process: subprocess.Popen, out: Path) -> float:
-    """Seconds until the command has claimed its folder."""
-    began = time.perf_counter()
+def wait_for_work(process: subprocess.Popen, out: Path) -> None:
+    """Until the command has claimed its folder."""
     while process.poll() is None and not (out / "data").is_dir():
         time.sleep(0.01)
-    return time.perf_counter() - began
 
 
 def uninterrupted(options: argparse.Namespace, out: Path) -> float:
-    """Seconds from the first file to the end."""
+    """Seconds a file."""
     process = start(options, out)
-    ready = wait_for_work(process, out)
+    wait_for_work(process, out)
     began = time.perf_counter()
     if process.wait():
         sys.exit(f"encode_dataset.py ended with exit code {process.returncode}")
-    seconds = time.perf_counter() - began
-    print(f"uninterrupted: {shards(out)} shards in {seconds:.1f} s, after {ready:.1f} s of loading")
+    written = sorted(path.stat().st_mtime for path in out.glob("data/*.parquet"))
+    seconds = (written[-1] - written[0]) / max(len(written) - 1, 1)
+    print(f"uninterrupted: {len(written)} files, one in {seconds:.2f} s, {time.perf_counter() - began:.1f} s in all")
     return seconds
 
 
-def killed(options: argparse.Namespace, out: Path, seconds: float) -> int:
+def killed(options: argparse.Namespace, out: Path, total: int, seconds: float) -> int:
     """Kills at seeded moments; the number of kills that hit a command at work."""
-    moments = sorted(random.Random(options.seed).random() for _ in range(options.kills))
+    draw = random.Random(options.seed)
+    moments = sorted(draw.uniform(0, total - 1) for _ in range(options.kills))
     hits = 0
-    for number, (before, moment) in enumerate(zip([0.0, *moments], moments, strict=False), start=1):
+    for number, moment in enumerate(moments, start=1):
         process = start(options, out)
         wait_for_work(process, out)
-        began = time.perf_counter()
-        while process.poll() is None and time.perf_counter() - began < (moment - before) * seconds:
-            time.sleep(0.005)
+        while process.poll() is None and shards(out) < int(moment):
+            time.sleep(0.001)
+        time.sleep(moment % 1 * seconds)
         hits += process.poll() is None
         process.kill()
         process.wait()
         half = shards(out, ".parquet.tmp")
-        print(
-            f"kill {number}: {time.perf_counter() - began:5.2f} s after it set to work, {shards(out)} shards whole, "
-            f"{half} in the middle"
-        )
+        print(f"kill {number}: moment {moment:.2f} of {total}; {shards(out)} files whole, {half} in the middle")
     return hits
 
 
@@ -78,20 +76,21 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--shard-size", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("given", nargs="*", help="further arguments of encode_dataset.py, after --")
-    options = parser.parse_args()
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:split])
+    options.given = sys.argv[split + 1 :]
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = Path(folder, "whole"), Path(folder, "parts")
         seconds = uninterrupted(options, whole)
-        hits = killed(options, parts, seconds)
-        if start(options, parts).wait():
+        hits = killed(options, parts, shards(whole), seconds)
+        if hits == options.kills and start(options, parts).wait():
             sys.exit("the last command did not finish")
         one, two = contents(whole), contents(parts)
         differ = sorted(str(path) for path in one.keys() | two.keys() if one.get(path) != two.get(path))
         total = sum(map(len, one.values()))
         print(f"{hits} of {options.kills} kills hit a command at work; {len(one)} files, {total:,} bytes")
         print(f"files that differ from the uninterrupted ones: {', '.join(differ) or 'none'}")
-        sys.exit(bool(differ))
+        sys.exit(bool(differ) or hits < options.kills)
 
 
 if __name__ == "__main__":
