@@ -25,11 +25,12 @@ def stack():
 
 def source(stack, number, labels=None, **settings):
     pixels = torch.randint(0, 5, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    below = (
-        PixelSource(pixels) if number == 1 else CodeSource(stack.encode(pixels)[0].numpy()[None], torch.device("cpu"))
-    )
+    if number == 1:
+        below = PixelSource(pixels, labels=labels)
+    else:
+        below = CodeSource(stack.encode(pixels)[0].numpy()[None], torch.device("cpu"), labels)
     above = stack.level(2) if number == 1 else None
-    return RefinerSource(below, stack.level(number), RefinerSettings(level=number, **settings), above, labels)
+    return RefinerSource(below, stack.level(number), RefinerSettings(level=number, **settings), above)
 
 
 @pytest.mark.parametrize("number", [1, 2])

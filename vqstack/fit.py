@@ -56,7 +56,7 @@ class Source(Protocol):
     """Where batches come from."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of images; 0 for a stream, which gives them in its own order."""
 
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
         """The arguments of ``module`` for images ``indices``. In training each is seen in one of ``epochs`` and may be
@@ -143,7 +143,10 @@ def networks(module: nn.Module) -> list[nn.Module]:
 
 
 class Order:
-    """Which images step s sees: a new permutation each epoch, a function of (seed, epoch) alone."""
+    """Which images step s sees: a new permutation each epoch, a function of (seed, epoch) alone.
+
+    Of a stream (count 0) the numbers of the images in the order in which they come.
+    """
 
     def __init__(self, count: int, batch: int, seed: int) -> None:
         self.count, self.batch, self.seed = count, batch, seed
@@ -159,6 +162,8 @@ class Order:
     def indices(self, step: int) -> Int64[Tensor, "b"]:
         """Positions in the split of the images of one step, over all processes."""
         parts, position, end = [], step * self.batch, (step + 1) * self.batch
+        if not self.count:
+            return torch.arange(position, end)
         while position < end:
             epoch, start = divmod(position, self.count)
             part = self._epoch_order(epoch)[start : start + end - position]
@@ -167,8 +172,8 @@ class Order:
         return torch.from_numpy(np.concatenate(parts))
 
     def epochs(self, step: int) -> Int64[Tensor, "b"]:
-        """The epoch in which each of these images is seen."""
-        return torch.arange(step * self.batch, (step + 1) * self.batch) // self.count
+        """The epoch in which each of these images is seen; a stream counts its own."""
+        return torch.arange(step * self.batch, (step + 1) * self.batch) // (self.count or sys.maxsize)
 
 
 def shares(count: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Int64[Tensor, "b"], int]]:

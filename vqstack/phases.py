@@ -22,15 +22,23 @@ from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import Fit, FitSettings, Source
-from vqstack.images import AugmentSettings, ImageSettings, ImageSplit, center, grid, load_splits
+from vqstack.images import AugmentSettings, ImageSettings, ImageSplit, center, grid, load_splits, open_stream
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.pretrained import holds_artefact
 from vqstack.reuse import reused_levels
-from vqstack.shapes import Pixels
-from vqstack.sources import CodeSource, EncodingSource, PixelSource, RefinerSource, encode_once, resident_images
+from vqstack.shapes import Labels, Pixels
+from vqstack.sources import (
+    CodeSource,
+    EncodingSource,
+    PixelSource,
+    RefinerSource,
+    StreamSource,
+    encode_once,
+    resident_images,
+)
 
 # What shards weights: averages, checkpoints and the frozen levels below need them whole.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -163,8 +171,8 @@ class Run:
         fit = Fit(
             name,
             module,
-            self._source("train", below, labelled, settings.augmented, refines),
-            self._source("validation", below, labelled, refines=refines),
+            self._source("train", below, settings, labelled, refines),
+            self._source("validation", below, None, labelled, refines),
             settings,
             self.accelerator,
             folder,
@@ -180,31 +188,52 @@ class Run:
         self.accelerator.print(f"{name}: best validation {nats * BITS:.2f} bits an image")
 
     def _source(
-        self, split: str, below: int, labelled: bool = False, augmented: float = 0.0, refines: int | None = None
+        self,
+        split: str,
+        below: int,
+        fit: FitSettings | None = None,
+        labelled: bool = False,
+        refines: int | None = None,
     ) -> Source:
         """Images (below = 0) or codes of level ``below``: stored ones, or encoded on the fly.
 
-        ``refines`` adds what the refiner of that level sees of the map above.
+        ``fit`` is given for training, where images may be augmented or streamed; ``refines`` adds what the refiner of
+        that level sees of the map above.
         """
         if refines is not None:
             stack, settings = self.model.stack, self.config.refiners[self.refined.index(refines)]
             above = stack.level(refines + 1) if refines < len(stack) else None
-            labels = self.splits[split].labels if settings.labels else None
-            inner = self._source(split, below, augmented=augmented)
-            return RefinerSource(inner, stack.level(refines), settings, above, labels)
-        images = self._images(split, self.config.augment, augmented, self.config.seed + below)
+            inner = self._source(split, below, fit, settings.labels)
+            return RefinerSource(inner, stack.level(refines), settings, above)
+        augmentation = self.config.augment if fit and fit.augmented else AugmentSettings()
+        share, seed = fit.augmented if fit else 0.0, self.config.seed + below
+        if fit and self.config.data.streaming:
+            images: Source = self._stream(fit, augmentation, seed, labelled)
+            return EncodingSource(images, self.model.stack, below) if below else images
         labels = self.splits[split].labels
         given = labels.to(self.accelerator.device) if labelled and labels is not None else None
+        images = self._images(split, augmentation, share, seed, given)
         if below == 0:
             return images
-        augmentation = self.config.augment if augmented else AugmentSettings()
         if augmentation.active and not augmentation.views:
-            return EncodingSource(images, self.model.stack, below, given)
-        return CodeSource(self._stored_codes(split, below, augmentation, augmented), self.accelerator.device, given)
+            return EncodingSource(images, self.model.stack, below)
+        return CodeSource(self._stored_codes(split, below, augmentation, share), self.accelerator.device, given)
 
-    def _images(self, split: str, augmentation: AugmentSettings, share: float, seed: int) -> PixelSource:
+    def _images(
+        self, split: str, augmentation: AugmentSettings, share: float, seed: int, labels: Labels | None = None
+    ) -> PixelSource:
         size, device = self.splits[split].size, self.accelerator.device
-        return PixelSource(self.stored[split], size, augmentation, share, seed, device)
+        return PixelSource(self.stored[split], size, augmentation, share, seed, device, labels)
+
+    def _stream(self, fit: FitSettings, augmentation: AugmentSettings, seed: int, labelled: bool) -> StreamSource:
+        """Training images that are read as they are needed; what is kept of train serves for scoring alone."""
+        train, rank, world = self.splits["train"], self.accelerator.process_index, self.accelerator.num_processes
+        batch, shape = fit.batch_size // fit.accumulate // world, tuple(train.stored.shape[1:])
+        stream = open_stream(self.config.data, shape, train.num_classes, batch, seed, rank, world)
+        labelled = labelled and train.labels is not None
+        return StreamSource(
+            stream, world, train.size, augmentation, fit.augmented, seed, self.accelerator.device, labelled
+        )
 
     def _stored_codes(self, split: str, level: int, augmentation: AugmentSettings, share: float) -> NDArray[Any]:
         """Codes [views, n, *map] of a split, encoded once, by all processes together, and kept under ``codes/``."""

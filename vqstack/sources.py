@@ -1,6 +1,7 @@
 """Where training batches come from: images, stored codes, or codes encoded on the way; and how codes get stored."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from torch import Tensor
 from vqstack.code_model import NO_LABEL, RefinerSettings, parent_of
 from vqstack.codes import MapCache
 from vqstack.fit import Source
-from vqstack.images import AugmentSettings, ImageSplit, Size, augment, center, uniforms
+from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, StreamBatch, augment, center, uniforms
 from vqstack.level import Level
 from vqstack.shapes import Codes, Labels, Pixels
 from vqstack.stack import Stack
 
+logger = logging.getLogger(__name__)
 RESIDENT = 2**30  # bytes of code maps that are kept in the device's memory
 
 
@@ -59,6 +61,58 @@ class PixelSource:
             draws = uniforms(self.seed, epochs, indices)
             pixels = augment(pixels, draws, self.augmentation, self.size, self.share)
         return (pixels,) if self.labels is None else (pixels, self.labels[indices.to(self.labels.device)])
+
+
+class StreamSource:
+    """Images of a stream, one batch after the other; its length is 0, which says that they come in their own order.
+
+    Args:
+        stream: of this process, in batches as large as those that are asked for.
+        world: number of processes, among which the indices are dealt out in turn.
+        size, augmentation, share, seed, device: as for :class:`PixelSource`.
+        labelled: whether the module takes labels.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        world: int,
+        size: Size,
+        augmentation: AugmentSettings,
+        share: float,
+        seed: int,
+        device: torch.device,
+        labelled: bool,
+    ) -> None:
+        self.stream, self.world, self.size, self.device, self.labelled = stream, world, size, device, labelled
+        self.augmentation, self.share, self.seed = augmentation, share, seed
+        self.next, self.left_out = -1, 0
+        self._batches: Iterator[StreamBatch] = iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        """The next images; where ``indices`` do not go on from the last ones, the stream begins there anew."""
+        number = int(indices[0]) // self.world // self.stream.batch
+        if number != self.next:
+            self._batches = self.stream.batches(number, self.device.type == "cuda")
+        taken = next(self._batches)
+        self.next = number + 1
+        self._report(taken.failed)
+        pixels = taken.pixels.to(self.device, non_blocking=True)
+        if self.augmentation.active:
+            draws = uniforms(self.seed, taken.epochs, taken.images)
+            pixels = augment(pixels, draws, self.augmentation, self.size, self.share)
+        else:
+            pixels = center(pixels, self.size)
+        return (pixels, taken.labels.to(self.device)) if self.labelled else (pixels,)
+
+    def _report(self, failed: list[str]) -> None:
+        for problem in failed:
+            self.left_out += 1
+            if self.left_out & (self.left_out - 1) == 0:  # the 1st, 2nd, 4th, …
+                logger.warning("train: %d images of the stream left out so far: %s", self.left_out, problem)
 
 
 def resident_images(splits: Mapping[str, ImageSplit], resident: str, device: torch.device) -> dict[str, Pixels]:
@@ -113,16 +167,15 @@ class CodeSource:
 class EncodingSource:
     """Codes of one level, encoded through the frozen levels as they are taken: every view of an image is a new map."""
 
-    def __init__(self, images: PixelSource, stack: Stack, level: int, labels: Labels | None = None) -> None:
-        self.images, self.stack, self.level, self.labels = images, stack, level, labels
+    def __init__(self, images: Source, stack: Stack, level: int) -> None:
+        self.images, self.stack, self.level = images, stack, level
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
-        pixels, *_ = self.images.batch(indices, epochs)
-        codes = self.stack.encode(pixels, self.level)[-1]
-        return (codes,) if self.labels is None else (codes, self.labels[indices.to(codes.device)])
+        pixels, *labels = self.images.batch(indices, epochs)
+        return self.stack.encode(pixels, self.level)[-1], *labels
 
 
 @torch.no_grad()
@@ -175,24 +228,16 @@ class RefinerSource:
     features, so that the refiner meets such codes before it meets sampled ones; half of the images stay as they are.
 
     Args:
-        below: yields z_{l-1} (pixels for level 1) first.
+        below: yields z_{l-1} (pixels for level 1), and labels if the refiner takes them.
         level: l, frozen.
         settings: how parent codes are replaced.
         above: level l + 1, whose decoder gives the samples; none for the top level.
-        labels: of all images, if the refiner takes them.
     """
 
     NEIGHBOURS = 8
 
-    def __init__(
-        self,
-        below: Source,
-        level: Level,
-        settings: RefinerSettings,
-        above: Level | None,
-        labels: Labels | None = None,
-    ) -> None:
-        self.below, self.level, self.settings, self.labels = below, level, settings, labels
+    def __init__(self, below: Source, level: Level, settings: RefinerSettings, above: Level | None) -> None:
+        self.below, self.level, self.settings = below, level, settings
         self.above = above if settings.corrupt_by == "samples" else None
         self.neighbours: Tensor | None = None
         if settings.corruption and self.above is None:
@@ -205,7 +250,7 @@ class RefinerSource:
 
     @torch.no_grad()
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
-        below, *_ = self.below.batch(indices, epochs)
+        below, *given = self.below.batch(indices, epochs)
         codes = self.level.encode(below)
         share = torch.zeros(len(codes))
         if epochs is not None and self.settings.corruption:
@@ -216,9 +261,7 @@ class RefinerSource:
             share = torch.rand(len(codes), generator=generator) * self.settings.corruption * chosen
             replaced = torch.rand(codes.shape, generator=generator) < share.view(-1, *[1] * (codes.ndim - 1))
             codes = torch.where(replaced.to(codes.device), self._replacements(codes, generator), codes)
-        labels = torch.full((len(codes),), NO_LABEL)
-        if self.labels is not None:
-            labels = self.labels[indices.to(self.labels.device)]
+        labels = given[0] if given else torch.full((len(codes),), NO_LABEL)
         return below, labels.to(codes.device), *parent_of(self.level, codes, share.to(codes.device))
 
     def _replacements(self, codes: Codes, generator: torch.Generator) -> Codes:

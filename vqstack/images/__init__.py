@@ -7,6 +7,7 @@ In reading order: ``settings``, ``decode`` (one file), ``views`` (random changes
 from vqstack.images.decode import grid, load_images, save_png
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
 from vqstack.images.splits import ImageSplit, image_shape, load_splits, num_classes, split_names
+from vqstack.images.stream import ImageStream, StreamBatch, open_stream
 from vqstack.images.views import augment, center, uniforms
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "AugmentSettings",
     "ImageSettings",
     "ImageSplit",
+    "ImageStream",
     "Size",
     "Split",
+    "StreamBatch",
     "augment",
     "center",
     "grid",
@@ -23,6 +26,7 @@ __all__ = [
     "load_images",
     "load_splits",
     "num_classes",
+    "open_stream",
     "save_png",
     "split_names",
     "uniforms",

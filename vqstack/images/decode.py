@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vqstack.errors import InputError
@@ -64,6 +64,8 @@ def decode_all(
     def one(record: Any, name: str) -> NDArray[np.uint8] | str:
         try:
             return decode(record, settings)
+        except UnidentifiedImageError:  # says where in memory the bytes are
+            return f"{name}: cannot be read (empty, or no image that Pillow knows); repair or remove it"
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             return f"{name}: cannot be read ({reason}); repair or remove it"

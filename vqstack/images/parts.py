@@ -18,8 +18,8 @@ from vqstack.images.settings import ImageSettings
 FETCH = 512  # images fetched at a time; bounds the memory of those that are still encoded
 
 
-def place(record: Any, seed: int, root: str | None) -> float:
-    """In [0, 1), from the path below ``root`` (an image folder), else from the bytes of the file."""
+def digest(record: Any, seed: int, root: str | None) -> int:
+    """64 bits of the seed and the path below ``root`` (an image folder), else the bytes of the file."""
     stored, path = record["bytes"], record["path"]
     if stored is None and path is not None:
         if root is not None:
@@ -30,7 +30,12 @@ def place(record: Any, seed: int, root: str | None) -> float:
                     stored = file.read()
             except OSError:
                 stored = path.encode()  # it will be refused or skipped when it is decoded
-    return int.from_bytes(blake2b(stored or b"", digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big") / 2**64
+    return int.from_bytes(blake2b(stored or b"", digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big")
+
+
+def place(digest: int) -> float:
+    """A digest as a number in [0, 1)."""
+    return (digest >> 11) / 2**53
 
 
 def places(stored: Records, seed: int) -> NDArray[np.float64]:
@@ -41,7 +46,7 @@ def places(stored: Records, seed: int) -> NDArray[np.float64]:
         return found
     positions = np.arange(stored.count)
     batches = (stored.fetch(positions[start : start + FETCH]) for start in range(0, stored.count, FETCH))
-    return np.array([place(record, seed, stored.root) for batch in batches for record in batch])
+    return np.array([place(digest(record, seed, stored.root)) for batch in batches for record in batch])
 
 
 def bounds(stored: set[str], settings: ImageSettings) -> dict[str, tuple[float, float]]:

@@ -4,6 +4,7 @@ Everything but digits and arrays goes through Hugging Face ``datasets``, mapped 
 """
 
 import glob
+import inspect
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -68,6 +69,17 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
         for name in SPLITS
         if name in found
     }
+
+
+def shuffled(rows: Any, settings: ImageSettings, seed: int) -> Any:
+    """A stream whose shards come in another order, and its images out of a buffer.
+
+    Newer versions of ``datasets`` fill the buffer from ten shards at a time, by threads, and wait five seconds for them
+    at the end of every epoch of Parquet files; from one shard at a time they do not.
+    """
+    newer = "max_buffer_input_shards" in inspect.signature(rows.shuffle).parameters
+    options = {"max_buffer_input_shards": 1} if newer else {}
+    return rows.shuffle(seed=seed, buffer_size=settings.shuffle_buffer, **options)
 
 
 def local_files(settings: ImageSettings) -> list[str]:

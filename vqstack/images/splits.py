@@ -19,8 +19,8 @@ from tqdm import tqdm
 from vqstack.errors import InputError
 from vqstack.images.cache import Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
-from vqstack.images.parts import FETCH, bounds, partition, place
-from vqstack.images.records import Records, Streamed, check_labels, open_records, open_streams
+from vqstack.images.parts import FETCH, bounds, digest, partition, place
+from vqstack.images.records import Records, Streamed, check_labels, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, ImageSettings, Size
 from vqstack.images.views import center
 from vqstack.shapes import Labels, Pixels
@@ -250,11 +250,11 @@ class _Streams:
         seed, taken = self.settings.seed, 0
         records: list[Any] = []
         labels: list[int] | None = [] if split.label_column else None
-        for row in split.rows.shuffle(seed=seed, buffer_size=self.settings.shuffle_buffer):
+        for row in shuffled(split.rows, self.settings, seed):
             if taken == self.settings.limit:
                 break
             record = row[split.image_column]
-            if limits[0] <= place(record, seed, split.root) < limits[1]:
+            if limits[0] <= place(digest(record, seed, split.root)) < limits[1]:
                 records.append(record)
                 if labels is not None:
                     labels.append(row[split.label_column])

@@ -1,0 +1,164 @@
+"""Training images of a source that is read from its beginning: endless batches, shuffled, decoded by worker processes.
+
+``datasets`` shuffles the order of the shards and a buffer of encoded images, anew each epoch, and shards the source
+over processes and workers. Memory holds the buffer and a few batches, whatever the size of the source.
+"""
+
+from collections.abc import Iterator
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from vqstack.errors import InputError
+from vqstack.images.decode import CHUNK, decode_all
+from vqstack.images.parts import bounds, digest, place
+from vqstack.images.records import Streamed, open_streams, shuffled
+from vqstack.images.settings import ImageSettings
+
+AHEAD = 2  # batches that each worker decodes ahead of what is used
+
+
+class StreamBatch(NamedTuple):
+    """What a worker hands over; with a ``problem`` there are no images and the stream ends."""
+
+    pixels: Tensor  # uint8 [b, c, h, w], as large as images are kept
+    labels: Tensor  # int64 [b], -1 without labels
+    images: Tensor  # int64 [b]: a hash of each image, its number where there is no position
+    epochs: Tensor  # int64 [b]: how often the source had been read to its end
+    failed: list[str]  # images that were left out since the last batch, and why
+    problem: str | None
+
+
+class _Row(NamedTuple):
+    record: Any
+    label: int
+    image: int
+    epoch: int
+
+
+def open_stream(
+    settings: ImageSettings, shape: tuple[int, ...], classes: int, batch: int, seed: int, rank: int, world: int
+) -> "ImageStream":
+    """The train split of process ``rank`` of ``world``, in batches of ``batch`` images of ``shape`` [c, h, w]."""
+    from datasets.distributed import split_dataset_by_node
+
+    splits = open_streams(settings)
+    split, rows = splits["train"], splits["train"].rows
+    if rows.num_shards < world * max(settings.workers, 1) and hasattr(rows, "reshard"):
+        rows = rows.reshard()  # row groups of Parquet files in place of files, in newer versions of datasets
+    rows = split_dataset_by_node(shuffled(rows, settings, seed), rank, world)
+    limits = bounds(set(splits), settings)["train"]
+    return ImageStream(settings, split, rows, limits, shape, classes, batch)
+
+
+class ImageStream:
+    """Endless batches. ``batches(skip)`` begins after that many, without decoding what it passes over."""
+
+    def __init__(
+        self,
+        settings: ImageSettings,
+        split: Streamed,
+        rows: Any,
+        limits: tuple[float, float],
+        shape: tuple[int, ...],
+        classes: int,
+        batch: int,
+    ) -> None:
+        self.settings, self.split, self.rows, self.limits = settings, split, rows, limits
+        self.shape, self.classes, self.batch, self.skip = shape, classes, batch, 0
+        # A worker without a shard would have nothing to do.
+        self.workers = min(settings.workers, rows.num_shards)
+
+    def batches(self, skip: int, pin: bool) -> Iterator[StreamBatch]:
+        """Batches from number ``skip`` on; InputError for what cannot be read. Images left out count as seen here."""
+        turns = max(self.workers, 1)  # workers take turns, so each is told how many of its own turns to pass over
+        self.skip = skip // turns
+        ahead = AHEAD if self.workers else None
+        loader = DataLoader(
+            _Workers(self), batch_size=None, num_workers=self.workers, pin_memory=pin, prefetch_factor=ahead
+        )
+        for number, batch in enumerate(loader, start=skip - skip % turns):
+            if batch.problem is not None:
+                raise InputError(batch.problem)
+            if number >= skip:
+                yield batch
+
+    def of_worker(self) -> Iterator[StreamBatch]:
+        """What one worker does; an exception would reach the main process as a traceback, so it is handed over."""
+        where = self.split.where
+        try:
+            yield from self._batched(self._rows())
+        except InputError as error:
+            yield _problem(str(error))
+        except Exception as error:  # of a file system, a network, a broken archive: the libraries raise dozens of types
+            yield _problem(f"{where}: cannot be read ({' '.join(str(error).split())}); check the files and the network")
+
+    def _rows(self) -> Iterator[_Row]:
+        """Rows of the train part, without end, after those that are passed over."""
+        left = self.skip * self.batch
+        for epoch in count():
+            self.rows.set_epoch(epoch)
+            seen = 0
+            for row in self.rows:
+                record = row[self.split.image_column]
+                image = digest(record, self.settings.seed, self.split.root)
+                if self.limits[0] <= place(image) < self.limits[1]:
+                    seen += 1
+                    if seen > left:
+                        yield _Row(record, self._label(row), image >> 1, epoch)
+            if not seen:
+                raise InputError(f"{self.split.where}: a shard without images to train on; set workers to 0")
+            left = max(left - seen, 0)
+
+    def _label(self, row: dict[str, Any]) -> int:
+        if not (self.classes and self.split.label_column):
+            return -1
+        label = row[self.split.label_column]
+        if not (isinstance(label, int) and 0 <= label < self.classes):
+            raise InputError(f"{self.split.where}: label {label} where {self.classes} classes are known; set classes")
+        return label
+
+    def _batched(self, rows: Iterator[_Row]) -> Iterator[StreamBatch]:
+        ready: list[tuple[NDArray[np.uint8], _Row]] = []
+        failed: list[str] = []
+        while True:
+            part = list(islice(rows, CHUNK))
+            names = [_name(self.split.where, row.record) for row in part]
+            images = decode_all([row.record for row in part], names, self.settings, self.shape[1:])
+            ready += [(image, row) for image, row in zip(images, part, strict=True) if not isinstance(image, str)]
+            failed += [image for image in images if isinstance(image, str)]
+            if failed and self.settings.on_error == "refuse":
+                raise InputError(f"{failed[0]}, or set on_error to skip")
+            while len(ready) >= self.batch:
+                yield _stacked(ready[: self.batch], failed)
+                ready, failed = ready[self.batch :], []
+
+
+class _Workers(IterableDataset):
+    """What torch takes to its worker processes."""
+
+    def __init__(self, stream: ImageStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[StreamBatch]:
+        return self.stream.of_worker()
+
+
+def _stacked(ready: list[tuple[NDArray[np.uint8], _Row]], failed: list[str]) -> StreamBatch:
+    pixels = torch.from_numpy(np.stack([image for image, _ in ready]))
+    labels, images, epochs = torch.tensor([(row.label, row.image, row.epoch) for _, row in ready]).T.contiguous()
+    return StreamBatch(pixels, labels, images, epochs, failed, None)
+
+
+def _problem(message: str) -> StreamBatch:
+    nothing = torch.empty(0, dtype=torch.int64)
+    return StreamBatch(nothing, nothing, nothing, nothing, [], message)
+
+
+def _name(where: str, record: Any) -> str:
+    return f"{where}, image {record['path']}" if record["path"] else f"{where}, an image"
