@@ -99,6 +99,9 @@ class CodeModel(nn.Module, ABC):
         for table in (self.embedding, self.label_embedding):
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
+        if scale is not None:  # as large as what else a site reads, which it would drown otherwise
+            nn.init.normal_(self.parent.weight, std=0.02 / features**0.5)
+            nn.init.zeros_(self.parent.bias)
         nn.init.zeros_(self.to_logits.weight)  # starts as the base, or as the uniform distribution
         nn.init.zeros_(self.to_logits.bias)
         self.codebook: Tensor | None  # in units in which the mean squared distance to the nearest other code is 1
