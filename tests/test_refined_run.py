@@ -80,8 +80,8 @@ def test_running_again_repeats_nothing(run_folder, capsys):
 
 
 def test_generating_with_guidance(run_folder, tmp_path):
-    manifest = generate(run_folder, tmp_path / "a", "--num", 4, "--label", 3, "--guidance", 2.5)
-    assert manifest["settings"]["guidance"] == [2.5]
+    manifest = generate(run_folder, tmp_path / "a", "--num", 4, "--label", 3, "--guidance", 25)
+    assert manifest["settings"]["guidance"] == [25]
     assert [image["label"] for image in manifest["images"]] == [3] * 4
     generate(run_folder, tmp_path / "b", "--num", 4, "--label", 3, "--guidance", 1)
     generate(run_folder, tmp_path / "c", "--num", 4, "--label", 3)

@@ -84,7 +84,7 @@ class CodeModel(nn.Module, ABC):
         )
         self.position = nn.Parameter(torch.randn(self.sites, settings.dim) * 0.02)
         if scale is not None:
-            self.parent = nn.Conv2d(features, settings.dim * scale[0] * scale[1], 1)
+            self.parent = nn.Conv2d(features, settings.dim * scale[0] * scale[1], 1, bias=False)
             self.corruption = nn.Parameter(torch.zeros(settings.dim))
         self.backbone = self._backbone(
             dim=settings.dim,
@@ -101,7 +101,6 @@ class CodeModel(nn.Module, ABC):
                 nn.init.normal_(table.weight, std=0.02)
         if scale is not None:  # as large as what else a site reads, which it would drown otherwise
             nn.init.normal_(self.parent.weight, std=0.02 / features**0.5)
-            nn.init.zeros_(self.parent.bias)
         nn.init.zeros_(self.to_logits.weight)  # starts as the base, or as the uniform distribution
         nn.init.zeros_(self.to_logits.bias)
         self.codebook: Tensor | None  # in units in which the mean squared distance to the nearest other code is 1
