@@ -3,6 +3,7 @@
 Without arguments it trains the digits recipe. Run the same command again to go on where it stopped.
 """
 
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from pydantic import Field
 
 from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
 from vqstack.images import image_shape, num_classes
-from vqstack.phases import Run, check_run_folder, check_trackers
+from vqstack.phases import Run, check_trackers
 from vqstack.report import describe
+from vqstack.run_folder import check_run_folder
 
 RECIPES = Path(__file__).parent
 
@@ -22,6 +24,7 @@ class Command(RunConfig):
 
     config: Path | None = Field(None, description="YAML file of the recipe; default: recipes/digits.yaml.")
     out: Path | None = Field(None, description="Folder of the run; default: runs/NAME, after the recipe.")
+    override_config: bool = Field(False, description="Go on with other settings than the run began with; recorded.")
     dry_run: bool = Field(False, description="Print the configuration, maps, parameters and memory, and leave.")
 
 
@@ -52,7 +55,7 @@ def main(arguments: list[str]) -> None:
             print("labels   not counted: a prior with labels has one row of its dim more for each class")
         return
     folder = command.out or Path("runs") / path.stem
-    check_run_folder(folder, config)
+    check_run_folder(folder, config, command.override_config)
     check_trackers(config.trackers)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -66,18 +69,18 @@ def main(arguments: list[str]) -> None:
         ],
     )
 
-    run = Run(config, folder, accelerator)
-    if config.trackers:
-        accelerator.init_trackers(folder.name)
-    if config.joint:
-        run.train_jointly()
-    else:
-        for level in run.levels:
-            run.train_level(level)
-    for level in run.refined:
-        run.train_refiner(level)
-    run.train_prior()
-    run.release()
+    with closing(Run(config, folder, accelerator)) as run:
+        if config.trackers:
+            accelerator.init_trackers(folder.name)
+        if config.joint:
+            run.train_jointly()
+        else:
+            for level in run.levels:
+                run.train_level(level)
+        for level in run.refined:
+            run.train_refiner(level)
+        run.train_prior()
+        run.release()
     accelerator.end_training()
 
 

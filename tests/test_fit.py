@@ -1,14 +1,19 @@
 """The training loop: order, resume to the bit, accumulation, averages, the best weights."""
 
+import copy
+import dataclasses
 import itertools
 import json
 import math
+import signal
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from vqstack.checkpoint import Checkpoints
+from vqstack.errors import DivergedError, Stopped
 from vqstack.fit import (
     Average,
     Fit,
@@ -26,7 +31,7 @@ from vqstack.likelihood import PixelHead, PixelSettings
 from vqstack.shapes import Objective
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """What kills a run in these tests."""
 
 
@@ -90,7 +95,7 @@ def equal(a, b):
 
 
 def checkpoint(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
+    return Checkpoints(folder / "checkpoints", 1).intact()[-1].read()
 
 
 def rows(folder):
@@ -175,6 +180,137 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, accumulate):
     assert equal(checkpoint(tmp_path / "parts"), checkpoint(tmp_path / "whole"))
     assert equal(resumed.module.state_dict(), whole.module.state_dict())
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_stopped_by_a_signal_between_evaluations(tmp_path, number):
+    whole = build(tmp_path / "whole", evaluate_every=6)
+    best = whole.run()
+    stopped = build(tmp_path / "parts", evaluate_every=6)
+    step = stopped.training_step
+
+    def signalled():
+        step()
+        if stopped.step == 8:
+            signal.raise_signal(number)
+
+    stopped.training_step = signalled
+    with pytest.raises(Stopped, match="after step 8 of tiny"):
+        stopped.run()
+    assert checkpoint(tmp_path / "parts")["step"] == 8
+    resumed = build(tmp_path / "parts", level(seed=5), evaluate_every=6)
+    assert resumed.run() == best
+    assert equal(checkpoint(tmp_path / "parts"), checkpoint(tmp_path / "whole"))
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")  # totals between evaluations go on, too
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_every": 5}, {"checkpoint_minutes": 1e-9}])
+def test_checkpoints_between_evaluations(tmp_path, options):
+    fit = build(tmp_path, steps=12, evaluate_every=12, keep=50, **options)
+    fit.run()
+    steps = [c.step for c in fit.checkpoints.intact()]
+    assert steps == ([5, 10, 12] if "checkpoint_every" in options else list(range(1, 13)))
+
+
+def spoiled(fit, *steps):
+    """Let the loss be infinite in some steps (numbers count from 1)."""
+    forward = fit.module.forward
+
+    def maybe(*batch):
+        objective = forward(*batch)
+        bad = fit.module.training and fit.step + 1 in steps
+        return dataclasses.replace(objective, loss=objective.loss * math.inf) if bad else objective
+
+    fit.module.forward = maybe
+    return fit
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace(tmp_path, capsys):
+    fit = spoiled(build(tmp_path, steps=6, evaluate_every=6), 3)
+    fit._resume()
+    for step in range(1, 5):
+        before = copy.deepcopy([fit.module.state_dict(), fit.optimizer.state_dict()["state"]])
+        fit.training_step()
+        after = [fit.module.state_dict(), fit.optimizer.state_dict()["state"]]
+        assert equal(before, after) == (step == 3)
+    err = capsys.readouterr().err
+    assert "the loss (inf) of step 3 is not finite" in err
+    assert err.count("\n") == 1
+    (row,) = map(json.loads, (tmp_path / "bad-steps.jsonl").read_text().splitlines())
+    assert row["step"] == 3
+    assert row["images"] == fit.order.indices(2).tolist()
+    assert len(row["before"]) == 2
+
+
+def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, capsys):
+    fit = build(tmp_path, steps=4, evaluate_every=4)
+    weight = next(p for p in fit.module.parameters() if p.ndim > 1)
+    weight.register_hook(lambda gradient: gradient * (math.nan if fit.step == 1 else 1))
+    fit.run()
+    assert "the gradient of step 2 is not finite" in capsys.readouterr().err
+    assert rows(tmp_path)[-1]["train/bad_steps"] == 1
+    assert all(torch.isfinite(p).all() for p in fit.module.parameters())
+
+
+def test_too_many_bad_steps_end_the_run_with_the_last_good_checkpoint(tmp_path):
+    fit = spoiled(build(tmp_path, max_bad_steps=3), 2, 3, 5, 6, 7, 8)
+    with pytest.raises(DivergedError, match="3 steps in a row, up to step 7"):
+        fit.run()
+    assert checkpoint(tmp_path)["step"] == 4
+    resumed = build(tmp_path, max_bad_steps=3)
+    resumed.run()
+    assert resumed.step == 12
+
+
+class Overflowing:
+    """A scaler of half precision whose scale is too large."""
+
+    def get_scale(self):
+        return self.scale
+
+    def __init__(self, scale):
+        self.scale = scale
+
+
+@pytest.mark.parametrize(("scale", "bad"), [(1024.0, 0), (0.5, 1)])
+def test_overflows_of_half_precision_do_not_count(tmp_path, scale, bad):
+    fit = build(tmp_path)
+    fit.accelerator.scaler = Overflowing(scale)
+    fit.guard.begin()
+    fit.guard.refuse(1, 2.0, torch.arange(3))
+    assert fit.guard.count == bad
+
+
+def test_a_collapsed_codebook_is_warned_about(tmp_path, capsys):
+    build(tmp_path / "fine", collapse=0.0).run()
+    assert capsys.readouterr().err == ""
+    build(tmp_path / "warned", collapse=0.99).run()
+    err = capsys.readouterr().err
+    assert "tiny: the codes have collapsed: perplexity" in err
+    assert "of 8 over an epoch, below 99%; raise quantizer.revival" in err
+
+
+def test_an_evaluation_that_fails_does_not_end_training(tmp_path, capsys):
+    def fails(module, step):
+        raise ValueError("no picture")
+
+    fit = build(tmp_path, on_evaluation=fails)
+    fit.validation.batch = lambda indices, epochs: 1 / 0 if fit.step == 8 else (fit.validation.pixels[indices],)
+    fit.run()
+    err = capsys.readouterr().err
+    assert err.count("no picture") == 1
+    assert "step 8: evaluation failed (EvaluationError: ZeroDivisionError: division by zero)" in err
+    assert err.count("\n") == 2
+    assert [row["train/failures"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert ["validation/nats" in row for row in rows(tmp_path)] == [True, False, True]
+
+
+def test_damaged_rows_of_metrics_are_dropped(tmp_path):
+    build(tmp_path).run()
+    good = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b'{"step": 4, "tr\xff\n{"step": 12')
+    build(tmp_path)._resume()
+    assert (tmp_path / "metrics.jsonl").read_text() == good
 
 
 def test_killed_before_the_first_checkpoint(tmp_path):
@@ -278,7 +414,7 @@ def test_metrics_are_written(tmp_path):
     wanted = {"train/nats", "train/loss", "train/codes_used", "train/codes_perplexity", "validation/nats"}
     assert wanted <= set(metrics[0])
     assert all(math.isfinite(value) for row in metrics for value in row.values())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "checkpoint.pt", "metrics.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
 
 
 def test_evaluation_covers_the_split_once(tmp_path):

@@ -12,6 +12,8 @@ PACKAGE = ROOT / "vqstack"
 # Reading order, as in docs/design.md. A file that has become a folder of the same name keeps its place.
 ORDER = [
     "errors",
+    "signals",
+    "checkpoint",
     "shapes",
     "nets",
     "quantizer",
@@ -34,6 +36,7 @@ ORDER = [
     "quality",
     "plots",
     "config",
+    "run_folder",
     "report",
     "reuse",
     "phases",

@@ -1,5 +1,6 @@
 """The released artefact: equal in a new process, refused in one line when broken, nothing to unpickle."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from vqstack.checkpoint import digest
 from vqstack.code_model import CodeModelSettings
 from vqstack.errors import InputError
 from vqstack.level import LevelSettings
 from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
-from vqstack.pretrained import find_artefact
+from vqstack.pretrained import described_tensors, escape, find_artefact
 from vqstack.stack import StackSettings
 
 KINDS = {"vq": 6, "cosine": 6, "fsq": 9, "lfq": 8, "simvq": 6}
@@ -109,6 +112,21 @@ def test_saving_and_loading_twice(folder, tmp_path):
     assert (folder / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
 
 
+def reseal(folder, **changes):
+    """A configuration with other values whose checksum is right: what a stranger, not an accident, would write."""
+    config = json.loads((folder / "config.json").read_text())
+    described = {"model": config["model"], "weights": digest(folder / "model.safetensors")}
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        place = described["model"]
+        for part in path:
+            place = place[int(part) if part.isdigit() else part]
+        place[last] = value
+    text = json.dumps(described, sort_keys=True)
+    config |= {**described, "checksum": hashlib.sha256(text.encode()).hexdigest()}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def broken(folder, how):
     config, weights = folder / "config.json", folder / "model.safetensors"
     values = json.loads(config.read_text())
@@ -120,27 +138,33 @@ def broken(folder, how):
         config.write_text("[1, 2]")
     elif how == "bytes":
         config.write_bytes(b"\xff\xfe\x00")
+    elif how == "nested":
+        config.write_text("[" * 100_000)
+    elif how == "infinite":
+        config.write_text(config.read_text().replace('"values": 17', '"values": 1e999'))
+    elif how == "endless":
+        config.write_text(" " * 2**21)
     elif how == "foreign":
         config.write_text(json.dumps({"architectures": ["Other"], "settings": 3}))
-    elif how == "field":
-        values["model"]["prior"]["depth"] = "many"
-        config.write_text(json.dumps(values))
-    elif how == "unknown":
-        values["model"]["colour"] = 3
-        config.write_text(json.dumps(values))
+    elif how == "edited":
+        config.write_text(config.read_text().replace("0.9", "0.8"))
     elif how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif how == "empty":
         weights.write_bytes(b"")
-    elif how == "other":
-        values["model"]["prior"]["dim"] = 16
-        config.write_text(json.dumps(values))
-    elif how == "weights":
-        weights.unlink()
-    elif how == "config":
-        config.unlink()
+    elif how == "header":
+        weights.write_bytes((2**62).to_bytes(8, "little") + weights.read_bytes()[8:])
+    elif how == "flipped":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif how in ("weights", "config"):
+        (weights if how == "weights" else config).unlink()
     else:
-        raise AssertionError(how)
+        reseal(folder, **how)
+
+
+HUGE = 10**7
 
 
 @pytest.mark.parametrize(
@@ -150,15 +174,29 @@ def broken(folder, how):
         ("json", "is not the configuration of a vqstack model"),
         ("list", "is not the configuration of a vqstack model"),
         ("bytes", "is not the configuration of a vqstack model"),
+        ("nested", "is not the configuration of a vqstack model"),
+        ("infinite", "is not the configuration of a vqstack model"),
+        ("endless", "is not the configuration of a vqstack model"),
         ("foreign", "is not the configuration of a vqstack model"),
-        ("field", "prior.depth"),
-        ("unknown", "colour"),
+        ("edited", "its checksum differs"),
         ("truncated", "does not fit its config.json"),
         ("empty", "does not fit its config.json"),
-        ("other", "does not fit its config.json"),
+        ("header", "does not fit its config.json"),
+        ("flipped", "its checksum differs"),
         ("weights", "holds no model.safetensors"),
         ("config", "holds no config.json"),
+        ({"prior__depth": "many"}, "prior.depth"),
+        ({"colour": 3}, "colour"),
+        ({"prior__dim": 16}, "does not fit its config.json"),
+        ({"prior__dim": HUGE}, "does not fit its config.json"),  # 4 TB of weights, were they allocated
+        ({"prior__depth": HUGE}, "prior.depth"),
+        ({"prior__depth": 1000}, "the settings ask for more than"),
+        ({"stack__levels__0__width": HUGE}, "does not fit its config.json"),
+        ({"stack__levels__0__encoder_blocks": HUGE}, "the settings ask for more than"),
+        ({"image_shape": [1, HUGE * 8, HUGE * 8]}, "does not fit its config.json"),
+        ({"classes": HUGE}, "does not fit its config.json"),
     ],
+    ids=str,
 )
 def test_broken_artefacts_are_refused_in_one_line(folder, how, message):
     broken(folder, how)
@@ -167,6 +205,39 @@ def test_broken_artefacts_are_refused_in_one_line(folder, how, message):
     assert message in str(caught.value)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_artefact_of_the_first_format_is_read(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"format_version": 1, "model": config["model"]}))
+    old = HierarchicalModel.from_pretrained(folder)
+    stored = load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, old.state_dict()[name]) for name, value in stored.items())
+
+
+def test_weights_of_another_type_are_refused(folder):
+    state = {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors")
+    reseal(folder)
+    with pytest.raises(InputError, match="F64"):
+        HierarchicalModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_described_without_memory(kind):
+    model = build(kind)
+    described = described_tensors(lambda: HierarchicalModel(model.settings), 1000)
+    assert {name: shape for name, (_, shape) in described.items()} == {
+        name: tuple(value.shape) for name, value in model.state_dict().items()
+    }
+
+
+def test_words_on_a_card_are_no_markup():
+    text = escape("cats](http://x) <script>\n# Title `code` **bold** | a_b")
+    assert "\n" not in text
+    assert "<" not in text
+    for mark in "[](`*|#_":
+        assert all(text[i - 1] == "\\" for i, sign in enumerate(text) if sign == mark)
 
 
 def test_finding_an_artefact(folder, tmp_path):

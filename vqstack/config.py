@@ -15,8 +15,10 @@ import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vqstack import signals
+from vqstack.checkpoint import CANNOT_WRITE, failed_write
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners
-from vqstack.errors import InputError
+from vqstack.errors import CommandError, InputError, Stopped
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
@@ -65,6 +67,9 @@ class RunConfig(StackSettings):
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Precision of the networks in training.")
     compile: bool = Field(False, description="Run networks through torch.compile in training.")
     trackers: tuple[str, ...] = Field((), description="Experiment trackers by name, such as tensorboard.")
+    deterministic: bool = Field(
+        False, description="Let GPUs use only algorithms that give the same bits each time; slower."
+    )
     encode_batch: int = Field(256, ge=1, description="Images at a time when encoding and scoring, each process.")
     sample_grid: int = Field(10, ge=1, description="Images in each picture written during training.")
 
@@ -172,11 +177,19 @@ def _one_line(printed: str) -> str:
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a command on ``sys.argv``; wrong input ends in one line on standard error and exit code 2."""
+    """Run a command on ``sys.argv``; what ends it early is one line on standard error and an exit code (errors.py)."""
     try:
-        main(sys.argv[1:])
-    except InputError as error:
+        with signals.stopping():
+            main(sys.argv[1:])
+    except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(error.exit_code)
+    except Stopped as stop:
+        print(f"stopped {stop}", file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        failed = failed_write(error.filename or "a file", error)
+        print(f"error: {failed}", file=sys.stderr)
+        sys.exit(failed.exit_code)

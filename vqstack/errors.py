@@ -1,11 +1,45 @@
-"""The one exception that means: the user asked for something that cannot be done."""
+"""How a command ends when it cannot do what was asked: one line on standard error, and an exit code that says why.
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 2 | wrong input; nothing was written |
+| 3 | training stopped: loss or gradient were not finite for too many steps; the last good checkpoint is there |
+| 74 | a file could not be written (full disk, read-only folder …); what was written before is intact |
+| 75 | stopped by a signal; the same command goes on where it stopped |
+"""
+
+from typing import ClassVar
 
 
-class InputError(Exception):
-    """Wrong input. The message is one line that names the input and the remedy.
+class CommandError(Exception):
+    """What ends a command. The message is one line that names the cause and the remedy."""
 
-    Commands print it as ``error: MESSAGE`` on standard error and leave with exit code 2; nothing has been written.
-    """
+    exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class InputError(CommandError):
+    """Wrong input: the user asked for something that cannot be done. Nothing has been written."""
+
+    exit_code = 2
+
+
+class DivergedError(CommandError):
+    """Training lost its numbers; the last good checkpoint is kept."""
+
+    exit_code = 3
+
+
+class WriteError(CommandError):
+    """A file could not be written; what was there before is intact."""
+
+    exit_code = 74
+
+
+class Stopped(BaseException):
+    """A signal asked the command to leave. No Exception, so that nothing on the way takes it for an error."""
+
+    exit_code: ClassVar[int] = 75

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from vqstack.codes import fingerprint
 from vqstack.errors import InputError
-from vqstack.fit import Fit, FitSettings
+from vqstack.fit import Fit, FitSettings, load_outcome, write_outcome
 from vqstack.images import AugmentSettings, ImageSplit
 from vqstack.metrics import Features
 from vqstack.nets import ResidualBlock, norm
@@ -128,13 +129,10 @@ def trained_judge(
         rows = min(train.pixels.shape[-2:])
         network = Classifier(train.pixels.shape[1], values, train.num_classes, coarse=rows >= 16)
         network.to(accelerator.device)
-        done = folder / "DONE"
-        if done.exists():
-            network.load_state_dict(torch.load(folder / "best.pt", map_location="cpu", weights_only=True))
-        else:
-            accuracy = _train(network, train, validation, folder, accelerator, settings)
-            done.write_text(json.dumps({"accuracy": accuracy}) + "\n", encoding="utf-8")
-    return ImageJudge(network, json.loads(done.read_text(encoding="utf-8"))["accuracy"])
+        if not (folder / "DONE").exists():
+            _train(network, train, validation, folder, accelerator, settings)
+        accuracy = load_outcome(folder, network)["accuracy"]
+    return ImageJudge(network, accuracy)
 
 
 def _train(
@@ -144,8 +142,8 @@ def _train(
     folder: Path,
     accelerator: Accelerator,
     settings: FitSettings,
-) -> float:
-    """Fit the network; the accuracy of its best weights on the validation split."""
+) -> None:
+    """Fit the network; leaves its best weights and their accuracy on the validation split in ``folder``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -158,10 +156,11 @@ def _train(
         return PixelSource(pixels, augmentation=augmentation, labels=labels)
 
     Fit("classifier", network, source(train, shift), source(validation), settings, accelerator, folder).run()
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
     assert validation.labels is not None
     found = ImageJudge(network, 0.0).classes(validation.pixels)
-    return (found == validation.labels).double().mean().item()
+    accuracy = (found == validation.labels).double().mean().item()
+    write_outcome(folder, network.state_dict(), {"accuracy": accuracy})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def inception(values: int, device: torch.device) -> Extractor:

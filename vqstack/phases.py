@@ -4,6 +4,7 @@ A finished phase leaves ``DONE`` in its folder and is not repeated.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +17,21 @@ from accelerate.utils import DistributedType
 from numpy.typing import NDArray
 from torch import nn
 
+from vqstack.checkpoint import on_main, write_atomically
 from vqstack.code_model import CodeModel
 from vqstack.codes import MapCache, fingerprint
-from vqstack.config import RunConfig, read_yaml, to_yaml
+from vqstack.config import RunConfig, read_yaml
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
-from vqstack.fit import Fit, FitSettings, Source
+from vqstack.fit import Fit, FitSettings, Source, any_algorithms, deterministic_algorithms, load_outcome, write_outcome
 from vqstack.images import AugmentSettings, ImageSettings, ImageSplit, center, grid, load_splits, open_stream
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel, SamplingSettings
-from vqstack.pretrained import holds_artefact
-from vqstack.reuse import reused_levels
+from vqstack.pretrained import escape, holds_artefact
+from vqstack.reuse import Reused, reused_levels
+from vqstack.run_folder import claim
 from vqstack.shapes import Labels, Pixels
 from vqstack.sources import (
     CodeSource,
@@ -85,15 +88,19 @@ class Run:
             self.model.count_labels(train.labels.to(accelerator.device))
         self.stored = resident_images(self.splits, config.data.resident, accelerator.device)
         self._pixel_prints: dict[str, str] = {}
-        if accelerator.is_main_process:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{folder} cannot be made ({error.strerror}): choose another --out") from error
-            (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            if reused is not None:
-                reused.write(folder / "phases")
-        accelerator.wait_for_everyone()
+        if config.deterministic:
+            deterministic_algorithms()
+        on_main(accelerator, lambda: self._claim(reused))
+
+    def _claim(self, reused: Reused | None) -> None:
+        self._lock = claim(self.folder, self.config)
+        if reused is not None:
+            reused.write(self.folder / "phases")
+
+    def close(self) -> None:
+        """Let other processes write into the folder."""
+        if self.accelerator.is_main_process:
+            self._lock.release()
 
     def pixels(self, split: str) -> Pixels:
         """All images of a split as they are scored; on the device if they fit."""
@@ -159,15 +166,13 @@ class Run:
         refines: int | None = None,
     ) -> None:
         folder = self.folder / "phases" / name
-        done = folder / "DONE"
-        if done.exists():
-            state = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
-            module.load_state_dict(state)
-            module.eval()
-            source = json.loads(done.read_text(encoding="utf-8")).get("taken_from")
+        checkpoints = folder / "checkpoints"
+        if (folder / "DONE").exists():
+            source = load_outcome(folder, module).get("taken_from")
+            on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
             self.accelerator.print(f"{name}: taken from {source}" if source else f"{name}: done before")
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
         fit = Fit(
             name,
             module,
@@ -181,10 +186,9 @@ class Run:
             on_evaluation=lambda trained, step: self._write_samples(name, trained, step),
         )
         nats = fit.run()
-        if self.accelerator.is_main_process:
-            done.write_text(json.dumps({"steps": settings.steps, "validation_nats": nats}) + "\n", encoding="utf-8")
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
+        about = {"steps": settings.steps, "validation_nats": nats}
+        on_main(self.accelerator, lambda: write_outcome(folder, module.state_dict(), about))
+        on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
         self.accelerator.print(f"{name}: best validation {nats * BITS:.2f} bits an image")
 
     def _source(
@@ -268,7 +272,7 @@ class Run:
         """
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        with torch.no_grad():
+        with torch.no_grad(), any_algorithms():  # a picture leaves no trace in the weights
             if isinstance(trained, JointLevels | JointDecoders):
                 pixels = self._shown()
                 codes = trained.stack.encode(pixels)
@@ -324,15 +328,18 @@ class Run:
             for n, k, u in zip(self.levels, self.model.stack.codebook_sizes, results["train"].usage, strict=True)
         )
         self.accelerator.print(f"\nBits an image\n{text}\n\n{use}")
-        if self.accelerator.is_main_process:
-            ledger = {name: result.to_json() for name, result in results.items()}
-            (self.folder / "ledger.json").write_text(json.dumps(ledger, indent=2) + "\n", encoding="utf-8")
-            self.model.card = (
-                "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "
-                f"Images: {self.splits['train'].source}.\n\n## Ledger (bits an image)\n\n```\n{text}\n```\n\n{use}\n"
-            )
+        ledger = json.dumps({name: result.to_json() for name, result in results.items()}, indent=2) + "\n"
+        self.model.card = (
+            "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "
+            f"Images: {escape(str(self.splits['train'].source))}.\n\n"
+            f"## Ledger (bits an image)\n\n```\n{text}\n```\n\n{use}\n"
+        )
+
+        def write() -> None:
+            write_atomically(self.folder / "ledger.json", lambda aside: aside.write_text(ledger, encoding="utf-8"))
             self.model.save_pretrained(self.folder / "model")
-        self.accelerator.wait_for_everyone()
+
+        on_main(self.accelerator, write)
 
 
 @contextmanager
@@ -398,18 +405,3 @@ def check_trackers(names: tuple[str, ...]) -> None:
         if name not in installed:
             known = ", ".join(installed) or "none"
             raise InputError(f"trackers: {name} is not installed here (these are: {known}): install it or leave it out")
-
-
-def check_run_folder(folder: Path, config: RunConfig) -> None:
-    """A run's folder must be new, empty, or hold a run of the same configuration."""
-    if folder.is_file():
-        raise InputError(f"{folder} is a file: choose another folder with --out")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    written = folder / "config.yaml"
-    if not written.is_file():
-        raise InputError(f"{folder} holds something else than a run: choose another folder with --out")
-    before, now = read_yaml(written, RunConfig).model_dump(), config.model_dump()
-    changed = [name for name in now if now[name] != before[name]]
-    if changed:
-        raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): choose another --out")

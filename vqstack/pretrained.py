@@ -3,20 +3,29 @@
 Loading runs no code from the folder and unpickles nothing. Push and pull come from huggingface_hub's mixin.
 """
 
+import hashlib
+import html
 import json
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from vqstack.checkpoint import digest, failed_write, write_atomically
 from vqstack.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no checksums; it is still read
+MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
+SPARE = 2**28  # bytes of memory that a model may take besides what its file holds: tables that are computed, not stored
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
@@ -33,6 +42,94 @@ def find_artefact(folder: Path) -> Path:
     raise InputError(f"{folder} holds no trained model: give the folder of a finished run or of a released model")
 
 
+def escape(text: str) -> str:
+    """Text from a data set as plain words on a model card: no markup, no HTML, no line of its own."""
+    plain = html.escape(" ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~<>-])", r"\\\1", plain)
+
+
+def parse_json(path: Path, limit: int) -> Any:
+    """JSON from a file that may be a stranger's. ValueError if it is longer than ``limit`` bytes or not finite."""
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"longer than {limit} bytes")
+    return json.loads(content.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+Described = dict[str, tuple[str, tuple[int, ...]]]  # of each tensor its type and shape
+
+
+def read_header(path: Path) -> Described:
+    """What a safetensors file says it holds. ValueError if the header is damaged or does not cover the file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER, path.stat().st_size - 8):
+        raise ValueError("its header is longer than the file, or than any that a model needs")
+    with safe_open(path, "pt") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # no mapping
+        return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+
+
+def described_tensors(build: Callable[[], Any], limit: int) -> Described:
+    """What the state of a module will hold, found without taking memory for it.
+
+    ValueError if the module has more than ``limit`` parameters, or much more memory besides its state than SPARE.
+    """
+    count = 0
+
+    def counted(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal count
+        count += 1
+        if count > limit:
+            raise ValueError(f"the settings ask for more than {limit} tensors")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            module = build()
+    finally:
+        hook.remove()
+    state = module.state_dict()
+    everything = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+    if everything > sum(tensor.nbytes for tensor in state.values()) + SPARE:
+        raise ValueError(f"the settings ask for {everything / 2**20:,.0f} MiB of memory")
+    return {name: (_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in state.items()}
+
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def _first_difference(stored: Described, wanted: Described) -> str:
+    name = next(n for n in sorted({*stored, *wanted}) if stored.get(n) != wanted.get(n))
+    return f"{name[:80]} is {stored.get(name, 'missing')} where the settings ask for {wanted.get(name, 'none')}"
+
+
+def _checksum(described: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _misfit(path: Path, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:300]
+    return InputError(f"{path} does not fit its {CONFIG} ({reason}): fetch or export the model again")
+
+
 class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", tags=["vector-quantization"]):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a module built from one settings object.
 
@@ -44,35 +141,36 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
     """Text of the model card; set before saving."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        """Each file is whole or not there, ``config.json`` comes last: a folder without it holds no artefact."""
         assert isinstance(self, nn.Module)
         settings = self.settings
         assert isinstance(settings, BaseModel)
-        config = {"format_version": FORMAT_VERSION, "model": settings.model_dump(mode="json")}
-        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        save_file(weights, save_directory / WEIGHTS, metadata={"format": "pt"})
+        path = save_directory / WEIGHTS
+        try:
+            write_atomically(path, lambda aside: save_file(weights, aside, metadata={"format": "pt"}))
+        except SafetensorError as error:  # its only word for a full disk
+            raise failed_write(path, error) from error
         header = "---\nlibrary_name: vqstack\nlicense: apache-2.0\ntags:\n- vector-quantization\n---\n\n"
-        (save_directory / CARD).write_text(header + (self.card or "# A vqstack model\n"), encoding="utf-8")
+        card = header + (self.card or "# A vqstack model\n")
+        write_atomically(save_directory / CARD, lambda aside: aside.write_text(card, encoding="utf-8"))
+        described = {"model": settings.model_dump(mode="json"), "weights": digest(path)}
+        config = {"format_version": FORMAT_VERSION, **described, "checksum": _checksum(described)}
+        text = json.dumps(config, indent=2) + "\n"
+        write_atomically(save_directory / CONFIG, lambda aside: aside.write_text(text, encoding="utf-8"))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """A model from a folder or from the hub, on the CPU unless ``map_location`` says otherwise, in eval mode."""
-        path = Path(pretrained_model_name_or_path) / CONFIG
-        if path.is_file():
-            cls._read_settings(path)  # before the mixin reads it, which would end in a traceback where it is broken
-        return super().from_pretrained(pretrained_model_name_or_path, **options)
+        """A model from a folder or from the hub, on the CPU unless ``map_location`` says otherwise, in eval mode.
+
+        The folder may be a stranger's: nothing in it is run or unpickled, and memory is taken only for what its
+        weights really hold. InputError where a file is damaged, or describes another model than the weights hold.
+        """
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]  # the arguments that the base class passes, and map_location
-        cls,
-        *,
-        model_id: str,
-        map_location: str | torch.device = "cpu",
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
+    def _from_pretrained(  # type: ignore[override]  # the arguments of the base class that mean something here
+        cls, *, model_id: str, map_location: str | torch.device = "cpu", **hub: Any
     ) -> Any:  # the type of the subclass
         def find(name: str) -> Path:
             if Path(model_id).is_dir():
@@ -80,41 +178,52 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
                 if not path.is_file():
                     raise InputError(f"{model_id} holds no {name}: give the folder of a run or of a released model")
                 return path
-            return Path(
-                hf_hub_download(
-                    model_id,
-                    name,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
+            return Path(hf_hub_download(model_id, name, **hub))
 
-        model = cls(cls._read_settings(find(CONFIG)))  # type: ignore[call-arg]
+        settings, checksum = cls._read_settings(find(CONFIG))
         path = find(WEIGHTS)
+        cls._check_weights(path, settings, checksum)
+        model = cls(settings)  # type: ignore[call-arg]
         try:
             model.load_state_dict(load_file(path, device="cpu"))  # type: ignore[attr-defined]
-        except (SafetensorError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise InputError(f"{path} does not fit its {CONFIG} ({reason}): fetch or export the model again") from error
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise _misfit(path, error) from error
         return model.to(map_location).eval()  # type: ignore[attr-defined]
 
     @classmethod
-    def _read_settings(cls, path: Path) -> BaseModel:
+    def _read_settings(cls, path: Path) -> tuple[BaseModel, str | None]:
+        """The settings, and the checksum of the weights where the format has one (from version 2 on)."""
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = parse_json(path, MAX_CONFIG)
             version, settings = config["format_version"], config["model"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path} is not the configuration of a vqstack model: fetch or export it again") from error
-        if version != FORMAT_VERSION:
+        if version not in range(1, FORMAT_VERSION + 1):
             raise InputError(
-                f"{path} has format version {version}, this program reads {FORMAT_VERSION}: update vqstack"
+                f"{path} has format version {str(version)[:20]}, this program reads 1 to {FORMAT_VERSION}: "
+                "update vqstack"
             )
+        described = {"model": settings, "weights": config.get("weights")}
+        if version > 1 and config.get("checksum") != _checksum(described):
+            raise InputError(f"{path} is not what was exported (its checksum differs): fetch or export it again")
         try:
-            return cls.settings_class.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise InputError(f"{path}: {field}: {first['msg']}: fetch or export the model again") from error
+            return cls.settings_class.model_validate(settings), described["weights"] if version > 1 else None
+        except (ValidationError, RecursionError, OverflowError) as error:
+            reason = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise InputError(f"{path}: {reason}: fetch or export the model again") from error
+
+    @classmethod
+    def _check_weights(cls, path: Path, settings: BaseModel, checksum: str | None) -> None:
+        """The file must hold exactly the tensors of the model that the settings describe, before any is allocated."""
+        try:
+            stored = read_header(path)
+            wanted = described_tensors(lambda: cls(settings), 4 * len(stored) + 1000)  # type: ignore[call-arg]
+            if stored != wanted:
+                raise ValueError(_first_difference(stored, wanted))
+            if checksum is not None and digest(path) != checksum:
+                raise ValueError("its checksum differs")
+        except Exception as error:  # a stranger's settings can make any line of a constructor fail
+            raise _misfit(path, error) from error

@@ -1,15 +1,12 @@
 """Levels taken frozen from another run, so that runs which differ above them can be compared on the same codes."""
 
-import json
-from functools import partial
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
-from vqstack.fit import write_atomically
+from vqstack.fit import write_outcome
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.pretrained import find_artefact
 
@@ -62,8 +59,7 @@ class Reused:
         for number, state in reversed(self.states.items()):
             folder = phases / f"level-{number}"
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "best.pt", partial(torch.save, state))
-            (folder / "DONE").write_text(json.dumps({"taken_from": str(self.path)}) + "\n", encoding="utf-8")
+            write_outcome(folder, state, {"taken_from": str(self.path)})
 
 
 def reused_levels(config: RunConfig, settings: ModelSettings, phases: Path) -> Reused | None:

@@ -18,7 +18,7 @@ class CodeModelSettings(BaseModel):
     groups: int = Field(
         0, ge=0, description="K, groups of sites drawn one after the other, at most one a site; 0: one a site."
     )
-    depth: int = Field(4, ge=1, description="Transformer blocks.")
+    depth: int = Field(4, ge=1, le=1000, description="Transformer blocks.")
     dim: int = Field(128, ge=1, description="Features a site.")
     heads: int = Field(4, ge=1, description="Attention heads; divides dim.")
     dropout: float = Field(

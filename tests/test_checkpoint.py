@@ -1,0 +1,199 @@
+"""Files that are whole or not there: checkpoints, their rotation and damage, the lock."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vqstack import signals
+from vqstack.checkpoint import FORMAT_VERSION, Checkpoints, Lock, _sealed, check_unlocked, digest, write_atomically
+from vqstack.errors import InputError, Stopped, WriteError
+
+
+def state(step):
+    return {"step": step, "weights": torch.full((1000,), float(step))}
+
+
+def written(folder, nats, keep=2):
+    """Checkpoints of steps 1, 2, …, with these validation nats."""
+    store = Checkpoints(folder / "checkpoints", keep)
+    for step, value in enumerate(nats, start=1):
+        store.write(step, state(step), value)
+    return store
+
+
+def steps(store):
+    return [checkpoint.step for checkpoint in store.intact()]
+
+
+def flip(path, place=-10):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_is_written_is_read(tmp_path):
+    store = written(tmp_path, [3.0, None])
+    first, second = store.intact()
+    assert (first.nats, second.nats) == (3.0, None)
+    assert torch.equal(second.read()["weights"], state(2)["weights"])
+    assert second.read()["step"] == 2
+    assert sorted(path.name for path in store.folder.iterdir()) == ["step-0000001", "step-0000002"]
+
+
+@pytest.mark.parametrize(
+    ("nats", "keep", "left"),
+    [
+        ([5.0, 4.0, 3.0, 2.0], 2, [3, 4]),
+        ([1.0, 4.0, 3.0, 2.0], 2, [1, 3, 4]),  # the best is kept besides the newest
+        ([5.0, 1.0, None, None], 1, [2, 4]),
+        ([None, None, None, None], 3, [2, 3, 4]),
+    ],
+)
+def test_rotation(tmp_path, nats, keep, left):
+    assert steps(written(tmp_path, nats, keep)) == left
+
+
+@pytest.mark.parametrize("file", ["state.pt", "mark"])
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capsys, file, how):
+    store = written(tmp_path, [2.0, 1.0])
+    path = store.folder / "step-0000002" / file
+    if how == "flipped":
+        flip(path)
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+    else:
+        path.unlink()
+    assert steps(store) == [1]
+    err = capsys.readouterr().err
+    if (file, how) == ("mark", "missing"):  # that is what an unfinished one looks like
+        assert err == ""
+        assert not path.parent.exists()
+    else:
+        assert f"{path.parent} is damaged" in err
+        assert err.count("\n") == 1
+        assert (store.folder / "damaged-step-0000002").is_dir()
+    assert steps(store) == [1]  # and nothing is said twice
+    assert capsys.readouterr().err == ""
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    store = written(tmp_path, [1.0])
+    mark = store.folder / "step-0000001" / "mark"
+    content = json.loads(mark.read_text().splitlines()[0])
+    mark.write_text(_sealed(json.dumps({**content, "format_version": FORMAT_VERSION + 1, "new": True})))
+    with pytest.raises(InputError, match=f"format version {FORMAT_VERSION + 1}"):
+        store.intact()
+    assert mark.exists()
+
+
+class Dies(BaseException):
+    """A kill, at a file operation."""
+
+
+@pytest.mark.parametrize("operation", ["fsync", "rename", "mkdir", "write"])
+def test_a_write_that_fails_leaves_the_one_before(tmp_path, monkeypatch, operation):
+    store = written(tmp_path, [1.0])
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if operation == "write":
+        monkeypatch.setattr("vqstack.checkpoint._Hashed.write", full)
+    elif operation == "mkdir":
+        monkeypatch.setattr("pathlib.Path.mkdir", full)
+    else:
+        monkeypatch.setattr(os, operation, full)
+    with pytest.raises(WriteError, match="No space left on device") as caught:
+        store.write(2, state(2), 0.5)
+    assert "step-0000002" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert steps(store) == [1]
+    assert [path.name for path in store.folder.iterdir()] == ["step-0000001"]
+
+
+@pytest.mark.parametrize("operation", ["fsync", "rename"])
+def test_killed_while_writing(tmp_path, monkeypatch, operation):
+    store, real, calls = written(tmp_path, [1.0]), getattr(os, operation), []
+
+    def die(*arguments, **options):
+        calls.append(arguments)
+        raise Dies
+
+    monkeypatch.setattr(os, operation, die)
+    with pytest.raises(Dies):
+        store.write(2, state(2), 0.5)
+    monkeypatch.setattr(os, operation, real)
+    assert calls
+    assert steps(store) == [1]
+    store.write(2, state(2), 0.5)
+    assert steps(store) == [1, 2]
+
+
+def test_a_file_is_whole_or_as_before(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, lambda aside: aside.write_text("one"))
+
+    def half(aside):
+        aside.write_text("tw")
+        raise OSError(errno.EFBIG, "File too large")
+
+    with pytest.raises(WriteError, match="File too large"):
+        write_atomically(path, half)
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_digest_is_sha256(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    assert digest(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vqstack.checkpoint import Lock
+lock = Lock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_lock_ends_with_its_process(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            for take in (check_unlocked, lambda folder: Lock(folder, patience=0.0)):
+                with pytest.raises(InputError, match="another process is writing"):
+                    take(tmp_path)
+        finally:
+            holder.kill()
+    check_unlocked(tmp_path)
+    Lock(tmp_path, patience=0.0).release()
+    Lock(tmp_path, patience=0.0).release()  # given back, it can be taken again
+
+
+def test_looking_does_not_lock(tmp_path):
+    check_unlocked(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_leaves_at_once_or_is_noted(number):
+    with signals.stopping():
+        with pytest.raises(Stopped, match=signal.Signals(number).name):
+            signal.raise_signal(number)
+        with pytest.raises(Stopped, match="obeyed"), signals.noted() as received:
+            signal.raise_signal(number)
+            assert received == [number]
+            raise Stopped("obeyed")
+        with pytest.raises(Stopped, match=signal.Signals(number).name), signals.noted():
+            signal.raise_signal(number)  # nobody obeys: sent again at the end
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,0 +1,71 @@
+"""With which settings a run may go on."""
+
+import json
+
+import pytest
+
+from vqstack.checkpoint import Lock
+from vqstack.config import RunConfig, read_yaml
+from vqstack.errors import InputError
+from vqstack.fit import FitSettings
+from vqstack.run_folder import check_run_folder, claim, differences
+
+
+def config(**changes):
+    return RunConfig(data={"source": "digits"}, **changes)
+
+
+def test_differences():
+    before = {"a": 1, "b": {"c": [1, {"d": 2}], "e": None}, "gone": 3}
+    now = {"a": 1, "b": {"c": [1, {"d": 4}, 5], "e": None}, "new": [6]}
+    assert list(differences(before, now)) == [
+        ("b.c.1.d", 2, 4),
+        ("b.c.2", None, 5),
+        ("gone", 3, None),
+        ("new", None, [6]),
+    ]
+    assert list(differences(now, now)) == []
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path):
+    claim(tmp_path, config()).release()
+    check_run_folder(tmp_path, config())
+    with pytest.raises(InputError) as caught:
+        check_run_folder(tmp_path, config(seed=3, train_prior=FitSettings(learning_rate=0.5, keep=9)))
+    assert "train_prior.learning_rate: 0.001 → 0.5; seed: 0 → 3" in str(caught.value)
+    assert "keep" not in str(caught.value)  # may change
+    assert "\n" not in str(caught.value)
+
+
+def test_what_moves_no_weight_may_change(tmp_path):
+    claim(tmp_path, config()).release()
+    changed = config(
+        trackers=["tensorboard"],
+        sample_grid=3,
+        train_levels=(FitSettings(keep=5, checkpoint_every=7, checkpoint_minutes=1, max_bad_steps=2, collapse=0),),
+    )
+    check_run_folder(tmp_path, changed)
+    claim(tmp_path, changed).release()
+    assert read_yaml(tmp_path / "config.yaml", RunConfig) == changed
+    (row,) = map(json.loads, (tmp_path / "config-history.jsonl").read_text().splitlines())
+    assert row["override"] is False
+    assert row["changes"]["sample_grid"] == [10, 3]
+
+
+def test_an_override_is_recorded(tmp_path):
+    claim(tmp_path, config()).release()
+    assert not (tmp_path / "config-history.jsonl").exists()
+    check_run_folder(tmp_path, config(seed=4), override=True)
+    claim(tmp_path, config(seed=4)).release()
+    claim(tmp_path, config(seed=4)).release()
+    (row,) = map(json.loads, (tmp_path / "config-history.jsonl").read_text().splitlines())
+    assert row["override"] is True
+    assert row["changes"] == {"seed": [0, 4]}
+
+
+def test_one_writer(tmp_path):
+    lock = Lock(tmp_path)
+    with pytest.raises(InputError, match="another process is writing"):
+        check_run_folder(tmp_path, config())
+    lock.release()
+    check_run_folder(tmp_path, config())  # killed before it wrote anything but the lock

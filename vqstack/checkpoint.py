@@ -1,0 +1,300 @@
+"""Files that are whole or not there: atomic writing, checkpoints with checksums, one writer for a folder.
+
+A checkpoint is a folder ``step-0000123`` with ``state.pt`` and ``mark``, a line of JSON with the state's checksum and a
+line with its own. It is written under another name, forced to the disk, and renamed: at every instant the folder is
+whole or absent.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from pydantic import BaseModel, ConfigDict, Field
+
+from vqstack.errors import CommandError, InputError, WriteError
+
+Result = TypeVar("Result")
+
+FORMAT_VERSION = 1
+STATE, MARK, LOCK = "state.pt", "mark", ".lock"
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def failed_write(path: Path | str, error: Exception) -> WriteError:
+    """The one line of a file that could not be written."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return WriteError(
+        f"{path} cannot be written ({reason}): make room or allow writing there, then run the same command again; "
+        "what was written before is intact"
+    )
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
+    """Write a file aside, force it to the disk and rename it: a reader never sees half of it. WriteError if not."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        save(aside)
+        _sync(aside)
+        os.replace(aside, path)
+        _sync(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise failed_write(path, error) from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """What ``action`` returns, run by the main process alone; an error that ends a command ends it in every process."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = action()
+        except CommandError as error:
+            outcome[1] = error
+        except OSError as error:
+            outcome[1] = failed_write(error.filename or "a file", error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+class Lock:
+    """The right to write into a folder, held by one process at a time.
+
+    The kernel takes the lock back when the process ends, however it ends, so a crash blocks nobody. The file stays; an
+    existing one means nothing. On a network file system that has no locks, every attempt succeeds.
+    """
+
+    def __init__(self, folder: Path, patience: float = 1.0) -> None:
+        """Take the lock. InputError if another process still holds it after ``patience`` seconds."""
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.release = weakref.finalize(self, os.close, descriptor)  # called, or when nobody has the lock any more
+        deadline = time.monotonic() + patience
+        while not _flock(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                self.release()
+                raise _taken(folder)
+            time.sleep(0.05)  # somebody may only be looking
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    """Whether nobody stands in the way of a lock; where the file system has none, nobody does."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
+
+
+def check_unlocked(folder: Path) -> None:
+    """InputError if another process writes into ``folder`` now; changes nothing."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        if not _flock(descriptor, fcntl.LOCK_SH):
+            raise _taken(folder)
+    finally:
+        os.close(descriptor)
+
+
+def _taken(folder: Path) -> InputError:
+    return InputError(f"another process is writing into {folder}: wait until it has ended, or choose another --out")
+
+
+class _Mark(BaseModel):
+    """What makes a folder a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    format_version: int = Field(description="Version of the checkpoint's format.")
+    step: int = Field(ge=0, description="Steps taken.")
+    nats: float | None = Field(description="Validation nats an image; none where it was not evaluated.")
+    sha256: str = Field(description="Checksum of state.pt.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk: its folder, the steps taken, and its validation nats if it was evaluated."""
+
+    folder: Path
+    step: int
+    nats: float | None
+
+    def read(self) -> dict[str, Any]:
+        """The state that was written."""
+        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+
+
+class _Hashed:
+    """A file that is hashed as it is written. Remembers why a write failed, which torch.save does not tell."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.sha256.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class Checkpoints:
+    """The checkpoints of one phase: the newest ones, and always the best.
+
+    Args:
+        folder: holds them, and nothing else.
+        keep: how many of the newest to keep; the one with the lowest nats is kept besides.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def write(self, step: int, state: dict[str, Any], nats: float | None = None) -> None:
+        """Write a checkpoint and remove those that are not needed any more. WriteError if it cannot be written."""
+        final = self.folder / f"step-{step:07d}"
+        aside = self.folder / f".{final.name}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            sha256 = self._write_state(aside / STATE, state)
+            mark = _Mark(format_version=FORMAT_VERSION, step=step, nats=nats, sha256=sha256)
+            with (aside / MARK).open("w", encoding="utf-8") as file:
+                file.write(_sealed(mark.model_dump_json()))
+                file.flush()
+                os.fsync(file.fileno())
+            _sync(aside)
+            os.rename(aside, final)
+            _sync(self.folder)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise failed_write(final, error) from error
+        self._rotate()
+
+    def _write_state(self, path: Path, state: dict[str, Any]) -> str:
+        with path.open("wb") as file:
+            hashed = _Hashed(file)
+            try:
+                torch.save(state, hashed)  # type: ignore[arg-type]  # write and flush are all it needs
+            except (RuntimeError, OSError) as error:
+                raise (hashed.error or error) from error
+            file.flush()
+            os.fsync(file.fileno())
+        return hashed.sha256.hexdigest()
+
+    def _rotate(self) -> None:
+        marked = self._marked()
+        best = min((c for c in marked if c.nats is not None), key=lambda c: c.nats or 0.0, default=None)
+        for checkpoint in marked[: -self.keep]:
+            if checkpoint != best:  # renamed first: one that is half removed must not look like a damaged one
+                aside = self.folder / f".{checkpoint.folder.name}.tmp"
+                os.rename(checkpoint.folder, aside)
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def _marked(self) -> list[Checkpoint]:
+        """Checkpoints by their marks, oldest first, their states unchecked."""
+        found = []
+        for folder in sorted(self.folder.glob("step-*")):
+            mark = _read_mark(folder)
+            if isinstance(mark, _Mark):
+                found.append(Checkpoint(folder, mark.step, mark.nats))
+        return found
+
+    def intact(self) -> list[Checkpoint]:
+        """Checkpoints whose checksums hold, oldest first. Removes unfinished ones; names damaged ones, set aside."""
+        for leftover in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        found = []
+        for folder in sorted(self.folder.glob("step-*")):
+            if not (folder / MARK).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            mark = _read_mark(folder)
+            if isinstance(mark, _Mark):
+                problem = _problem_of_state(folder / STATE, mark.sha256)
+            else:
+                problem = mark
+            if isinstance(mark, _Mark) and not problem:
+                found.append(Checkpoint(folder, mark.step, mark.nats))
+                continue
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(folder, aside)
+            print(f"warning: {folder} is damaged ({problem}); going on without it", file=sys.stderr)
+        return found
+
+    def remove(self) -> None:
+        """Remove them all, damaged ones too."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sealed(line: str) -> str:
+    return f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n"
+
+
+def _read_mark(folder: Path) -> "_Mark | str":
+    """The mark of a checkpoint, or what is wrong with it; InputError if a newer program wrote it."""
+    try:
+        text = (folder / MARK).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return f"{MARK} cannot be read"
+    line = text.partition("\n")[0]
+    if text != _sealed(line):
+        return f"{MARK} is not what was written"
+    content = json.loads(line)
+    if content["format_version"] > FORMAT_VERSION:
+        raise InputError(
+            f"{folder} has format version {content['format_version']}, this program reads {FORMAT_VERSION}: "
+            "update vqstack"
+        )
+    return _Mark.model_validate(content)
+
+
+def _problem_of_state(path: Path, sha256: str) -> str:
+    """What is wrong with a state that should have this checksum; nothing if it has."""
+    try:
+        return "" if digest(path) == sha256 else f"{path.name} is not what was written"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"

@@ -1,0 +1,34 @@
+"""The training loop. It knows no quantizers and no hierarchy: ``module(*batch)`` returns an :class:`Objective`.
+
+A step depends on (state, seed, step) alone: which images it sees, how they are augmented and every random number
+inside the network follow from the seed and the step's number. A run that is resumed therefore goes on as if it had not
+stopped.
+"""
+
+from vqstack.fit.batches import Order, Source, shares
+from vqstack.fit.loop import Fit
+from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
+from vqstack.fit.outcome import load_outcome, write_outcome
+from vqstack.fit.seeds import any_algorithms, deterministic_algorithms, seed_everything
+from vqstack.fit.settings import FitSettings
+from vqstack.fit.totals import EvaluationError, Totals, evaluate
+
+__all__ = [
+    "Average",
+    "EvaluationError",
+    "Fit",
+    "FitSettings",
+    "Order",
+    "Source",
+    "Totals",
+    "any_algorithms",
+    "deterministic_algorithms",
+    "evaluate",
+    "learning_rate",
+    "load_outcome",
+    "networks",
+    "optimizer_for",
+    "seed_everything",
+    "shares",
+    "write_outcome",
+]

@@ -1,0 +1,334 @@
+"""One phase of training: steps, evaluations, checkpoints, resume."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vqstack import signals
+from vqstack.checkpoint import Checkpoint, Checkpoints, on_main, write_atomically
+from vqstack.errors import DivergedError, InputError, Stopped
+from vqstack.fit.batches import Order, Source
+from vqstack.fit.guard import Guard, poisoned
+from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
+from vqstack.fit.seeds import seed_everything
+from vqstack.fit.settings import FitSettings
+from vqstack.fit.totals import EvaluationError, Totals, evaluate
+from vqstack.shapes import Objective
+
+
+STREAM_EPOCH = 10_000  # images that stand for an epoch of a stream, whose length nobody knows
+
+
+class Demand(IntEnum):
+    """What is asked of the loop after a step; the largest of any process counts."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Fit:
+    """One phase of training: fits ``module`` and leaves it with its best weights by validation nats.
+
+    Args:
+        name: of the phase, shown in the progress bar and in trackers.
+        module: ``module(*batch) -> Objective`` with a metric ``nats``.
+        train, validation: see :class:`Source`.
+        settings: see :class:`FitSettings`.
+        accelerator: device, processes, precision, trackers.
+        folder: receives ``checkpoints/`` and ``metrics.jsonl``.
+        seed: of the order of images, augmentation, dropout and code revival.
+        compile_module: run the module's networks (its attribute ``networks``, or itself) through torch.compile.
+        on_evaluation: called with (module with the better weights, step) after each evaluation, on the main process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        train: Source,
+        validation: Source,
+        settings: FitSettings,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        seed: int = 0,
+        compile_module: bool = False,
+        on_evaluation: Callable[[nn.Module, int], None] | None = None,
+    ) -> None:
+        self.name, self.module, self.settings, self.accelerator = name, module, settings, accelerator
+        self.train, self.validation, self.folder, self.seed = train, validation, folder, seed
+        self.on_evaluation = on_evaluation
+        accelerator.gradient_accumulation_steps, accelerator.step = settings.accumulate, 0
+        module.to(accelerator.device).train()
+        self.average = Average(module, settings.ema) if settings.ema else None
+        optimizer = optimizer_for(module, settings, accelerator.device)
+        if compile_module:  # the plain networks only: what stands around them is small and changes shape
+            for network in networks(module):
+                network.compile(dynamic=False)
+        self.runner, self.optimizer = accelerator.prepare(module, optimizer)
+        self.accumulators: list[Any] = [m for m in module.modules() if hasattr(m, "accumulating")]
+        self.order = Order(len(train), settings.batch_size, seed)
+        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
+        self.guard = Guard(name, module, accelerator, settings.max_bad_steps, folder)
+        self.step, self.best = 0, math.inf
+        self.totals = Totals()  # since the last evaluation
+        self.usage = Totals()  # over at least an epoch
+        self.failures: dict[str, int] = {}  # evaluations and pictures that failed, by reason; on the main process
+        self._group: Any = None
+        if accelerator.num_processes > 1:  # decisions are taken on the CPU, where no device has to be waited for
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def run(self) -> float:
+        """Train to the end, or go on from the last checkpoint; returns the best validation nats an image.
+
+        Stopped after a signal, once the step is finished and a checkpoint written.
+        """
+        self._resume()
+        batch, saved = self.settings.batch_size, time.monotonic()
+        with (
+            signals.noted() as received,
+            tqdm(
+                total=self.settings.steps * batch,
+                initial=self.step * batch,
+                desc=self.name,
+                unit="img",
+                unit_scale=True,
+                disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
+            ) as progress,
+        ):
+            while self.step < self.settings.steps:
+                self.training_step()
+                progress.update(batch)
+                evaluated = self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps
+                nats, better = self.evaluation_step() if evaluated else (None, "")
+                if nats is not None:
+                    progress.set_postfix_str(f"validation {nats / math.log(2):.2f} bits")
+                demand = self._demand(received, saved)
+                due = self.settings.checkpoint_every and self.step % self.settings.checkpoint_every == 0
+                if evaluated or due or demand:
+                    self._save(nats, better)
+                    saved = time.monotonic()
+                if demand == Demand.STOP:
+                    raise Stopped(f"after step {self.step} of {self.name}; run the same command again to go on")
+        return self._finish()
+
+    def training_step(self) -> None:
+        """One optimiser step over ``accumulate`` micro-batches of every process."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        # Everything random in this step, dropout and code revival included, starts from its own seed.
+        seed_everything(self.seed, self.step, rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, self.step)
+        self.guard.begin()
+        everyones, parts = torch.stack([self.order.indices(self.step), self.order.epochs(self.step)]), []
+        for indices, epochs in everyones[:, rank::world].tensor_split(self.settings.accumulate, dim=1):
+            with self.accelerator.accumulate(self.runner):
+                for part in self.accumulators:
+                    part.accumulating = not self.accelerator.sync_gradients
+                objective = self.runner(*self.train.batch(indices, epochs))
+                self.accelerator.backward(poisoned(objective.loss))
+            parts.append((objective, len(indices)))
+        self._update(parts, everyones[0])
+        self.step += 1
+
+    def _update(self, parts: list[tuple[Objective, int]], images: Tensor) -> None:
+        """Move the weights, unless the loss or the gradient is not finite: then the step leaves no trace."""
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+        loss = torch.stack([objective.loss.detach().float() for objective, _ in parts]).mean()
+        # One look at the device a step. The norm is the same in every process, so the decision is, too.
+        size, loss_here = torch.stack([loss if norm is None else norm.detach().float(), loss]).tolist()
+        fine = math.isfinite(size)
+        if fine or self.accelerator.scaler is not None:  # the scaler leaves the step out by itself, and learns from it
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not fine:
+            self.guard.refuse(self.step + 1, loss_here, images)
+            return
+        self.guard.accept(loss_here)
+        for objective, weight in parts:
+            self.totals.add(objective, weight)
+            self.usage.add(objective, weight)
+        if self.average is not None:
+            self.average.update()
+
+    def evaluation_step(self) -> tuple[float | None, str]:
+        """Score raw and averaged weights on the validation split: (nats of the better ones, "module" or "average").
+
+        A split that cannot be scored, a picture that cannot be drawn, a tracker that fails: reported, and counted in
+        the metrics; training goes on.
+        """
+        values = {f"train/{k}": v for k, v in self.totals.read(self.accelerator).items()}
+        self.totals = Totals()
+        self._watch_usage()
+        nats, better = None, ""
+        try:
+            nats, better = self._score(values)
+        except EvaluationError as error:
+            self._failed("evaluation", error)
+        if self.accelerator.is_main_process and nats is not None and self.on_evaluation is not None:
+            module = self.module if better == "module" or self.average is None else self.average.module
+            was_training = module.training
+            try:
+                self.on_evaluation(module.eval(), self.step)
+            except Exception as error:  # a picture is not worth a run
+                self._failed("what follows an evaluation", error)
+            finally:
+                module.train(was_training)
+        self._log(values)
+        return nats, better
+
+    def _score(self, values: dict[str, float]) -> tuple[float, str]:
+        """Adds to ``values``; (nats of the better weights, which ones they are)."""
+        batch = self.settings.batch_size
+        found = {"module": evaluate(self.runner, self.validation, batch, self.accelerator, self.seed)}
+        if self.average is not None:
+            averaged = self.average.current()
+            found["average"] = evaluate(averaged, self.validation, batch, self.accelerator, self.seed)
+            values["validation/nats_raw"] = found["module"]["nats"]
+        better = min(found, key=lambda name: found[name]["nats"] if math.isfinite(found[name]["nats"]) else math.inf)
+        nats = found[better]["nats"]
+        if not math.isfinite(nats):
+            raise DivergedError(
+                f"{self.name} diverged by step {self.step}: go on from its last checkpoint with a smaller "
+                "learning_rate and --override-config"
+            )
+        values |= {f"validation/{k}": v for k, v in found[better].items()}
+        self.best = min(self.best, nats)
+        return nats, better
+
+    def _watch_usage(self) -> None:
+        """Warn about a codebook that has collapsed, once an epoch has been seen."""
+        epoch = len(self.train) or STREAM_EPOCH
+        if self.usage.weight * self.accelerator.num_processes < epoch:
+            return
+        found, sizes = self.usage.read(self.accelerator), {n: len(c) for n, c in self.usage.histograms.items()}
+        self.usage = Totals()
+        for name, size in sizes.items():
+            perplexity = found[f"{name}_perplexity"]
+            if perplexity < self.settings.collapse * size and self.accelerator.is_main_process:
+                print(
+                    f"warning: {self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
+                    f"epoch, below {self.settings.collapse:.0%}; raise quantizer.revival, or lower learning_rate or "
+                    "quantizer.codebook_size",
+                    file=sys.stderr,
+                )
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """Count a failure that does not end training; each reason is printed once."""
+        reason = f"{what} failed ({' '.join(f'{type(error).__name__}: {error}'.split())})"
+        self.failures[reason] = self.failures.get(reason, 0) + 1
+        if self.failures[reason] == 1 and self.accelerator.is_main_process:
+            print(f"warning: {self.name}, step {self.step}: {reason}; training goes on", file=sys.stderr)
+
+    def _log(self, values: dict[str, float]) -> None:
+        counts = {"bad_steps": self.guard.count, "failures": sum(self.failures.values())}
+        values |= {f"train/{name}": count for name, count in counts.items() if count}
+        try:
+            self.accelerator.log({f"{self.name}/{k}": v for k, v in values.items()}, step=self.step)
+        except Exception as error:  # trackers are other people's programs, some of them over a network
+            self._failed("a tracker", error)
+
+        def append() -> None:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, **values}) + "\n")
+
+        on_main(self.accelerator, append)
+
+    def _demand(self, received: list[int], saved: float) -> Demand:
+        """What this step asks for, the same answer in every process: a signal may reach only one of them."""
+        late = self.accelerator.is_main_process and time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
+        mine = Demand.STOP if received else Demand.SAVE if late else Demand.GO_ON
+        if self._group is None:
+            return mine
+        everyones = torch.tensor(int(mine))
+        torch.distributed.all_reduce(everyones, torch.distributed.ReduceOp.MAX, group=self._group)
+        return Demand(int(everyones))
+
+    def _save(self, nats: float | None, better: str) -> None:
+        scaler = self.accelerator.scaler
+        state = {
+            "step": self.step,
+            "better": better,
+            "module": self.module.state_dict(),
+            "average": self.average.module.state_dict() if self.average else {},
+            "updates": self.average.updates if self.average else 0,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "totals": self.totals.state(self.accelerator),
+            "usage": self.usage.state(self.accelerator),
+            "guard": self.guard.state(),
+            "failures": self.failures,
+        }
+        on_main(self.accelerator, lambda: self.checkpoints.write(self.step, state, nats))
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint that is intact."""
+        found = on_main(self.accelerator, self.checkpoints.intact)
+        self.best = min((c.nats for c in found if c.nats is not None), default=math.inf)
+        if found:
+            state = found[-1].read()
+            try:
+                self._load(state)
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise InputError(
+                    f"{found[-1].folder} does not fit the settings ({' '.join(str(error).split())[:200]}): "
+                    "give those it was written with, or choose another --out"
+                ) from error
+        on_main(self.accelerator, self._cut_metrics)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+            self.average.updates = state["updates"]
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.totals.load_state(state["totals"], self.accelerator)
+        self.usage.load_state(state["usage"], self.accelerator)
+        self.guard.load_state(state["guard"])
+        self.step, self.failures = state["step"], state["failures"]
+
+    def _cut_metrics(self) -> None:
+        """Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row."""
+        for path in (self.folder / "metrics.jsonl", self.folder / "bad-steps.jsonl"):
+            if path.exists():
+                rows = path.read_bytes().splitlines(keepends=True)
+                kept = b"".join(row for row in rows if row.endswith(b"\n") and _step_of(row) <= self.step)
+                write_atomically(path, partial(Path.write_bytes, data=kept))
+
+    def _finish(self) -> float:
+        """Leave the module with its best weights."""
+        best = on_main(self.accelerator, self._find_best)
+        state = best.read()
+        self.module.load_state_dict(state[state["better"]])
+        self.module.eval()
+        self.accelerator.free_memory()
+        assert best.nats is not None
+        return best.nats
+
+    def _find_best(self) -> Checkpoint:
+        scored = [c for c in self.checkpoints.intact() if c.nats is not None]
+        if not scored:
+            raise DivergedError(f"{self.name}: no evaluation worked, so no weights can be chosen ({self.failures})")
+        return min(scored, key=lambda c: c.nats or 0.0)
+
+
+def _step_of(row: bytes) -> float:
+    """The step of a row of metrics; infinity where the row is damaged."""
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,58 @@
+"""What a step does with the gradients: the optimiser, its learning rate, and the average of the weights."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vqstack.fit.settings import FitSettings
+
+
+class Average:
+    """Moving average of a module's weights (Polyak); buffers, such as codebooks, are copied, not averaged."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.source, self.decay, self.updates = module, decay, 0
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self._mine: list[Tensor] = list(self.module.parameters())
+        self._theirs: list[Tensor] = list(module.parameters())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step; the decay grows to its final value so that the start is forgotten."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
+
+    @torch.no_grad()
+    def current(self) -> nn.Module:
+        """The averaged module, buffers brought up to date."""
+        for mine, theirs in zip(self.module.buffers(), self.source.buffers(), strict=True):
+            mine.copy_(theirs)
+        return self.module
+
+
+def learning_rate(settings: FitSettings, step: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def optimizer_for(module: nn.Module, settings: FitSettings, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, fused where the device has it; vectors and embedding tables are not decayed."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in tables]
+    others = [p for p in trained if p.ndim <= 1 or id(p) in tables]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda") or None
+    )
+
+
+def networks(module: nn.Module) -> list[nn.Module]:
+    """The plain tensor-to-tensor networks of a module, by its attribute ``networks``; the module itself without one."""
+    return list(getattr(module, "networks", [module]))

@@ -1,0 +1,41 @@
+"""Settings of the training of one phase."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class FitSettings(BaseModel):
+    """Settings of the training of one phase."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    steps: int = Field(2000, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(64, ge=1, description="Images a step, over all processes and accumulated micro-batches.")
+    accumulate: int = Field(1, ge=1, description="Micro-batches a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(100, ge=0, description="Steps of linear warm-up; cosine decay to a hundredth follows.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled weight decay of matrices (not of vectors and tables)."
+    )
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay a step of the weight average; 0 switches it off.")
+    augmented: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the training images changed as augment says; the others stay as they are.",
+    )
+    evaluate_every: int = Field(
+        250, ge=1, description="Steps between evaluations on the validation split; each writes a checkpoint."
+    )
+    checkpoint_every: int = Field(0, ge=0, description="Steps between further checkpoints; 0: none by steps.")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="Longest time without a checkpoint, minutes.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints that are kept, count; the best one is kept besides.")
+    max_bad_steps: int = Field(
+        10, ge=1, description="Steps in a row with a loss or gradient that is not finite after which training ends."
+    )
+    collapse: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Share of its codes below which a codebook's perplexity of an epoch is warned about.",
+    )

@@ -1,0 +1,93 @@
+"""Means of metrics: over the steps between two evaluations, and over a whole split."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vqstack.fit.batches import Source, shares
+from vqstack.fit.seeds import seed_everything
+from vqstack.quantizer import usage
+from vqstack.shapes import Objective
+
+
+class EvaluationError(Exception):
+    """A split could not be scored; raised in every process when it happened in one."""
+
+
+class Totals:
+    """Running means of metrics and sums of histograms, kept on the device and read seldom."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Tensor] = {}
+        self.histograms: dict[str, Tensor] = {}
+        self.weight = 0
+
+    def add(self, objective: Objective, weight: int) -> None:
+        """Add one batch of ``weight`` images; one of weight 0 gives nothing but the names."""
+        self.weight += weight
+        for name, value in {"loss": objective.loss.detach(), **objective.metrics}.items():
+            counted = value * weight if weight else torch.zeros_like(value)
+            self.metrics[name] = self.metrics.get(name, 0) + counted
+        for name, counts in objective.histograms.items():
+            self.histograms[name] = self.histograms.get(name, 0) + counts * (weight > 0)
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all processes; of each histogram the share of used bins and the perplexity."""
+        device = accelerator.device
+        names = sorted(self.metrics)
+        row = torch.stack([self.metrics[n].float() for n in names] + [torch.tensor(float(self.weight), device=device)])
+        *sums, weight = accelerator.reduce(row).tolist()
+        values = {n: s / max(weight, 1) for n, s in zip(names, sums, strict=True)}
+        for name, counts in self.histograms.items():
+            use = usage(accelerator.reduce(counts))
+            values |= {f"{name}_used": use.share, f"{name}_perplexity": use.perplexity}
+        return values
+
+    def state(self, accelerator: Accelerator) -> dict[str, Any]:
+        """The totals of every process, [processes, ...] each, to go on from after a resume."""
+        weight = torch.tensor(self.weight, device=accelerator.device)
+        parts = {"metrics": self.metrics, "histograms": self.histograms, "weight": {"weight": weight}}
+        return {
+            part: {name: accelerator.gather(values[name][None]).cpu() for name in sorted(values)}
+            for part, values in parts.items()
+        }
+
+    def load_state(self, state: dict[str, Any], accelerator: Accelerator) -> None:
+        """Take this process's share back; with another number of processes the first one takes it all."""
+
+        def mine(rows: Tensor) -> Tensor:
+            if len(rows) == accelerator.num_processes:
+                return rows[accelerator.process_index].to(accelerator.device)
+            return (rows.sum(0) if accelerator.is_main_process else torch.zeros_like(rows[0])).to(accelerator.device)
+
+        self.metrics, self.histograms = ({n: mine(v) for n, v in state[p].items()} for p in ("metrics", "histograms"))
+        self.weight = int(mine(state["weight"]["weight"]))
+
+
+@torch.no_grad()
+def evaluate(
+    module: nn.Module, source: Source, batch_size: int, accelerator: Accelerator, seed: int = 0
+) -> dict[str, float]:
+    """Means of the objective over a whole split, each process its share; what is random in it follows from ``seed``.
+
+    EvaluationError, in every process, where one could not score its share: the others must not wait for it.
+    """
+    was_training, problem = module.training, None
+    module.eval()
+    totals = Totals()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    seed_everything(seed, rank)
+    try:
+        for indices, weight in shares(len(source), batch_size, rank, world):
+            with accelerator.autocast():
+                totals.add(module(*source.batch(indices, None)), weight)
+    except Exception as error:  # whatever it is, training goes on without this evaluation, which is reported
+        problem = error
+    finally:
+        module.train(was_training)
+    failed = torch.tensor(float(problem is not None), device=accelerator.device)
+    if accelerator.reduce(failed):
+        raise EvaluationError(f"{type(problem).__name__}: {problem}" if problem else "in another process") from problem
+    return totals.read(accelerator)

@@ -1,0 +1,49 @@
+"""Leaving when asked: SIGTERM, SIGINT and SIGUSR1, which schedulers send before they take a machine away."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vqstack.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Signals go to ``handler`` inside; outside the main thread, which alone may handle them, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """A signal leaves at once, with :class:`Stopped`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(f"by {signal.Signals(number).name}; run the same command again to go on")
+
+    with _handled(stop):
+        yield
+
+
+@contextmanager
+def noted() -> Iterator[list[int]]:
+    """A signal is put on the list, for the caller to obey when it can; one that nobody obeyed is sent again at the end.
+
+    An exception counts as obeying: the caller is leaving.
+    """
+    received: list[int] = []
+    with _handled(lambda number, frame: received.append(number)):
+        yield received
+    if received:
+        signal.raise_signal(received[0])
