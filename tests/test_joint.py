@@ -186,6 +186,7 @@ def test_a_joint_run(tmp_path, capsys):
     assert all(parameter.requires_grad for parameter in run.model.stack.parameters())
     run.train_prior()
     run.release()
+    run.close()
     assert {p.name for p in (tmp_path / "run/phases").iterdir()} == {"joint", "decoders", "prior"}
     again = Run(config(joint=True, sharing="trunk"), tmp_path / "run", Accelerator(cpu=True))
     again.train_jointly()
