@@ -26,7 +26,6 @@ from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.shapes import Objective
 
-
 STREAM_EPOCH = 10_000  # images that stand for an epoch of a stream, whose length nobody knows
 
 
