@@ -7,12 +7,13 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from pydantic import Field
 
 from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
+from vqstack.errors import InputError
 from vqstack.images import image_shape, num_classes
-from vqstack.phases import Run, check_trackers
+from vqstack.phases import Run, check_processes, check_trackers
 from vqstack.report import describe
 from vqstack.run_folder import check_run_folder
 
@@ -25,7 +26,10 @@ class Command(RunConfig):
     config: Path | None = Field(None, description="YAML file of the recipe; default: recipes/digits.yaml.")
     out: Path | None = Field(None, description="Folder of the run; default: runs/NAME, after the recipe.")
     override_config: bool = Field(False, description="Go on with other settings than the run began with; recorded.")
-    dry_run: bool = Field(False, description="Print the configuration, maps, parameters and memory, and leave.")
+    dry_run: bool = Field(
+        False,
+        description="Check everything but the images, print configuration, maps, parameters and memory, and leave.",
+    )
 
 
 def config_path(arguments: list[str]) -> Path:
@@ -46,28 +50,29 @@ def main(arguments: list[str]) -> None:
     shape = image_shape(config.data)
     config.check_shapes(*shape[1:])
     config.model_settings(shape, 1).draws()  # wrong settings of sampling are refused now, not after training
-    if command.dry_run:
-        print(to_yaml(config))
-        # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
-        known = config.data.source == "digits" or config.data.size is None
-        print(describe(config, config.model_settings(shape, num_classes(config.data) if known else 0)))
-        if not known:
-            print("labels   not counted: a prior with labels has one row of its dim more for each class")
-        return
     folder = command.out or Path("runs") / path.stem
     check_run_folder(folder, config, command.override_config)
     check_trackers(config.trackers)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        log_with=list(config.trackers) or None,
-        project_dir=folder,
-        # Codebooks are averaged over all processes at each step: DDP need not send them. Processes may wait for longer
-        # than the ten minutes of the default: for images to be read, for a picture to be drawn.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(days=1)),
-        ],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.trackers) or None,
+            project_dir=folder,
+            # Processes may wait for longer than the ten minutes of the default: for images to be read, for a picture.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+        )
+    except ValueError as error:
+        raise InputError(f"mixed_precision {config.mixed_precision}: {error}: choose another") from error
+    if command.dry_run:
+        check_processes(config, accelerator)
+        accelerator.print(to_yaml(config))
+        # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
+        known = config.data.source == "digits" or config.data.size is None
+        classes = num_classes(config.data) if known else 0
+        accelerator.print(describe(config, config.model_settings(shape, classes)))
+        if not known:
+            accelerator.print("labels   not counted: a prior with labels has one row of its dim more for each class")
+        return
 
     with closing(Run(config, folder, accelerator)) as run:
         if config.trackers:

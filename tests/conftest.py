@@ -1,11 +1,14 @@
 """What every test stands on: shapes checked at every call, no network, the same seeds."""
 
 import atexit
+import importlib.util
 import os
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 # The libraries read these when they are imported, and the commands that tests start inherit them.
 _cache = tempfile.mkdtemp(prefix="vqstack-tests-")
@@ -50,3 +53,37 @@ def same_start() -> Iterator[None]:
     torch.backends.cudnn.benchmark = benchmark
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """The recipe and the tools as modules, by their path."""
+    root = Path(__file__).parents[1]
+    modules = {}
+    for path in sorted([*root.glob("recipes/*.py"), *root.glob("tools/*.py")]):
+        spec = importlib.util.spec_from_file_location(f"command_{path.stem}", path)
+        modules[path] = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = modules[path]
+        spec.loader.exec_module(modules[path])
+    yield modules
+    for module in modules.values():
+        del sys.modules[module.__name__]
+
+
+@pytest.fixture
+def call(programs, monkeypatch, capsys):
+    """A command in this process: (exit code, stdout, stderr)."""
+    from vqstack.config import run_command  # after the import hook above
+
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            run_command(programs[program].main)
+            code = 0
+        except SystemExit as leave:
+            code = leave.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

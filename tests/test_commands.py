@@ -1,6 +1,5 @@
 """The recipe and the tools as a user runs them: a tiny run on the digits, what it leaves, what it refuses."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -18,7 +17,6 @@ from PIL import Image
 
 from vqstack.checkpoint import digest
 from vqstack.codes import CodeDataset, CodeDatasetWriter
-from vqstack.config import run_command
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
@@ -55,38 +53,6 @@ def start(*command):
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
     )
-
-
-@pytest.fixture(scope="session")
-def programs():
-    """The three programs as modules."""
-    modules = {}
-    for path in (TRAIN, ENCODE, GENERATE):
-        spec = importlib.util.spec_from_file_location(f"command_{path.stem}", path)
-        modules[path] = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = modules[path]
-        spec.loader.exec_module(modules[path])
-    yield modules
-    for module in modules.values():
-        del sys.modules[module.__name__]
-
-
-@pytest.fixture
-def call(programs, monkeypatch, capsys):
-    """A command in this process: (exit code, stdout, stderr)."""
-
-    def run(program, *arguments):
-        monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            run_command(programs[program].main)
-            code = 0
-        except SystemExit as leave:
-            code = leave.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -377,13 +343,13 @@ def refused(code, out, err, message):
     [
         ("colour: 3\n" + RECIPE, [], "colour: unknown field"),
         (RECIPE + "levels: [", [], "is not YAML"),
-        (RECIPE, ["--levels.0.map", 3, 3], "levels.0.map 3x3 does not divide what lies below it (8x8)"),
-        (RECIPE, ["--levels.1.map", 3, 4], "levels.1.map 3x4 does not divide what lies below it (4x4)"),
+        (RECIPE, ["--levels.0.map", 3, 3], "levels.0.map: 3x3 does not divide what lies below it (8x8)"),
+        (RECIPE, ["--levels.1.map", 3, 4], "levels.1.map: 3x4 does not divide what lies below it (4x4)"),
         (RECIPE, ["--pad-to", 4, 4], "pad_to"),
         (RECIPE, ["--pixels.kind", "bernoulli"], "pixels.kind"),
         (RECIPE, ["--levels.0.quantizer.codebook-size", "many"], "many"),
         (RECIPE, ["--no-such-thing", 1], "no-such-thing"),
-        (RECIPE, ["--sampling.temperature", 1, 1], "temperature takes one value or 3"),
+        (RECIPE, ["--sampling.temperature", 1, 1], "temperature: 2 values: give one, or 3"),
         (RECIPE, ["--sampling.temperature", -1], "temperature"),
         (RECIPE, ["--data.source", "parquet", "--data.files", "train", "missing.parquet"], "missing.parquet"),
         (RECIPE, ["--trackers", "nonsense"], "nonsense"),
@@ -423,29 +389,37 @@ def test_wrong_input_as_a_process(tmp_path, run_folder):
         ]
         missing, label = pool.map(lambda command: start(*command), commands)
     refused(missing.returncode, missing.stdout, missing.stderr, "missing.yaml")
-    refused(label.returncode, label.stdout, label.stderr, "label 10 is out of range: this model knows 0 … 9")
+    refused(label.returncode, label.stdout, label.stderr, "--label: 10 is out of range: choose 0 … 9")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--num", 2, "--label", 10], "label 10 is out of range"),
+        (["--num", 2, "--label", 10], "--label: 10 is out of range"),
         (["--num", 2, "--label", -1], "label"),
         (["--num", 2, "--label", "seven"], "seven"),
         (["--num", -1], "num"),
         (["--num", 0], "num"),
         (["--num", 2, "--temperature", -1], "temperature"),
-        (["--num", 2, "--temperature", 0], "temperature 0.0 is not above 0"),
-        (["--num", 2, "--temperature", 1, 1], "temperature takes one value or 3"),
+        (["--num", 2, "--temperature", 0], "temperature: 0.0 is below 0.001"),
+        (["--num", 2, "--temperature", 1, 1], "temperature: 2 values: give one, or 3"),
         (["--num", 2, "--top-k", -3], "top_k"),
-        (["--num", 2, "--top-p", 1.5], "top_p 1.5"),
-        (["--num", 2, "--batch-size", 0], "batch_size Input should be greater than or equal to 1 (see --help)"),
-        (["--num", 2, "--from-level", 1], "--from-level needs real images"),
+        (["--num", 2, "--top-p", 1.5], "top_p: 1.5"),
+        (["--num", 2, "--batch-size", 0], "--batch-size: 0 does not fit: it should be greater than or equal to 1"),
+        (["--num", 2, "--from-level", 1], "--from-level: needs real images"),
         (["--images", "missing.png", "--from-level", 1], "missing.png"),
-        (["--images", "missing.png", "--from-level", 3], "--from-level 3 does not exist"),
+        (["--images", "missing.png", "--from-level", 3], "--from-level: 3 does not exist"),
         (["--codes", "missing"], "missing"),
-        (["--num", 2, "--device", "abacus"], "abacus"),
+        (["--num", 2, "--device", "abacus"], "--device: abacus cannot be used here"),
+        (["--num", 2, "--device", "meta"], "--device: meta cannot be used here"),
+        (["--num", 2, "--split", "test"], "--split: names a split of --codes"),
+        (["--images", "a.png", "--codes", "codes", "--from-level", 1], "--images and --codes: only one of them"),
+        (["--images", "a.png", "--from-level", 1, "--label", 3], "--label: the images come from --images"),
+        (["--codes", "codes", "--label", 3], "--label: the images come from --codes"),
+        (["--images", "a.png"], "--images: needs the level whose codes are kept"),
+        (["--num", 2, "--mode", "True", "--temperature", 0.5], "--temperature: nothing is drawn with --mode True"),
+        (["--num", 2, "--temperature", "nan"], "--temperature"),
         (["--nun", 2], "nun"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
@@ -491,6 +465,23 @@ def test_unfinished_output_may_be_written_again(call, run_folder, tmp_path):
     assert {p.name for p in out.iterdir()} == {"000000.png", "000001.png", "grid.png", "manifest.json"}
 
 
+def test_a_failure_leaves_output_that_a_rerun_replaces(call, programs, run_folder, tmp_path, monkeypatch):
+    out, save = tmp_path / "out", programs[GENERATE].save_png
+
+    def full(image, path, values):
+        if path.name == "000001.png":
+            raise OSError("no space left on the disk")
+        save(image, path, values)
+
+    monkeypatch.setattr(programs[GENERATE], "save_png", full)
+    with pytest.raises(OSError, match="no space left"):
+        call(GENERATE, run_folder, "--num", 3, "--out", out, "--device", "cpu")
+    assert {p.name for p in out.iterdir()} == {".vqstack-unfinished", "000000.png"}
+    monkeypatch.undo()
+    assert call(GENERATE, run_folder, "--num", 1, "--out", out, "--device", "cpu", "--seed", 4)[0] == 0
+    assert {p.name for p in out.iterdir()} == {"000000.png", "grid.png", "manifest.json"}
+
+
 def test_codes_of_another_model_are_refused(call, other_run, code_folder, tmp_path):
     refused(*call(GENERATE, other_run, "--codes", code_folder, "--out", tmp_path / "out"), "codes of encoder")
     refused(*call(GENERATE, other_run, "--codes", tmp_path, "--out", tmp_path / "out"), "no code data set")
@@ -518,9 +509,12 @@ def test_help(call, program):
     assert "--out" in out
 
 
-def test_a_batch_that_does_not_split_is_refused(call, recipe, tmp_path):
-    options = ("--train-prior.batch-size", 3, "--train-prior.accumulate", 2, "--out", tmp_path / "run")
-    code, _, err = call(TRAIN, "--config", recipe, *options)
-    assert code == 2
-    assert "batch_size 3" in err and err.startswith("error:") and err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["real", "dry"])
+def test_a_dry_run_refuses_what_a_real_one_does(call, recipe, run_folder, tmp_path, dry):
+    run = [TRAIN, "--config", recipe, *dry]
+    batch = ("--train-prior.batch-size", 3, "--train-prior.accumulate", 2)
+    refused(*call(*run, "--out", tmp_path / "run", *batch), "train_prior.batch_size: 3 is not a multiple of")
+    refused(*call(*run, "--out", tmp_path / "run", "--trackers", "nonsense"), "nonsense is not installed")
+    refused(*call(*run, "--out", recipe / "run"), "is a file")
+    refused(*call(*run, "--out", run_folder, "--seed", 1), "other settings (seed)")
+    assert not list(tmp_path.iterdir())

@@ -56,12 +56,12 @@ def test_a_level_may_keep_the_size_of_its_map():
 
 @pytest.mark.parametrize("wrong", [(4, 2), (3, 3), (0, 2), (12, 4)])
 def test_a_map_that_does_not_divide_is_refused(wrong):
-    with pytest.raises(InputError, match=rf"levels\.0\.map {wrong[0]}x{wrong[1]} does not divide .*6x4"):
+    with pytest.raises(InputError, match=rf"levels\.0\.map: {wrong[0]}x{wrong[1]} does not divide .*6x4"):
         pixel_level(map=wrong)
 
 
 def test_a_map_above_that_does_not_divide_is_refused():
-    with pytest.raises(InputError, match=r"levels\.1\.map 2x2 does not divide .*3x2"):
+    with pytest.raises(InputError, match=r"levels\.1\.map: 2x2 does not divide .*3x2"):
         code_level(pixel_level(), map=(2, 2))
 
 

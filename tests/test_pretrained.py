@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -247,3 +250,32 @@ def test_finding_an_artefact(folder, tmp_path):
     for wrong in (tmp_path / "empty", tmp_path / "missing"):
         with pytest.raises(InputError, match="holds no trained model"):
             find_artefact(wrong)
+
+
+def test_pushing_to_the_hub_uploads_the_artefact(monkeypatch):
+    """Three files go up, as they are on disk; nothing is sent here."""
+    sent = {}
+
+    class Hub:
+        def __init__(self, **options):
+            pass
+
+        def create_repo(self, repo_id, **options):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            sent[repo_id] = {path.name: path.read_bytes() for path in Path(folder_path).rglob("*") if path.is_file()}
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    model = build()
+    model.push_to_hub("owner/digits")
+    (files,) = sent.values()
+    assert list(sent) == ["owner/digits"]
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    assert json.loads(files["config.json"])["model"] == model.settings.model_dump(mode="json")
+    weights = safetensors.torch.load(files["model.safetensors"])
+    assert equal(weights, model.state_dict())
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import vector_quantize_pytorch as library
 from pydantic import ValidationError
 
 from vqstack import quantizer as module
@@ -568,10 +569,10 @@ def test_lfq_needs_a_power_of_two(size):
 @pytest.mark.parametrize(
     ("size", "levels", "message"),
     [
-        (64, (8, 4), "product"),
-        (64, (8, 8, 1), "at least 3"),
-        (64, (32, 2), "at least 3"),
-        (64, (-8, -8), "at least 3"),
+        (64, (8, 4), "product of fsq_levels"),
+        (64, (8, 8, 1), "below 3"),
+        (64, (32, 2), "below 3"),
+        (64, (-8, -8), "below 3"),
         (10, None, "set fsq_levels"),  # 2 · 5: no factorisation without a 2
         (2, None, "set fsq_levels"),
         (11, None, "set fsq_levels"),
@@ -638,3 +639,99 @@ def test_stochastic_codes_in_training_only(kind):
     assert ((drawn - probs).abs() < 5 * (probs * (1 - probs) / 4000).sqrt()).all()
     for encoded in (quantizer.encode(vectors), quantizer.eval()(vectors).codes):
         assert len(encoded.unique()) == 1
+
+
+# --- several processes, checkpoints, classes that are not used ------------------------------------------------------
+
+
+def _process(rank, file, results):
+    """One of two processes: a probe that is constant on one of them, then a real batch that differs between them."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    quantizer = make("vq", 8, 4).train()
+    torch.manual_seed(1 + rank)
+    quantizer(torch.zeros(4, 4, 2, 2) if rank else torch.randn(4, 4, 2, 2))
+    probed = quantizer.state_dict()["initialised"].item()
+    for _ in range(3):
+        quantizer(torch.randn(4, 4, 2, 2))
+    state = {k: v.clone() for k, v in quantizer.state_dict().items()}
+    torch.save({"probed": probed, "state": state}, f"{results}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_decide_and_learn_as_one(tmp_path):
+    """Trap: k-means on one process alone waits for the other for ever."""
+    torch.multiprocessing.spawn(_process, (tmp_path / "meeting", tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for process in (first, second):
+        assert not process["probed"]  # neither starts while one of them has nothing to start on
+        assert process["state"]["initialised"]
+    assert same(first["state"], second["state"])
+
+
+def test_a_quantizer_that_does_not_know_of_the_other_processes_is_refused(monkeypatch):
+    """Trap: the library looks at the processes when the first module is built, and never again."""
+    quantizer = trained("vq")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    before = snapshot(quantizer)
+    with pytest.raises(RuntimeError, match="build none before Accelerator()"):
+        quantizer(torch.randn(4, 6, 2, 2))
+    assert same(before, snapshot(quantizer))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_activation_checkpointing_is_refused(kind, reentrant):
+    """Trap: a checkpoint runs forward a second time in the backward pass, and the averages would move twice."""
+    quantizer, x = trained(kind), torch.randn(4, 6, 2, 2, requires_grad=True)
+
+    def both(y):
+        out = quantizer(y)
+        return out.vectors.sum() + out.loss
+
+    out = torch.utils.checkpoint.checkpoint(both, x, use_reentrant=reentrant)
+    before = snapshot(quantizer)
+    with pytest.raises(RuntimeError, match="activation checkpointing"):
+        out.backward()
+    assert same(before, snapshot(quantizer))
+
+
+def test_residual_quantizers_stay_outside():
+    """Traps: ResidualVQ takes maps only if C == H == W; ResidualFSQ puts the quantizers' axis elsewhere; the library's
+    HierarchicalVQ is a residual quantizer over scales. None of them is behind the adapter."""
+    maps = {"dim": 4, "num_quantizers": 2, "codebook_size": 8, "accept_image_fmap": True}
+    library.ResidualVQ(**maps)(torch.randn(1, 4, 4, 4))
+    with pytest.raises(Exception, match="."):
+        library.ResidualVQ(**maps)(torch.randn(1, 4, 2, 3))
+    residual = library.ResidualVQ(dim=4, num_quantizers=2, codebook_size=8)
+    assert residual(torch.randn(1, 6, 4))[2].numel() == 2  # a loss for each quantizer
+    assert not {name for name in vars(module) if "Residual" in name or "Hierarchical" in name}
+    kinds = [build_quantizer(QuantizerSettings(kind=k, codebook_size=16)).library for k in KINDS]
+    assert {type(k).__name__ for k in kinds} == {"VectorQuantize", "FSQ", "LFQ", "SimVQ"}
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_settings_that_break_a_resume_are_off(kind):
+    """Traps: orthogonal_reg_weight makes the codebook a parameter besides its average, affine_param adds buffers, and
+    straight_through=True cannot go with the rotation trick."""
+    for gradient in ("identity", "rotation"):
+        quantizer = make(kind, gradient=gradient)
+        assert quantizer.library.orthogonal_reg_weight == 0 and not quantizer._state.affine_param
+        assert not list(quantizer.parameters())
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_without_revival_an_unused_code_keeps_its_vector(kind):
+    """Trap: the constant that the library adds to each use draws a code that is never used towards zero."""
+    quantizer = trained(kind, 4, 3, decay=0.5, revival=0.0)
+    away = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]])
+    away = F.normalize(away, dim=1) if kind == "cosine" else away
+    state = quantizer.state_dict()
+    state |= {"codebook": away[None], "average_use": torch.full((1, 4), 64.0), "average_sum": 64 * away[None]}
+    quantizer.load_state_dict(state)
+    x = away[:3].repeat(86, 1)[:256].view(16, 16, 3).movedim(-1, 1)
+    for _ in range(100):  # 64 · 2^-100 is far below that constant
+        assert (quantizer(x).codes < 3).all()
+    assert torch.allclose(quantizer.codebook(), away, atol=1e-3)

@@ -78,7 +78,7 @@ def test_padding_is_cropped():
     pixels = images(2, (3, 7, 3))
     codes = stack.encode(pixels)
     assert stack.decode(codes[2], 3).shape == pixels.shape
-    with pytest.raises(InputError, match="pad_to 4x4 is smaller than the images"):
+    with pytest.raises(InputError, match="pad_to: 4x4 is smaller than the images"):
         build(pad_to=(4, 4))
     with pytest.raises(InputError, match="does not divide"):
         build(shape=(3, 7, 3))

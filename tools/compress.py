@@ -27,7 +27,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 class Command(BaseModel):
     """Compress images without loss."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
     images: tyro.conf.Positional[tuple[Path, ...]] = Field((), description="Image files, and folders of them.")
@@ -38,7 +38,7 @@ class Command(BaseModel):
     data: ImageSettings = Field(ImageSettings(), description="Where --split is taken from; default: data of the run.")
     label: int | None = Field(None, description="Class of all images; default: for each the one that costs least.")
     check: bool = Field(True, description="Decode before writing and compare; what fails is stored without the model.")
-    threads: int = Field(1, ge=1, le=255, description="Threads of torch; whoever decompresses will use as many.")
+    threads: int = Field(1, ge=1, le=255, description="Threads of torch, count; whoever decompresses will use as many.")
     report: Path | None = Field(None, description="Receives the summary as JSON.")
 
 

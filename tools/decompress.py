@@ -32,15 +32,15 @@ PARTLY = 3
 class Command(BaseModel):
     """Get images back from compressed files."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: tyro.conf.Positional[Path] = Field(description="Folder of the run or released model that compressed them.")
     files: tyro.conf.Positional[tuple[Path, ...]] = Field(description="Files of compress.py, and folders of them.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     levels: int | None = Field(None, ge=1, description="Code maps to read, from the top; default: all and the pixels.")
     sample: bool = Field(False, description="Draw what is not read as generate.py does, not its most likely values.")
-    seed: int = Field(0, ge=0, description="Names the random numbers of --sample.")
-    first: int = Field(0, ge=0, description="Number of the first image of each file to get back.")
+    seed: int = Field(0, ge=0, description="Names the random numbers of --sample; no unit.")
+    first: int = Field(0, ge=0, description="First image of each file to get back, a count from 0.")
     num: int | None = Field(None, ge=1, description="Images of each file to get back; default: all from --first on.")
 
 

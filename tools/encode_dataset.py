@@ -27,13 +27,13 @@ from vqstack.pretrained import find_artefact
 class Command(BaseModel):
     """Encode a data set to code maps."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the codes; new, empty, or unfinished output of the same.")
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
-    batch_size: int = Field(256, ge=1, description="Images at a time, each process.")
-    shard_size: int = Field(SHARD_SIZE, ge=1, description="Images a file.")
+    batch_size: int = Field(256, ge=1, description="Images at a time, count on each process.")
+    shard_size: int = Field(SHARD_SIZE, ge=1, description="Images a file, count.")
     cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
 

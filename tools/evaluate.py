@@ -47,7 +47,9 @@ class Command(BaseModel):
         description="Count of samples, and of real images they are compared with; default: half of the split, 1,000 "
         "at most.",
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Seeds of the samples, one comparison each.")
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2), min_length=1, description="Seeds of the samples, no unit; one comparison each."
+    )
     features: Literal["classifier", "inception"] = Field(
         "classifier",
         description="Features that are compared: of a small classifier, trained once on the labelled training split, "

@@ -26,19 +26,21 @@ from vqstack.shapes import Pixels
 class Command(BaseModel):
     """Generate images."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
-    num: int | None = Field(None, ge=1, description="Number of images; default: 16, or one for each image or code map.")
+    num: int | None = Field(None, ge=1, description="Count of images; default: 16, or one for each image or code map.")
     label: tuple[int, ...] = Field(
-        (), description="Class of the images, several are cycled; default: drawn from P(label)."
+        (), description="Class number of the images, no unit; several are cycled. Default: drawn from P(label)."
     )
-    seed: int = Field(0, ge=0, description="With the image's number it names all random numbers.")
+    seed: int = Field(0, ge=0, description="With the image's number it names all random numbers; no unit.")
     temperature: tuple[float, ...] = Field(
-        (), description="Temperature above 0; one, or one a level, prior first. Default: the model's."
+        (), description="Temperature above 0, no unit; one, or one a level, prior first. Default: the model's."
     )
-    top_k: tuple[int, ...] = Field((), description="Draw among the k most likely values; 0: all. One, or one a level.")
+    top_k: tuple[int, ...] = Field(
+        (), description="Draw among the k most likely values, count; 0: all. One, or one a level."
+    )
     top_p: tuple[float, ...] = Field((), description="Nucleus probability in (0, 1]. One, or one a level.")
     mode: tuple[bool, ...] = Field((), description="True: most likely value instead of a draw. One, or one a level.")
     guidance: tuple[float, ...] = Field(
@@ -48,13 +50,17 @@ class Command(BaseModel):
         (), description="True: masked models keep their most confident draws. One, or one a level."
     )
     from_level: int | None = Field(
-        None, description="Keep the codes of this level (of --images or --codes), draw below."
+        None,
+        description="Number of the level, 1 to L, whose codes (of --images or --codes) are kept; the rest is drawn.",
     )
     images: tuple[Path, ...] = Field((), description="Image files to make variations of.")
     codes: Path | None = Field(None, description="Code data set to turn back into images, in its order.")
-    split: str = Field("test", description="Split of --codes.")
-    batch_size: int = Field(64, ge=1, description="Images at a time; does not change which images come out.")
+    split: str | None = Field(None, description="Split of --codes; default: test.")
+    batch_size: int = Field(64, ge=1, description="Images at a time, count; does not change which images come out.")
     device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
+
+
+DRAWING = ("temperature", "top_k", "top_p")
 
 
 def sampling_of(command: Command, model: HierarchicalModel) -> SamplingSettings:
@@ -62,41 +68,64 @@ def sampling_of(command: Command, model: HierarchicalModel) -> SamplingSettings:
     given = {name: getattr(command, name) for name in SamplingSettings.model_fields if getattr(command, name)}
     if command.codes is not None and not given:
         given = {"mode": (True,)}
+    unused = [name for name in DRAWING if name in given]
+    if unused and all(given.get("mode", [False])):
+        raise InputError(f"--{unused[0].replace('_', '-')}: nothing is drawn with --mode True: leave one of them out")
     sampling = SamplingSettings(**{**model.settings.sampling.model_dump(), **given})
     model.settings.draws(sampling)  # refuses wrong values before anything is written
     return sampling
 
 
-def starting_codes(command: Command, model: HierarchicalModel) -> torch.Tensor | None:
-    """The codes to start from, for variations and stored codes; none when drawing from the prior."""
-    if not command.images and command.codes is None:
-        if command.from_level is not None:
-            raise InputError("--from-level needs real images to start from: add --images FILE … or --codes FOLDER")
-        return None
-    if command.images and command.from_level is None:
-        raise InputError("--images needs --from-level: the level whose codes are kept, 1 … L")
-    level = 1 if command.from_level is None else command.from_level
-    if not 1 <= level <= len(model.stack):
-        raise InputError(f"--from-level {level} does not exist: this model has levels 1 … {len(model.stack)}")
-    if command.codes is not None:
-        stored = CodeDataset(command.codes)
-        stored.check(fingerprint(model.stack.encoder_state()), model.stack.map_shapes, model.stack.codebook_sizes)
-        if command.split not in stored.splits:
-            raise InputError(f"--split {command.split} is not in {command.codes}: it has {', '.join(stored.splits)}")
-        return stored.read(command.split).codes[level - 1]
-    channels, rows, columns = model.stack.shape
-    changes = {"size": (rows, columns), "channels": channels, "values": model.stack.values}
-    pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
-    return model.stack.encode(pixels, level)[-1]
-
-
 def check(command: Command, model: HierarchicalModel) -> None:
-    """Labels must be ones that the model knows."""
+    """Refuse flags that contradict each other or would be ignored, and labels that the model does not know."""
+    started = "--images" if command.images else "--codes" if command.codes is not None else ""
+    if command.images and command.codes is not None:
+        raise InputError("--images and --codes: only one of them can be the start: leave one out")
+    if command.from_level is not None and not started:
+        raise InputError("--from-level: needs real images to start from: add --images FILE … or --codes FOLDER")
+    if command.images and command.from_level is None:
+        raise InputError(f"--images: needs the level whose codes are kept: add --from-level 1 … {len(model.stack)}")
+    if command.from_level is not None and not 1 <= command.from_level <= len(model.stack):
+        raise InputError(f"--from-level: {command.from_level} does not exist: choose 1 … {len(model.stack)}")
+    if command.split is not None and command.codes is None:
+        raise InputError("--split: names a split of --codes: add --codes FOLDER, or leave it out")
+    if command.label and started:
+        raise InputError(f"--label: the images come from {started}, not from the prior: leave it out")
     if command.label and not model.classes:
-        raise InputError("--label: this model knows no classes; leave it out")
+        raise InputError("--label: this model knows no classes: leave it out")
     for label in command.label:
         if not 0 <= label < model.classes:
-            raise InputError(f"--label {label} is out of range: this model knows 0 … {model.classes - 1}")
+            raise InputError(f"--label: {label} is out of range: choose 0 … {model.classes - 1}")
+
+
+def starting_codes(command: Command, model: HierarchicalModel) -> torch.Tensor | None:
+    """The codes to start from, for variations and stored codes; none when drawing from the prior."""
+    level = command.from_level or 1
+    if command.codes is not None:
+        stored, split = CodeDataset(command.codes), command.split or "test"
+        stored.check(fingerprint(model.stack.encoder_state()), model.stack.map_shapes, model.stack.codebook_sizes)
+        if split not in stored.splits:
+            raise InputError(f"--split: {split} is not in {command.codes}: choose one of {', '.join(stored.splits)}")
+        return stored.read(split).codes[level - 1]
+    if command.images:
+        channels, rows, columns = model.stack.shape
+        changes = {"size": (rows, columns), "channels": channels, "values": model.stack.values}
+        pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
+        return model.stack.encode(pixels.to(model.device), level)[-1]
+    return None
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is; one that cannot hold a number is refused."""
+    if name is None:
+        return Accelerator().device
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device: {name} cannot be used here ({reason}): leave it out") from error
+    return device
 
 
 def generate(
@@ -108,7 +137,7 @@ def generate(
         wanted = [command.label[i % len(command.label)] for i in range(first, first + count)] if command.label else None
         given = None if wanted is None else torch.tensor(wanted)
         if start is not None:
-            chosen = start[torch.arange(first, first + count) % len(start)]
+            chosen = start[torch.arange(first, first + count, device=start.device) % len(start)]
             level = command.from_level or 1
             sample = model.vary(chosen, level, given, seed=command.seed, sampling=sampling, first=first)
         else:
@@ -121,13 +150,10 @@ def main(arguments: list[str]) -> None:
     command = parse(Command, arguments, prog="generate.py")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     check(command, model)
+    model.to(chosen_device(command.device))
     sampling = sampling_of(command, model)
     start = starting_codes(command, model)
     num = command.num or (16 if start is None else len(start))
-    try:
-        model.to(command.device or Accelerator().device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {command.device} cannot be used here ({str(error).splitlines()[0]})") from error
     claim_folder(command.out, "generate")
     images, everything = [], []
     with tqdm(total=num, desc="generate", unit="img", disable=None) as progress:

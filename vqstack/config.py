@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vqstack import signals
 from vqstack.checkpoint import CANNOT_WRITE, failed_write
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners
-from vqstack.errors import CommandError, InputError, Stopped
+from vqstack.errors import CommandError, InputError, Stopped, explain
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
@@ -31,7 +31,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 class RunConfig(StackSettings):
     """Everything that defines a training run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: ImageSettings = Field(ImageSettings(), description="The images.")
     augment: AugmentSettings = Field(
@@ -48,7 +48,9 @@ class RunConfig(StackSettings):
     )
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     train_levels: tuple[FitSettings, ...] = Field(
-        (FitSettings(),), min_length=1, description="Training of the levels: one for all, or one each, level 1 first."
+        (FitSettings(),),
+        min_length=1,
+        description="Training of the levels: one entry for all, or one each, level 1 first.",
     )
     joint: bool = Field(
         False, description="Train all levels at once on the sum of their losses, then all decoders on the final codes."
@@ -63,31 +65,47 @@ class RunConfig(StackSettings):
         description="Training of the refiners: one entry for all, or one each, in order.",
     )
     train_prior: FitSettings = Field(FitSettings(), description="Training of the prior.")
-    seed: int = Field(0, ge=0, description="Seed of weights, order of images and everything random in training.")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Precision of the networks in training.")
+    seed: int = Field(
+        0, ge=0, description="Seed of weights, order of images and everything random in training, no unit."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="Number format of the networks in training: float32, float16 or bfloat16."
+    )
     compile: bool = Field(False, description="Run networks through torch.compile in training.")
-    trackers: tuple[str, ...] = Field((), description="Experiment trackers by name, such as tensorboard.")
+    trackers: tuple[str, ...] = Field(
+        (), description="Names of experiment trackers, such as tensorboard; events go into the run's folder."
+    )
     deterministic: bool = Field(
         False, description="Let GPUs use only algorithms that give the same bits each time; slower."
     )
-    encode_batch: int = Field(256, ge=1, description="Images at a time when encoding and scoring, each process.")
-    sample_grid: int = Field(10, ge=1, description="Images in each picture written during training.")
+    encode_batch: int = Field(
+        256, ge=1, description="Images at a time when encoding and scoring, count on each process."
+    )
+    sample_grid: int = Field(10, ge=1, description="Images in each picture written during training, count.")
 
     @model_validator(mode="after")
     def check(self) -> "RunConfig":
         if len(self.train_levels) not in (1, len(self.levels)):
-            raise ValueError(f"train_levels takes one entry or {len(self.levels)} (one a level)")
+            raise ValueError(
+                f"train_levels has {len(self.train_levels)} entries for {len(self.levels)} levels: give one or all"
+            )
         if self.refiners and len(self.train_refiners) not in (1, len(self.refiners)):
-            raise ValueError(f"train_refiners takes one entry or {len(self.refiners)} (one a refiner)")
+            raise ValueError(
+                f"train_refiners: {len(self.train_refiners)} entries for {len(self.refiners)} refiners: give one or all"
+            )
         check_refiners(self.refiners, len(self.levels))
         if self.joint and self.levels_from is not None:
             raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")
         return self
 
     @property
-    def every_training(self) -> tuple[FitSettings, ...]:
-        """Settings of all phases."""
-        return *self.train_levels, self.train_joint, self.train_decoders, *self.train_refiners, self.train_prior
+    def every_training(self) -> dict[str, FitSettings]:
+        """Settings of all phases by the name of the field."""
+        found: dict[str, FitSettings] = {}
+        for name in ("train_levels", "train_joint", "train_decoders", "train_refiners", "train_prior"):
+            value = getattr(self, name)
+            found |= {f"{name}.{i}": fit for i, fit in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        return found
 
     def model_settings(self, image_shape: tuple[int, ...], classes: int) -> ModelSettings:
         """The settings of the model for images of a shape (c, h, w)."""
@@ -114,10 +132,23 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice in one mapping is an error; plain YAML would keep the last one unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, settings: type[Settings]) -> Settings:
-    """Settings from a YAML file; unknown fields, wrong values and broken files are errors of one line."""
+    """Settings from a YAML file; unknown or repeated fields, wrong values and broken files are errors of one line."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: give the path of a YAML file, such as recipes/digits.yaml") from error
     except yaml.YAMLError as error:
@@ -127,23 +158,14 @@ def read_yaml(path: Path, settings: type[Settings]) -> Settings:
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    field = ".".join(map(str, first["loc"]))
-    reason = "unknown field: see --help for the names" if first["type"] == "extra_forbidden" else first["msg"]
-    return f"{field}: {reason}" if field else reason
+        raise InputError(f"{path}: {explain(error)}") from error
 
 
 def parse(settings: type[Settings], arguments: list[str], default: Settings | None = None, prog: str = "") -> Settings:
     """Settings from the command line over ``default``. ``--help`` prints every field and leaves."""
-    if default is not None and "--data.files" in arguments and hasattr(default, "data"):
-        # A mapping that is there already would only take new values for its own keys; a given one replaces it.
-        default = default.model_copy(update={"data": default.data.model_copy(update={"files": {}})})
+    given = [argument.split("=", 1)[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    options: dict[str, Any] = {} if default is None else {"default": _made_ready(default, given, arguments)}
     printed = io.StringIO()
-    options: dict[str, Any] = {"default": default} if default is not None else {}
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(
@@ -154,14 +176,105 @@ def parse(settings: type[Settings], arguments: list[str], default: Settings | No
                 **options,
             )
     except ValidationError as error:
-        raise InputError(_first_problem(error)) from error
+        raise InputError(_as_option(explain(error))) from error
     except SystemExit as leave:
         if not leave.code:
             raise
-        raise InputError(_one_line(printed.getvalue())) from None
+        raise InputError(_reason(leave, printed.getvalue(), arguments)) from None
 
 
-def _one_line(printed: str) -> str:
+def _made_ready(default: Settings, given: list[str], arguments: list[str]) -> Settings:
+    """The defaults with room for what the command line names: longer lists, other files, another source."""
+    if isinstance(default, RunConfig):
+        default = default.model_copy(update=_lengthened(default, given))
+    data = getattr(default, "data", None)
+    if isinstance(data, ImageSettings):
+        if "--data.files" in given:
+            # A mapping that is there already would only take new values for its own keys; a given one replaces it.
+            data = data.model_copy(update={"files": {}})
+        if data.source == "digits" and _values(arguments, "--data.source")[-1:] not in ([], ["digits"]):
+            # The digits bring counts of their own, which mean nothing elsewhere. The geometry stays where it is that of
+            # a trained model.
+            digits, fields = ImageSettings(), ImageSettings.model_fields
+            names = (
+                ("validation", "test", "values", "size") if isinstance(default, RunConfig) else ("validation", "test")
+            )
+            brought = [name for name in names if getattr(data, name) == getattr(digits, name)]
+            data = data.model_copy(update={name: fields[name].default for name in brought})
+        default = default.model_copy(update={"data": data})
+    return default
+
+
+def _lengthened(config: RunConfig, given: list[str]) -> dict[str, Any]:
+    """Lists of settings as long as the command line names them, by copies of their last entry."""
+
+    def named(field: str) -> set[int]:
+        found = (re.match(rf"--{field}\.(\d+)\.", name) for name in given)
+        return {int(match[1]) for match in found if match}
+
+    longer: dict[str, Any] = {}
+    for field, first in (("levels", config.levels[0]), ("refiners", RefinerSettings(level=1))):
+        entries, training = getattr(config, field), getattr(config, f"train_{field}")
+        count = max(len(entries), 1 + max(named(field), default=-1))
+        missing = [number for number in range(len(entries), count) if number not in named(field)]
+        if missing:
+            raise InputError(f"--{field}.{count - 1}: there is no --{field}.{missing[0]}: leave no gap")
+        beyond = max(named(f"train-{field}"), default=0)
+        if beyond >= max(count, 1):
+            raise InputError(f"--train-{field}.{beyond}: there are {count} {field}: give one entry for each, from 0 on")
+        trained = count if len(training) > 1 or beyond > 0 else 1
+        longer[field] = entries + (entries[-1:] or (first,)) * (count - len(entries))
+        longer[f"train_{field}"] = training + training[-1:] * (trained - len(training))
+    return longer
+
+
+def _as_option(problem: str) -> str:
+    """FIELD: … with the field as it is written on the command line."""
+    field, colon, rest = problem.partition(": ")
+    return f"--{field.replace('_', '-')}{colon}{rest}" if re.fullmatch(r"[\w.]+", field) else problem
+
+
+def _reason(leave: SystemExit, printed: str, arguments: list[str]) -> str:
+    """Why the command-line library left, in our words: FIELD: REASON: REMEDY.
+
+    Wrong values of a settings object reach it as the exception that it was handling; the rest it only prints.
+    """
+    prefix, cause = "", leave.__context__
+    while cause is not None and not isinstance(cause, ValidationError):
+        where = getattr(cause, "arg", "")
+        prefix, cause = where.replace("-", "_") if isinstance(where, str) else prefix, cause.__context__
+    if cause is not None:
+        return _as_option(explain(cause, prefix))
+    text = _inside_the_box(printed)
+    if match := re.match(r"Unrecognized options: (\S+?)(,|$)", text):
+        return f"{match[1]}: unknown option: see --help for the names"
+    if match := re.match(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)", text):
+        return f"{match[2]}: {match[1]} is not among its values: choose one of {match[3]}"
+    if match := re.match(r"Missing value for argument '(\S+)'\. Expected (.*) values?", text):
+        return f"{match[1]}: too few values: it takes {match[2]}"
+    if match := re.match(r"Error parsing (\S+?)(/\S+)?:", text):
+        values = " ".join(_values(arguments, match[1]))
+        return f"{match[1]}: {values!r} does not fit: see --help for what it takes"
+    if match := re.match(r"(Required options|The following arguments are required): (.*)", text):
+        return f"{match[2]}: must be given: see --help"
+    return f"{text}: see --help"
+
+
+def _values(arguments: list[str], option: str) -> list[str]:
+    """What follows an option on the command line."""
+    found: list[str] = []
+    inside = False
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if argument.startswith("--"):
+            inside = name.replace("_", "-") == option
+            found += [value] * (inside and "=" in argument)
+        elif inside:
+            found.append(argument)
+    return found
+
+
+def _inside_the_box(printed: str) -> str:
     """The message inside the box that the command-line library draws."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯ ") for line in printed.splitlines()]
     message: list[str] = []
@@ -170,10 +283,9 @@ def _one_line(printed: str) -> str:
             if message:
                 break
             continue
-        if line and "https://errors.pydantic.dev" not in line and "For further information" not in line:
+        if line:
             message.append(line)
-    text = re.sub(r"\s*\[type=[^]]*\]", "", " ".join(message)).replace(": 1 validation error for", " in")
-    return f"{text} (see --help)"
+    return " ".join(message)
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:

@@ -9,7 +9,10 @@
 | 75 | stopped by a signal; the same command goes on where it stopped |
 """
 
+import reprlib
 from typing import ClassVar
+
+from pydantic import ValidationError
 
 
 class CommandError(Exception):
@@ -43,3 +46,19 @@ class Stopped(BaseException):
     """A signal asked the command to leave. No Exception, so that nothing on the way takes it for an error."""
 
     exit_code: ClassVar[int] = 75
+
+
+def explain(error: ValidationError, prefix: str = "") -> str:
+    """The first problem of settings as ``FIELD: REASON: REMEDY``; ``prefix`` is where the settings stand."""
+    first = error.errors()[0]
+    field = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
+    if first["type"] in ("value_error", "assertion_error"):  # ours; the library puts its own words in front
+        reason = str(first["ctx"]["error"])
+    elif first["type"] == "extra_forbidden":
+        reason = "unknown field: see --help for the names"
+    elif first["type"] == "missing":
+        reason = "is missing: give it"
+    else:
+        wanted = first["msg"].replace("Input should", "it should").replace("Field required", "it must be given")
+        reason = f"{reprlib.repr(first['input'])} does not fit: {wanted[0].lower()}{wanted[1:]}"
+    return f"{field[:200]}: {reason}" if field else reason

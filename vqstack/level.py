@@ -25,13 +25,13 @@ from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
 class LevelSettings(BaseModel):
     """Settings of one level: its map, its quantizer and its two networks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     map: tuple[int, int] = Field((4, 4), description="Rows and columns of the code map, sites; divides the map below.")
     quantizer: QuantizerSettings = Field(QuantizerSettings(), description="The codebook.")
-    width: int = Field(64, ge=1, description="Channels of the residual blocks.")
-    encoder_blocks: int = Field(2, ge=0, description="Residual blocks of the encoder.")
-    decoder_blocks: int = Field(2, ge=0, description="Residual blocks of the decoder.")
+    width: int = Field(64, ge=1, description="Channels of the residual blocks, count.")
+    encoder_blocks: int = Field(2, ge=0, description="Residual blocks of the encoder, count.")
+    decoder_blocks: int = Field(2, ge=0, description="Residual blocks of the decoder, count.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of features dropped in residual blocks, training only.")
     embedding: Literal["codebook", "random"] = Field(
         "codebook", description="What the embedding of the codes below starts from (levels above 1)."
@@ -42,7 +42,7 @@ def check_scale(number: int, below: tuple[int, int], above: tuple[int, int]) -> 
     """Rows and columns of the map below that one site covers; a map that does not divide is an error."""
     if min(above) < 1 or below[0] % above[0] or below[1] % above[1]:
         raise InputError(
-            f"levels.{number - 1}.map {above[0]}x{above[1]} does not divide what lies below it "
+            f"levels.{number - 1}.map: {above[0]}x{above[1]} does not divide what lies below it "
             f"({below[0]}x{below[1]}): choose divisors of both sides, or set pad_to"
         )
     return below[0] // above[0], below[1] // above[1]

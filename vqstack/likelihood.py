@@ -30,14 +30,20 @@ from vqstack.shapes import Nats, Noise, finest
 class Draw(BaseModel):
     """How values are drawn from a table of probabilities. The defaults draw from the distribution as it is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    temperature: float = Field(1.0, gt=0, description="Log-probabilities are divided by it; 1 draws true samples.")
-    top_k: int | None = Field(None, ge=1, description="Draw among the k most likely values; none: all.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the fewest values whose probability reaches this.")
+    temperature: float = Field(
+        1.0, gt=0, description="Log-probabilities are divided by it, no unit; 1 draws true samples."
+    )
+    top_k: int | None = Field(None, ge=1, description="Draw among the k most likely values, count; none: all.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Nucleus: the fewest values whose probability together reaches this share."
+    )
     mode: bool = Field(False, description="Take the most likely value instead of drawing.")
     guidance: float = Field(
-        1.0, ge=0, description="Classifier-free guidance: 1 none, 0 without the label, above 1 away from no label."
+        1.0,
+        ge=0,
+        description="Classifier-free guidance, no unit: 1 none, 0 without the label, above 1 away from it.",
     )
     confidence: bool = Field(
         False, description="Masked models: keep what was drawn with most confidence, in place of the schedule's sites."
@@ -369,13 +375,13 @@ def walked_log_prob(distribution: Distribution, x: Tensor) -> Nats:
 class PixelSettings(BaseModel):
     """Settings of the likelihood of the pixels."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["auto", "bernoulli", "categorical", "logistic_mixture"] = Field(
         "auto",
         description="auto: bernoulli for 2 grey values, categorical up to 32, mixed discretized logistics above.",
     )
-    components: int = Field(10, ge=1, description="Logistics a pixel (logistic_mixture).")
+    components: int = Field(10, ge=1, description="Logistics a pixel, count (logistic_mixture).")
 
 
 class Head(ABC):
@@ -423,7 +429,7 @@ class PixelHead(Head):
         automatic = "bernoulli" if size == 2 else "categorical" if size <= 32 else "logistic_mixture"
         self.kind = automatic if settings.kind == "auto" else settings.kind
         if self.kind == "bernoulli" and size != 2:
-            raise InputError(f"pixels.kind bernoulli needs 2 grey values, the images have {size}: choose another kind")
+            raise InputError(f"pixels.kind: bernoulli needs 2 grey values, the images have {size}: choose another")
         self.channels, self.size = channels, size
         self.parameters = {
             "bernoulli": channels,

@@ -28,17 +28,19 @@ from vqstack.stack import Stack, StackSettings
 class SamplingSettings(BaseModel):
     """How images are drawn: one value for the prior and all levels, or one each, prior first, level 1 last."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    temperature: tuple[float, ...] = Field((1.0,), description="Temperature; one, or one a level, prior first.")
+    temperature: tuple[float, ...] = Field(
+        (1.0,), description="Temperature above 0, no unit; one, or one a level, prior first."
+    )
     top_k: tuple[int, ...] = Field(
-        (0,), description="Draw among the k most likely values; 0: all. One, or one a level."
+        (0,), description="Draw among the k most likely values, count; 0: all. One, or one a level."
     )
     top_p: tuple[float, ...] = Field((1.0,), description="Nucleus probability in (0, 1]. One, or one a level.")
     mode: tuple[bool, ...] = Field((False,), description="Most likely value instead of drawing. One, or one a level.")
     guidance: tuple[float, ...] = Field(
         (1.0,),
-        description="Scale of classifier-free guidance, 1: none, 0: without the label. One (for all parts that were "
+        description="Classifier-free guidance, no unit; 1: none, 0: without the label. One (for all parts that were "
         "trained with label_dropout), or one a level.",
     )
     confidence: tuple[bool, ...] = Field(
@@ -54,23 +56,21 @@ class SamplingSettings(BaseModel):
             given = getattr(self, name)
             if len(given) not in (1, levels + 1):
                 raise InputError(
-                    f"{name} takes one value or {levels + 1} (prior, level {levels} … level 1), not {len(given)}"
+                    f"{name}: {len(given)} values: give one, or {levels + 1} (prior, level {levels} … level 1)"
                 )
             columns[name] = list(given) * (levels + 1 if len(given) == 1 else 1)
         for t in columns["temperature"]:
-            if not 1e-3 <= t < float("inf"):
-                raise InputError(
-                    f"temperature {t} is not above 0 and finite (0.001 at least): for the likeliest image use mode"
-                )
+            if t < 1e-3:
+                raise InputError(f"temperature: {t} is below 0.001: for the likeliest image use mode")
         for k in columns["top_k"]:
             if k < 0:
-                raise InputError(f"top_k {k} is negative: use 0 for all values")
+                raise InputError(f"top_k: {k} is negative: use 0 for all values")
         for p in columns["top_p"]:
             if not 0 < p <= 1:
-                raise InputError(f"top_p {p} is outside (0, 1]")
+                raise InputError(f"top_p: {p} is outside (0, 1]: use 1 for all values")
         for g in columns["guidance"]:
-            if not 0 <= g < float("inf"):
-                raise InputError(f"guidance {g} is negative or not finite: 1 is none, 2 to 4 are usual")
+            if g < 0:
+                raise InputError(f"guidance: {g} is negative: 1 is none, 2 to 4 are usual")
         columns["top_k"] = [k or None for k in columns["top_k"]]
         return [Draw(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
@@ -78,15 +78,15 @@ class SamplingSettings(BaseModel):
 class ModelSettings(BaseModel):
     """Everything that is needed to build the model again: the ``config.json`` of an artefact."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     stack: StackSettings = Field(StackSettings(), description="The levels.")
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
     refiners: tuple[RefinerSettings, ...] = Field((), description="Corrections to the decoders of chosen levels.")
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
-    image_shape: tuple[int, int, int] = Field(description="Channels, rows and columns of the images.")
-    values: int = Field(256, ge=2, le=256, description="V, grey values a channel: pixels are 0 … V-1.")
-    classes: int = Field(0, ge=0, description="Number of class labels; 0: none.")
+    image_shape: tuple[int, int, int] = Field(description="Channels (count), rows and columns (pixels) of the images.")
+    values: int = Field(256, ge=2, le=256, description="V, count of grey values a channel: pixels are 0 … V-1.")
+    classes: int = Field(0, ge=0, description="Count of class labels; 0: none.")
 
     @model_validator(mode="after")
     def check(self) -> "ModelSettings":

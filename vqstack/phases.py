@@ -58,18 +58,7 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        if accelerator.distributed_type in SHARDED:
-            raise InputError(
-                f"training under {accelerator.distributed_type.value} is not possible yet: launch it data parallel, as "
-                "recipes/accelerate/one_host.yaml does"
-            )
-        for settings in config.every_training:
-            parts = settings.accumulate * accelerator.num_processes
-            if settings.batch_size % parts:
-                raise InputError(
-                    f"batch_size {settings.batch_size} is not a multiple of accumulate times processes ({parts}): "
-                    "change one of them"
-                )
+        check_processes(config, accelerator)
         with accelerator.local_main_process_first():
             self.splits = load_splits(config.data)
         train = self.splits["train"]
@@ -405,3 +394,19 @@ def check_trackers(names: tuple[str, ...]) -> None:
         if name not in installed:
             known = ", ".join(installed) or "none"
             raise InputError(f"trackers: {name} is not installed here (these are: {known}): install it or leave it out")
+
+
+def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
+    """Training must be data parallel, and every batch split into equal parts for the micro-batches of each process."""
+    if accelerator.distributed_type in SHARDED:
+        raise InputError(
+            f"training under {accelerator.distributed_type.value} is not possible yet: launch it data parallel, as "
+            "recipes/accelerate/one_host.yaml does"
+        )
+    for name, settings in config.every_training.items():
+        parts = settings.accumulate * accelerator.num_processes
+        if settings.batch_size % parts:
+            raise InputError(
+                f"{name}.batch_size: {settings.batch_size} is not a multiple of accumulate times processes ({parts}): "
+                "change one of them"
+            )

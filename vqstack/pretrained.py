@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vqstack.checkpoint import digest, failed_write, write_atomically
-from vqstack.errors import InputError
+from vqstack.errors import InputError, explain
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
 MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
@@ -209,10 +209,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         try:
             return cls.settings_class.model_validate(settings), described["weights"] if version > 1 else None
         except (ValidationError, RecursionError, OverflowError) as error:
-            reason = str(error)
-            if isinstance(error, ValidationError):
-                first = error.errors()[0]
-                reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            reason = explain(error) if isinstance(error, ValidationError) else str(error)
             raise InputError(f"{path}: {reason}: fetch or export the model again") from error
 
     @classmethod

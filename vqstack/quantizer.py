@@ -27,21 +27,23 @@ from vqstack.shapes import Codes, Vectors
 class QuantizerSettings(BaseModel):
     """Settings of one level's quantizer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["vq", "cosine", "fsq", "lfq", "simvq"] = Field(
         "vq",
         description="vq: nearest code, codebook by moving average; cosine: the same on the unit sphere; fsq: finite "
         "scalar quantization; lfq: lookup-free, one bit a dimension; simvq: a linear map of a frozen codebook.",
     )
-    codebook_size: int = Field(64, ge=2, le=2**20, description="K, number of codes.")
-    dim: int = Field(32, ge=1, description="d, features of a code vector.")
+    codebook_size: int = Field(64, ge=2, le=2**20, description="K, count of codes.")
+    dim: int = Field(32, ge=1, description="d, count of features of a code vector.")
     commitment: float = Field(
         0.25,
         ge=0,
         description="Weight of the commitment loss (unused by fsq), nats a site per mean squared error of a feature.",
     )
-    decay: float = Field(0.99, ge=0, lt=1, description="Decay a step of the codebook's moving average (vq, cosine).")
+    decay: float = Field(
+        0.99, ge=0, lt=1, description="Share of the codebook's moving average kept at each step (vq, cosine)."
+    )
     revival: float = Field(
         0.1,
         ge=0,
@@ -60,20 +62,21 @@ class QuantizerSettings(BaseModel):
         "identity", description="How gradients pass the quantizer: copied, or rotated and scaled (vq, cosine, simvq)."
     )
     fsq_levels: tuple[int, ...] | None = Field(
-        None, description="Values a dimension (fsq); their product is codebook_size. Default: a balanced factorisation."
+        None,
+        description="Values of each dimension, count (fsq); their product is codebook_size. Default: balanced.",
     )
-    entropy: float = Field(0.1, ge=0, description="Weight of the entropy loss (lfq), nats.")
+    entropy: float = Field(0.1, ge=0, description="Weight of the entropy loss, which is in nats a site (lfq), no unit.")
 
     @model_validator(mode="after")
     def check(self) -> "QuantizerSettings":
         if self.kind == "lfq" and self.codebook_size & (self.codebook_size - 1):
-            raise ValueError(f"codebook_size {self.codebook_size} must be a power of two for lfq")
+            raise ValueError(f"codebook_size {self.codebook_size} is no power of two, which lfq needs: choose one")
         if self.kind == "fsq" and math.prod(fsq_levels(self)) != self.codebook_size:
             raise ValueError(
                 f"codebook_size {self.codebook_size} must be the product of fsq_levels, each at least 3: set fsq_levels"
             )
         if self.fsq_levels is not None and min(self.fsq_levels, default=0) < 3:
-            raise ValueError("fsq_levels must each be at least 3")
+            raise ValueError("fsq_levels has a value below 3: give 3 or more for each dimension")
         return self
 
 
@@ -246,7 +249,11 @@ class MovingAverageVQ(_NearestCode):
         return self._state.embed[0]
 
     def _train_step(self, flat: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
-        world = torch.distributed.get_world_size() if self._state.use_ddp else 1
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if self._state.use_ddp != (world > 1):
+            raise RuntimeError("quantizers were built before the processes had met: build none before Accelerator()")
+        if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a checkpoint runs the forward pass again
+            raise RuntimeError("activation checkpointing would move the codebook twice a step: leave the quantizer out")
         self._pending += flat.shape[0] * flat.shape[1] * world
         mean_use = self._pending / self.size
         if not self._state.initted:
@@ -255,10 +262,23 @@ class MovingAverageVQ(_NearestCode):
                 return self._quantize_only(flat)
         self._state.threshold_ema_dead_code = self.settings.revival * mean_use
         self._state.reset_cluster_size = mean_use
+        if self.settings.revival == 0:
+            self._keep_unused()
         if not self.accumulating:
             self._pending = 0
         vectors, codes, loss = self.library(flat, accum_ema_update=self.accumulating)
         return vectors, codes, loss.clone()  # without a commitment term the library returns a buffer of its own
+
+    @torch.no_grad()
+    def _keep_unused(self) -> None:
+        """Hold the weight of a code's average at one vector at least.
+
+        The weight of a code that is never used falls with every step; once it is small beside the constant that the
+        library adds to it, the code itself would shrink towards zero.
+        """
+        scale = (1 / self._state.cluster_size).clamp(min=1)
+        self._state.cluster_size.mul_(scale)
+        self._state.embed_avg.mul_(scale[..., None])
 
     def _quantize_only(self, flat: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
         """A training step that leaves the codebook alone; gradients are copied."""
@@ -273,7 +293,10 @@ class MovingAverageVQ(_NearestCode):
         """Start the codebook on a real batch: k-means, or the random codes with the use they are expected to have."""
         data = self._state.transform_input(flat).flatten(0, 1)
         spread = data.std(0)
-        if not (torch.isfinite(data).all() and spread.max() > 0):
+        real = (torch.isfinite(data).all() & (spread.max() > 0)).int()
+        if self._state.use_ddp:  # one answer for all: k-means on some processes only would wait for the others for ever
+            torch.distributed.all_reduce(real, torch.distributed.ReduceOp.MIN)
+        if not real:
             return  # a probe with constant input is not a real batch
         if self.settings.kmeans:
             if len(data) < self.size:  # too few vectors for K distinct means: add jittered copies

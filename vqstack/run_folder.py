@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,15 @@ def check_run_folder(folder: Path, config: RunConfig, override: bool = False) ->
         config: its settings; some fields may differ (:func:`may_change`).
         override: let all of them differ.
     """
-    if folder.is_file():
-        raise InputError(f"{folder} is a file: choose another folder with --out")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be used ({error.strerror}): choose another --out") from error
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file: choose another folder with --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing} cannot be written to: choose another folder with --out")
+    if existing != folder or not any(folder.iterdir()):
         return
     check_unlocked(folder)
     if not (folder / CONFIG).is_file():

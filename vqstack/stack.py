@@ -18,7 +18,7 @@ from vqstack.shapes import AnyCodes, Codes, Pixels
 class StackSettings(BaseModel):
     """Settings of the levels."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     levels: tuple[LevelSettings, ...] = Field(
         (
@@ -26,12 +26,13 @@ class StackSettings(BaseModel):
             LevelSettings(map=(2, 2), quantizer=QuantizerSettings(codebook_size=16)),
         ),
         min_length=1,
-        description="The levels, level 1 (the one that reads pixels) first.",
+        description="The levels, level 1 (the one that reads pixels) first. On the command line they count from 0; "
+        "naming one more than there are adds a copy of the last.",
     )
     pixels: PixelSettings = Field(PixelSettings(), description="The likelihood of the pixels.")
     pad_to: tuple[int, int] | None = Field(
         None,
-        description="Rows and columns to which images are padded (cropped again before scoring); none: no padding.",
+        description="Rows and columns (pixels) to which images are padded, cropped again before scoring; none: as is.",
     )
     sharing: Literal["none", "trunk"] = Field(
         "none",
@@ -65,7 +66,9 @@ class Stack(nn.Module):
         self.shape, self.values = shape, values
         padded = settings.pad_to or shape[1:]
         if padded[0] < shape[1] or padded[1] < shape[2]:
-            raise InputError(f"pad_to {padded[0]}x{padded[1]} is smaller than the images ({shape[1]}x{shape[2]})")
+            raise InputError(
+                f"pad_to: {padded[0]}x{padded[1]} is smaller than the images: give {shape[1]}x{shape[2]} or more"
+            )
         head = PixelHead(settings.pixels, shape[0], values)
         levels: list[Level] = [PixelLevel(settings.levels[0], shape, values, head, padded)]
         for number, level in enumerate(settings.levels[1:], start=2):

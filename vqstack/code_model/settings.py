@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class CodeModelSettings(BaseModel):
     """Settings of a transformer over codes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     family: Literal["autoregressive", "masked"] = Field(
         "autoregressive",
@@ -16,11 +16,11 @@ class CodeModelSettings(BaseModel):
         "group for both.",
     )
     groups: int = Field(
-        0, ge=0, description="K, groups of sites drawn one after the other, at most one a site; 0: one a site."
+        0, ge=0, description="K, count of groups of sites drawn one after the other, at most one a site; 0: one a site."
     )
-    depth: int = Field(4, ge=1, le=1000, description="Transformer blocks.")
-    dim: int = Field(128, ge=1, description="Features a site.")
-    heads: int = Field(4, ge=1, description="Attention heads; divides dim.")
+    depth: int = Field(4, ge=1, le=1000, description="Transformer blocks, count.")
+    dim: int = Field(128, ge=1, description="Features a site, count.")
+    heads: int = Field(4, ge=1, description="Attention heads, count; divides dim.")
     dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of features and attention weights dropped, training only."
     )
@@ -43,16 +43,18 @@ class CodeModelSettings(BaseModel):
     @model_validator(mode="after")
     def check(self) -> "CodeModelSettings":
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
+            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}: change one of them")
         return self
 
 
 class RefinerSettings(CodeModelSettings):
     """Settings of a refiner: the transformer that corrects the feed-forward decoder of one level."""
 
-    level: int = Field(ge=1, description="l: the refiner models z_{l-1} given z_l; 1: pixels.")
+    level: int = Field(ge=1, description="l, no unit: the refiner models z_{l-1} given z_l; 1: pixels.")
     groups: int = Field(
-        16, ge=0, description="K, groups of sites drawn one after the other, at most one a site; 0: one a site."
+        16,
+        ge=0,
+        description="K, count of groups of sites drawn one after the other, at most one a site; 0: one a site.",
     )
     labels: bool = Field(False, description="Condition on the class label too, where the data set has one.")
     corruption: float = Field(

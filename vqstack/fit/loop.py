@@ -77,6 +77,8 @@ class Fit:
             for network in networks(module):
                 network.compile(dynamic=False)
         self.runner, self.optimizer = accelerator.prepare(module, optimizer)
+        # Codebooks move alike on all processes; copying those of one over the others' would only hide it if not.
+        self.runner.broadcast_buffers = False
         self.accumulators: list[Any] = [m for m in module.modules() if hasattr(m, "accumulating")]
         self.order = Order(len(train), settings.batch_size, seed)
         self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)

@@ -25,7 +25,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     classes: int | None = Field(
         None,
         ge=1,
-        description="number of classes where the source does not name them; empty: largest label of train + 1",
+        description="count of classes where the source does not name them; empty: largest label of train + 1",
     )
     size: Size | None = Field(None, description="height and width in pixels, covered and cropped; empty: native size")
     resize: Size | None = Field(
@@ -49,7 +49,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         False, description=f"train on a stream; of each split only `limit` images (default {STREAM_LIMIT:,}) are kept"
     )
     shuffle_buffer: int = Field(10_000, ge=1, description="streaming: encoded images among which the next is drawn")
-    workers: int = Field(2, ge=0, description="streaming: processes that read and decode, for each training process")
+    workers: int = Field(
+        2, ge=0, description="streaming: count of processes that read and decode, for each training process"
+    )
 
     @model_validator(mode="before")
     @classmethod
