@@ -516,5 +516,5 @@ def test_a_dry_run_refuses_what_a_real_one_does(call, recipe, run_folder, tmp_pa
     refused(*call(*run, "--out", tmp_path / "run", *batch), "train_prior.batch_size: 3 is not a multiple of")
     refused(*call(*run, "--out", tmp_path / "run", "--trackers", "nonsense"), "nonsense is not installed")
     refused(*call(*run, "--out", recipe / "run"), "is a file")
-    refused(*call(*run, "--out", run_folder, "--seed", 1), "other settings (seed)")
+    refused(*call(*run, "--out", run_folder, "--seed", 1), "other settings (seed: 0 → 1)")
     assert not list(tmp_path.iterdir())

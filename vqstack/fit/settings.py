@@ -9,7 +9,9 @@ class FitSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(2000, ge=1, description="Optimiser steps, count.")
-    batch_size: int = Field(64, ge=1, description="Images a step, count over all processes and accumulated micro-batches.")
+    batch_size: int = Field(
+        64, ge=1, description="Images a step, count over all processes and accumulated micro-batches."
+    )
     accumulate: int = Field(1, ge=1, description="Micro-batches a step, count.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW, no unit.")
     warmup: int = Field(100, ge=0, description="Steps of linear warm-up; cosine decay to a hundredth follows.")
@@ -17,7 +19,9 @@ class FitSettings(BaseModel):
         0.01, ge=0, description="Decoupled weight decay of matrices (not of vectors and tables), no unit."
     )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient, nats a site per unit of weight.")
-    ema: float = Field(0.999, ge=0, lt=1, description="Share of the weight average kept at each step; 0 switches it off.")
+    ema: float = Field(
+        0.999, ge=0, lt=1, description="Share of the weight average kept at each step; 0 switches it off."
+    )
     augmented: float = Field(
         1.0,
         ge=0,
