@@ -72,6 +72,9 @@ class RunConfig(StackSettings):
         "no", description="Number format of the networks in training: float32, float16 or bfloat16."
     )
     compile: bool = Field(False, description="Run networks through torch.compile in training.")
+    channels_last: bool = Field(
+        False, description="Keep the levels' convolutions with channels last in memory, which tensor cores prefer."
+    )
     trackers: tuple[str, ...] = Field(
         (), description="Names of experiment trackers, such as tensorboard; events go into the run's folder."
     )
@@ -93,6 +96,8 @@ class RunConfig(StackSettings):
             raise ValueError(
                 f"train_refiners: {len(self.train_refiners)} entries for {len(self.refiners)} refiners: give one or all"
             )
+        if self.augment.crop == "random" and self.data.resize in (None, self.data.size):
+            raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
         check_refiners(self.refiners, len(self.levels))
         if self.joint and self.levels_from is not None:
             raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")

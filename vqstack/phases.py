@@ -73,6 +73,8 @@ class Run:
         reused = reused_levels(config, wanted, folder / "phases")
         self.model = HierarchicalModel(wanted)
         self.model.to(accelerator.device).eval()
+        if config.channels_last:
+            self.model.stack.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if train.labels is not None and self.model.classes:
             self.model.count_labels(train.labels.to(accelerator.device))
         self.stored = resident_images(self.splits, config.data.resident, accelerator.device)

@@ -42,14 +42,17 @@ def learning_rate(settings: FitSettings, step: int) -> float:
 
 
 def optimizer_for(module: nn.Module, settings: FitSettings, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it; vectors and embedding tables are not decayed."""
+    """AdamW, fused where the device has it and the settings want it; vectors and embedding tables are not decayed."""
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 and id(p) not in tables]
     others = [p for p in trained if p.ndim <= 1 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda") or None
+        groups,
+        lr=settings.learning_rate,
+        betas=(0.9, 0.99),
+        fused=(settings.fused and device.type in ("cpu", "cuda")) or None,
     )
 
 

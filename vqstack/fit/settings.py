@@ -22,6 +22,7 @@ class FitSettings(BaseModel):
     ema: float = Field(
         0.999, ge=0, lt=1, description="Share of the weight average kept at each step; 0 switches it off."
     )
+    fused: bool = Field(True, description="AdamW in one kernel, where the device has it.")
     augmented: float = Field(
         1.0,
         ge=0,

@@ -61,11 +61,17 @@ def open_records(settings: ImageSettings) -> dict[str, Records]:
 
 def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, Streamed]:
     """The splits of a source of ``datasets``, train first: rows that are not decoded, and which columns to read."""
-    found = {ALIASES.get(name, name): rows for name, rows in _load_datasets(settings, streaming).items()}
+    loaded = _load_datasets(settings, streaming)
+    chosen = settings.splits if settings.source == "hub" else {}
+    for name in chosen.values():
+        if name not in loaded:
+            raise InputError(f"{settings}: has no split {name}, but {', '.join(map(str, loaded))}; correct splits")
+    found = {str(ours): loaded[theirs] for ours, theirs in chosen.items()}
+    found = found or {ALIASES.get(str(name), str(name)): rows for name, rows in loaded.items()}
     if not found.keys() & set(SPLITS):
         raise InputError(f"{settings}: has no split named train, validation or test; name another data set")
     return {
-        str(name): _columns(found[name], f"{settings}, split {name}", settings, settings.files.get(name))
+        name: _columns(found[name], f"{settings}, split {name}", settings, settings.files.get(name))
         for name in SPLITS
         if name in found
     }

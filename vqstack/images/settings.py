@@ -17,6 +17,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     source: Kind = Field("digits", description="kind of source; digits: the 1,797 images of 8x8 inside scikit-learn")
     name: str | None = Field(None, description="hub: data set as OWNER/NAME or OWNER/NAME:CONFIGURATION")
     revision: str | None = Field(None, description="hub: branch, tag or commit; empty: main, as it was when first read")
+    splits: dict[Split, str] = Field(
+        {}, description="hub: split -> its name in the data set; empty: the usual names, what is not named is not used"
+    )
     files: dict[Split, str] = Field(
         {}, description="split -> parquet or tar file, glob or URL, image folder, .npy or .npz file"
     )
