@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from vqstack.checkpoint import digest
 from vqstack.codes import (
     ENCODE,
     UNFINISHED,
@@ -86,12 +87,14 @@ def refused(call, *words: str) -> None:
 
 
 def rewrite(path: Path, column: str, values: list) -> None:
-    """Replaces a column of a parquet file, keeping its type."""
+    """Replaces a column of a parquet file, keeping its type, and puts its checksum into the manifest."""
     table = pq.read_table(path)
-    place = table.column_names.index(column)
+    place, before = table.column_names.index(column), digest(path)
     pq.write_table(
         table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type)), path
     )
+    manifest = path.parents[1] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(before, digest(path)))
 
 
 @pytest.mark.parametrize(
@@ -307,6 +310,7 @@ def test_checksums_are_those_of_the_files(tmp_path):
     data[10] ^= 1
     path.write_bytes(data)
     refused(CodeDataset(tmp_path).verify, path.name)
+    refused(lambda: CodeDataset(tmp_path).read("train"), path.name)
 
 
 def test_more_images_than_one_row_group(tmp_path, monkeypatch):

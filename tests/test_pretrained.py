@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vqstack.checkpoint import digest
-from vqstack.code_model import CodeModelSettings
+from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.errors import InputError
 from vqstack.level import LevelSettings
 from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
@@ -230,6 +230,21 @@ def test_weights_of_another_type_are_refused(folder):
 def test_a_model_is_described_without_memory(kind):
     model = build(kind)
     described = described_tensors(lambda: HierarchicalModel(model.settings), 1000)
+    assert {name: shape for name, (_, shape) in described.items()} == {
+        name: tuple(value.shape) for name, value in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("family", ["masked", "autoregressive"])
+def test_a_larger_model_with_refiners_is_described_as_it_is(family):
+    refiners = [
+        RefinerSettings(level=level, family=family, groups=4, depth=1, dim=dim, heads=2)
+        for level, dim in ((1, 192), (2, 8))
+    ]
+    changes = {"refiners": refiners, "prior": CodeModelSettings(depth=2, dim=256, heads=4), "image_shape": (3, 32, 32)}
+    settings = ModelSettings.model_validate({**build("fsq").settings.model_dump(), **changes})
+    model = HierarchicalModel(settings)
+    described = described_tensors(lambda: HierarchicalModel(settings), 1000)
     assert {name: shape for name, (_, shape) in described.items()} == {
         name: tuple(value.shape) for name, value in model.state_dict().items()
     }

@@ -42,7 +42,7 @@ def failed_write(path: Path | str, error: Exception) -> WriteError:
     )
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Force a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -56,9 +56,9 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
     aside = path.with_name(path.name + ".tmp")
     try:
         save(aside)
-        _sync(aside)
+        sync(aside)
         os.replace(aside, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise failed_write(path, error) from error
@@ -205,9 +205,9 @@ class Checkpoints:
                 file.write(_sealed(mark.model_dump_json()))
                 file.flush()
                 os.fsync(file.fileno())
-            _sync(aside)
+            sync(aside)
             os.rename(aside, final)
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise failed_write(final, error) from error

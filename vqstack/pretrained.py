@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,12 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqstack.checkpoint import digest, failed_write, write_atomically
 from vqstack.errors import InputError, explain
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
 MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
+LARGE = 2**16  # numbers in a table that is only described
 SPARE = 2**28  # bytes of memory that a model may take besides what its file holds: tables that are computed, not stored
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -78,6 +81,37 @@ def read_header(path: Path) -> Described:
         return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
 
 
+class _Frugal(TorchDispatchMode):
+    """Inside, large tables of floats take no memory (they are on the meta device), and larger ones of anything fail.
+
+    Small ones are real, so that constructors may compute with them.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
+        shapes = [value.shape for value in args if isinstance(value, Tensor)]
+        if shapes:  # what follows from others is as large as they are together, broadcast
+            with suppress(RuntimeError):
+                self._check(
+                    math.prod(torch.broadcast_shapes(*shapes)), any(x.is_meta for x in args if torch.is_tensor(x))
+                )
+        elif "size" in given:
+            floats = (options.get("dtype") or torch.get_default_dtype()).is_floating_point
+            if floats and math.prod(given["size"]) > LARGE:
+                options["device"] = torch.device("meta")
+            else:
+                self._check(math.prod(given["size"]), False)
+        else:
+            counts = [given[name] for name in ("n", "end", "steps") if name in given]  # randperm, arange, linspace
+            self._check(max([0, *counts]), False)
+        return func(*args, **options)
+
+    def _check(self, count: int, described: bool) -> None:
+        if count > SPARE // 8 and not described:
+            raise ValueError(f"the settings ask for a table of {count:,} numbers")
+
+
 def described_tensors(build: Callable[[], Any], limit: int) -> Described:
     """What the state of a module will hold, found without taking memory for it.
 
@@ -93,7 +127,7 @@ def described_tensors(build: Callable[[], Any], limit: int) -> Described:
 
     hook = register_module_parameter_registration_hook(counted)
     try:
-        with torch.device("meta"):
+        with _Frugal():
             module = build()
     finally:
         hook.remove()

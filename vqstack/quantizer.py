@@ -332,8 +332,7 @@ class FiniteScalar(Quantizer):
 
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__(settings)
-        with torch.device("cpu"):  # it looks at its numbers, which a meta device does not have
-            self.library = FSQ(levels=list(fsq_levels(settings)), dim=settings.dim)
+        self.library = FSQ(levels=list(fsq_levels(settings)), dim=settings.dim)
         rename_state(self, {"project_in": "library.project_in", "project_out": "library.project_out"})
 
     def codebook(self) -> Float[Tensor, "K d"]:

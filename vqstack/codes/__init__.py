@@ -11,13 +11,11 @@ from vqstack.codes.dataset import SHARD_SIZE, CodeDataset, CodeDatasetWriter, St
 from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard
 from vqstack.codes.storage import (
     UNFINISHED,
-    checksum,
     claim_folder,
     fingerprint,
     release_folder,
     smallest_dtype,
     to_stored,
-    write_durably,
 )
 
 __all__ = [
@@ -31,11 +29,9 @@ __all__ = [
     "MapCache",
     "Shard",
     "StoredCodes",
-    "checksum",
     "claim_folder",
     "fingerprint",
     "release_folder",
     "smallest_dtype",
     "to_stored",
-    "write_durably",
 ]

@@ -10,7 +10,8 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqstack.codes.storage import ASIDE, smallest_dtype, sync, to_stored, write_durably
+from vqstack.checkpoint import digest, sync, write_atomically
+from vqstack.codes.storage import ASIDE, smallest_dtype, to_stored
 
 
 class MapCache:
@@ -48,11 +49,15 @@ class MapCache:
         self._aside = folder / f"{split}.npy{ASIDE}"
 
     def load(self) -> NDArray[Any] | None:
-        """The maps [views, images, *map], memory-mapped, or None where there are none of this fingerprint.
+        """The maps [views, images, *map], memory-mapped; None where none of this fingerprint are as they were written.
 
         The mapping is private to the process: what is written to the array never reaches the file.
         """
-        if not self._description.exists() or json.loads(self._description.read_text("utf-8")) != self._about:
+        try:
+            about = json.loads(self._description.read_text("utf-8"))
+            if about != {**self._about, "sha256": digest(self._maps)}:
+                return None
+        except (OSError, ValueError):  # half a description, or none
             return None
         return np.load(self._maps, mmap_mode="c", allow_pickle=False)
 
@@ -81,5 +86,5 @@ class MapCache:
         """Makes the maps readable under their fingerprint."""
         sync(self._aside)
         os.replace(self._aside, self._maps)
-        text = json.dumps(self._about) + "\n"
-        write_durably(self._description, lambda aside: aside.write_text(text, "utf-8"))
+        text = json.dumps({**self._about, "sha256": digest(self._maps)}) + "\n"
+        write_atomically(self._description, lambda aside: aside.write_text(text, "utf-8"))

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from vqstack.checkpoint import digest, write_atomically
 from vqstack.codes.columns import check_file, groups, to_codes, to_labels, write_rows
 from vqstack.codes.manifest import (
     ENCODE,
@@ -29,7 +30,7 @@ from vqstack.codes.manifest import (
     read_manifest,
     shards_of,
 )
-from vqstack.codes.storage import check_folder, checksum, claim_folder, release_folder, to_stored, write_durably
+from vqstack.codes.storage import check_folder, claim_folder, release_folder, to_stored
 from vqstack.errors import InputError
 from vqstack.shapes import AnyCodes, Labels
 
@@ -112,11 +113,11 @@ class CodeDatasetWriter:
         if found != [(shard.rows, *shape) for shape in self.contents.map_shapes]:
             raise ValueError(f"{shard.file}: codes of shapes {found}, not {shard.rows} of {self.contents.map_shapes}")
         rows = np.concatenate(index), np.concatenate(labels) if labels else None, levels
-        write_durably(shard.path(self.folder), lambda aside: write_rows(aside, self.contents, *rows))
+        write_atomically(shard.path(self.folder), lambda aside: write_rows(aside, self.contents, *rows))
 
     def checksum(self, shard: Shard) -> str:
         """SHA-256 of a complete shard's file."""
-        return checksum(shard.path(self.folder))
+        return digest(shard.path(self.folder))
 
     def finish(self, checksums: Mapping[str, str]) -> None:
         """Writes manifest, card and ``SHA256SUMS``, and marks the folder as finished.
@@ -138,12 +139,12 @@ class CodeDatasetWriter:
         self._write("README.md", card(manifest))
         files = [shard.path(Path()).as_posix() for shard in self.shards]
         lines = [f"{checksums[Path(file).name]}  {file}\n" for file in files]
-        lines += [f"{checksum(self.folder / name)}  {name}\n" for name in (MANIFEST, "README.md")]
+        lines += [f"{digest(self.folder / name)}  {name}\n" for name in (MANIFEST, "README.md")]
         self._write("SHA256SUMS", "".join(lines))
         release_folder(self.folder)
 
     def _write(self, name: str, text: str) -> None:
-        write_durably(self.folder / name, lambda aside: aside.write_text(text, "utf-8"))
+        write_atomically(self.folder / name, lambda aside: aside.write_text(text, "utf-8"))
 
 
 class CodeDataset:
@@ -195,17 +196,21 @@ class CodeDataset:
 
     def verify(self) -> None:
         """InputError naming the first file whose bytes are not those of its checksum; reads every file once."""
-        for split, stored in self._manifest.splits.items():
-            for shard, known in zip(self._manifest.shards(split), stored, strict=True):
-                path = shard.path(self.folder)
-                if known.sha256 is not None and checksum(path) != known.sha256:
-                    raise InputError(f"{path}: not the bytes that manifest.json has a checksum of; encode it again")
+        for split in self._manifest.splits:
+            for shard in self._manifest.shards(split):
+                self._verify(shard)
+
+    def _verify(self, shard: Shard) -> None:
+        path, known = shard.path(self.folder), self._manifest.splits[shard.split][shard.number].sha256
+        if known is not None and digest(path) != known:
+            raise InputError(f"{path}: not the bytes that manifest.json has a checksum of; encode it again")
 
     def blocks(self, split: str) -> Iterator[StoredCodes]:
         """A split in its order, some thousand images at a time; memory does not grow with the data set."""
         self._check_split(split)
         manifest = self._manifest
         for shard in manifest.shards(split):
+            self._verify(shard)
             path = shard.path(self.folder)
             for table in groups(path, manifest):
                 levels = enumerate(zip(manifest.map_shapes, manifest.vocabularies, strict=True), 1)

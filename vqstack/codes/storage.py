@@ -1,10 +1,9 @@
-"""What both forms of stored codes stand on: number types, fingerprints, checksums, durable files, output folders."""
+"""What both forms of stored codes stand on: number types, fingerprints, output folders."""
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqstack.errors import InputError
+from vqstack.checkpoint import sync, write_atomically
+from vqstack.errors import InputError, WriteError
 
 UNFINISHED = ".vqstack-unfinished"
 ASIDE = ".tmp"  # ending of a file that is still being written
-BLOCK = 2**20  # bytes hashed at a time
 
 
 def smallest_dtype(vocabulary: int) -> np.dtype[Any]:
@@ -44,36 +43,6 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_durably(path: Path, save: Callable[[Path], Any]) -> None:
-    """Writes a file aside, forces it to the disk and renames it: ``path`` is absent, old, or new and whole.
-
-    This holds for a process that is killed and for a machine that loses its power.
-    """
-    aside = path.with_name(path.name + ASIDE)
-    save(aside)
-    sync(aside)
-    os.replace(aside, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Forces what is written of a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_folder(path: Path, command: str, plan: str = "") -> None:
@@ -110,7 +79,7 @@ def claim_folder(path: Path, command: str, plan: str = "") -> None:
     check_folder(path, command, plan)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_durably(path / UNFINISHED, lambda aside: aside.write_text(f"{command}\n{plan}\n", "utf-8"))
+        write_atomically(path / UNFINISHED, lambda aside: aside.write_text(f"{command}\n{plan}\n", "utf-8"))
         for child in path.iterdir():
             if plan or child.name == UNFINISHED:
                 continue
@@ -118,7 +87,7 @@ def claim_folder(path: Path, command: str, plan: str = "") -> None:
                 shutil.rmtree(child)
             else:
                 child.unlink()
-    except OSError as error:
+    except (OSError, WriteError) as error:
         raise InputError(f"{path}: cannot be used as output folder ({error}); name another one") from error
 
 

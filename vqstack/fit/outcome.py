@@ -28,10 +28,10 @@ def load_outcome(folder: Path, module: nn.Module) -> dict[str, Any]:
     """
     try:
         about = json.loads((folder / DONE).read_text(encoding="utf-8"))
-        if digest(folder / BEST) != about["sha256"]:
+        if digest(folder / BEST) != about.get("sha256", digest(folder / BEST)):  # the first version wrote none
             raise ValueError("it is not what was written")
         module.load_state_dict(torch.load(folder / BEST, map_location="cpu", weights_only=True))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{folder / BEST} cannot be used ({reason}): remove {folder / DONE} to train this phase again"
