@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from pydantic import BaseModel, ValidationError
 
 from vqstack.config import RunConfig, parse, read_yaml, to_yaml
@@ -60,7 +61,9 @@ def test_every_recipe_parses_and_dry_runs(path, train_stack, capsys, monkeypatch
         monkeypatch.setattr("vqstack.images.splits.open_records", refuse)
         monkeypatch.setattr("vqstack.images.splits.open_streams", refuse)
     monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state()  # one process, one precision; the recipes have several
     train_stack.main(["--config", str(path), "--dry-run"])
+    AcceleratorState._reset_state()
     out = capsys.readouterr().out
     assert out.startswith(to_yaml(config))
     for number in range(1, len(config.levels) + 1):
