@@ -369,3 +369,11 @@ def test_messages_on_any_terminal(encoding, monkeypatch):
     assert str(caught.value) == ("--seed: -1 does not fit: it should be greater than or equal to 0")
     assert "--- " not in str(caught.value)
     assert "─" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [{}, {"size": (4, 4), "resize": (4, 4)}])
+def test_random_crops_need_room(data):
+    images = {"source": "array", "files": {"train": "a.npy"}}
+    with pytest.raises(ValueError, match=r"data\.resize"):
+        RunConfig(data=images | data, augment={"crop": "random"})
+    RunConfig(data=images | {"size": (4, 4), "resize": (4, 6)}, augment={"crop": "random"})

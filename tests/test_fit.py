@@ -142,6 +142,19 @@ def test_only_matrices_decay():
     assert others["weight_decay"] == 0
 
 
+def test_one_kernel_if_wanted():
+    for fused in (True, False):
+        optimizer = optimizer_for(nn.Linear(3, 2), FitSettings(fused=fused), torch.device("cpu"))
+        assert bool(optimizer.defaults["fused"]) == fused
+
+
+def test_a_stream_is_taken_in_its_own_order():
+    order = Order(0, 4, seed=3)
+    assert torch.cat([order.indices(step) for step in range(3)]).tolist() == list(range(12))
+    assert order.epochs(2).tolist() == [0] * 4
+    assert torch.cat([Order(10, 4, seed=3).epochs(step) for step in range(5)]).tolist() == [0] * 10 + [1] * 10
+
+
 def test_average_by_hand():
     module = nn.BatchNorm1d(3)
     average = Average(module, 0.4)

@@ -177,6 +177,20 @@ def test_an_added_file_moves_no_image(tmp_path):
     assert all(before[name] < after[name] for name in before)
 
 
+def test_splits_of_a_hub_data_set_by_name(tmp_path):
+    """A folder stands for the hub, which is read by the same call."""
+    for name, count in (("train", 12), ("validation", 5), ("test", 4)):
+        write_parquet(tmp_path / f"{name}.parquet", random_pixels(count), np.arange(count) % 3)
+
+    def counts(**changes):
+        loaded = load_splits(ImageSettings(source="hub", name=str(tmp_path), validation=2, **changes))
+        return {name: len(split) for name, split in loaded.items()}
+
+    assert counts() == {"train": 12, "validation": 5, "test": 4}
+    assert counts(splits={"train": "train", "test": "validation"}) == {"train": 10, "validation": 2, "test": 5}
+    refused(lambda: counts(splits={"train": "training"}), "training", "train, ", "splits")
+
+
 def test_splits_that_are_stored_are_kept(tmp_path):
     for name, count in (("train", 20), ("test", 6)):
         write_parquet(tmp_path / f"{name}.parquet", random_pixels(count), np.arange(count) % 3)
@@ -204,6 +218,16 @@ def test_a_size_covers_and_crops_the_centre(tmp_path):
     pixels = load_images([tmp_path / "a.png"], ImageSettings(source="parquet", files={"train": "x"}, size=(8, 8)))
     assert pixels.shape == (1, 1, 8, 8)
     assert (pixels == 200).all()
+
+
+def test_what_is_kept_has_room_for_crops(tmp_path):
+    image = np.arange(12 * 16, dtype=np.uint8).reshape(1, 1, 12, 16)
+    settings = ImageSettings(source="array", files={"train": str(tmp_path / "a.npy")}, size=(4, 5), resize=(12, 16))
+    np.save(tmp_path / "a.npy", image)
+    split = load_splits(settings.model_copy(update={"validation": 0, "test": 0}), ["train"])["train"]
+    assert torch.equal(split.stored[0], torch.from_numpy(image[0]))
+    assert torch.equal(split.pixels[0], torch.from_numpy(image[0, :, 4:8, 5:10]))
+    assert image_shape(settings) == tuple(split.source["shape"]) == (1, 4, 5)
 
 
 @pytest.mark.parametrize(("values", "channels"), [(2, 1), (17, 1), (200, 3), (256, 1), (256, 3)])
@@ -318,6 +342,8 @@ def test_a_share_of_the_images_is_changed():
         {"size": (4, 4)},
         {"source": "hub"},
         {"source": "parquet"},
+        {"source": "array", "files": {"train": "x"}, "resize": (8, 8)},
+        {"source": "array", "files": {"train": "x"}, "size": (8, 8), "resize": (9, 7)},
         {"source": "array", "files": {"train": "x"}, "validation": 1.5},
         {"source": "array", "files": {"valid": "x"}},
         {"misspelt": 1},

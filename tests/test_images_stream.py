@@ -211,3 +211,19 @@ def test_every_phase_trains_from_a_stream(settings, tmp_path):
     assert {name: len(split) for name, split in run.splits.items()}["train"] == 40
     assert [row["row"] for row in ledger["test"]["rows"]] == ["label", "prior", "level-2", "level-1"]
     assert not list((tmp_path / "run" / "codes").glob("*/train*")), "the codes of a stream are not stored"
+
+
+def test_channels_last_trains_the_same(settings, tmp_path):
+    """Another order in memory, the same artefact up to rounding."""
+    found = []
+    for channels_last in (False, True):
+        changes = {"data": settings.model_dump(), "channels_last": channels_last, "refiners": []}
+        config = RunConfig.model_validate(yaml.safe_load(RECIPE) | changes)
+        run = Run(config, tmp_path / f"run-{channels_last}", Accelerator(cpu=True))
+        for level in run.levels:
+            run.train_level(level)
+        wide = [p for p in run.model.stack.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+        assert wide and all(p.is_contiguous(memory_format=torch.channels_last) == channels_last for p in wide)
+        found.append(run.model.stack.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-3, atol=1e-4, msg=name)
