@@ -8,7 +8,7 @@ RUN := runs/digits
 SAMPLES := runs/digits-samples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench
+.PHONY: help setup demo test torture lint types bench
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -35,6 +35,10 @@ demo: $(STAMP)  ## train on scikit-learn's handwritten digits, then draw 100 sam
 
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest
+
+# One part: make torture PART=kills (writes, damage, mutants, memory). FORM=--short takes two minutes and writes nothing.
+torture: $(STAMP)  ## kill, fill, damage and mutate everything; counts go to tests/torture/latest.json
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py $(PART) $(or $(FORM),--out tests/torture/latest.json)
 
 lint: $(STAMP)  ## check style and formatting
 	@$(BIN)/ruff check .

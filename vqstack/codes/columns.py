@@ -69,12 +69,15 @@ def check_file(path: Path, shard: Shard, contents: Contents) -> None:
             raise InputError(f"{path}: {about.num_rows} rows where manifest.json has {shard.rows}; {again}")
         wanted = fields(contents, "label" in schema.names)
         for field in wanted:
-            if field.name not in schema.names:
-                raise InputError(f"{path}: no column {field.name}; {again}")
+            if schema.names.count(field.name) != 1:
+                raise InputError(f"{path}: {schema.names.count(field.name)} columns {field.name}, not one; {again}")
             found = schema.field(field.name).type
             if _depth(found) != _depth(field.type):
                 raise InputError(f"{path}: column {field.name} is {found}, not {field.type}; {again}")
-        _check_groups(path, about, shard, contents)
+        try:
+            _check_groups(path, about, shard, contents)
+        except UnicodeDecodeError as error:  # the library decodes names of columns when they are asked for
+            raise unreadable(path, error) from error
 
 
 def _check_groups(path: Path, about: Any, shard: Shard, contents: Contents) -> None:
@@ -99,7 +102,7 @@ def opened(path: Path) -> Any:
     """A Parquet file, to be used as a context; InputError where it is none."""
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
         raise unreadable(path, error) from error
 
 

@@ -306,9 +306,12 @@ class Fit:
         """Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row."""
         for path in (self.folder / "metrics.jsonl", self.folder / "bad-steps.jsonl"):
             if path.exists():
-                rows = path.read_bytes().splitlines(keepends=True)
-                kept = b"".join(row for row in rows if row.endswith(b"\n") and _step_of(row) <= self.step)
+                rows = [row for row in path.read_bytes().splitlines(keepends=True) if row.endswith(b"\n")]
+                steps = list(map(_step_of, rows))
+                kept = b"".join(row for row, step in zip(rows, steps, strict=True) if step <= self.step)
                 write_atomically(path, partial(Path.write_bytes, data=kept))
+                if math.inf in steps:
+                    print(f"warning: {path} had {steps.count(math.inf)} damaged rows, left out", file=sys.stderr)
 
     def _finish(self) -> float:
         """Leave the module with its best weights."""

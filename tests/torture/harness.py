@@ -1,0 +1,211 @@
+"""Commands in forked children, which cost milliseconds to start, and what they leave.
+
+The parent imports everything once, on one thread, and does nothing else that starts threads; each child runs the
+command's own entry point, as the command line would, and leaves through its exit code.
+"""
+
+import importlib.util
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+
+import pyarrow  # noqa: E402
+import sklearn.datasets  # noqa: E402
+import torch  # noqa: E402
+
+from vqstack.checkpoint import digest  # noqa: E402
+from vqstack.config import run_command  # noqa: E402
+
+torch.set_num_threads(1)
+pyarrow.set_cpu_count(1)
+sklearn.datasets.load_digits()
+
+TRAIN, ENCODE, GENERATE = "recipes/train_stack.py", "tools/encode_dataset.py", "tools/generate.py"
+PHASES = ["level-1", "level-2", "refiner-2", "prior"]
+RECIPE = """
+data: {source: digits, limit: 64}
+levels:
+  - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0.1, quantizer: {codebook_size: 8, dim: 4}}
+  - {map: [2, 2], width: 8, encoder_blocks: 1, decoder_blocks: 1, quantizer: {codebook_size: 4, dim: 4}}
+train_levels: [{steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}]
+refiners: [{level: 2, groups: 4, depth: 1, dim: 8, heads: 2, corruption: 0.2}]
+train_refiners: [{steps: 30, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}]
+prior: {depth: 1, dim: 8, heads: 2, dropout: 0.1}
+train_prior: {steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}
+sample_grid: 4
+"""
+
+
+def load(program: str) -> Any:
+    """A program of the repository as a module."""
+    path = ROOT / program
+    spec = importlib.util.spec_from_file_location(f"torture_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+PROGRAMS = {program: load(program) for program in (TRAIN, ENCODE, GENERATE)}
+
+
+@dataclass
+class End:
+    """How a child ended: its exit code (minus the signal that killed it), what it printed, seconds, memory it added."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    mebibytes: float
+
+    @property
+    def one_line(self) -> bool:
+        """Whether all it said on standard error is one line, and no traceback."""
+        return self.err.count("\n") == 1 and "Traceback" not in self.err
+
+
+class Child:
+    """A forked child that runs ``action`` with its output in files."""
+
+    def __init__(self, action: Callable[[], None], folder: Path, environment: dict[str, str] | None = None) -> None:
+        number = random.SystemRandom().randrange(10**12)
+        self._out, self._err, self._memory = (folder / f".{number}.{name}" for name in ("out", "err", "memory"))
+        self._start = time.monotonic()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            self._run(action, environment or {})
+
+    def _run(self, action: Callable[[], None], environment: dict[str, str]) -> None:
+        code = 1
+        try:
+            for number, path in ((1, self._out), (2, self._err)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.environ.update(environment)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            action()
+            code = 0
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            self._memory.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it still lives."""
+        os.kill(self.pid, number)  # a zombie until `end` has looked: never somebody else's
+
+    def end(self, limit: float = 120.0) -> End:
+        """Wait for it; one that takes longer than ``limit`` seconds is killed, with exit code -999."""
+        deadline, hung = time.monotonic() + limit, False
+        while True:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                break
+            if time.monotonic() > deadline:
+                hung = True
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.002)
+        seconds = time.monotonic() - self._start
+        out, err, memory = (
+            path.read_text(errors="replace") if path.exists() else "" for path in (self._out, self._err, self._memory)
+        )
+        for path in (self._out, self._err, self._memory):
+            path.unlink(missing_ok=True)
+        return End(-999 if hung else os.waitstatus_to_exitcode(status), out, err, seconds, int(memory or 0) / 1024)
+
+
+def command(program: str, *arguments: object) -> Callable[[], None]:
+    """What a child does that runs a program with a command line."""
+
+    def run() -> None:
+        sys.argv = [str(ROOT / program), *map(str, arguments)]
+        run_command(PROGRAMS[program].main)
+
+    return run
+
+
+class World:
+    """A scratch folder with the recipe, and the run that nothing interrupted."""
+
+    def __init__(self, folder: Path, processes: int = 1) -> None:
+        self.folder, self.processes = folder, processes
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+        self.whole = folder / f"whole-{processes}"
+        start = time.monotonic()
+        ends = [child.end() for child in self.train(self.whole)]
+        assert all(end.code == 0 for end in ends), ends
+        self.seconds = time.monotonic() - start
+        self.expected = remains(self.whole)
+
+    def train(self, run: Path, *options: object) -> list[Child]:
+        """Start the run, or go on with it: one child a process."""
+        action = command(TRAIN, "--config", self.folder / "tiny.yaml", "--out", run, *options)
+        if self.processes == 1:
+            return [Child(action, self.folder)]
+        port = str(random.SystemRandom().randrange(20000, 60000))
+        return [
+            Child(
+                action,
+                self.folder,
+                {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(self.processes),
+                    "LOCAL_WORLD_SIZE": str(self.processes),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                },
+            )
+            for rank in range(self.processes)
+        ]
+
+    def fresh(self, name: str) -> Path:
+        """A folder that is not there."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        return self.folder / name
+
+    def copy(self, name: str) -> Path:
+        """A copy of the finished run."""
+        return Path(shutil.copytree(self.whole, self.fresh(name)))
+
+    def problems(self, run: Path) -> list[str]:
+        """In what a finished run differs from the one that nothing interrupted."""
+        found = remains(run)
+        return sorted(name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name))
+
+
+def remains(run: Path) -> dict[str, str]:
+    """Checksums of every file of a run that is promised to be equal; pictures and the lock are not among them."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(run)): digest(path) for path in files if "damaged-" not in str(path)}
+
+
+def phase_of(run: Path) -> str:
+    """Where a run stands."""
+    if not (run / "config.yaml").exists():
+        return "start"
+    done = sum((run / "phases" / phase / "DONE").exists() for phase in PHASES)
+    if done == len(PHASES):
+        return "release"
+    return PHASES[done] if (run / "phases" / PHASES[done]).exists() else f"before {PHASES[done]}"
