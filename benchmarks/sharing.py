@@ -18,13 +18,19 @@ from pydantic import Field
 
 from vqstack.config import RunConfig, parse, read_yaml, run_command
 from vqstack.model import HierarchicalModel
-from vqstack.phases import Run, check_run_folder
+from vqstack.phases import Run
+from vqstack.run_folder import check_run_folder
 
 
 class Command(RunConfig):
     """Train the four variants and tabulate them."""
 
     out: Path = Field(Path("runs/sharing"), description="Folder of the runs.")
+
+
+def changed(config: RunConfig, changes: dict) -> RunConfig:
+    """The recipe with other values of some fields, checked again."""
+    return RunConfig.model_validate({**config.model_dump(), **{k: _dumped(v) for k, v in changes.items()}})
 
 
 def variant(config: RunConfig, sharing: str, joint: bool) -> RunConfig:
@@ -37,7 +43,7 @@ def variant(config: RunConfig, sharing: str, joint: bool) -> RunConfig:
     both = (max(1, steps * 4 // 5), max(1, steps // 5))
     fits = [first.model_copy(update={"steps": n, "evaluate_every": max(1, n // 4)}) for n in both]
     changes = {"levels": levels, "sharing": sharing, "joint": joint, "train_joint": fits[0], "train_decoders": fits[1]}
-    return RunConfig.model_validate({**config.model_dump(), **{k: _dumped(v) for k, v in changes.items()}})
+    return changed(config, changes)
 
 
 def _dumped(value):
@@ -57,6 +63,8 @@ def train(config: RunConfig, folder: Path) -> None:
         for level in run.levels:
             run.train_level(level)
     levels = time.perf_counter() - started
+    for level in run.refined:
+        run.train_refiner(level)
     run.train_prior()
     run.release()
     (folder / "seconds.json").write_text(json.dumps({"levels": levels, "all": time.perf_counter() - started}) + "\n")

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from vqstack import features
+from vqstack.code_model import parent_of
 from vqstack.config import RunConfig, run_command
 from vqstack.evaluation import fidelity_by_level
 from vqstack.fit import FitSettings
@@ -35,7 +36,7 @@ def run_folder(tmp_path_factory):
                 {"map": [2, 2], "width": 8, "quantizer": {"codebook_size": 4, "dim": 4}},
             ],
             "prior": {"depth": 1, "dim": 8, "heads": 2},
-            "refiners": [{"level": 2, "groups": 2, "depth": 1, "dim": 8, "heads": 2}],
+            "refiners": [{"level": 2, "family": "masked", "groups": 2, "depth": 1, "dim": 8, "heads": 2}],
             "sampling": {"temperature": [0.5]},
         }
     )
@@ -107,6 +108,19 @@ def test_what_it_writes(call, run_folder, tmp_path):
         assert use["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
         error = (model.decode(codes, number).double() - split.pixels.double()).square().mean().item()
         assert found["reconstruction"][f"level-{number}"]["psnr"] == pytest.approx(10 * math.log10(256 / error))
+
+    torch.manual_seed(0)
+    z = model.encode(split.pixels)
+    estimates = torch.cat(
+        [
+            model.refiner(2).random_order_nats(below, None, parent_of(model.stack.level(2), above))
+            for below, above in zip(z[0].split(16), z[1].split(16), strict=True)
+        ]
+    ).double()
+    assert list(found["random_orders"]) == ["level-2"]
+    assert found["random_orders"]["level-2"]["nats"] == pytest.approx(estimates.mean().item(), rel=1e-5)
+    error = math.sqrt(((estimates - estimates.mean()) ** 2).sum() / 39 / 40)
+    assert found["random_orders"]["level-2"]["error"] == pytest.approx(error, rel=1e-4)
 
     samples = found["samples"]
     assert samples["images"] == 8

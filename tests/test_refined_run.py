@@ -100,6 +100,30 @@ def test_generating_by_confidence_and_variations(run_folder, tmp_path):
     assert len(set(drawn)) == 3
 
 
+def test_variations_of_a_class(run_folder, tmp_path):
+    generate(run_folder, tmp_path / "a", "--num", 1)
+    start = ("--images", tmp_path / "a" / "000000.png", "--num", 4, "--from-level")
+    labels = [image["label"] for image in generate(run_folder, tmp_path / "b", *start, 2, "--label", 3, 7)["images"]]
+    assert labels == [3, 7, 3, 7]
+    generate(run_folder, tmp_path / "c", *start, 2)  # the refiner of the pixels has learned to do without
+    generate(run_folder, tmp_path / "d", *start, 1, "--label", 3, "--guidance", 1, 1, 30)
+    generate(run_folder, tmp_path / "e", *start, 1, "--label", 7, "--guidance", 1, 1, 30)
+    grids = [(tmp_path / name / "grid.png").read_bytes() for name in "bcde"]
+    assert len(set(grids)) == 4
+
+
+def test_a_class_that_must_be_told(run_folder, tmp_path):
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    always = model.settings.refiners[0].model_copy(update={"label_dropout": 0.0})
+    strict = HierarchicalModel(model.settings.model_copy(update={"refiners": (always, model.settings.refiners[1])}))
+    strict.load_state_dict(model.state_dict())
+    strict.save_pretrained(tmp_path / "strict")
+    start = ("--images", sorted((run_folder / "samples").glob("*.png"))[0], "--from-level", 1)
+    with pytest.raises(InputError, match="--label: missing, and the refiner of level 1 needs a class"):
+        generate(tmp_path / "strict", tmp_path / "out", *start)
+    assert not (tmp_path / "out").exists()
+
+
 def test_encoding(run_folder, tmp_path):
     main(ROOT / "tools/encode_dataset.py", run_folder, "--out", tmp_path / "codes", "--cpu")
     generate(run_folder, tmp_path / "again", "--codes", tmp_path / "codes", "--num", 2)

@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.codes import claim_folder, release_folder
 from vqstack.config import parse, run_command
-from vqstack.evaluation import Evaluation, evaluate_split, fidelity_by_level, reconstruct
+from vqstack.evaluation import Estimate, Evaluation, evaluate_split, fidelity_by_level, random_orders, reconstruct
 from vqstack.features import Extractor, ImageJudge, default_cache, inception, trained_judge
 from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, grid, load_splits
-from vqstack.ledger import table
+from vqstack.ledger import BITS, table
 from vqstack.metrics import Fidelity
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.phases import check_images, named_run
@@ -91,9 +91,19 @@ def compare_samples(
     return compare(draw, splits[command.split], count, list(command.seeds), extract, classify)
 
 
-def report(scores: dict[str, Evaluation], fidelity: dict[int, Fidelity], quality: Quality | None) -> str:
+def report(
+    scores: dict[str, Evaluation],
+    orders: dict[str, Estimate],
+    fidelity: dict[int, Fidelity],
+    quality: Quality | None,
+) -> str:
     """Everything as one table to read."""
     lines = ["Bits an image", table({name: score.ledger for name, score in scores.items()}), ""]
+    if orders:
+        lines.append("Masked models in random orders of single sites, bits an image, ± standard error")
+        for row, of in orders.items():
+            lines.append(f"{row:12}  {of.nats * BITS:10.2f} ± {'-' if of.error is None else f'{of.error * BITS:.2f}'}")
+        lines.append("")
     lines.append("level    used  perplexity   PSNR dB    SSIM")
     usage = next(iter(scores.values())).usage
     for number, (use, near) in enumerate(zip(usage, fidelity.values(), strict=True), start=1):
@@ -142,6 +152,7 @@ def main(arguments: list[str]) -> None:
         name: evaluate_split(model, split, accelerator, command.batch_size, refined=refined)
         for name, refined in columns.items()
     }
+    orders = random_orders(model, split, command.batch_size)
     fidelity = fidelity_by_level(model, split.pixels[:1000], command.batch_size)
     quality = compare_samples(command, model, splits, count, accelerator) if command.samples else None
 
@@ -153,11 +164,12 @@ def main(arguments: list[str]) -> None:
     results = {
         "split": command.split,
         "ledger": {name: score.to_json() for name, score in scores.items()},
+        "random_orders": {row: asdict(of) for row, of in orders.items()},
         "reconstruction": {f"level-{number}": asdict(near) for number, near in fidelity.items()},
         "samples": quality and {"features": command.features, **quality.to_json()},
         "settings": command.model_dump(mode="json"),
     }
-    text = report(scores, fidelity, quality)
+    text = report(scores, orders, fidelity, quality)
     (command.out / "evaluate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (command.out / "table.txt").write_text(text, encoding="utf-8")
     release_folder(command.out)

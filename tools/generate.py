@@ -32,7 +32,9 @@ class Command(BaseModel):
     out: Path = Field(description="Folder that receives the images; new or empty.")
     num: int | None = Field(None, ge=1, description="Count of images; default: 16, or one for each image or code map.")
     label: tuple[int, ...] = Field(
-        (), description="Class number of the images, no unit; several are cycled. Default: drawn from P(label)."
+        (),
+        description="Class number of the images, no unit; several are cycled. Default: drawn from P(label). With "
+        "--images or --codes only where a refiner below reads it.",
     )
     seed: int = Field(0, ge=0, description="With the image's number it names all random numbers; no unit.")
     temperature: tuple[float, ...] = Field(
@@ -89,13 +91,25 @@ def check(command: Command, model: HierarchicalModel) -> None:
         raise InputError(f"--from-level: {command.from_level} does not exist: choose 1 … {len(model.stack)}")
     if command.split is not None and command.codes is None:
         raise InputError("--split: names a split of --codes: add --codes FOLDER, or leave it out")
-    if command.label and started:
-        raise InputError(f"--label: the images come from {started}, not from the prior: leave it out")
+    if started:
+        check_refined_labels(command, model)
     if command.label and not model.classes:
         raise InputError("--label: this model knows no classes: leave it out")
     for label in command.label:
         if not 0 <= label < model.classes:
             raise InputError(f"--label: {label} is out of range: choose 0 … {model.classes - 1}")
+
+
+def check_refined_labels(command: Command, model: HierarchicalModel) -> None:
+    """Below kept codes only refiners read labels: refuse those that none would read, and the lack of needed ones."""
+    kept = command.from_level or 1
+    refiners = {number: model.refiner(number) for number in range(kept, 0, -1)}
+    readers = {number: refiner for number, refiner in refiners.items() if refiner is not None and refiner.classes}
+    if command.label and not readers:
+        raise InputError(f"--label: nothing that draws below level {kept} reads a class: leave it out")
+    for number, refiner in readers.items():
+        if not command.label and not refiner.settings.label_dropout:
+            raise InputError(f"--label: missing, and the refiner of level {number} needs a class: give one or several")
 
 
 def starting_codes(command: Command, model: HierarchicalModel) -> torch.Tensor | None:

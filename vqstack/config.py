@@ -101,6 +101,8 @@ class RunConfig(StackSettings):
         check_refiners(self.refiners, len(self.levels))
         if self.joint and self.levels_from is not None:
             raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")
+        if self.joint and any(refiner.joint_encoder for refiner in self.refiners):
+            raise ValueError("joint trains the levels with their decoders alone: leave it or joint_encoder out")
         return self
 
     @property

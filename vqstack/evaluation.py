@@ -13,7 +13,7 @@ from vqstack.ledger import Ledger, Row
 from vqstack.metrics import Fidelity, FidelityMeter
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Usage, usage
-from vqstack.shapes import AnyCodes, Pixels, finest
+from vqstack.shapes import AnyCodes, Nats, Pixels, finest
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,46 @@ def evaluate_split(
     sums = accelerator.reduce(nats).tolist()
     rows = {name: Row(s, model.dims[name]) for name, s in zip(names, sums, strict=True)}
     return Evaluation(Ledger(rows, len(split)), [accelerator.reduce(c).cpu() for c in counts])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images, nats, and its standard error; None where there is but one image."""
+
+    nats: float
+    error: float | None
+
+    @classmethod
+    def of(cls, values: Nats) -> "Estimate":
+        """From one value an image."""
+        count, values = len(values), values.double()
+        return cls(values.mean().item(), (values.std() / count**0.5).item() if count > 1 else None)
+
+
+@torch.no_grad()
+def random_orders(
+    model: HierarchicalModel, split: ImageSplit, batch_size: int = 256, seed: int = 0
+) -> dict[str, Estimate]:
+    """Estimates by row of the nats that masked models need in a random order of single sites, one pass an image.
+
+    They belong to no ledger: an order that is drawn anew for each image is not the schedule that samples are drawn by.
+
+    Args:
+        model: in eval mode.
+        split: images and labels.
+        batch_size: images at a time.
+        seed: of the orders.
+    """
+    found: dict[str, list[Nats]] = {}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        for indices in torch.arange(len(split)).split(batch_size):
+            pixels = split.pixels[indices].to(model.device)
+            labels = None if split.labels is None else split.labels[indices].to(model.device)
+            for name, nats in model.random_order_nats(pixels, model.encode(pixels), labels).items():
+                found.setdefault(name, []).append(nats.cpu())
+    return {name: Estimate.of(torch.cat(nats)) for name, nats in found.items()}
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
 from vqstack.nets import Down, Up
-from vqstack.quantizer import QuantizerSettings, build_quantizer
+from vqstack.quantizer import Quantized, QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
 
 
@@ -99,15 +99,24 @@ class Level(nn.Module, ABC):
 
     def train_and_encode(self, below: Pixels | AnyCodes) -> tuple[Objective, Codes]:
         """The training objective, see :meth:`forward`, and the codes z_l that it was computed with."""
-        quantized = self.quantizer(self.encoder(self.features(below)))
-        distribution = self.distribution(self.decoder(quantized.vectors))
+        quantized = self.quantize(below)
+        return self.objective(below, quantized, self.crop(self.decoder(quantized.vectors))), quantized.codes
+
+    def quantize(self, below: Pixels | AnyCodes) -> Quantized:
+        """z_l in training: its codes, and vectors through which the gradient reaches the encoder."""
+        return self.quantizer(self.encoder(self.features(below)))
+
+    def objective(
+        self, below: Pixels | AnyCodes, quantized: Quantized, parameters: Float[Tensor, "b P h w"]
+    ) -> Objective:
+        """See :meth:`forward`; ``parameters`` are what the decoder makes of the quantized vectors, cropped."""
+        distribution = self.head(parameters)
         nats = -distribution.log_prob(below).mean()
-        objective = Objective(
+        return Objective(
             nats / distribution.sites + quantized.loss,
             {"nats": nats.detach(), "quantizer": quantized.loss.detach()},
             {"codes": torch.bincount(quantized.codes.flatten(), minlength=self.quantizer.size)},
         )
-        return objective, quantized.codes
 
     @torch.no_grad()
     def encode(self, below: Pixels | AnyCodes) -> Codes:
@@ -118,12 +127,11 @@ class Level(nn.Module, ABC):
         """``P_dec_l(. | z_l)``, a distribution over the map below."""
         return self.distribution(self.decoder(self.quantizer.lookup(codes)))
 
-    def outline(self, codes: Codes) -> tuple[Float[Tensor, "b P h w"], Float[Tensor, "b F rows columns"]]:
+    def outline(self, vectors: Vectors) -> tuple[Float[Tensor, "b P h w"], Float[Tensor, "b F rows columns"]]:
         """What a refiner starts from: the decoder's output for the map below, and features of each site of z_l.
 
-        The features are the codebook vectors and what the decoder's last layer reads.
+        The features are the codebook vectors, which are given, and what the decoder's last layer reads.
         """
-        vectors = self.quantizer.lookup(codes)
         features, parameters = self.decoder.both(vectors)
         return self.crop(parameters), torch.cat([vectors, features], 1)
 

@@ -11,6 +11,8 @@ from vqstack.code_model import (
     NO_LABEL,
     CodeModel,
     CodeModelSettings,
+    MaskedCodeModel,
+    Parent,
     RefinerSettings,
     build_code_model,
     build_refiner,
@@ -207,14 +209,18 @@ class HierarchicalModel(nn.Module, Pretrained):
         if refiner is None:
             decoded = self.stack.level(level).decode(codes)
             return decoded if known is None else Clamped(decoded, known)
+        told, parent = self._seen_by(refiner, level, codes, labels)
+        return refiner.distribution(len(codes), told, codes.device, parent, known=known, guidance=guidance)
+
+    def _seen_by(
+        self, refiner: CodeModel, level: int, codes: AnyCodes, labels: Labels | None
+    ) -> tuple[Labels | None, Parent]:
+        """The labels that a refiner reads, and what it sees of the codes above."""
         if refiner.classes and labels is None:
             if not refiner.settings.label_dropout:
                 raise InputError(f"the refiner of level {level} is conditional on the class: give labels")
             labels = torch.full((len(codes),), NO_LABEL, device=codes.device)
-        parent = parent_of(self.stack.level(level), codes)
-        return refiner.distribution(
-            len(codes), labels if refiner.classes else None, codes.device, parent, known=known, guidance=guidance
-        )
+        return labels if refiner.classes else None, parent_of(self.stack.level(level), codes)
 
     def code_lengths(
         self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, *, refined: bool = True
@@ -233,6 +239,19 @@ class HierarchicalModel(nn.Module, Pretrained):
             below = codes[number - 2] if number > 1 else pixels
             conditional = self.conditional(number, codes[number - 1], given, refined=refined)
             rows[f"level-{number}"] = -conditional.log_prob(below)
+        return rows
+
+    def random_order_nats(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> dict[str, Nats]:
+        """One-pass estimates by row of the masked models, see :meth:`MaskedCodeModel.random_order_nats`; no ledger."""
+        given = labels if self.classes else None
+        rows: dict[str, Nats] = {}
+        if isinstance(self.prior, MaskedCodeModel):
+            rows["prior"] = self.prior.random_order_nats(codes[-1], given)
+        for number in range(len(self.stack), 0, -1):
+            refiner = self.refiner(number)
+            if isinstance(refiner, MaskedCodeModel):
+                seen = self._seen_by(refiner, number, codes[number - 1], given)
+                rows[f"level-{number}"] = refiner.random_order_nats(codes[number - 2] if number > 1 else pixels, *seen)
         return rows
 
     def joint_log_prob(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> Nats:

@@ -49,6 +49,12 @@ class Reused:
                     f"levels_from {path}: {field} is {there} there and {here} here: make them equal, or leave "
                     "levels_from out"
                 )
+        trained = [r.level for r in settings.refiners if r.joint_encoder and r.level <= self.count]
+        if trained:
+            raise InputError(
+                f"levels_from {path}: level {trained[0]} is taken frozen, but joint_encoder trains it: leave one "
+                "of them out"
+            )
         self.states = {number: source.stack.level(number).state_dict() for number in range(1, self.count + 1)}
 
     def write(self, phases: Path) -> None:

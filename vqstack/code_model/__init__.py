@@ -1,12 +1,13 @@
 """Transformers over maps: the prior over the top map, and the refiners of the maps below it.
 
-Files in reading order: ``settings``, ``schedule``, ``base`` (what both classes share), ``autoregressive``, ``masked``
-and ``build``.
+Files in reading order: ``settings``, ``schedule``, ``base`` (what both classes share), ``autoregressive``, ``masked``,
+``build`` and ``joint_encoder``.
 """
 
 from vqstack.code_model.autoregressive import AutoregressiveCodeModel
 from vqstack.code_model.base import NO_LABEL, CodeModel, Parent
 from vqstack.code_model.build import build_code_model, build_refiner, parent_of
+from vqstack.code_model.joint_encoder import JointEncoder
 from vqstack.code_model.masked import MaskedCodeModel
 from vqstack.code_model.schedule import Schedule
 from vqstack.code_model.settings import CodeModelSettings, RefinerSettings, check_refiners
@@ -16,6 +17,7 @@ __all__ = [
     "AutoregressiveCodeModel",
     "CodeModel",
     "CodeModelSettings",
+    "JointEncoder",
     "MaskedCodeModel",
     "Parent",
     "RefinerSettings",

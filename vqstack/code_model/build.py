@@ -36,5 +36,5 @@ def parent_of(level: Level, codes: Codes, share: torch.Tensor | None = None) -> 
         share: of replaced codes in each image, [b]; none: they are all genuine.
     """
     with torch.autocast(codes.device.type, enabled=False):
-        base, features = level.outline(codes)
+        base, features = level.outline(level.quantizer.lookup(codes))
     return Parent(base, features, base.new_zeros(len(codes)) if share is None else share.to(base))

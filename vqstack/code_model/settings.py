@@ -69,6 +69,22 @@ class RefinerSettings(CodeModelSettings):
         "feed-forward decoder above (the top level has none and takes neighbours).",
     )
 
+    joint_encoder: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of this refiner's nats (masked) beside the decoder's 1 while the level is trained, so that "
+        "its codes hold what neighbours cannot tell; 0: the encoder is trained with the decoder alone.",
+    )
+
+    @model_validator(mode="after")
+    def check_joint_encoder(self) -> "RefinerSettings":
+        if self.joint_encoder and (self.family != "masked" or self.labels):
+            raise ValueError(
+                "joint_encoder trains an encoder, which sees no class, with a masked refiner: set family to masked and "
+                "labels to false"
+            )
+        return self
+
     @model_validator(mode="after")
     def check_soft_targets(self) -> "RefinerSettings":
         if self.level == 1 and self.soft_targets:

@@ -5,31 +5,29 @@ A finished phase leaves ``DONE`` in its folder and is not repeated.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType
 from numpy.typing import NDArray
 from torch import nn
 
 from vqstack.checkpoint import on_main, write_atomically
-from vqstack.code_model import CodeModel
+from vqstack.code_model import CodeModel, JointEncoder
 from vqstack.codes import MapCache, fingerprint
-from vqstack.config import RunConfig, read_yaml
+from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import Fit, FitSettings, Source, any_algorithms, deterministic_algorithms, load_outcome, write_outcome
-from vqstack.images import AugmentSettings, ImageSettings, ImageSplit, center, grid, load_splits, open_stream
+from vqstack.images import AugmentSettings, center, grid, load_splits, open_stream
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.ledger import BITS, table
-from vqstack.level import CodeLevel, Level
-from vqstack.model import HierarchicalModel, SamplingSettings
-from vqstack.pretrained import escape, holds_artefact
+from vqstack.level import CodeLevel
+from vqstack.model import HierarchicalModel
+from vqstack.pretrained import escape
 from vqstack.reuse import Reused, reused_levels
 from vqstack.run_folder import claim
 from vqstack.shapes import Labels, Pixels
@@ -42,9 +40,6 @@ from vqstack.sources import (
     encode_once,
     resident_images,
 )
-
-# What shards weights: averages, checkpoints and the frozen levels below need them whole.
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class Run:
@@ -117,7 +112,13 @@ class Run:
             level.start_from(self.model.stack.level(number - 1))
         settings = self.config.train_levels
         with _frozen(self.model.stack.borrowed(number)):
-            self._fit(f"level-{number}", level, number - 1, settings[0 if len(settings) == 1 else number - 1])
+            module = self._encoder_with_refiner(number) or level
+            self._fit(f"level-{number}", module, number - 1, settings[0 if len(settings) == 1 else number - 1])
+
+    def _encoder_with_refiner(self, number: int) -> JointEncoder | None:
+        """The level and its refiner, where the settings train its encoder with both."""
+        weight = sum(settings.joint_encoder for settings in self.config.refiners if settings.level == number)
+        return JointEncoder(self.model.stack.level(number), self._refiner(number), weight) if weight else None
 
     def train_jointly(self) -> None:
         """``argmin E[-sum_l ln P_dec_l(z_{l-1} | z_l)]`` over all levels at once, then over the decoders alone.
@@ -132,14 +133,21 @@ class Run:
             self._fit("decoders", decoders, 0, self.config.train_decoders)
 
     def train_refiner(self, number: int) -> None:
-        """A better ``P(z_{l-1} | z_l)`` over the frozen codes; it starts as the decoder of level l."""
+        """A better ``P(z_{l-1} | z_l)`` over the frozen codes.
+
+        It starts as the decoder of level l, or as what was trained with that level's encoder.
+        """
+        every = self.config.train_refiners
+        settings = every[0 if len(every) == 1 else self.refined.index(number)]
+        self._fit(f"refiner-{number}", self._refiner(number), number - 1, settings, refines=number)
+
+    def _refiner(self, number: int) -> CodeModel:
+        """The refiner of a level, told which of the codes that it models are near each other."""
         refiner = self.model.refiner(number)
         assert refiner is not None
         if number > 1:
             refiner.know_distances(self.model.stack.level(number - 1).quantizer.codebook())
-        every = self.config.train_refiners
-        settings = every[0 if len(every) == 1 else self.refined.index(number)]
-        self._fit(f"refiner-{number}", refiner, number - 1, settings, refines=number)
+        return refiner
 
     def train_prior(self) -> None:
         """``pri* = argmin E[-ln P_pri(z_L | label)]``, the stack frozen."""
@@ -174,7 +182,7 @@ class Run:
             folder,
             seed=self.config.seed + below,
             compile_module=self.config.compile,
-            on_evaluation=lambda trained, step: self._write_samples(name, trained, step),
+            on_evaluation=lambda trained, step: self._write_picture(name, trained, refines, step),
         )
         nats = fit.run()
         about = {"steps": settings.steps, "validation_nats": nats}
@@ -255,57 +263,15 @@ class Run:
             self._pixel_prints[split] = f"{fingerprint({'pixels': stored.stored})} {stored.size}"
         return self._pixel_prints[split]
 
-    def _write_samples(self, name: str, trained: nn.Module, step: int) -> None:
-        """A picture of where training stands.
-
-        Images above their reconstructions, from one level or from all, images above variations of them for a refiner,
-        samples for the prior.
-        """
+    def _write_picture(self, name: str, trained: nn.Module, refines: int | None, step: int) -> None:
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
+        count, seed, labels = self.config.sample_grid, self.config.seed, self.splits["validation"].labels
+        shown = self.pixels("validation")[:count].to(self.accelerator.device)
         with torch.no_grad(), any_algorithms():  # a picture leaves no trace in the weights
-            if isinstance(trained, JointLevels | JointDecoders):
-                pixels = self._shown()
-                codes = trained.stack.encode(pixels)
-                kept = [trained.stack.decode(z, number) for number, z in enumerate(codes, start=1)]
-                picture = torch.cat([pixels, *kept]).cpu()
-            elif isinstance(trained, Level):
-                pixels = self._shown()
-                below = self.model.stack.encode(pixels, trained.number - 1)
-                maps = trained.decode(trained.encode(below[-1] if below else pixels)).mode()
-                shown = self.model.stack.decode(maps, trained.number - 1) if below else maps
-                picture = torch.cat([pixels, shown]).cpu()
-            else:
-                assert isinstance(trained, CodeModel)
-                picture = self._samples(trained, name)
-        columns = min(self.config.sample_grid, len(picture))
-        grid(picture, columns, self.model.stack.values, 2).save(folder / f"{name}-{step:07d}.png")
-
-    def _shown(self) -> Pixels:
-        """The images of validation that pictures show."""
-        return self.pixels("validation")[: self.config.sample_grid].to(self.accelerator.device)
-
-    def _samples(self, trained: CodeModel, name: str) -> Pixels:
-        """Samples of the prior, or variations of images through a refiner, with ``trained`` in its place."""
-        model, count, seed = self.model, self.config.sample_grid, self.config.seed
-        _, _, level = name.partition("refiner-")
-        holder, key = (model.refiners, level) if level else (model, "prior")
-        own = getattr(holder, key)
-        setattr(holder, key, trained)
-        try:
-            if not level:
-                labels = torch.arange(count) % model.classes if model.classes else None
-                return model.sample(count, labels, seed=seed, sampling=SamplingSettings()).pixels.cpu()
-            pixels, labels = (
-                self.pixels("validation")[:count].to(self.accelerator.device),
-                self.splits["validation"].labels,
-            )
-            codes = model.encode(pixels)[int(level) - 1]
-            given = None if labels is None else labels[:count]
-            varied = model.vary(codes, int(level), given, seed=seed, sampling=SamplingSettings()).pixels
-            return torch.cat([pixels, varied]).cpu()
-        finally:
-            setattr(holder, key, own)
+            told = None if labels is None else labels[:count]
+            images = picture(self.model, trained, refines, shown, told, count, seed)
+        grid(images.cpu(), min(count, len(images)), self.model.stack.values, 2).save(folder / f"{name}-{step:07d}.png")
 
     def release(self) -> None:
         """Score the model, write ``ledger.json`` and the artefact ``model/``, and print the ledger."""
@@ -349,66 +315,3 @@ def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
 def _level_of(name: str) -> int:
     """Number of the level that a name in the state of a stack belongs to."""
     return int(name.split(".")[1]) + 1
-
-
-def config_of_run(folder: Path) -> RunConfig | None:
-    """The configuration of a run, named by its folder or by its artefact; None for an artefact without its run."""
-    of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
-    path = next((p / "config.yaml" for p in (folder, of_artefact) if (p / "config.yaml").is_file()), None)
-    return None if path is None else read_yaml(path, RunConfig)
-
-
-def data_of_run(folder: Path) -> ImageSettings:
-    """The images that a run was trained on; the defaults where the folder is an artefact without its run."""
-    config = config_of_run(folder)
-    return ImageSettings() if config is None else config.data
-
-
-def named_run(arguments: list[str]) -> tuple[Path, ImageSettings] | None:
-    """The run that a command line names, and its images, the defaults of what else the line says; None for none.
-
-    A model without its run says nothing of its images: then the line has to, or InputError.
-    """
-    run = next((Path(argument) for argument in arguments if holds_artefact(Path(argument))), None)
-    config = None if run is None else config_of_run(run)
-    if run is not None and config is not None:
-        return run, config.data
-    if run is not None and not any(argument.startswith(("--data.", "--help", "-h")) for argument in arguments):
-        raise InputError(f"{run} is a model without its run, which names the images: name them with --data.source")
-    return None
-
-
-def check_images(splits: Mapping[str, ImageSplit], settings: ImageSettings, model: HierarchicalModel) -> None:
-    """The images must have the shape and the values that the model was trained on."""
-    for name, split in splits.items():
-        shape = tuple(split.pixels.shape[1:])
-        if shape != model.stack.shape or settings.values != model.stack.values:
-            raise InputError(
-                f"{name}: images of {shape} with {settings.values} values do not fit the model, which wants "
-                f"{model.stack.shape} with {model.stack.values}: set --data.size, --data.channels and --data.values"
-            )
-
-
-def check_trackers(names: tuple[str, ...]) -> None:
-    """Every tracker must be one that is installed."""
-    installed = [str(tracker.value) for tracker in get_available_trackers()]
-    for name in names:
-        if name not in installed:
-            known = ", ".join(installed) or "none"
-            raise InputError(f"trackers: {name} is not installed here (these are: {known}): install it or leave it out")
-
-
-def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
-    """Training must be data parallel, and every batch split into equal parts for the micro-batches of each process."""
-    if accelerator.distributed_type in SHARDED:
-        raise InputError(
-            f"training under {accelerator.distributed_type.value} is not possible yet: launch it data parallel, as "
-            "recipes/accelerate/one_host.yaml does"
-        )
-    for name, settings in config.every_training.items():
-        parts = settings.accumulate * accelerator.num_processes
-        if settings.batch_size % parts:
-            raise InputError(
-                f"{name}.batch_size: {settings.batch_size} is not a multiple of accumulate times processes ({parts}): "
-                "change one of them"
-            )

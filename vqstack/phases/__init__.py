@@ -1,0 +1,19 @@
+"""What is trained in which order: levels, refiners, prior.
+
+Files in reading order: ``checks`` (what cannot be trained), ``named`` (the run that a command is about), ``pictures``
+and ``run``.
+"""
+
+from vqstack.phases.checks import check_processes, check_trackers
+from vqstack.phases.named import check_images, config_of_run, data_of_run, named_run
+from vqstack.phases.run import Run
+
+__all__ = [
+    "Run",
+    "check_images",
+    "check_processes",
+    "check_trackers",
+    "config_of_run",
+    "data_of_run",
+    "named_run",
+]

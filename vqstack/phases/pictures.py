@@ -1,0 +1,63 @@
+"""Pictures of where training stands."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from vqstack.code_model import CodeModel, JointEncoder
+from vqstack.joint import JointDecoders, JointLevels
+from vqstack.level import Level
+from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.shapes import Labels, Pixels
+
+
+def picture(
+    model: HierarchicalModel,
+    trained: nn.Module,
+    refines: int | None,
+    shown: Pixels,
+    labels: Labels | None,
+    count: int,
+    seed: int,
+) -> Pixels:
+    """Images above their reconstructions, from one level or from all; above variations of them; samples of the prior.
+
+    Args:
+        model: everything around what is being trained.
+        trained: levels, a level, a refiner or the prior; may be an average of the weights.
+        refines: the level, where it is a refiner.
+        shown: images of the first row, where there is one, on the model's device.
+        labels: of these images.
+        count: samples of the prior.
+        seed: of what is drawn.
+    """
+    if isinstance(trained, JointLevels | JointDecoders):
+        every = trained.stack.encode(shown)
+        return torch.cat([shown, *(trained.stack.decode(z, number) for number, z in enumerate(every, start=1))])
+    level = trained.level if isinstance(trained, JointEncoder) else trained
+    if isinstance(level, Level):
+        below = model.stack.encode(shown, level.number - 1)
+        maps = level.decode(level.encode(below[-1] if below else shown)).mode()
+        return torch.cat([shown, model.stack.decode(maps, level.number - 1) if below else maps])
+    assert isinstance(trained, CodeModel)
+    if refines is None:
+        with _in_place(model, "prior", trained):
+            classes = torch.arange(count) % model.classes if model.classes else None
+            return model.sample(count, classes, seed=seed, sampling=SamplingSettings()).pixels
+    with _in_place(model.refiners, str(refines), trained):
+        codes = model.encode(shown)[refines - 1]
+        varied = model.vary(codes, refines, labels, seed=seed, sampling=SamplingSettings()).pixels
+        return torch.cat([shown, varied])
+
+
+@contextmanager
+def _in_place(holder: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
+    """``module`` in the place of the holder's own one."""
+    own = getattr(holder, name)
+    setattr(holder, name, module)
+    try:
+        yield
+    finally:
+        setattr(holder, name, own)
