@@ -101,8 +101,9 @@ def report(
     lines = ["Bits an image", table({name: score.ledger for name, score in scores.items()}), ""]
     if orders:
         lines.append("Masked models in random orders of single sites, bits an image, ± standard error")
-        for row, of in orders.items():
-            lines.append(f"{row:12}  {of.nats * BITS:10.2f} ± {'-' if of.error is None else f'{of.error * BITS:.2f}'}")
+        for row, nats in orders.items():
+            error = "-" if nats.error is None else f"{nats.error * BITS:.2f}"
+            lines.append(f"{row:12}  {nats.nats * BITS:10.2f} ± {error}")
         lines.append("")
     lines.append("level    used  perplexity   PSNR dB    SSIM")
     usage = next(iter(scores.values())).usage

@@ -27,6 +27,8 @@ from vqstack.joint import JointDecoders, JointLevels
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel
 from vqstack.model import HierarchicalModel
+from vqstack.phases.checks import check_processes
+from vqstack.phases.pictures import picture
 from vqstack.pretrained import escape
 from vqstack.reuse import Reused, reused_levels
 from vqstack.run_folder import claim
