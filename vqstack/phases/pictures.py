@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from jaxtyping import UInt8
+from torch import Tensor, nn
 
 from vqstack.code_model import CodeModel, JointEncoder
 from vqstack.joint import JointDecoders, JointLevels
@@ -21,7 +22,7 @@ def picture(
     labels: Labels | None,
     count: int,
     seed: int,
-) -> Pixels:
+) -> UInt8[Tensor, "all c h w"]:
     """Images above their reconstructions, from one level or from all; above variations of them; samples of the prior.
 
     Args:
