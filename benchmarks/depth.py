@@ -92,6 +92,11 @@ def with_refiners(config: RunConfig, shallow: RunConfig, levels_from: Path) -> R
     return changed(shallow, {**changes, "levels_from": levels_from})
 
 
+def seconds_of(folder: Path) -> dict[str, float]:
+    """Seconds of a run's training: of its levels, of all of it."""
+    return json.loads((folder / "seconds.json").read_text())
+
+
 def plot(results: list[dict]):
     """Bits of the codes and distance over the seconds of a sample: stacks of decoders alone, and refined."""
     made, panels = figure(2, width=10.0)
@@ -130,18 +135,20 @@ def main(arguments: list[str]) -> None:
     refined = models.pop("refined")
     judge = trained_judge(splits["train"], splits["validation"], default_cache(), accelerator)
     sides = [(name, "feed-forward", name.split()[0], model) for name, model in models.items()]
-    sides += [(f"refined, K = {k}", "refined", f"K={k}", with_groups(refined, k)) for k in command.groups]
+    sides += [(f"refined, K = {k}", "refined", f"K{k}", with_groups(refined, k)) for k in command.groups]
     times = seconds_in_turn([lambda m=model: m.sample(BATCH) for *_, model in sides], repeats=3)
 
     results = []
     for (name, kind, short, model), seconds in zip(sides, times, strict=True):
         rows = row_bits(model, splits["test"], min(1000, len(splits["test"])), refined=True)
         quality = score(model, SamplingSettings(), splits["test"], count, list(command.seeds), judge)
-        spent = json.loads((runs[name if kind == "feed-forward" else kind][1] / "seconds.json").read_text())
+        spent = seconds_of(runs[name if kind == "feed-forward" else kind][1])
+        if kind == "refined":  # its levels were trained by the run that it takes them from
+            spent["all"] += seconds_of(command.out / f"levels-{few}")["levels"]
         results.append({"name": name, "kind": kind, "short": short, "bits": sum(rows.values()), "rows": rows,
                         "seconds_a_sample": seconds / BATCH, "training": spent, **quality.to_json()})  # fmt: skip
         pixels, _ = draw_samples(model, 100, command.seeds[0], SamplingSettings())
-        grid(pixels, 10, config.data.values, max(1, 64 // pixels.shape[2])).save(command.out / f"{name}.png")
+        grid(pixels, 10, config.data.values, max(1, 64 // pixels.shape[2])).save(command.out / f"{kind}-{short}.png")
         distance, floor = quality.mean("distance"), quality.mean("floor")
         cost = f"{seconds / BATCH:.5f} s a sample, {spent['all']:.0f} s of training"
         print(

@@ -26,6 +26,8 @@ def train(config: RunConfig, folder: Path) -> None:
     run = Run(config, folder, Accelerator())
     for level in run.levels:
         run.train_level(level)
+    for level in run.refined:
+        run.train_refiner(level)
     run.train_prior()
     run.release()
     (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))

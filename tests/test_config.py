@@ -159,7 +159,9 @@ def test_every_number_and_switch_can_be_overridden():
         for part in name.split("."):
             value = value[int(part)] if part.isdigit() else getattr(value, part.replace("-", "_"))
         fixed = (
-            name in ("data.values", "data.channels", "data.streaming") or "map" in name or "levels.0.dropout" in name
+            name in ("data.values", "data.channels", "data.streaming", "refiners.0.level")
+            or "map" in name
+            or "levels.0.dropout" in name
         )
         if isinstance(value, (bool, int, float)) and not fixed:
             wanted[name] = changed(value)
