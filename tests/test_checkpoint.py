@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vqstack import signals
-from vqstack.checkpoint import FORMAT_VERSION, Checkpoints, Lock, _sealed, check_unlocked, digest, write_atomically
+from vqstack.checkpoint import FORMAT_VERSION, Checkpoints, Lock, check_unlocked, digest, sealed, write_atomically
 from vqstack.errors import InputError, Stopped, WriteError
 
 
@@ -87,7 +87,7 @@ def test_a_newer_format_is_refused(tmp_path):
     store = written(tmp_path, [1.0])
     mark = store.folder / "step-0000001" / "mark"
     content = json.loads(mark.read_text().splitlines()[0])
-    mark.write_text(_sealed(json.dumps({**content, "format_version": FORMAT_VERSION + 1, "new": True})))
+    mark.write_text(sealed(json.dumps({**content, "format_version": FORMAT_VERSION + 1, "new": True})))
     with pytest.raises(InputError, match=f"format version {FORMAT_VERSION + 1}"):
         store.intact()
     assert mark.exists()

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from vqstack.checkpoint import digest
+from vqstack.checkpoint import LOCK, Lock, digest
 from vqstack.codes import (
     ENCODE,
     UNFINISHED,
@@ -139,10 +141,45 @@ def test_a_free_folder_is_claimed_and_released(tmp_path, start):
     folder = tmp_path / "a" / "b"
     if start == "empty":
         folder.mkdir(parents=True)
-    claim_folder(folder, "generate")
-    assert [path.name for path in folder.iterdir()] == [UNFINISHED]
-    release_folder(folder)
+    lock = claim_folder(folder, "generate")
+    assert {path.name for path in folder.iterdir()} == {UNFINISHED, LOCK}
+    release_folder(folder, lock)
     assert list(folder.iterdir()) == []
+
+
+def test_one_writer_until_it_ends(tmp_path):
+    images = {"train": random_images(7)}
+    folder = tmp_path / "out"
+    first = writer_of(folder, images)
+    second = writer_of(folder, images)
+    first.claim()
+    before = contents(folder)
+    for attempt in (second.claim, lambda: writer_of(folder, images), lambda: claim_folder(folder, "generate")):
+        refused(attempt, "another process is writing", str(folder))
+    assert contents(folder) == before
+    fill(first, images)
+    refused(second.claim, "not empty")  # it looked at the folder while the first was at work
+    assert CodeDataset(folder).splits == {"train": 7}
+
+
+def die_with_a_folder(folder):
+    lock = claim_folder(folder, "generate")  # noqa: F841  # held until the process ends
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_crash_leaves_no_lock(tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=die_with_a_folder, args=(tmp_path / "out",))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert (tmp_path / "out" / LOCK).exists()
+    release_folder(tmp_path / "out", claim_folder(tmp_path / "out", "generate"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_with_nothing_but_a_lock_is_free(tmp_path):
+    Lock(tmp_path).release()  # of a command that was killed before it had marked the folder
+    claim_folder(tmp_path, "generate")
 
 
 def test_own_unfinished_output_is_removed_and_what_it_links_to_is_not(tmp_path):
@@ -156,7 +193,7 @@ def test_own_unfinished_output_is_removed_and_what_it_links_to_is_not(tmp_path):
     (folder / "file").write_text("x")
     (folder / "link").symlink_to(outside)
     claim_folder(folder, "generate")
-    assert [path.name for path in folder.iterdir()] == [UNFINISHED]
+    assert {path.name for path in folder.iterdir()} == {UNFINISHED, LOCK}
     assert contents(outside) == {"kept": b"x"}
 
 
@@ -167,10 +204,11 @@ def test_a_used_folder_is_refused_and_nothing_is_touched(tmp_path, start):
         folder.mkdir()
         (folder / "thesis.tex").write_text("x")
     elif start in ("finished", "other"):
-        claim_folder(folder, "generate" if start == "finished" else ENCODE)
+        lock = claim_folder(folder, "generate" if start == "finished" else ENCODE)
         (folder / "file").write_text("x")
         if start == "finished":
-            release_folder(folder)
+            release_folder(folder, lock)
+        lock.release()
     else:
         folder.write_text("x")
     before = contents(tmp_path)
@@ -375,12 +413,31 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch, killed
         monkeypatch.setattr("vqstack.codes.dataset.release_folder", stop)
     with pytest.raises(KeyboardInterrupt):
         fill(killed, images)
+    killed._lock.release()  # as the end of its process does
     monkeypatch.undo()
     refused(lambda: CodeDataset(parts), "unfinished", "again")
     done = {name: (parts / name).stat().st_mtime_ns for name in contents(parts) if name.endswith(".parquet")}
     fill(writer_of(parts, images), images)
     assert contents(parts) == contents(whole)
     assert all((parts / name).stat().st_mtime_ns == time for name, time in done.items())  # none was written again
+
+
+def test_a_shard_that_was_damaged_meanwhile_is_written_again(tmp_path, monkeypatch):
+    images = {"train": random_images(9)}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fill(writer_of(whole, images), images)
+    killed = writer_of(parts, images)
+    monkeypatch.setattr(killed, "finish", lambda checksums: None)
+    fill(killed, images)
+    killed._lock.release()
+    path = killed.shards[1].path(parts)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1  # in the codes: what the file says about itself stays true
+    path.write_bytes(content)
+    again = writer_of(parts, images)
+    assert [again.complete(shard) for shard in again.shards] == [True, False, True]
+    fill(again, images)
+    assert contents(parts) == contents(whole)
 
 
 @pytest.mark.parametrize(

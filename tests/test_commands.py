@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from vqstack.checkpoint import digest
-from vqstack.codes import CodeDataset, CodeDatasetWriter
+from vqstack.codes import UNFINISHED, CodeDataset, CodeDatasetWriter, claim_folder
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
@@ -457,6 +457,19 @@ def test_tools_refuse_folders_that_are_taken(call, run_folder, image_folder, tmp
     assert tree(image_folder) == before
 
 
+@pytest.mark.parametrize("program", [GENERATE, ENCODE], ids=lambda path: path.name)
+def test_tools_refuse_a_folder_that_another_process_writes(call, run_folder, tmp_path, program):
+    out = tmp_path / "out"
+    lock = claim_folder(out, "generate")
+    before = tree(out)
+    refused(*call(program, run_folder, "--out", out), "another process is writing")
+    assert tree(out) == before
+    lock.release()  # as the end of that process does, however it ends
+    (out / UNFINISHED).unlink()
+    assert call(program, run_folder, "--out", out)[0] == 0
+    assert not (out / ".lock").exists()
+
+
 def test_unfinished_output_may_be_written_again(call, run_folder, tmp_path):
     out = tmp_path / "out"
     assert call(GENERATE, run_folder, "--num", 1, "--out", out, "--device", "cpu")[0] == 0
@@ -476,7 +489,7 @@ def test_a_failure_leaves_output_that_a_rerun_replaces(call, programs, run_folde
     monkeypatch.setattr(programs[GENERATE], "save_png", full)
     with pytest.raises(OSError, match="no space left"):
         call(GENERATE, run_folder, "--num", 3, "--out", out, "--device", "cpu")
-    assert {p.name for p in out.iterdir()} == {".vqstack-unfinished", "000000.png"}
+    assert {p.name for p in out.iterdir()} == {".lock", ".vqstack-unfinished", "000000.png"}
     monkeypatch.undo()
     assert call(GENERATE, run_folder, "--num", 1, "--out", out, "--device", "cpu", "--seed", 4)[0] == 0
     assert {p.name for p in out.iterdir()} == {"000000.png", "grid.png", "manifest.json"}

@@ -136,8 +136,27 @@ def test_a_cache_that_cannot_be_written_is_named(settings, monkeypatch, tmp_path
         load_splits(settings)
 
 
-def test_a_broken_entry_is_named(cache, settings):
-    load_splits(settings)
+@pytest.mark.parametrize("name", ["meta.json", "index.npy", "labels.npy", "pixels.npy"])
+@pytest.mark.parametrize("how", ["truncated", "bit flipped", "missing"])
+def test_a_broken_entry_is_named(cache, settings, name, how):
+    for split in load_splits(settings).values():
+        split.verify()
     (folder,) = (path for path in cache.glob("test-*") if path.is_dir())
-    (folder / "meta.json").write_text("{")
-    refused(lambda: load_splits(settings), folder.name, "delete")
+    path, content = folder / name, bytearray((folder / name).read_bytes())
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[:-1])
+    else:
+        content[-2] ^= 4
+        path.write_bytes(content)
+
+    def every_byte():
+        for split in load_splits(settings).values():
+            split.verify()
+
+    refused(every_byte, folder.name, "delete")
+    for left in folder.iterdir():  # as the line says
+        left.unlink()
+    folder.rmdir()
+    every_byte()

@@ -4,8 +4,10 @@ ever where the images do not divide."""
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from accelerate.utils import DistributedType
 
 from vqstack.codes import CodeDataset
 from vqstack.config import RunConfig
-from vqstack.errors import InputError
+from vqstack.errors import InputError, LostError
 from vqstack.evaluation import evaluate_split
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
@@ -142,6 +144,45 @@ def test_two_processes_write_the_bytes_of_one(trained, tmp_path):
     data = CodeDataset(tmp_path / "two")
     data.verify()
     assert data.splits == COUNTS
+
+
+def test_a_process_whose_partner_is_killed_ends_in_one_line(tmp_path):
+    (tmp_path / "long.yaml").write_text(RECIPE.replace("steps: 5,", "steps: 100000, checkpoint_every: 2,"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    script = ROOT / "recipes" / "train_stack.py"
+    command = [sys.executable, script, "--config", tmp_path / "long.yaml", "--out", tmp_path / "run"]
+    pair = [
+        subprocess.Popen(
+            list(map(str, command)),
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        while not list(tmp_path.glob("run/phases/level-1/checkpoints/step-*")):
+            assert [process.poll() for process in pair] == [None, None]
+            time.sleep(0.05)
+        pair[1].kill()
+        _, err = pair[0].communicate(timeout=120)
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
+    assert pair[0].returncode == 69, err
+    assert err.startswith("error: the connection to another process of this launch broke (Connection ")
+    assert err.count("\n") == 1
+
+
+def test_other_errors_of_torch_keep_their_traceback():
+    assert LostError.of(RuntimeError("The size of tensor a (2) must match the size of tensor b (3)")) is None
+    assert LostError.of(torch.distributed.DistNetworkError("failed to recv, got 0 bytes")) is not None
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)

@@ -61,6 +61,7 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
         raise InputError("name image files or folders, or a split with --split, and not both")
     if command.split is not None:
         split = load_splits(command.data, [command.split])[command.split]
+        split.verify()
         if split.pixels.shape[1] != channels or command.data.values != model.stack.values:
             raise InputError(
                 f"images of {split.pixels.shape[1]} channels with {command.data.values} values do not fit the model, "
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> None:
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     check_label(model, command.label)
     pictures = pictures_of(command, model)
-    claim_folder(command.out, "compress")
+    lock = claim_folder(command.out, "compress")
     report = compress(
         BlockCodec(model),
         pictures,
@@ -93,7 +94,7 @@ def main(arguments: list[str]) -> None:
         check=command.check,
         threads=command.threads,
     )
-    release_folder(command.out)
+    release_folder(command.out, lock)
     if command.report is not None:
         command.report.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     print(report)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
@@ -64,9 +64,8 @@ def main(arguments: list[str]) -> None:
         source=next(iter(splits.values())).source,
         labelled=any(split.labels is not None for split in splits.values()),
     )
-    # Read once, by the first process: what was encoded before a kill must have been the same images.
-    images = [accelerator.is_main_process and {n: fingerprint({"pixels": s.stored}) for n, s in splits.items()}]
-    settings = {"images": broadcast_object_list(images)[0], "batch_size": command.batch_size}
+    # What was encoded before a kill, or is encoded by another process, must have been the same images.
+    settings = {"images": {n: s.fingerprint for n, s in splits.items()}, "batch_size": command.batch_size}
     counts = {name: len(split) for name, split in splits.items()}
     writer = CodeDatasetWriter(command.out, contents, counts, shard_size=command.shard_size, settings=settings)
     accelerator.wait_for_everyone()  # all have checked the folder before one changes it

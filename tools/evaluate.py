@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> None:
     model.to(accelerator.device)
     count = images_a_side(command.num, split) if command.samples else 0
 
-    claim_folder(command.out, "evaluate")
+    lock = claim_folder(command.out, "evaluate")
     columns = {"feed-forward": False} | ({"refined": True} if model.settings.refiners else {})
     scores = {
         name: evaluate_split(model, split, accelerator, command.batch_size, refined=refined)
@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> None:
     text = report(scores, orders, fidelity, quality)
     (command.out / "evaluate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (command.out / "table.txt").write_text(text, encoding="utf-8")
-    release_folder(command.out)
+    release_folder(command.out, lock)
     print(f"{text}\n{command.out}: evaluate.json, table.txt and pictures")
 
 

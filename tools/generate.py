@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> None:
     sampling = sampling_of(command, model)
     start = starting_codes(command, model)
     num = command.num or (16 if start is None else len(start))
-    claim_folder(command.out, "generate")
+    lock = claim_folder(command.out, "generate")
     images, everything = [], []
     with tqdm(total=num, desc="generate", unit="img", disable=None) as progress:
         for first, pixels, labels in generate(command, model, start, num, sampling):
@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> None:
     settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}
     manifest = {"images": images, "settings": settings}
     (command.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    release_folder(command.out)
+    release_folder(command.out, lock)
     print(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
 
 

@@ -202,7 +202,7 @@ class Checkpoints:
             sha256 = self._write_state(aside / STATE, state)
             mark = _Mark(format_version=FORMAT_VERSION, step=step, nats=nats, sha256=sha256)
             with (aside / MARK).open("w", encoding="utf-8") as file:
-                file.write(_sealed(mark.model_dump_json()))
+                file.write(sealed(mark.model_dump_json()))
                 file.flush()
                 os.fsync(file.fileno())
             sync(aside)
@@ -270,20 +270,25 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _sealed(line: str) -> str:
+def sealed(line: str) -> str:
+    """A line of text and a line with its checksum."""
     return f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n"
+
+
+def unsealed(text: str) -> str:
+    """The line that was sealed. ValueError where the text is not what was written."""
+    line = text.partition("\n")[0]
+    if text != sealed(line):
+        raise ValueError("it is not what was written")
+    return line
 
 
 def _read_mark(folder: Path) -> "_Mark | str":
     """The mark of a checkpoint, or what is wrong with it; InputError if a newer program wrote it."""
     try:
-        text = (folder / MARK).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return f"{MARK} cannot be read"
-    line = text.partition("\n")[0]
-    if text != _sealed(line):
-        return f"{MARK} is not what was written"
-    content = json.loads(line)
+        content = json.loads(unsealed((folder / MARK).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        return f"{MARK}: {error}"
     if content["format_version"] > FORMAT_VERSION:
         raise InputError(
             f"{folder} has format version {content['format_version']}, this program reads {FORMAT_VERSION}: "

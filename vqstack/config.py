@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vqstack import signals
 from vqstack.checkpoint import CANNOT_WRITE, failed_write
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners
-from vqstack.errors import CommandError, InputError, Stopped, explain
+from vqstack.errors import CommandError, InputError, LostError, Stopped, explain
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
@@ -306,9 +306,16 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except Stopped as stop:
         print(f"stopped {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+    except (OSError, RuntimeError) as error:
+        ending = _ending(error)
+        if ending is None:
             raise
-        failed = failed_write(error.filename or "a file", error)
-        print(f"error: {failed}", file=sys.stderr)
-        sys.exit(failed.exit_code)
+        print(f"error: {ending}", file=sys.stderr)
+        sys.exit(ending.exit_code)
+
+
+def _ending(error: OSError | RuntimeError) -> CommandError | None:
+    """How an error from below ends a command; None for one that only a traceback explains."""
+    if isinstance(error, RuntimeError):
+        return LostError.of(error)
+    return failed_write(error.filename or "a file", error) if error.errno in CANNOT_WRITE else None

@@ -5,14 +5,17 @@
 | 0 | done |
 | 2 | wrong input; nothing was written |
 | 3 | training stopped: loss or gradient were not finite for too many steps; the last good checkpoint is there |
+| 69 | another process of the same launch is gone; the same command goes on where it stopped |
 | 74 | a file could not be written (full disk, read-only folder …); what was written before is intact |
 | 75 | stopped by a signal; the same command goes on where it stopped |
 """
 
+import re
 import reprlib
 from typing import ClassVar
 
 from pydantic import ValidationError
+from torch.distributed import DistError
 
 
 class CommandError(Exception):
@@ -40,6 +43,27 @@ class WriteError(CommandError):
     """A file could not be written; what was there before is intact."""
 
     exit_code = 74
+
+
+class LostError(CommandError):
+    """The connection to another process of the same launch broke; what was written before is intact."""
+
+    exit_code = 69
+
+    @classmethod
+    def of(cls, error: RuntimeError) -> "LostError | None":
+        """What an error says if it comes from the connection between processes; None for all others.
+
+        torch has a type for what its own store and NCCL report (DistError); gloo's reports are known by their text.
+        """
+        text = " ".join(str(error).split())
+        if not isinstance(error, DistError) and "gloo/transport/" not in text:
+            return None
+        reason = re.sub(r"^.*\[[^\]]*gloo/transport/[^\]]*\] ", "", text).split(". ")[0][:200]
+        return cls(
+            f"the connection to another process of this launch broke ({reason}): see what the first one to end "
+            "printed, then run the same command again to go on"
+        )
 
 
 class Stopped(BaseException):

@@ -34,6 +34,7 @@ pyarrow.set_cpu_count(1)
 sklearn.datasets.load_digits()
 
 TRAIN, ENCODE, GENERATE = "recipes/train_stack.py", "tools/encode_dataset.py", "tools/generate.py"
+COMPRESS, DECOMPRESS = "tools/compress.py", "tools/decompress.py"
 PHASES = ["level-1", "level-2", "refiner-2", "prior"]
 RECIPE = """
 data: {source: digits, limit: 64}
@@ -60,7 +61,7 @@ def load(program: str) -> Any:
     return module
 
 
-PROGRAMS = {program: load(program) for program in (TRAIN, ENCODE, GENERATE)}
+PROGRAMS = {program: load(program) for program in (TRAIN, ENCODE, GENERATE, COMPRESS, DECOMPRESS)}
 
 
 @dataclass
@@ -85,7 +86,9 @@ class Child:
     def __init__(self, action: Callable[[], None], folder: Path, environment: dict[str, str] | None = None) -> None:
         number = random.SystemRandom().randrange(10**12)
         self._out, self._err, self._memory = (folder / f".{number}.{name}" for name in ("out", "err", "memory"))
-        self._start = time.monotonic()
+        self._start, self._seconds = time.monotonic(), 0.0
+        self._status: int | None = None
+        self._end: End | None = None
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:
@@ -112,26 +115,36 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it still lives."""
-        os.kill(self.pid, number)  # a zombie until `end` has looked: never somebody else's
+        if self._status is None:
+            os.kill(self.pid, number)  # a zombie until `ended` has looked: never somebody else's
+
+    def ended(self) -> bool:
+        """Whether it has ended by now."""
+        if self._status is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                self._status, self._seconds = status, time.monotonic() - self._start
+        return self._status is not None
 
     def end(self, limit: float = 120.0) -> End:
         """Wait for it; one that takes longer than ``limit`` seconds is killed, with exit code -999."""
+        if self._end is not None:
+            return self._end
         deadline, hung = time.monotonic() + limit, False
-        while True:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
-            if found:
-                break
+        while not self.ended():
             if time.monotonic() > deadline:
                 hung = True
                 os.kill(self.pid, signal.SIGKILL)
             time.sleep(0.002)
-        seconds = time.monotonic() - self._start
+        assert self._status is not None
         out, err, memory = (
             path.read_text(errors="replace") if path.exists() else "" for path in (self._out, self._err, self._memory)
         )
         for path in (self._out, self._err, self._memory):
             path.unlink(missing_ok=True)
-        return End(-999 if hung else os.waitstatus_to_exitcode(status), out, err, seconds, int(memory or 0) / 1024)
+        code = -999 if hung else os.waitstatus_to_exitcode(self._status)
+        self._end = End(code, out, err, self._seconds, int(memory or 0) / 1024)
+        return self._end
 
 
 def command(program: str, *arguments: object) -> Callable[[], None]:
@@ -150,6 +163,7 @@ class World:
     def __init__(self, folder: Path, processes: int = 1) -> None:
         self.folder, self.processes = folder, processes
         folder.mkdir(parents=True, exist_ok=True)
+        os.environ.update(VQSTACK_CACHE=str(folder / "cache"), HF_DATASETS_CACHE=str(folder / "hub"))  # of children
         (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
         self.whole = folder / f"whole-{processes}"
         start = time.monotonic()
@@ -158,11 +172,11 @@ class World:
         self.seconds = time.monotonic() - start
         self.expected = remains(self.whole)
 
-    def train(self, run: Path, *options: object) -> list[Child]:
+    def train(self, run: Path, environment: dict[str, str] | None = None) -> list[Child]:
         """Start the run, or go on with it: one child a process."""
-        action = command(TRAIN, "--config", self.folder / "tiny.yaml", "--out", run, *options)
+        action = command(TRAIN, "--config", self.folder / "tiny.yaml", "--out", run)
         if self.processes == 1:
-            return [Child(action, self.folder)]
+            return [Child(action, self.folder, environment)]
         port = str(random.SystemRandom().randrange(20000, 60000))
         return [
             Child(

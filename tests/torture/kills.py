@@ -1,4 +1,9 @@
-"""Kills and signals at random moments, then the run to its end: it must be the one that nothing interrupted."""
+"""Kills and signals at random moments, then the run to its end: it must be the one that nothing interrupted.
+
+Of two processes one is struck. The other must end by itself: together with the struck one, or, where its partner is
+gone, in one line with exit code 69. Only one that still waits for its partner to appear at all has nobody to miss; it
+is killed after some seconds, as a launcher does, and counted as such.
+"""
 
 import random
 import signal
@@ -7,76 +12,104 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness import End, World, phase_of
+from harness import Child, End, World, phase_of
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-
-
-def interrupted(world: World, run: Path, number: int, generator: random.Random, strike: str) -> tuple[str, list[End]]:
-    """One attempt, struck at a random moment: (phase in which it was struck, how its processes ended)."""
-    children = world.train(run)
-    time.sleep(generator.uniform(0, world.seconds / 2))
-    phase = phase_of(run)
-    victims = children if strike == "all" else [generator.choice(children)]
-    for child in victims:
-        child.signal(number)
-    if number == signal.SIGKILL and len(children) > 1:  # as a launcher does when one of its processes dies
-        time.sleep(generator.uniform(0, 0.2))
-        for child in children:
-            child.signal(number)
-    return phase, [child.end() for child in children]
+SIGNALS = {signal.SIGTERM: 20, signal.SIGINT: 8, signal.SIGUSR1: 8}
+PATIENCE = 5.0  # seconds that a launcher gives the others, once one process has ended with an error
+LOST, STOPPED = 69, 75
 
 
-def wrong(ends: list[End], number: int) -> list[str]:
-    """What is wrong with the way in which processes ended that were struck by a signal, all or one of them."""
-    codes = {end.code for end in ends}
-    if number == signal.SIGKILL:  # one that loses its partner may fail on its own before the launcher kills it
-        return [] if -signal.SIGKILL in codes or codes == {0} else [str(ends)]
-    if any("after step" in end.err for end in ends):  # between steps all leave together, whoever was asked
-        return [f"processes disagree: {ends}"] if codes != {75} else []
-    # Outside of steps the one that was asked leaves, and the others, as under any launcher, lose their partner.
-    return [] if 75 in codes or codes == {0} else [str(ends)]
+def launched(children: list[Child]) -> tuple[list[End], bool]:
+    """The ends of processes that a launcher watches, and whether it had to kill one."""
+    deadline, killed = None, False
+    while not all([child.ended() for child in children]):
+        if deadline is None and any(child.ended() and child.end().code for child in children):
+            deadline = time.monotonic() + PATIENCE
+        if deadline is not None and time.monotonic() > deadline:
+            killed, deadline = True, None
+            for child in children:
+                child.signal(signal.SIGKILL)
+        time.sleep(0.005)
+    return [child.end() for child in children], killed
 
 
-def kills(world: World, count: int, number: int, seed: int, strike: str = "all") -> dict[str, Any]:
+class Counts:
+    """What happened in the interruptions of one kind."""
+
+    def __init__(self) -> None:
+        self.phases: Counter[str] = Counter()
+        self.struck: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+        self.failures: list[str] = []
+
+    def add(self, phase: str, ends: list[End], victim: int, number: int, killed: bool) -> None:
+        """One interruption: where it was, how the processes ended, which of them was struck and by what."""
+        self.phases[phase] += 1
+        for place, end in enumerate(ends):
+            is_victim = place == victim
+            name = f"exit code {end.code}" if end.code >= 0 else signal.Signals(-end.code).name
+            if not is_victim and killed and end.code == -signal.SIGKILL:
+                name = "killed by the launcher"
+            (self.struck if is_victim else self.others)[name] += 1
+            fine = self._of_struck(end, number) if is_victim else self._of_other(end, ends[victim], killed)
+            if not fine:
+                self.failures.append(f"{phase}, {'struck' if is_victim else 'other'}: {end}")
+
+    @staticmethod
+    def _of_struck(end: End, number: int) -> bool:
+        if end.code == 0:  # it was about to leave
+            return True
+        if number == signal.SIGKILL:
+            return end.code == -signal.SIGKILL
+        return end.code == STOPPED and end.one_line
+
+    @staticmethod
+    def _of_other(end: End, struck: End, killed: bool) -> bool:
+        if "after step" in struck.err:  # between steps all leave together, whoever was asked
+            return end.code == STOPPED and end.one_line
+        if end.code == LOST:
+            return end.one_line
+        return end.code == 0 or (killed and end.code == -signal.SIGKILL)
+
+
+def interruptions(world: World, count: int, number: int, seed: int) -> dict[str, Any]:
     """``count`` interruptions by a signal, in runs that are each finished and compared."""
-    generator = random.Random(seed)
-    phases: Counter[str] = Counter()
-    codes: Counter[int] = Counter()
-    struck, runs, failures = 0, 0, list[str]()
-    while struck < count:
+    generator, counts, runs, done = random.Random(seed), Counts(), 0, 0
+    while done < count and len(counts.failures) < 20:
         run, runs = world.fresh(f"run-{number}"), runs + 1
         while True:
-            if struck < count:
-                phase, ends = interrupted(world, run, number, generator, strike)
-            else:
-                phase, ends = "end", [child.end() for child in world.train(run)]
-            failures += [f"{phase}: {problem}" for problem in wrong(ends, number)]
+            children, victim = world.train(run), generator.randrange(world.processes)
+            if done < count:
+                time.sleep(generator.uniform(0, world.seconds / 2))
+                phase = phase_of(run)
+                children[victim].signal(number)
+            ends, killed = launched(children)
             if all(end.code == 0 for end in ends):
                 break
-            struck += 1
-            phases[phase] += 1
-            codes[ends[0].code] += 1
-            if len(failures) > 20:
-                return {"failures": failures}
-        failures += [f"differs: {name}" for name in world.problems(run)]
+            if done == count:
+                counts.failures.append(f"to the end: {ends}")
+                break
+            done += 1
+            counts.add(phase, ends, victim, number, killed)
+        counts.failures += [f"differs: {name}" for name in world.problems(run)]
     return {
         "signal": signal.Signals(number).name,
         "processes": world.processes,
-        "interruptions": struck,
+        "interruptions": done,
         "runs": runs,
-        "by_phase": dict(phases),
-        "failures": failures,
+        "by_phase": dict(counts.phases),
+        "struck": dict(counts.struck),
+        "others": dict(counts.others),
+        "failures": counts.failures,
     }
 
 
 def part(folder: Path, short: bool) -> dict[str, Any]:
     """SIGKILLs and the signals that ask, with one process and with two."""
     world = World(folder / "one")
-    results = [kills(world, 4 if short else 60, signal.SIGKILL, seed=1)]
-    results += [kills(world, 1 if short else 8, number, seed=2 + number) for number in SIGNALS]
+    results = [interruptions(world, 4 if short else 60, signal.SIGKILL, seed=1)]
+    results += [interruptions(world, 1 if short else n, number, seed=2 + number) for number, n in SIGNALS.items()]
     pair = World(folder / "two", processes=2)
-    results.append(kills(pair, 1 if short else 12, signal.SIGKILL, seed=3, strike="one"))
-    if not short:
-        results.append(kills(pair, 6, signal.SIGTERM, seed=4, strike="one"))
+    results.append(interruptions(pair, 2 if short else 15, signal.SIGKILL, seed=3))
+    results.append(interruptions(pair, 1 if short else 10, signal.SIGTERM, seed=4))
     return {"results": results, "failures": [failure for result in results for failure in result["failures"]]}

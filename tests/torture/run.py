@@ -1,7 +1,8 @@
 """Break everything that promises not to break: python tests/torture/run.py [PART …] [--short] [--out FILE].
 
 Parts: kills, writes, damage, mutants, memory; all of them by default. Prints one line for each and every failure, and
-leaves with 1 if there are any. ``--out`` receives the counts; parts that were not run keep what was there.
+leaves with 1 if there are any. ``--out`` receives the counts, and the damaged files go into ``damage.md`` beside it;
+parts that were not run keep what was there.
 """
 
 import argparse
@@ -47,6 +48,9 @@ def main() -> int:
     if arguments.out:
         report["machine"] = {"python": platform.python_version(), "system": platform.platform(), "cpus": os.cpu_count()}
         arguments.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if "damage" in (arguments.parts or PARTS):
+            page = importlib.import_module("damage").page(report["damage"])
+            (arguments.out.parent / "damage.md").write_text(page, encoding="utf-8")
     return 1 if failed else 0
 
 

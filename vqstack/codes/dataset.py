@@ -85,17 +85,21 @@ class CodeDatasetWriter:
         check_folder(folder, ENCODE, self._plan)
 
     def claim(self) -> None:
-        """Marks the folder as this data set's unfinished output."""
-        claim_folder(self.folder, ENCODE, self._plan)
+        """Marks the folder as this data set's unfinished output, which no other command may write then."""
+        self._lock = claim_folder(self.folder, ENCODE, self._plan)
         (self.folder / "data").mkdir(exist_ok=True)
 
     def complete(self, shard: Shard) -> bool:
-        """Whether the shard's file is there. It gets its name when it is whole, so half of one is never found."""
+        """Whether the shard's file is there, with the bytes that were written; reads it."""
         try:
             check_file(shard.path(self.folder), shard, self.contents)
-        except InputError:
+            return self._seal(shard).read_text("utf-8") == self.checksum(shard)
+        except (InputError, OSError, UnicodeDecodeError):
             return False
-        return True
+
+    def _seal(self, shard: Shard) -> Path:
+        """Where the checksum of a shard stands until the manifest has those of all."""
+        return shard.path(self.folder).with_suffix(".sha256")
 
     def write(self, shard: Shard, batches: Iterable[StoredCodes]) -> None:
         """Writes the images of one shard, given in batches of any size."""
@@ -113,7 +117,10 @@ class CodeDatasetWriter:
         if found != [(shard.rows, *shape) for shape in self.contents.map_shapes]:
             raise ValueError(f"{shard.file}: codes of shapes {found}, not {shard.rows} of {self.contents.map_shapes}")
         rows = np.concatenate(index), np.concatenate(labels) if labels else None, levels
+        self._seal(shard).unlink(missing_ok=True)
         write_atomically(shard.path(self.folder), lambda aside: write_rows(aside, self.contents, *rows))
+        text = self.checksum(shard)
+        write_atomically(self._seal(shard), lambda aside: aside.write_text(text, "utf-8"))
 
     def checksum(self, shard: Shard) -> str:
         """SHA-256 of a complete shard's file."""
@@ -130,8 +137,9 @@ class CodeDatasetWriter:
             stored = StoredShard(file=shard.file, rows=shard.rows, sha256=checksums[shard.file])
             splits.setdefault(shard.split, []).append(stored)
         manifest = Manifest(format_version=2, splits=splits, **dict(self.contents))
+        seals = [self._seal(shard) for shard in self.shards]
         for child in (self.folder / "data").iterdir():
-            if child.name not in checksums:  # what a killed process was writing
+            if child.name not in checksums and child not in seals:  # what a killed process was writing
                 child.unlink()
         order = ("format_version", *Contents.model_fields, "splits")
         dump = manifest.model_dump()
@@ -141,7 +149,9 @@ class CodeDatasetWriter:
         lines = [f"{checksums[Path(file).name]}  {file}\n" for file in files]
         lines += [f"{digest(self.folder / name)}  {name}\n" for name in (MANIFEST, "README.md")]
         self._write("SHA256SUMS", "".join(lines))
-        release_folder(self.folder)
+        release_folder(self.folder, self._lock)
+        for seal in seals:  # last: a command that was killed before would encode the shard again
+            seal.unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, lambda aside: aside.write_text(text, "utf-8"))

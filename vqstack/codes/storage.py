@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqstack.checkpoint import sync, write_atomically
+from vqstack.checkpoint import LOCK, Lock, check_unlocked, sync, write_atomically
 from vqstack.errors import InputError, WriteError
 
 UNFINISHED = ".vqstack-unfinished"
@@ -48,15 +48,21 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def check_folder(path: Path, command: str, plan: str = "") -> None:
     """InputError unless ``path`` can be the output folder of ``command``; writes nothing.
 
-    It must be absent, empty, or unfinished output of the same command with the same ``plan``.
+    It must be absent, empty, or unfinished output of the same command with the same ``plan`` that no other process is
+    writing now.
     """
+    check_unlocked(path)
+    _check_contents(path, command, plan)
+
+
+def _check_contents(path: Path, command: str, plan: str) -> None:
     marker = path / UNFINISHED
     try:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: is a file, not a folder; name another output folder")
         found = marker.read_text("utf-8") if marker.exists() else ""
         owner, _, planned = (part.strip() for part in found.partition("\n"))
-        children = list(path.iterdir()) if path.exists() else []
+        children = [child for child in path.iterdir() if child.name != LOCK] if path.exists() else []
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be used as output folder ({error}); name another one") from error
     if owner not in ("", command):
@@ -70,18 +76,21 @@ def check_folder(path: Path, command: str, plan: str = "") -> None:
         )
 
 
-def claim_folder(path: Path, command: str, plan: str = "") -> None:
+def claim_folder(path: Path, command: str, plan: str = "") -> Lock:
     """Makes ``path`` a folder marked as the unfinished output of ``command``; InputError as :func:`check_folder`.
 
     Leftovers of the same command are removed, unless there is a ``plan`` (one line of text): they then belong to the
-    same output and are left for the command to go on with.
+    same output and are left for the command to go on with. Nobody else writes there until the lock that is returned is
+    given to :func:`release_folder`, or the process ends, however it ends.
     """
     check_folder(path, command, plan)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        lock = Lock(path)
+        _check_contents(path, command, plan)  # again: another process may have begun, or finished, in between
         write_atomically(path / UNFINISHED, lambda aside: aside.write_text(f"{command}\n{plan}\n", "utf-8"))
         for child in path.iterdir():
-            if plan or child.name == UNFINISHED:
+            if plan or child.name in (UNFINISHED, LOCK):
                 continue
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
@@ -89,9 +98,12 @@ def claim_folder(path: Path, command: str, plan: str = "") -> None:
                 child.unlink()
     except (OSError, WriteError) as error:
         raise InputError(f"{path}: cannot be used as output folder ({error}); name another one") from error
+    return lock
 
 
-def release_folder(path: Path) -> None:
+def release_folder(path: Path, lock: Lock) -> None:
     """Marks the output in ``path`` as finished: from now on no command writes there."""
     (path / UNFINISHED).unlink(missing_ok=True)
+    (path / LOCK).unlink(missing_ok=True)  # second: who takes this lock or a new one finds a finished folder
     sync(path)
+    lock.release()

@@ -1,7 +1,9 @@
 """Decoded splits on disk: each is decoded once, kept as uint8, and memory-mapped from then on.
 
 A split lies in a folder of its own, named by a hash of all that its pixels depend on: the settings, and path, size and
-time of change of every local file. Hub data sets are known by name and revision, remote files by their address. These
+time of change of every local file. Hub data sets are known by name and revision, remote files by their address.
+``meta.json`` comes last and has the checksums of the others and one of its own: the small files are checked when they
+are opened, the pixels, which may be many, when a program that is about to use them all asks (`check_pixels`). These
 folders lie under ``$VQSTACK_CACHE``, else ``$XDG_CACHE_HOME/vqstack``, else ``~/.cache/vqstack``, and may be deleted at
 any time.
 """
@@ -20,22 +22,31 @@ from filelock import FileLock
 from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import NDArray
 
+from vqstack.checkpoint import digest, sealed, unsealed
 from vqstack.errors import InputError
 from vqstack.images.records import local_files
 from vqstack.images.settings import ImageSettings
 
-FORMAT = 1  # of the cache; another number makes the older folders useless
+FORMAT = 2  # of the cache; another number makes the older folders useless
 FOR_TRAINING = {"resident", "workers"}  # settings that change no pixel
+PIXELS, INDEX, LABELS, META = "pixels.npy", "index.npy", "labels.npy", "meta.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """What the cache holds of a split; the arrays are memory maps that may be written to without changing the file."""
+    """What the cache holds of a split; the pixels are a memory map that may be written to without changing the file."""
 
+    folder: Path
     pixels: NDArray[np.uint8]  # [n, c, h, w]
     index: NDArray[np.int64]
     labels: NDArray[np.int64] | None
     meta: dict[str, Any]
+    sha256: str  # of the file of pixels, as it was written
+
+    def check_pixels(self) -> None:
+        """InputError where the pixels are not what was written; reads them all."""
+        if digest(self.folder / PIXELS) != self.sha256:
+            raise _broken(self.folder, f"{PIXELS} is not what was written")
 
 
 def cached(settings: ImageSettings, name: str, build: Callable[[Path], None]) -> Stored:
@@ -74,7 +85,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
         self.shape: tuple[int, ...] = ()  # [c, h, w], known once there is an image
-        self._file = (folder / "pixels.npy").open("wb")
+        self._file = (folder / PIXELS).open("wb")
 
     def __enter__(self) -> "Writer":
         return self
@@ -101,21 +112,31 @@ class Writer:
         """Ends the split: position of each image in its source, labels where there are any, the rest as JSON."""
         self._header()
         self._file.flush()
-        np.save(self.folder / "index.npy", np.array(index, dtype=np.int64))
+        np.save(self.folder / INDEX, np.array(index, dtype=np.int64))
         if labels is not None:
-            np.save(self.folder / "labels.npy", labels)
-        (self.folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            np.save(self.folder / LABELS, labels)
+        files = {path.name: digest(path) for path in sorted(self.folder.iterdir())}
+        (self.folder / META).write_text(sealed(json.dumps({"files": files, "meta": meta})), encoding="utf-8")
 
 
 def read(folder: Path) -> Stored:
-    """A finished folder of the cache."""
+    """A finished folder of the cache. InputError where a file of it is damaged; the pixels are not read for that."""
     try:
-        labels = np.load(folder / "labels.npy") if (folder / "labels.npy").exists() else None
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        content = json.loads(unsealed((folder / META).read_text(encoding="utf-8")))
+        files, meta = content["files"], content["meta"]
+        for name in (INDEX, LABELS):
+            if name in files and digest(folder / name) != files[name]:
+                raise ValueError(f"{name} is not what was written")
+        labels = np.load(folder / LABELS) if LABELS in files else None
         # Copy on write: torch wants arrays that can be written to, and the file must stay as it is.
-        return Stored(np.load(folder / "pixels.npy", mmap_mode="c"), np.load(folder / "index.npy"), labels, meta)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: a broken cache of images ({error}); delete this folder") from error
+        pixels = np.load(folder / PIXELS, mmap_mode="c")
+        return Stored(folder, pixels, np.load(folder / INDEX), labels, meta, files[PIXELS])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(folder, str(error)) from error
+
+
+def _broken(folder: Path, reason: str) -> InputError:
+    return InputError(f"{folder}: a broken cache of images ({reason}); delete this folder, and it is made again")
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:

@@ -38,6 +38,7 @@ class ImageSplit:
     index: Int64[Tensor, "b"]  # position in the source split as stored: a held-out image keeps its position in train
     name: str  # train, validation or test
     source: dict[str, Any]  # where the images came from, as JSON for a manifest
+    cache: Stored  # what the tensors were opened from
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -46,6 +47,15 @@ class ImageSplit:
     def size(self) -> Size:
         """Height and width of the images."""
         return (self.source["shape"][1], self.source["shape"][2])
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the pixels as they were stored."""
+        return self.cache.sha256
+
+    def verify(self) -> None:
+        """InputError where the cache no longer holds the pixels that were decoded; reads them all."""
+        self.cache.check_pixels()
 
     @property
     def pixels(self) -> Pixels:
@@ -76,7 +86,7 @@ def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[
         stored = cached(settings, name, lambda folder, name=name: source.write(name, folder))  # type: ignore[misc]
         labels = None if stored.labels is None else torch.from_numpy(stored.labels)
         pixels, index = torch.from_numpy(stored.pixels), torch.from_numpy(stored.index)
-        loaded[name] = ImageSplit(pixels, labels, index, name, stored.meta)
+        loaded[name] = ImageSplit(pixels, labels, index, name, stored.meta, stored)
         if stored.meta["skipped"]["count"]:
             count, first = stored.meta["skipped"]["count"], "; ".join(stored.meta["skipped"]["first"])
             logger.warning("%s: %d of %d images left out: %s", name, count, count + len(pixels), first)

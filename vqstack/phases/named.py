@@ -38,8 +38,9 @@ def named_run(arguments: list[str]) -> tuple[Path, ImageSettings] | None:
 
 
 def check_images(splits: Mapping[str, ImageSplit], settings: ImageSettings, model: HierarchicalModel) -> None:
-    """The images must have the shape and the values that the model was trained on."""
+    """The images must be as they were decoded, and have the shape and the values that the model was trained on."""
     for name, split in splits.items():
+        split.verify()
         shape = tuple(split.pixels.shape[1:])
         if shape != model.stack.shape or settings.values != model.stack.values:
             raise InputError(

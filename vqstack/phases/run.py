@@ -65,6 +65,7 @@ class Run:
             labelled = any(part.labels for part in (config.prior, *config.refiners))
             if labelled and train.labels is not None and split.labels is None:
                 raise InputError(f"{name} has no labels, train has: set labels to false, or give them")
+            split.verify()
         torch.manual_seed(config.seed)
         wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes)
         reused = reused_levels(config, wanted, folder / "phases")
@@ -75,7 +76,6 @@ class Run:
         if train.labels is not None and self.model.classes:
             self.model.count_labels(train.labels.to(accelerator.device))
         self.stored = resident_images(self.splits, config.data.resident, accelerator.device)
-        self._pixel_prints: dict[str, str] = {}
         if config.deterministic:
             deterministic_algorithms()
         on_main(accelerator, lambda: self._claim(reused))
@@ -254,16 +254,9 @@ class Run:
             images=len(images),
             map_shape=stack.map_shapes[level - 1],
             vocabulary=stack.codebook_sizes[level - 1],
-            fingerprint=f"{fingerprint(made_from)} {self._pixel_print(split)} {json.dumps(about)}",
+            fingerprint=f"{fingerprint(made_from)} {self.splits[split].fingerprint} {images.size} {json.dumps(about)}",
         )
         return encode_once(cache, images, stack, level, self.accelerator, batch_size)
-
-    def _pixel_print(self, split: str) -> str:
-        """Fingerprint of a split's images, computed once."""
-        if split not in self._pixel_prints:
-            stored = self.splits[split]
-            self._pixel_prints[split] = f"{fingerprint({'pixels': stored.stored})} {stored.size}"
-        return self._pixel_prints[split]
 
     def _write_picture(self, name: str, trained: nn.Module, refines: int | None, step: int) -> None:
         folder = self.folder / "samples"
