@@ -157,6 +157,7 @@ def test_one_writer_until_it_ends(tmp_path):
     for attempt in (second.claim, lambda: writer_of(folder, images), lambda: claim_folder(folder, "generate")):
         refused(attempt, "another process is writing", str(folder))
     assert contents(folder) == before
+    first._lock.release()  # as the end of its process does
     fill(first, images)
     refused(second.claim, "not empty")  # it looked at the folder while the first was at work
     assert CodeDataset(folder).splits == {"train": 7}

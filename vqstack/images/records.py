@@ -6,6 +6,7 @@ Everything but digits and arrays goes through Hugging Face ``datasets``, mapped 
 import glob
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,8 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
     """All through ``datasets.load_dataset``; addresses and globs of other file systems are its business."""
     import datasets  # a second to import, and not needed for digits, arrays and what lies in the cache
 
+    if not sys.stderr.isatty():  # its bars are drawn into files, too, where errors should be one line
+        datasets.disable_progress_bars()
     path, _, configuration = (str(settings.name) if settings.source == "hub" else settings.source).partition(":")
     for split, pattern in settings.files.items():
         if "://" not in pattern and not glob.glob(pattern, recursive=True):
