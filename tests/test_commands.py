@@ -365,6 +365,13 @@ def test_training_refuses(call, tmp_path, monkeypatch, text, given, message):
     assert [p.name for p in tmp_path.iterdir()] == ["wrong.yaml"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_the_exit_code_holds_where_nothing_can_be_said(tmp_path):
+    command = [sys.executable, TRAIN, "--config", tmp_path / "missing.yaml"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(list(map(str, command)), stderr=full, cwd=tmp_path, check=False).returncode == 2
+
+
 def test_training_refuses_a_missing_recipe(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(*call(TRAIN, "--config", tmp_path / "missing.yaml"), "missing.yaml cannot be read")

@@ -5,11 +5,12 @@ Values come from the recipe's YAML file, then from the command line; both are st
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 import yaml
@@ -301,17 +302,22 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         with signals.stopping():
             main(sys.argv[1:])
     except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(f"error: {error}", error.exit_code)
     except Stopped as stop:
-        print(f"stopped {stop}", file=sys.stderr)
-        sys.exit(stop.exit_code)
+        _leave(f"stopped {stop}", stop.exit_code)
     except (OSError, RuntimeError) as error:
         ending = _ending(error)
         if ending is None:
             raise
-        print(f"error: {ending}", file=sys.stderr)
-        sys.exit(ending.exit_code)
+        _leave(f"error: {ending}", ending.exit_code)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # a log on the disk that is full: the exit code says it still, and nothing waits to be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    sys.exit(code)
 
 
 def _ending(error: OSError | RuntimeError) -> CommandError | None:
