@@ -161,11 +161,15 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
         local = [folder for folder in files.values() if "://" not in folder]
         if local and not any(glob.glob(f"{glob.escape(folder)}/*/") for folder in local):
             arguments["drop_labels"] = True
+    loud = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error it raises as well
     try:
         return dict(datasets.load_dataset(path, streaming=streaming, **arguments))
     except Exception as error:  # the library raises dozens of types for a name, a network or a file that is not there
         reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(f"{settings}: cannot be loaded ({reason}); check the name, the files, the network") from error
+    finally:
+        datasets.logging.set_verbosity(loud)
 
 
 def _columns(rows: Any, where: str, settings: ImageSettings, folder: str | None) -> Streamed:
