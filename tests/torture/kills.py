@@ -6,6 +6,7 @@ is killed after some seconds, as a launcher does, and counted as such.
 """
 
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -61,15 +62,22 @@ class Counts:
             return True
         if number == signal.SIGKILL:
             return end.code == -signal.SIGKILL
-        return end.code == STOPPED and end.one_line
+        return end.code == STOPPED and _short(end)
 
     @staticmethod
     def _of_other(end: End, struck: End, killed: bool) -> bool:
         if "after step" in struck.err:  # between steps all leave together, whoever was asked
-            return end.code == STOPPED and end.one_line
+            return end.code == STOPPED and _short(end)
         if end.code == LOST:
-            return end.one_line
+            return _short(end)
         return end.code == 0 or (killed and end.code == -signal.SIGKILL)
+
+
+def _short(end: End) -> bool:
+    """Whether all it said is one line, but for what torch's own library logs of a connection that was cut."""
+    lines = end.err.splitlines()
+    logged = bool(lines) and re.match(r"\[W.*\[c10d\]", lines[0]) is not None
+    return end.one_line or (logged and lines[-1].startswith(("stopped ", "error: ")) and "Traceback" not in end.err)
 
 
 def interruptions(world: World, count: int, number: int, seed: int) -> dict[str, Any]:
