@@ -18,7 +18,7 @@ from PIL import Image
 from vqstack.checkpoint import digest
 from vqstack.codes import UNFINISHED, CodeDataset, CodeDatasetWriter, claim_folder
 from vqstack.images import load_splits
-from vqstack.model import HierarchicalModel
+from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.phases import data_of_run
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +143,8 @@ def test_files_of_a_run(run_folder, recipe):
     assert {p.name for p in (run_folder / "codes").iterdir()} == {"level-1", "level-2"}
     assert {p.name for p in (run_folder / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     out = (recipe.parent / "stdout.txt").read_text(encoding="utf-8")
+    card = (run_folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert json.loads(card.split("```json\n")[1].split("```")[0])["source"] == "digits"
     for words in ("level-1: best validation", "prior: best validation", "Bits an image", "bits/dim", "codes used"):
         assert words in out
 
@@ -150,7 +152,7 @@ def test_files_of_a_run(run_folder, recipe):
 def test_the_ledger_of_a_run(run_folder):
     ledgers = json.loads((run_folder / "ledger.json").read_text())
     assert set(ledgers) == {"train", "test"}
-    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    model = HierarchicalModel.from_pretrained(run_folder)
     splits = load_splits(data_of_run(run_folder))
     for name, ledger in ledgers.items():
         assert [row["row"] for row in ledger["rows"]] == ["label", "prior", "level-2", "level-1"]
@@ -301,6 +303,18 @@ def test_the_batch_size_does_not_matter(run_folder, call, tmp_path, given):
     assert len({one[Path(f"{i:06d}.png")] for i in range(9)}) > 1
 
 
+@pytest.mark.parametrize("place", ["last", "first"])
+def test_mode_alone_means_true_for_all_rows(run_folder, call, tmp_path, place):
+    given = ["--num", 6, "--label", 3, "--out", tmp_path / "out", "--device", "cpu"]
+    given = [*given, "--mode"] if place == "last" else ["--mode", *given]
+    code, _, err = call(GENERATE, run_folder, *given)
+    assert (code, err) == (0, "")
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    likeliest = model.sample(6, torch.full((6,), 3), sampling=SamplingSettings(mode=(True,))).pixels
+    assert torch.equal(torch.stack([greys(tmp_path / "out" / f"{i:06d}.png") for i in range(6)]), likeliest)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["mode"] == [True]
+
+
 @pytest.mark.parametrize("level", [1, 2])
 def test_stored_codes_become_images_again(run_folder, code_folder, call, tmp_path, level):
     given = [] if level == 1 else ["--from-level", level]
@@ -427,6 +441,11 @@ def test_wrong_input_as_a_process(tmp_path, run_folder):
         (["--images", "a.png"], "--images: needs the level whose codes are kept"),
         (["--num", 2, "--mode", "True", "--temperature", 0.5], "--temperature: nothing is drawn with --mode True"),
         (["--num", 2, "--temperature", "nan"], "--temperature"),
+        (["--num", 2, "--mode", "--top-k", 3], "--top-k: nothing is drawn with --mode True"),
+        (["--label", "--num", 2], "--label: has no value"),
+        (["--num", 2, "--temperature"], "--temperature: has no value"),
+        (["--top_k", "--num", 2], "--top_k: has no value"),
+        (["--num", 2, "--seed", 2**63], "--seed"),
         (["--nun", 2], "nun"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",

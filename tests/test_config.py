@@ -101,9 +101,18 @@ def test_the_default_recipe_is_digits(train_stack, capsys):
         ("seed: 1\nprior: {}\nseed: 2", "seed stands twice"),
         ("levels: [{width: 8, map: [2, 2], width: 8}]", "width stands twice"),
         ("train_prior: {learning_rate: .inf}", "train_prior.learning_rate: inf does not fit"),
+        ("seed: 2020-99-99", "a value makes no sense: month must be in 1..12"),
+        ("seed: !!int abc", "a value makes no sense"),
+        ("seed: !!int ''", "a value makes no sense"),
+        ("seed: !!bool perhaps", "a value makes no sense"),
+        ("seed: !!timestamp now", "a value makes no sense"),
+        ("seed: " + 3000 * "[", "a value makes no sense"),
+        (f"seed: {2**63}", "seed: 9223372036854775808 does not fit"),
+        (f"data: {{seed: {2**64}}}", "data.seed: 18446744073709551616 does not fit"),
         ("- 1\n- 2", "holds no fields"),
         ("just words", "holds no fields"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_wrong_yaml_is_one_line(tmp_path, text, message):
     path = tmp_path / "wrong.yaml"
@@ -256,6 +265,7 @@ def test_another_source_leaves_what_the_digits_brought():
             ["--train-levels.0.learning-rate", "inf"],
             "--train-levels.0.learning-rate: inf does not fit: it should be a finite number",
         ),
+        (["--trackers", "--compile"], "--trackers: has no value: give one or several, or leave it out"),
         (["--seed", "-1"], "--seed: -1 does not fit: it should be greater than or equal to 0"),
         (["--prior.heads", "7"], "--prior: dim 128 is no multiple of heads 7: change one of them"),
         (

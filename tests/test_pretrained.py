@@ -19,7 +19,7 @@ from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.errors import InputError
 from vqstack.level import LevelSettings
 from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
-from vqstack.pretrained import described_tensors, escape, find_artefact
+from vqstack.pretrained import described_tensors, find_artefact
 from vqstack.stack import StackSettings
 
 KINDS = {"vq": 6, "cosine": 6, "fsq": 9, "lfq": 8, "simvq": 6}
@@ -250,12 +250,42 @@ def test_a_larger_model_with_refiners_is_described_as_it_is(family):
     }
 
 
-def test_words_on_a_card_are_no_markup():
-    text = escape("cats](http://x) <script>\n# Title `code` **bold** | a_b")
-    assert "\n" not in text
-    assert "<" not in text
-    for mark in "[](`*|#_":
-        assert all(text[i - 1] == "\\" for i, sign in enumerate(text) if sign == mark)
+def test_the_card_goes_along(folder, tmp_path):
+    card = (folder / "README.md").read_bytes()
+    for step in ("once", "twice"):
+        HierarchicalModel.from_pretrained(folder).save_pretrained(tmp_path / step)
+        folder = tmp_path / step
+        assert (folder / "README.md").read_bytes() == card
+    (folder / "README.md").write_bytes(b"no front matter \xff")
+    assert HierarchicalModel.from_pretrained(folder).card == "no front matter \ufffd"
+    (folder / "README.md").unlink()
+    assert HierarchicalModel.from_pretrained(folder).card == ""
+
+
+def test_written_files_are_as_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        build().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(("README.md", "config.json", "model.safetensors"), 0o640)
+
+
+def test_a_run_and_its_artefact_are_the_same_model(folder, tmp_path):
+    models = [HierarchicalModel.from_pretrained(path).state_dict() for path in (folder, tmp_path, str(tmp_path))]
+    assert equal(models[0], models[1])
+    assert equal(models[0], models[2])
+
+
+@pytest.mark.parametrize("name", ["runs/of/digits", "runs/digits", "digits", "/no/such/folder", "README.md"])
+def test_a_folder_that_is_not_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("a file")
+    with pytest.raises(InputError, match="give the folder of a") as caught:
+        HierarchicalModel.from_pretrained(name)
+    assert str(caught.value).startswith(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_finding_an_artefact(folder, tmp_path):
@@ -267,7 +297,7 @@ def test_finding_an_artefact(folder, tmp_path):
             find_artefact(wrong)
 
 
-def test_pushing_to_the_hub_uploads_the_artefact(monkeypatch):
+def test_pushing_to_the_hub_uploads_the_artefact(monkeypatch, tmp_path):
     """Three files go up, as they are on disk; nothing is sent here."""
     sent = {}
 
@@ -283,10 +313,13 @@ def test_pushing_to_the_hub_uploads_the_artefact(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
     model = build()
-    model.push_to_hub("owner/digits")
+    model.card = "# Ledger: 99 bits\n"
+    model.save_pretrained(tmp_path / "model")
+    HierarchicalModel.from_pretrained(tmp_path / "model").push_to_hub("owner/digits")
     (files,) = sent.values()
     assert list(sent) == ["owner/digits"]
     assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    assert b"# Ledger: 99 bits" in files["README.md"]
     assert json.loads(files["config.json"])["model"] == model.settings.model_dump(mode="json")
     weights = safetensors.torch.load(files["model.safetensors"])
     assert equal(weights, model.state_dict())

@@ -36,7 +36,9 @@ class Command(BaseModel):
         description="Class number of the images, no unit; several are cycled. Default: drawn from P(label). With "
         "--images or --codes only where a refiner below reads it.",
     )
-    seed: int = Field(0, ge=0, description="With the image's number it names all random numbers; no unit.")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="With the image's number it names all random numbers; no unit."
+    )
     temperature: tuple[float, ...] = Field(
         (), description="Temperature above 0, no unit; one, or one a level, prior first. Default: the model's."
     )
@@ -44,12 +46,14 @@ class Command(BaseModel):
         (), description="Draw among the k most likely values, count; 0: all. One, or one a level."
     )
     top_p: tuple[float, ...] = Field((), description="Nucleus probability in (0, 1]. One, or one a level.")
-    mode: tuple[bool, ...] = Field((), description="True: most likely value instead of a draw. One, or one a level.")
+    mode: tuple[bool, ...] = Field(
+        (), description="Most likely value instead of a draw; alone it means True. One, or one a level."
+    )
     guidance: tuple[float, ...] = Field(
         (), description="Scale of classifier-free guidance, no unit; 1: none. One, or one a level."
     )
     confidence: tuple[bool, ...] = Field(
-        (), description="True: masked models keep their most confident draws. One, or one a level."
+        (), description="Masked models keep their most confident draws; alone it means True. One, or one a level."
     )
     from_level: int | None = Field(
         None,

@@ -55,7 +55,11 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
     """Write a file aside, force it to the disk and rename it: a reader never sees half of it. WriteError if not."""
     aside = path.with_name(path.name + ".tmp")
     try:
+        aside.unlink(missing_ok=True)
+        aside.touch()
+        mode = aside.stat().st_mode
         save(aside)
+        aside.chmod(mode)  # what the user's umask allows; some libraries write files for their owner alone
         sync(aside)
         os.replace(aside, path)
         sync(path.parent)

@@ -5,12 +5,13 @@ Values come from the recipe's YAML file, then from the command line; both are st
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import tyro
 import yaml
@@ -67,7 +68,10 @@ class RunConfig(StackSettings):
     )
     train_prior: FitSettings = Field(FitSettings(), description="Training of the prior.")
     seed: int = Field(
-        0, ge=0, description="Seed of weights, order of images and everything random in training, no unit."
+        0,
+        ge=0,
+        le=2**63 - 1,
+        description="Seed of weights, order of images and everything random in training, no unit.",
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
         "no", description="Number format of the networks in training: float32, float16 or bfloat16."
@@ -159,8 +163,10 @@ def read_yaml(path: Path, settings: type[Settings]) -> Settings:
         values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: give the path of a YAML file, such as recipes/digits.yaml") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())}): correct that line") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # The library's own constructors fail in all these ways on dates, numbers and nesting that make no sense.
+        reason = str(error) if isinstance(error, yaml.YAMLError) else f"a value makes no sense: {error}"
+        raise InputError(f"{path} is not YAML ({' '.join(reason.split())}): correct that line") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no fields: write them as NAME: VALUE")
     try:
@@ -172,6 +178,7 @@ def read_yaml(path: Path, settings: type[Settings]) -> Settings:
 def parse(settings: type[Settings], arguments: list[str], default: Settings | None = None, prog: str = "") -> Settings:
     """Settings from the command line over ``default``. ``--help`` prints every field and leaves."""
     given = [argument.split("=", 1)[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    arguments = _spelled_out(settings, arguments, default)
     options: dict[str, Any] = {} if default is None else {"default": _made_ready(default, given, arguments)}
     printed = io.StringIO()
     try:
@@ -189,6 +196,27 @@ def parse(settings: type[Settings], arguments: list[str], default: Settings | No
         if not leave.code:
             raise
         raise InputError(_reason(leave, printed.getvalue(), arguments)) from None
+
+
+def _spelled_out(settings: type[BaseModel], arguments: list[str], default: BaseModel | None) -> list[str]:
+    """The arguments with True after a list of switches that is named without values.
+
+    Another list without values is an error where it is empty anyway: to the command-line library it would mean nothing.
+    """
+    lists = {
+        f"--{name.replace('_', '-')}": get_args(field.annotation)[0]
+        for name, field in settings.model_fields.items()
+        if get_args(field.annotation)[1:] == (...,) and not getattr(default, name, ())
+    }
+    found: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
+        found.append(argument)
+        kind = lists.get(argument.replace("_", "-"))
+        if kind is not None and following.startswith("--"):
+            if kind is not bool:
+                raise InputError(f"{argument}: has no value: give one or several, or leave it out")
+            found.append("True")
+    return found
 
 
 def _made_ready(default: Settings, given: list[str], arguments: list[str]) -> Settings:

@@ -4,7 +4,6 @@ Loading runs no code from the folder and unpickles nothing. Push and pull come f
 """
 
 import hashlib
-import html
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -43,12 +43,6 @@ def find_artefact(folder: Path) -> Path:
         if (path / CONFIG).is_file():
             return path
     raise InputError(f"{folder} holds no trained model: give the folder of a finished run or of a released model")
-
-
-def escape(text: str) -> str:
-    """Text from a data set as plain words on a model card: no markup, no HTML, no line of its own."""
-    plain = html.escape(" ".join(text.split()))
-    return re.sub(r"([\\`*_{}\[\]()#+!|~<>-])", r"\\\1", plain)
 
 
 def parse_json(path: Path, limit: int) -> Any:
@@ -164,6 +158,24 @@ def _misfit(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} does not fit its {CONFIG} ({reason}): fetch or export the model again")
 
 
+def _from_hub(model_id: str, name: str, options: dict[str, Any]) -> Path:
+    """A file of a model on the hub; InputError where there is none."""
+    try:
+        return Path(hf_hub_download(model_id, name, **options))
+    except (HFValidationError, OSError) as error:
+        raise InputError(
+            f"{model_id}: no such folder, and {name} cannot be had from the hub ({type(error).__name__}): give the "
+            "folder of a finished run or of a released model, or OWNER/NAME of one on the hub"
+        ) from error
+
+
+def _read_card(path: Path) -> str:
+    """The text of a model card without the front matter, which is written anew."""
+    with path.open("rb") as file:
+        text = file.read(MAX_CONFIG).decode("utf-8", "replace")
+    return re.sub(r"\A---\n.*?\n---\n+", "", text, count=1, flags=re.DOTALL)
+
+
 class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", tags=["vector-quantization"]):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a module built from one settings object.
 
@@ -172,7 +184,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
 
     settings_class: ClassVar[type[BaseModel]]
     card: str = ""
-    """Text of the model card; set before saving."""
+    """Text of the model card; set before saving, or as it was loaded."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Each file is whole or not there, ``config.json`` comes last: a folder without it holds no artefact."""
@@ -195,10 +207,11 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """A model from a folder or from the hub, on the CPU unless ``map_location`` says otherwise, in eval mode.
+        """A model from the folder of a run or of a released model, or from the hub, in eval mode.
 
-        The folder may be a stranger's: nothing in it is run or unpickled, and memory is taken only for what its
-        weights really hold. InputError where a file is damaged, or describes another model than the weights hold.
+        It is on the CPU unless ``map_location`` says otherwise. The folder may be a stranger's: nothing in it is run or
+        unpickled, and memory is taken only for what its weights really hold. InputError where there is no model, or
+        where a file is damaged or describes another model than the weights hold.
         """
         return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
 
@@ -206,13 +219,14 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
     def _from_pretrained(  # type: ignore[override]  # the arguments of the base class that mean something here
         cls, *, model_id: str, map_location: str | torch.device = "cpu", **hub: Any
     ) -> Any:  # the type of the subclass
+        folder = find_artefact(Path(model_id)) if Path(model_id).exists() else None
+
         def find(name: str) -> Path:
-            if Path(model_id).is_dir():
-                path = Path(model_id) / name
-                if not path.is_file():
-                    raise InputError(f"{model_id} holds no {name}: give the folder of a run or of a released model")
-                return path
-            return Path(hf_hub_download(model_id, name, **hub))
+            if folder is None:
+                return _from_hub(model_id, name, hub)
+            if not (folder / name).is_file():
+                raise InputError(f"{folder} holds no {name}: give the folder of a run or of a released model")
+            return folder / name
 
         settings, checksum = cls._read_settings(find(CONFIG))
         path = find(WEIGHTS)
@@ -222,6 +236,8 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
             model.load_state_dict(load_file(path, device="cpu"))  # type: ignore[attr-defined]
         except (SafetensorError, RuntimeError, OSError) as error:
             raise _misfit(path, error) from error
+        with suppress(InputError):  # a model needs none
+            model.card = _read_card(find(CARD))
         return model.to(map_location).eval()  # type: ignore[attr-defined]
 
     @classmethod

@@ -8,7 +8,7 @@ smallest unsigned integer that holds them.
 
 from vqstack.codes.cache import MapCache
 from vqstack.codes.dataset import SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
-from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard
+from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard, quoted
 from vqstack.codes.storage import (
     UNFINISHED,
     claim_folder,
@@ -31,6 +31,7 @@ __all__ = [
     "StoredCodes",
     "claim_folder",
     "fingerprint",
+    "quoted",
     "release_folder",
     "smallest_dtype",
     "to_stored",

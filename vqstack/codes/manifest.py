@@ -198,7 +198,7 @@ def card(manifest: Manifest) -> str:
         "",
         "Source:",
         "```json",
-        _quoted(manifest.source),
+        quoted(manifest.source),
         "```",
     ]
     return "\n".join(lines) + "\n"
@@ -208,7 +208,7 @@ def _rows(manifest: Manifest, splits: Sequence[str]) -> str:
     return ", ".join(f"{manifest.images(split)} {split}" for split in splits)
 
 
-def _quoted(source: dict[str, Any]) -> str:
+def quoted(source: dict[str, Any]) -> str:
     """JSON that cannot end the block it stands in, nor be read as markup: names of files are another person's text."""
     text = json.dumps(source, indent=2)
     for character in "`<>&":

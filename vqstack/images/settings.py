@@ -40,7 +40,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     validation: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
     test: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
     limit: int | None = Field(None, ge=1, description="largest count of images in each split; a seeded choice of them")
-    seed: int = Field(0, ge=0, description="seed of the held-out splits and of the choice under limit, no unit")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="seed of the held-out splits and of the choice under limit, no unit"
+    )
     on_error: Literal["refuse", "skip"] = Field(
         "refuse", description="an image that cannot be read ends the command, or is left out, counted and named"
     )

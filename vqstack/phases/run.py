@@ -17,7 +17,7 @@ from torch import nn
 
 from vqstack.checkpoint import on_main, write_atomically
 from vqstack.code_model import CodeModel, JointEncoder
-from vqstack.codes import MapCache, fingerprint
+from vqstack.codes import MapCache, fingerprint, quoted
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
@@ -29,7 +29,6 @@ from vqstack.level import CodeLevel
 from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_processes
 from vqstack.phases.pictures import picture
-from vqstack.pretrained import escape
 from vqstack.reuse import Reused, reused_levels
 from vqstack.run_folder import claim
 from vqstack.shapes import Labels, Pixels
@@ -283,8 +282,8 @@ class Run:
         ledger = json.dumps({name: result.to_json() for name, result in results.items()}, indent=2) + "\n"
         self.model.card = (
             "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "
-            f"Images: {escape(str(self.splits['train'].source))}.\n\n"
-            f"## Ledger (bits an image)\n\n```\n{text}\n```\n\n{use}\n"
+            f"## Ledger (bits an image)\n\n```\n{text}\n```\n\n{use}\n\n"
+            f"## Images\n\n```json\n{quoted(self.splits['train'].source)}\n```\n"
         )
 
         def write() -> None:
