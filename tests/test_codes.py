@@ -184,18 +184,29 @@ def test_a_folder_with_nothing_but_a_lock_is_free(tmp_path):
 
 
 def test_own_unfinished_output_is_removed_and_what_it_links_to_is_not(tmp_path):
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "kept").write_text("x")
+    (tmp_path / "kept.png").write_text("x")
     folder = tmp_path / "out"
-    claim_folder(folder, "generate")
-    (folder / "sub").mkdir()
-    (folder / "sub" / "file").write_text("x")
-    (folder / "file").write_text("x")
-    (folder / "link").symlink_to(outside)
-    claim_folder(folder, "generate")
+    claim_folder(folder, "generate", writes=["*.png"])
+    for name in ("1.png", "2.png.tmp", f"{UNFINISHED}.tmp"):
+        (folder / name).write_text("x")
+    (folder / "link.png").symlink_to(tmp_path / "kept.png")
+    claim_folder(folder, "generate", writes=["*.png"])
     assert {path.name for path in folder.iterdir()} == {UNFINISHED, LOCK}
-    assert contents(outside) == {"kept": b"x"}
+    assert (tmp_path / "kept.png").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "chapters", "folder.png"])
+def test_what_others_put_into_unfinished_output_is_kept(tmp_path, name):
+    claim_folder(tmp_path, "generate", writes=["*.png"])
+    (tmp_path / "1.png").write_text("x")
+    if "." in name and not name.startswith("folder"):
+        (tmp_path / name).write_text("x")
+    else:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_text("x")
+    before = contents(tmp_path)
+    refused(lambda: claim_folder(tmp_path, "generate", writes=["*.png"]), str(tmp_path / name), "did not write it")
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("start", ["foreign", "finished", "file", "other", "below a file"])

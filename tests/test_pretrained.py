@@ -187,7 +187,7 @@ HUGE = 10**7
         ("header", "does not fit its config.json"),
         ("flipped", "its checksum differs"),
         ("weights", "holds no model.safetensors"),
-        ("config", "holds no config.json"),
+        ("config", "holds no trained model"),
         ({"prior__depth": "many"}, "prior.depth"),
         ({"colour": 3}, "colour"),
         ({"prior__dim": 16}, "does not fit its config.json"),

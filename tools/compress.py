@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.codec.archive import compress
 from vqstack.codec.blocks import BlockCodec, check_label
+from vqstack.codec.container import SUFFIX
 from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, safe_stem
 from vqstack.codes import claim_folder, release_folder
 from vqstack.config import parse, run_command
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> None:
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     check_label(model, command.label)
     pictures = pictures_of(command, model)
-    lock = claim_folder(command.out, "compress")
+    lock = claim_folder(command.out, "compress", writes=[f"*{SUFFIX}"])
     report = compress(
         BlockCodec(model),
         pictures,

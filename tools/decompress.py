@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     files = open_files(command, codec)
     sampling = model.settings.sampling if command.sample else None
     damaged, numbers, exact, shown, began = list[tuple[Path, int | None, str]](), 0, 0, 0, time.perf_counter()
-    lock = claim_folder(command.out, "decompress")
+    lock = claim_folder(command.out, "decompress", writes=["*.png"])
     total = sum(len(wanted(command, file)) for file in files)
     with tqdm(total=total, desc="decompress", unit="img", disable=None) as progress:
         for file in files:

@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> None:
     model.to(accelerator.device)
     count = images_a_side(command.num, split) if command.samples else 0
 
-    lock = claim_folder(command.out, "evaluate")
+    lock = claim_folder(command.out, "evaluate", writes=("*.png", "evaluate.json", "table.txt"))
     columns = {"feed-forward": False} | ({"refined": True} if model.settings.refiners else {})
     scores = {
         name: evaluate_split(model, split, accelerator, command.batch_size, refined=refined)

@@ -172,7 +172,7 @@ def main(arguments: list[str]) -> None:
     sampling = sampling_of(command, model)
     start = starting_codes(command, model)
     num = command.num or (16 if start is None else len(start))
-    lock = claim_folder(command.out, "generate")
+    lock = claim_folder(command.out, "generate", writes=("[0-9]*.png", "grid.png", "manifest.json"))
     images, everything = [], []
     with tqdm(total=num, desc="generate", unit="img", disable=None) as progress:
         for first, pixels, labels in generate(command, model, start, num, sampling):

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,17 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_folder(path: Path, command: str, plan: str = "") -> None:
+def check_folder(path: Path, command: str, plan: str = "", writes: Sequence[str] = ()) -> None:
     """InputError unless ``path`` can be the output folder of ``command``; writes nothing.
 
     It must be absent, empty, or unfinished output of the same command with the same ``plan`` that no other process is
-    writing now.
+    writing now. Without a plan, what lies there must be files whose names match ``writes``.
     """
     check_unlocked(path)
-    _check_contents(path, command, plan)
+    _check_contents(path, command, plan, writes)
 
 
-def _check_contents(path: Path, command: str, plan: str) -> None:
+def _check_contents(path: Path, command: str, plan: str, writes: Sequence[str]) -> None:
     marker = path / UNFINISHED
     try:
         if path.exists() and not path.is_dir():
@@ -63,6 +63,7 @@ def _check_contents(path: Path, command: str, plan: str) -> None:
         found = marker.read_text("utf-8") if marker.exists() else ""
         owner, _, planned = (part.strip() for part in found.partition("\n"))
         children = [child for child in path.iterdir() if child.name != LOCK] if path.exists() else []
+        foreign = [child for child in children if not _written(child, writes)]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be used as output folder ({error}); name another one") from error
     if owner not in ("", command):
@@ -74,27 +75,34 @@ def _check_contents(path: Path, command: str, plan: str) -> None:
             f"{path}: holds unfinished output of {owner} with other settings, data or weights; repeat that command "
             "as it was, name another output folder or remove it"
         )
+    if owner and not plan and foreign:
+        raise InputError(
+            f"{foreign[0]}: lies in unfinished output of {owner}, which did not write it; move it away or name another "
+            "output folder"
+        )
 
 
-def claim_folder(path: Path, command: str, plan: str = "") -> Lock:
+def _written(path: Path, writes: Sequence[str]) -> bool:
+    """Whether a command whose files have such names (shell patterns) may have written this one."""
+    name = path.name.removesuffix(ASIDE)
+    return name == UNFINISHED or (any(fnmatchcase(name, pattern) for pattern in writes) and not path.is_dir())
+
+
+def claim_folder(path: Path, command: str, plan: str = "", writes: Sequence[str] = ()) -> Lock:
     """Makes ``path`` a folder marked as the unfinished output of ``command``; InputError as :func:`check_folder`.
 
-    Leftovers of the same command are removed, unless there is a ``plan`` (one line of text): they then belong to the
-    same output and are left for the command to go on with. Nobody else writes there until the lock that is returned is
-    given to :func:`release_folder`, or the process ends, however it ends.
+    Leftovers of the same command, files whose names match ``writes``, are removed, unless there is a ``plan`` (one line
+    of text): they then belong to the same output and are left for the command to go on with. Nobody else writes there
+    until the lock that is returned is given to :func:`release_folder`, or the process ends, however it ends.
     """
-    check_folder(path, command, plan)
+    check_folder(path, command, plan, writes)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = Lock(path)
-        _check_contents(path, command, plan)  # again: another process may have begun, or finished, in between
+        _check_contents(path, command, plan, writes)  # again: another process may have begun, or finished, in between
         write_atomically(path / UNFINISHED, lambda aside: aside.write_text(f"{command}\n{plan}\n", "utf-8"))
         for child in path.iterdir():
-            if plan or child.name in (UNFINISHED, LOCK):
-                continue
-            if child.is_dir() and not child.is_symlink():
-                shutil.rmtree(child)
-            else:
+            if not plan and child.name not in (UNFINISHED, LOCK):
                 child.unlink()
     except (OSError, WriteError) as error:
         raise InputError(f"{path}: cannot be used as output folder ({error}); name another one") from error
