@@ -8,7 +8,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from vqstack import likelihood
 from vqstack.errors import InputError
 from vqstack.likelihood import (
     Bernoulli,
@@ -18,9 +17,12 @@ from vqstack.likelihood import (
     PixelHead,
     PixelSettings,
     draw_values,
+    drawing,
+    factors,
     logistic_parameters,
     noise,
 )
+from vqstack.likelihood.mixture import log_bin
 
 ALMOST_ONE = 1 - 2.0**-53
 
@@ -170,7 +172,7 @@ def test_log_prob_is_the_sum_along_the_factors(family, spread):
 @pytest.mark.parametrize(("size", "spread"), [(8, 1.0), (256, 1.0), (256, 3.0)])
 def test_the_cdf_of_a_factor_is_the_sum_of_its_table(size, spread):
     distribution = mixture(size=size, spread=spread)
-    values = distribution.sample(likelihood.noise(0, range(2), 0, 6)).flatten(1).long()
+    values = distribution.sample(noise(0, range(2), 0, 6)).flatten(1).long()
     edges = torch.arange(size + 1)
     for factor in distribution.factors(values.clone()):
         cdf = factor.cdf(edges)
@@ -265,7 +267,6 @@ def log_bin_reference(value, mean, log_scale, size):
 @pytest.mark.parametrize("log_scale", [-7.0, -5.0, -3.0, -1.0, 2.0, 10.0])
 def test_log_bin_is_exact_in_the_tails(size, log_scale):
     """Means inside the range, at its edge and far outside; the naive difference of float32 would be ln 0 there."""
-    distribution = mixture(size=size)
     values = sorted({0, 1, size // 2, size - 2, size - 1})
     lowest = 0.0
     for mean, value in itertools.product((-40.0, -3.0, -1.0, -0.3, 0.0, 0.7, 1.0, 2.5, 40.0), values):
@@ -273,7 +274,7 @@ def test_log_bin_is_exact_in_the_tails(size, log_scale):
         expected = log_bin_reference(value, mean, log_scale, size)
         # inputs are float32: an edge is known to about 3e-7 of its size, in units of the scale
         tolerance = 3e-7 * (2 + abs(mean)) * math.exp(-log_scale) + 1e-5 + 1e-5 * abs(expected)
-        assert distribution._log_bin(*arguments).item() == pytest.approx(expected, abs=tolerance)
+        assert log_bin(*arguments, size).item() == pytest.approx(expected, abs=tolerance)
         lowest = min(lowest, expected)
     if log_scale < -3:
         assert lowest < -700  # beyond float64's own range of probabilities
@@ -374,12 +375,52 @@ def test_values_of_probability_zero_never_come(size):
 
 def test_noise_that_rounds_to_one_still_gives_a_possible_value(monkeypatch):
     """On devices without float64 the largest noise becomes 1.0, past the end of every cumulated table."""
-    monkeypatch.setattr(likelihood, "finest", lambda device: torch.float32)
+    monkeypatch.setattr(drawing, "finest", lambda device: torch.float32)
     u = torch.full((1, 7), ALMOST_ONE, dtype=torch.float64)
     assert (u.float() == 1).all()
     logits = torch.full((1, 7, 9), -torch.inf)
     logits[..., 2:5] = torch.randn(1, 7, 3)
     assert draw_values(logits.log_softmax(-1), u, Draw()).tolist() == [[4] * 7]
+
+
+def ordered_factors(size, spread=2.0):
+    """The factors of a mixture, walked along random values."""
+    distribution = mixture(size=size, spread=spread, rows=8, columns=8)
+    values = torch.zeros(2, distribution.sites, dtype=torch.int64)
+    for factor in distribution.factors(values):
+        yield factor
+        values[:, factor.sites] = torch.randint(size, (2, len(factor.sites)))
+
+
+@pytest.mark.parametrize("size", [2, 16, 20, 256])
+def test_two_steps_find_the_value_that_the_noise_falls_into(size):
+    """The one value v with P(x < v) <= u < P(x < v + 1), and what the table says unless u lies on its edge."""
+    for factor in ordered_factors(size):
+        u = torch.rand(2, len(factor.sites), dtype=torch.float64)
+        u[0, :4] = torch.tensor([0.0, 2.0**-53, 0.5, ALMOST_ONE])
+        drawn = factor.draw(u, Draw())
+        below, above = factor.cdf(torch.stack([drawn, drawn + 1], -1)).unbind(-1)
+        assert ((below <= u) & (u < above)).all()
+        other = draw_values(factor.log_probs, u, Draw()) != drawn
+        assert (torch.minimum(u - below, above - u)[other] < 1e-5).all()
+
+
+def test_noise_that_rounds_to_one_falls_into_a_possible_value_of_an_ordered_factor():
+    parameters = torch.zeros(1, logistic_parameters(1, 1), 1, 1)
+    parameters[:, 2] = -7.0  # all mass within a few values of the middle
+    factor = next(LogisticMixture(parameters, 1, 256).factors(torch.zeros(1, 1, dtype=torch.int64)))
+    drawn = factor.draw(torch.ones(1, 1), Draw())
+    assert 120 < drawn.item() < 136
+
+
+@pytest.mark.parametrize("draw", [Draw(temperature=0.7), Draw(top_k=5), Draw(top_p=0.6), Draw(mode=True)])
+def test_tables_taken_a_few_sites_at_a_time_give_the_same(monkeypatch, draw):
+    for factor in ordered_factors(20):
+        u = torch.rand(2, len(factor.sites), dtype=torch.float64)
+        whole = draw_values(factor.log_probs, u, draw)
+        for part in (1, 300, 2**20):
+            monkeypatch.setattr(factors, "PART", part)
+            assert torch.equal(factor.draw(u, draw), whole)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

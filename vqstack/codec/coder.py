@@ -2,9 +2,8 @@
 
 Both sides must use the same probabilities to the last bit, so there is one representation: float64 tables of whole
 numbers, ``floor(2^24 P)``, of which constriction makes its exact 24-bit model (each value keeps at least 2^-24). Sums
-of whole numbers are exact in float64 in any order. Where a factor has a CDF, a value is coded in two steps,
-``v = 16 a + b``: first a, then b given a. By the chain rule this costs what one step costs, and it needs the CDF at 34
-edges instead of 256 probabilities.
+of whole numbers are exact in float64 in any order. Values of an ordered factor are coded in two steps of its CDF,
+``v = 16 a + b``: first a, then b given a. By the chain rule this costs what one step costs.
 """
 
 import hashlib
@@ -20,11 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.errors import InputError
-from vqstack.likelihood import Distribution, Factor
+from vqstack.likelihood import FINE, Distribution, Factor, Ordered
 
 PRECISION = 2**24
-FINE = 16
-"""Values told apart by the second step of a factor with a CDF."""
 AHEAD = 2
 """Words that a decoder holds beyond the place it has reached."""
 
@@ -54,16 +51,13 @@ def code(coder: "Coder", distribution: Distribution, rows: int, wanted: Int64[Te
 def _code_factor(
     coder: "Coder", distribution: Distribution, factor: Factor, rows: int, wanted: Int64[Tensor, "m n"] | None
 ) -> Int64[Tensor, "m n"]:
-    size, batch = distribution.size, distribution.batch
-    if factor.cdf is None:
+    if not isinstance(factor, Ordered):
         return coder.step(factor.log_probs[:rows].double().exp(), wanted)
-    starts = torch.arange(0, size + FINE, FINE).clamp(max=size)
-    high = coder.step(_between(factor.cdf(starts)[:rows]), None if wanted is None else wanted // FINE)
-    inside = torch.arange(FINE + 1)
-    edges = (F.pad(high, (0, 0, 0, batch - rows))[..., None] * FINE + inside).clamp(max=size)
-    low = coder.step(_between(factor.cdf(edges)[:rows]), None if wanted is None else wanted % FINE)
+    high = coder.step(_between(factor.coarse()[:rows]), None if wanted is None else wanted // FINE)
+    whole = F.pad(high, (0, 0, 0, distribution.batch - rows))
+    low = coder.step(_between(factor.fine(whole)[:rows]), None if wanted is None else wanted % FINE)
     values = high * FINE + low
-    if bool((values >= size).any()):  # bins past the last value have probability 0, but damaged bytes can name them
+    if bool((values >= distribution.size).any()):  # of probability 0, but damaged bytes can name them
         raise Damaged
     return values
 

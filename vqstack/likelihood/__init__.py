@@ -1,0 +1,36 @@
+"""Normalised distributions over pixels and over code maps, and how values are drawn from them.
+
+Files in reading order: ``drawing``, ``factors``, ``base`` (distributions as chains of factors), ``categorical``,
+``mixture``, ``conditioned`` (guidance, known sites) and ``heads`` (from the numbers of a network to a distribution).
+"""
+
+from vqstack.likelihood.base import Distribution, walked_log_prob
+from vqstack.likelihood.categorical import Bernoulli, Categorical
+from vqstack.likelihood.conditioned import Clamped, Guided, Known
+from vqstack.likelihood.drawing import Draw, draw_values, noise
+from vqstack.likelihood.factors import FINE, Factor, Ordered, Table
+from vqstack.likelihood.heads import CodeHead, Head, PixelHead, PixelSettings
+from vqstack.likelihood.mixture import LogisticMixture, logistic_parameters
+
+__all__ = [
+    "FINE",
+    "Bernoulli",
+    "Categorical",
+    "Clamped",
+    "CodeHead",
+    "Distribution",
+    "Draw",
+    "Factor",
+    "Guided",
+    "Head",
+    "Known",
+    "LogisticMixture",
+    "Ordered",
+    "PixelHead",
+    "PixelSettings",
+    "Table",
+    "draw_values",
+    "logistic_parameters",
+    "noise",
+    "walked_log_prob",
+]

@@ -1,0 +1,79 @@
+"""Distributions as chains of factors.
+
+Every distribution is a chain of *factors*: groups of sites that are independent given the groups before, each a table
+of probabilities over all values. Sampling, the tests of normalisation and entropy coding all walk the same factors:
+
+    for factor in distribution.factors(values):          # reads what earlier turns wrote into values
+        values[:, factor.sites] = choose(factor.log_probs)
+
+Log-likelihoods are in nats and float32; sites are counted in raster order over the last axes of the map.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from vqstack.likelihood.drawing import Draw
+from vqstack.likelihood.factors import Factor
+from vqstack.shapes import Nats, Noise, finest
+
+
+class Distribution(ABC):
+    """A normalised distribution over maps, one for each image of a batch.
+
+    Attributes:
+        batch: b, number of images.
+        shape: shape of one map, such as (h, w) for codes and (c, h, w) for pixels.
+        size: V, number of values a site can take.
+        dtype: of the maps: int64 for codes, uint8 for pixels.
+        device: where the parameters live.
+    """
+
+    batch: int
+    shape: tuple[int, ...]
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def sites(self) -> int:
+        """N, number of sites."""
+        return int(np.prod(self.shape))
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Nats:
+        """ln P(x) of each image, nats; ``x`` is [b, \\*shape]."""
+
+    @abstractmethod
+    def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
+        """The chain of factors. Before asking for the next one, write the values of this one into ``values``."""
+
+    def sample(self, noise: Noise, draw: Draw = Draw()) -> Tensor:
+        """One map per image by the inverse CDF of each factor at ``noise`` [b, N] (see :func:`noise`)."""
+        return self._walk(noise.to(self.device, finest(self.device)), draw)
+
+    def mode(self) -> Tensor:
+        """The most likely map where sites are independent; otherwise the most likely value of each factor in turn."""
+        return self._walk(None, Draw(mode=True))
+
+    def _walk(self, noise: Tensor | None, draw: Draw) -> Tensor:
+        values = torch.zeros(self.batch, self.sites, dtype=torch.int64, device=self.device)
+        for factor in self.factors(values):
+            chosen = None if noise is None else noise[:, factor.sites]
+            values[:, factor.sites] = factor.draw(chosen, draw)
+        return values.view(self.batch, *self.shape).to(self.dtype)
+
+
+def walked_log_prob(distribution: Distribution, x: Tensor) -> Nats:
+    """ln P(x) by walking the factors, nats."""
+    flat = x.flatten(1).long()
+    values, nats = torch.zeros_like(flat), torch.zeros(len(flat), device=flat.device)
+    for factor in distribution.factors(values):
+        chosen = flat[:, factor.sites]
+        values[:, factor.sites] = chosen
+        nats = nats + factor.log_probs.gather(-1, chosen[..., None]).squeeze(-1).sum(1)
+    return nats

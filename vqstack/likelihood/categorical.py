@@ -1,0 +1,55 @@
+"""Independent sites with a table each: codes, and pixels of few grey values."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vqstack.likelihood.base import Distribution
+from vqstack.likelihood.factors import Factor, Table
+from vqstack.shapes import Nats
+
+
+class Categorical(Distribution):
+    """Independent sites, each with its own table: ``P(x) = prod_i softmax(logits_i)[x_i]``.
+
+    Args:
+        logits: [b, \\*shape, V].
+        dtype: of the maps.
+    """
+
+    def __init__(self, logits: Float[Tensor, "b ..."], dtype: torch.dtype = torch.int64) -> None:
+        self.logits = logits.float()
+        self.batch, *shape, self.size = logits.shape
+        self.shape, self.dtype, self.device = tuple(shape), dtype, logits.device
+
+    def log_prob(self, x: Tensor) -> Nats:
+        loss = F.cross_entropy(self.logits.flatten(0, -2), x.flatten().long(), reduction="none")
+        return -loss.view(self.batch, -1).sum(1)
+
+    def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
+        table = self.logits.flatten(1, -2).log_softmax(-1)
+        yield Table(torch.arange(self.sites, device=self.device), table)
+
+
+class Bernoulli(Distribution):
+    """Independent binary pixels: ``P(x) = prod_i s(l_i)^x_i s(-l_i)^(1-x_i)``, s the logistic function.
+
+    Args:
+        logits: log-odds of value 1, [b, c, h, w].
+    """
+
+    def __init__(self, logits: Float[Tensor, "b c h w"]) -> None:
+        self.logits = logits.float()
+        self.batch, *shape = logits.shape
+        self.shape, self.size, self.dtype, self.device = tuple(shape), 2, torch.uint8, logits.device
+
+    def log_prob(self, x: Tensor) -> Nats:
+        return F.logsigmoid(torch.where(x > 0, self.logits, -self.logits)).flatten(1).sum(1)
+
+    def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
+        logits = self.logits.flatten(1)
+        table = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+        yield Table(torch.arange(self.sites, device=self.device), table)

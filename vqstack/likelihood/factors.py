@@ -1,0 +1,120 @@
+"""Factors: sites that are independent given the factors before, and how their values are drawn.
+
+A factor of ordered values is drawn in two steps of its CDF, ``v = 16 a + b``: first the run of 16 values that the noise
+falls into, then the value. That takes P(x < edge) at 34 edges instead of a table of 256 probabilities, and gives what
+the table would give. Entropy coding takes the same two steps.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from copy import copy
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vqstack.likelihood.drawing import Draw, draw_values
+
+FINE = 16
+"""Values told apart by the second step."""
+PART = 2**20
+"""Probabilities that a table holds at a time where it need not be whole: a few megabytes, which fit the caches."""
+
+
+class Factor(ABC):
+    """Sites that are independent given the factors before.
+
+    Args:
+        sites: their numbers in raster order, [n].
+    """
+
+    def __init__(self, sites: Int64[Tensor, "n"]) -> None:
+        self.sites = sites
+
+    @property
+    @abstractmethod
+    def log_probs(self) -> Float[Tensor, "b n V"]:
+        """For each image and site the log-probability of every value, [b, n, V], each row summing to one."""
+
+    @abstractmethod
+    def draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
+        """The value of each site by the inverse CDF at ``noise``; the most likely one without noise."""
+
+    def at(self, sites: Int64[Tensor, "n"]) -> "Factor":
+        """The same probabilities at other sites."""
+        moved = copy(self)
+        moved.sites = sites
+        return moved
+
+
+class Table(Factor):
+    """A factor that is a table.
+
+    Args:
+        sites: see :class:`Factor`.
+        log_probs: see the property.
+    """
+
+    def __init__(self, sites: Int64[Tensor, "n"], log_probs: Float[Tensor, "b n V"]) -> None:
+        super().__init__(sites)
+        self._log_probs = log_probs
+
+    @property
+    def log_probs(self) -> Float[Tensor, "b n V"]:
+        return self._log_probs
+
+    def draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
+        return draw_values(self.log_probs, noise, draw)
+
+
+class Ordered(Factor):
+    """A factor whose values are ordered, and whose P(x < edge) costs less than a table.
+
+    Attributes:
+        batch: b, number of images.
+        size: V, number of values.
+    """
+
+    batch: int
+    size: int
+
+    @abstractmethod
+    def cdf(self, edges: Int64[Tensor, "#b #n m"]) -> Float[Tensor, "b n m"]:
+        """P(x < edge) at whole numbers from 0 to V: 0 at edge 0, 1 at edge V; as fine as the device can."""
+
+    @abstractmethod
+    def part(self, places: slice) -> "Ordered":
+        """The factor of some of its sites."""
+
+    def coarse(self) -> Float[Tensor, "b n m"]:
+        """P(x < edge) at the edges of all runs of 16 values."""
+        return self.cdf(torch.arange(0, self.size + FINE, FINE, device=self.sites.device).clamp(max=self.size))
+
+    def fine(self, run: Int64[Tensor, "b n"]) -> Float[Tensor, "b n m"]:
+        """P(x < edge) at the 17 edges of the values of one run of each site; past the last value 1."""
+        inside = torch.arange(FINE + 1, device=run.device)
+        return self.cdf((run[..., None] * FINE + inside).clamp(max=self.size))
+
+    def draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
+        if draw.mode or noise is None:
+            return self._by_parts(lambda part, _: part.most_likely())
+        if not draw.plain:
+            return self._by_parts(lambda part, places: draw_values(part.log_probs, noise[:, places], draw))
+        noise = noise.clamp(max=1 - torch.finfo(noise.dtype).eps / 2)  # in float32 it may have been rounded to 1
+        run = _bin(self.coarse(), noise)
+        return (run * FINE + _bin(self.fine(run), noise)).clamp(max=self.size - 1)
+
+    def most_likely(self) -> Int64[Tensor, "b n"]:
+        """The most likely value of each site."""
+        return self.cdf(torch.arange(self.size + 1, device=self.sites.device)).diff(dim=-1).argmax(-1)
+
+    def _by_parts(self, choose: Callable[["Ordered", slice], Tensor]) -> Int64[Tensor, "b n"]:
+        """Values chosen from a few sites at a time; a table of all would be mapped, and cleared, anew each time."""
+        step = max(1, PART // (self.batch * self.size))
+        parts = [slice(start, start + step) for start in range(0, len(self.sites), step)]
+        return torch.cat([choose(self.part(places), places) for places in parts], 1)
+
+
+def _bin(cdf: Float[Tensor, "b n m"], noise: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
+    """The first bin whose upper edge passes the noise."""
+    return (cdf[..., 1:-1] <= noise[..., None]).sum(-1)

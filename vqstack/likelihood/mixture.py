@@ -1,0 +1,143 @@
+"""Pixels of many grey values: a mixture of discretized logistics whose colour channels are coupled."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vqstack.likelihood.base import Distribution
+from vqstack.likelihood.factors import Factor, Ordered
+from vqstack.shapes import Nats, finest
+
+
+class LogisticMixture(Distribution):
+    """Mixture of discretized logistics with channel coupling (Salimans et al. 2017, PixelCNN++).
+
+    For one pixel with channels x_1 … x_c scaled to [-1, 1], and h = 1 / (V-1):
+
+        P(x) = sum_k pi_k prod_i [ s((x_i + h - m_ki) / s_ki) - s((x_i - h - m_ki) / s_ki) ]
+        m_ki = mu_ki + sum_{j<i} a_kij x_j
+
+    The outer bins reach to infinity, so every channel sums to one. The factors are the channels: given the earlier
+    channels of its pixel, a channel is a mixture with the posterior weights of the components. There is no density
+    fallback for narrow bins: the logarithm of the difference is computed exactly in the tails,
+    ``log(s(a) - s(b)) = -softplus(-a) - softplus(b) + log(1 - exp(b - a))``.
+
+    Args:
+        parameters: [b, K (1 + 2c + c(c-1)/2), h, w], as :func:`logistic_parameters` counts them.
+        channels: c.
+        size: V, number of grey values.
+    """
+
+    MIN_LOG_SCALE = -7.0
+    MAX_LOG_SCALE = 20.0  # past about 95 the inverse scale is 0 in float32 and an inner bin would have probability 0
+
+    def __init__(self, parameters: Float[Tensor, "b P h w"], channels: int, size: int = 256) -> None:
+        pairs = channels * (channels - 1) // 2
+        self.batch, total, rows, columns = parameters.shape
+        components = total // (1 + 2 * channels + pairs)
+        parameters = rearrange(parameters.float(), "b (q k) h w -> q b (h w) k", k=components)
+        self.log_weights = parameters[0].log_softmax(-1)
+        self.means = parameters[1 : 1 + channels]
+        self.log_scales = parameters[1 + channels : 1 + 2 * channels].clamp(self.MIN_LOG_SCALE, self.MAX_LOG_SCALE)
+        self.coupling = parameters[1 + 2 * channels :].tanh()
+        self.shape, self.size, self.dtype = (channels, rows, columns), size, torch.uint8
+        self.device = parameters.device
+
+    def _component_mean(self, channel: int, earlier: list[Tensor]) -> Float[Tensor, "b s k"]:
+        """m_ki given the scaled values [b, s] of the earlier channels."""
+        mean, first = self.means[channel], channel * (channel - 1) // 2
+        for j, x in enumerate(earlier):
+            mean = mean + self.coupling[first + j] * x[..., None]
+        return mean
+
+    def log_prob(self, x: Tensor) -> Nats:
+        channels = x.flatten(2).unbind(1)
+        total, earlier = self.log_weights, list[Tensor]()
+        for i, value in enumerate(channels):
+            total = total + log_bin(value[..., None], self._component_mean(i, earlier), self.log_scales[i], self.size)
+            earlier.append(scaled(value, self.size))
+        return total.logsumexp(-1).sum(1)
+
+    def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
+        sites_per_channel = self.shape[1] * self.shape[2]
+        posterior, earlier = self.log_weights, list[Tensor]()
+        for i in range(self.shape[0]):
+            mean, log_scale = self._component_mean(i, earlier), self.log_scales[i]
+            sites = torch.arange(i * sites_per_channel, (i + 1) * sites_per_channel, device=self.device)
+            yield MixtureFactor(sites, posterior, mean, log_scale, self.size)
+            chosen = values[:, sites]
+            posterior = (posterior + log_bin(chosen[..., None], mean, log_scale, self.size)).log_softmax(-1)
+            earlier.append(scaled(chosen, self.size))
+
+
+class MixtureFactor(Ordered):
+    """One channel of a :class:`LogisticMixture`, given the earlier ones.
+
+    Args:
+        sites: see :class:`Factor`.
+        log_weights, mean, log_scale: of each component at each site, [b, n, k].
+        size: V, number of grey values.
+    """
+
+    def __init__(
+        self,
+        sites: Int64[Tensor, "n"],
+        log_weights: Float[Tensor, "b n k"],
+        mean: Float[Tensor, "b n k"],
+        log_scale: Float[Tensor, "b n k"],
+        size: int,
+    ) -> None:
+        super().__init__(sites)
+        self.log_weights, self.mean, self.log_scale = log_weights, mean, log_scale
+        self.batch, self.size = len(mean), size
+
+    def part(self, places: slice) -> "MixtureFactor":
+        of_some = (x[:, places] for x in (self.log_weights, self.mean, self.log_scale))
+        return MixtureFactor(self.sites[places], *of_some, self.size)
+
+    @property
+    def log_probs(self) -> Float[Tensor, "b n V"]:
+        grey = torch.arange(self.size, device=self.mean.device)
+        table = None
+        for k in range(self.mean.shape[-1]):  # one at a time: K tables at once would take K times the memory
+            one = slice(k, k + 1)
+            term = log_bin(grey, self.mean[..., one], self.log_scale[..., one], self.size)
+            term = term + self.log_weights[..., one]
+            table = term if table is None else torch.logaddexp(table, term)
+        assert table is not None
+        return table.log_softmax(-1)
+
+    def cdf(self, edges: Int64[Tensor, "#b #n m"]) -> Float[Tensor, "b n m"]:
+        """``P(x < edge) = sum_k pi_k s((edge - h - m_k) / s_k)``; 0 at edge 0 and 1 at edge V."""
+        precision = finest(self.mean.device)
+        weights, mean = self.log_weights.to(precision).softmax(-1), self.mean.to(precision)
+        inverse = torch.exp(-self.log_scale.to(precision))
+        boundary = (2 * edges.to(precision) - 1) / (self.size - 1) - 1
+        total = boundary.new_zeros(())
+        for k in range(mean.shape[-1]):
+            one = slice(k, k + 1)
+            total = total + weights[..., one] * torch.sigmoid((boundary - mean[..., one]) * inverse[..., one])
+        return torch.where(edges <= 0, 0.0, torch.where(edges >= self.size, 1.0, total))
+
+
+def scaled(values: Tensor, size: int) -> Tensor:
+    """Grey values 0 … V-1 on [-1, 1]."""
+    return values.float() * (2 / (size - 1)) - 1
+
+
+def log_bin(value: Tensor, mean: Tensor, log_scale: Tensor, size: int) -> Tensor:
+    """ln P(value | one component); ``value`` holds grey values and broadcasts against the parameters."""
+    inverse, half = torch.exp(-log_scale), 1 / (size - 1)
+    distance = scaled(value, size) - mean
+    upper, lower = (distance + half) * inverse, (distance - half) * inverse
+    inside = -F.softplus(-upper) - F.softplus(lower) + torch.log(-torch.expm1(-2 * half * inverse))
+    return torch.where(value == 0, F.logsigmoid(upper), torch.where(value == size - 1, F.logsigmoid(-lower), inside))
+
+
+def logistic_parameters(channels: int, components: int) -> int:
+    """Numbers a pixel needs: for each component its weight, c means, c scales and c(c-1)/2 couplings."""
+    return components * (1 + 2 * channels + channels * (channels - 1) // 2)

@@ -1,0 +1,32 @@
+"""Vector quantizers behind one interface.
+
+``vector-quantize-pytorch`` supplies the training rules (exponential moving averages, straight-through gradients,
+entropy terms). These adapters hide its differences: one return type, int64 codes, flat ``[b, n, d]`` calls, float32
+distances, no side effect outside training, revival of dead codes relative to expected use, and a nearest-code search
+for encoding that needs bounded memory.
+
+Files in reading order: ``settings``, ``base`` (the interface), ``moving_average``, ``fixed`` (grids of codes) and
+``build``.
+"""
+
+from vqstack.quantizer.base import Quantized, Quantizer, Usage, nearest, usage
+from vqstack.quantizer.build import build_quantizer
+from vqstack.quantizer.fixed import FiniteScalar, LinearlyTransformed, LookupFree
+from vqstack.quantizer.moving_average import CosineVQ, MovingAverageVQ
+from vqstack.quantizer.settings import QuantizerSettings, fsq_levels
+
+__all__ = [
+    "CosineVQ",
+    "FiniteScalar",
+    "LinearlyTransformed",
+    "LookupFree",
+    "MovingAverageVQ",
+    "Quantized",
+    "Quantizer",
+    "QuantizerSettings",
+    "Usage",
+    "build_quantizer",
+    "fsq_levels",
+    "nearest",
+    "usage",
+]

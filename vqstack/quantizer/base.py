@@ -1,0 +1,120 @@
+"""The interface of all quantizers, the search for the nearest code, and how a codebook is used."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from vqstack.quantizer.settings import QuantizerSettings
+from vqstack.shapes import Codes, Vectors
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What quantization gives.
+
+    Attributes:
+        vectors: code vectors laid out like the input; gradients pass straight through to the input.
+        codes: the code of each site.
+        loss: the quantizer's own loss (commitment, entropy), a scalar; 0 outside training.
+    """
+
+    vectors: Vectors
+    codes: Codes
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a codebook is used over a set of codes: share of the codes in [0, 1], perplexity in codes."""
+
+    share: float
+    perplexity: float
+
+
+def usage(counts: Int64[Tensor, "K"]) -> Usage:
+    """Usage from the counts of each code; perplexity is exp(entropy of the frequencies)."""
+    counts = counts.cpu()  # some devices have no float64
+    p = counts.double() / counts.sum().clamp(min=1)
+    return Usage((counts > 0).double().mean().item(), torch.special.entr(p).sum().exp().item())
+
+
+def nearest(
+    vectors: Float[Tensor, "n d"], codebook: Float[Tensor, "K d"], max_elements: int = 2**21
+) -> Int64[Tensor, "n"]:
+    """Index of the closest code, ``argmin_k |c_k|²/2 - x·c_k``, in chunks of at most ``max_elements`` distances."""
+    half_squares = codebook.square().sum(1).div(2)
+    rows = max(1, max_elements // len(codebook))
+    return torch.cat([torch.addmm(half_squares, x, codebook.T, alpha=-1).argmin(1) for x in vectors.split(rows)])
+
+
+class Quantizer(nn.Module, ABC):
+    """Vectors to codes and back. ``forward`` is for training, ``encode`` and ``lookup`` for everything else.
+
+    Attributes:
+        size: K, number of codes.
+        dim: d, features of a code vector.
+        accumulating: set by the training loop while gradients are being accumulated, so that moving averages are
+            updated once an optimiser step and not once a micro-batch.
+    """
+
+    def __init__(self, settings: QuantizerSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.size = settings.codebook_size
+        self.dim = settings.dim
+        self.accumulating = False
+
+    def forward(self, vectors: Vectors) -> Quantized:
+        """Quantize with gradients; in training mode the codebook learns, in eval mode nothing changes.
+
+        Distances and the codebook stay in float32 whatever the autocast setting.
+        """
+        shape = vectors.shape
+        with torch.autocast(vectors.device.type, enabled=False):
+            flat = rearrange(vectors.float(), "b d ... -> b (...) d")
+            if self.training:
+                out, codes, loss = self._train_step(flat)
+            else:
+                codes = self._encode(flat).long()
+                out, loss = self._lookup(codes), flat.new_zeros(())
+            out = rearrange(out, "b n d -> b d n").reshape(shape)
+        return Quantized(out, codes.long().reshape(shape[0], *shape[2:]), loss)
+
+    @torch.no_grad()
+    def encode(self, vectors: Vectors) -> Codes:
+        """The code of each site. Changes nothing, in training mode either."""
+        shape = vectors.shape
+        with torch.autocast(vectors.device.type, enabled=False):
+            codes = self._encode(rearrange(vectors.float(), "b d ... -> b (...) d"))
+        return codes.long().reshape(shape[0], *shape[2:])
+
+    def lookup(self, codes: Codes) -> Vectors:
+        """The vectors of codes, laid out as a map. A code outside 0 … K-1 is an error (it never wraps around)."""
+        with torch.autocast(codes.device.type, enabled=False):
+            vectors = self._lookup(codes.flatten(1))
+        return rearrange(vectors, "b n d -> b d n").reshape(len(codes), self.dim, *codes.shape[1:])
+
+    def _lookup(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        return F.embedding(codes, self.codebook())
+
+    @abstractmethod
+    def codebook(self) -> Float[Tensor, "K d"]:
+        """All code vectors."""
+
+    @abstractmethod
+    def _encode(self, flat: Float[Tensor, "b n d"]) -> Tensor: ...
+
+    @abstractmethod
+    def _train_step(self, flat: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class NearestCode(Quantizer):
+    """Quantizers whose code is the nearest entry of an explicit codebook."""
+
+    def _encode(self, flat: Float[Tensor, "b n d"]) -> Tensor:
+        return nearest(flat.flatten(0, 1), self.codebook()).view(flat.shape[:2])

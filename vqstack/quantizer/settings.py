@@ -1,0 +1,79 @@
+"""Which quantizer a level has, and its settings."""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class QuantizerSettings(BaseModel):
+    """Settings of one level's quantizer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: Literal["vq", "cosine", "fsq", "lfq", "simvq"] = Field(
+        "vq",
+        description="vq: nearest code, codebook by moving average; cosine: the same on the unit sphere; fsq: finite "
+        "scalar quantization; lfq: lookup-free, one bit a dimension; simvq: a linear map of a frozen codebook.",
+    )
+    codebook_size: int = Field(64, ge=2, le=2**20, description="K, count of codes.")
+    dim: int = Field(32, ge=1, description="d, count of features of a code vector.")
+    commitment: float = Field(
+        0.25,
+        ge=0,
+        description="Weight of the commitment loss (unused by fsq), nats a site per mean squared error of a feature.",
+    )
+    decay: float = Field(
+        0.99, ge=0, lt=1, description="Share of the codebook's moving average kept at each step (vq, cosine)."
+    )
+    revival: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="A code whose average use falls below this share of the mean use is moved to an encoder output "
+        "(vq, cosine); 0 switches revival off.",
+    )
+    kmeans: bool = Field(True, description="Start the codebook by k-means on the first training batch (vq, cosine).")
+    stochastic: float = Field(
+        0.0,
+        ge=0,
+        description="Temperature T at which training draws codes, P(k) ~ exp(-|x - c_k| / T), in units of a feature "
+        "(vq; cosine: exp(x·c_k / T), no unit); 0: always the nearest, as in everything but training.",
+    )
+    gradient: Literal["identity", "rotation"] = Field(
+        "identity", description="How gradients pass the quantizer: copied, or rotated and scaled (vq, cosine, simvq)."
+    )
+    fsq_levels: tuple[int, ...] | None = Field(
+        None,
+        description="Values of each dimension, count (fsq); their product is codebook_size. Default: balanced.",
+    )
+    entropy: float = Field(0.1, ge=0, description="Weight of the entropy loss, which is in nats a site (lfq), no unit.")
+
+    @model_validator(mode="after")
+    def check(self) -> "QuantizerSettings":
+        if self.kind == "lfq" and self.codebook_size & (self.codebook_size - 1):
+            raise ValueError(f"codebook_size {self.codebook_size} is no power of two, which lfq needs: choose one")
+        if self.kind == "fsq" and math.prod(fsq_levels(self)) != self.codebook_size:
+            raise ValueError(
+                f"codebook_size {self.codebook_size} must be the product of fsq_levels, each at least 3: set fsq_levels"
+            )
+        if self.fsq_levels is not None and min(self.fsq_levels, default=0) < 3:
+            raise ValueError("fsq_levels has a value below 3: give 3 or more for each dimension")
+        return self
+
+
+def fsq_levels(settings: QuantizerSettings) -> tuple[int, ...]:
+    """Values per dimension for FSQ: as given, else ``codebook_size`` in factors of 8 at most (3 at least).
+
+    The original paper finds five or more values a dimension best, so few large factors are preferred.
+    """
+    if settings.fsq_levels is not None:
+        return settings.fsq_levels
+    rest, levels = settings.codebook_size, list[int]()
+    while rest > 8:
+        factor = next((f for f in (8, 7, 6, 5, 4, 3) if rest % f == 0 and rest // f >= 3), 0)
+        if not factor:
+            return (0,)
+        levels.append(factor)
+        rest //= factor
+    return tuple(sorted([*levels, rest], reverse=True)) if rest >= 3 else (0,)
