@@ -5,6 +5,8 @@ They map float tensors to float tensors and know neither codes nor losses. All c
 full resolution would cost most of the training time and adds little.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -85,40 +87,15 @@ class Trunk(nn.Module):
         return x
 
 
-class Down(nn.Module):
-    """From a map with ``channels`` features per site to a smaller map with ``out`` features per site.
+class ScalingPath(nn.Module, ABC):
+    """Between a map and a smaller one: a convolution in, a trunk and a 1×1 convolution out, at the smaller map's sites.
 
     Args:
         channels: features per site of the input.
         width, blocks, dropout: see :class:`Trunk`.
         out: features per site of the output.
-        map_shape: sites (rows, columns) of the output.
-        scale: how many input rows and columns one output site covers.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        width: int,
-        out: int,
-        *,
-        blocks: int,
-        map_shape: tuple[int, int],
-        scale: tuple[int, int],
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.scale = scale
-        self.enter = nn.Conv2d(channels * scale[0] * scale[1], width, 3, padding=1)
-        self.trunk = Trunk(width, blocks, map_shape, dropout)
-        self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, out, 1))
-
-    def forward(self, x: Float[Tensor, "b c H W"]) -> Vectors:
-        return self.leave(self.trunk(self.enter(fold(x, self.scale))))
-
-
-class Up(nn.Module):
-    """From a map with ``channels`` features per site to a larger one with ``out`` features per site; mirrors Down.
+        map_shape: sites (rows, columns) of the smaller map.
+        scale: how many rows and columns of the larger map one site of the smaller one covers.
 
     Attributes:
         numbers: numbers put out for each site of the smaller map.
@@ -137,10 +114,34 @@ class Up(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+        read, self.numbers = self._folded(channels, out, scale[0] * scale[1])
+        self.enter = nn.Conv2d(read, width, 3, padding=1)
         self.trunk = Trunk(width, blocks, map_shape, dropout)
-        self.numbers = out * scale[0] * scale[1]
         self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, self.numbers, 1))
+
+    @staticmethod
+    @abstractmethod
+    def _folded(channels: int, out: int, patch: int) -> tuple[int, int]:
+        """Numbers read and put out for each site of the smaller map, which covers ``patch`` sites of the larger one."""
+
+
+class Down(ScalingPath):
+    """From a map with ``channels`` features per site to a smaller map with ``out`` features per site."""
+
+    @staticmethod
+    def _folded(channels: int, out: int, patch: int) -> tuple[int, int]:
+        return channels * patch, out
+
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Vectors:
+        return self.leave(self.trunk(self.enter(fold(x, self.scale))))
+
+
+class Up(ScalingPath):
+    """From a map with ``channels`` features per site to a larger one with ``out`` features per site; mirrors Down."""
+
+    @staticmethod
+    def _folded(channels: int, out: int, patch: int) -> tuple[int, int]:
+        return channels, out * patch
 
     def both(self, x: Vectors) -> tuple[Float[Tensor, "b w rows columns"], Float[Tensor, "b out H W"]]:
         """What the last layer reads, at the smaller map, and the output."""
