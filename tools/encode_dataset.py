@@ -1,11 +1,12 @@
 """Encode a data set to code maps: python tools/encode_dataset.py RUN --out FOLDER [--data.* …].
 
 Writes every split of the run's own data set, or of another one that fits the model, as Parquet shards with a manifest
-and a card; ``datasets.load_dataset(FOLDER)`` reads them. ``accelerate launch tools/encode_dataset.py …`` shares the
-shards among processes. A killed command, given again, goes on where it stopped; the bytes are the same either way.
+and a card; ``datasets.load_dataset(FOLDER)`` reads them. A stream is read to its end, and its images are kept nowhere.
+``accelerate launch tools/encode_dataset.py …`` shares the shards among processes. A killed command, given again, goes
+on where it stopped; the bytes are the same either way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, StoredCodes, fingerprint
 from vqstack.config import parse, run_command
-from vqstack.images import ImageSettings, ImageSplit, load_splits, split_names
+from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import check_images, named_run
 from vqstack.pretrained import find_artefact
@@ -38,31 +39,45 @@ class Command(BaseModel):
 
 
 @torch.no_grad()
-def encoded(shard: Shard, split: ImageSplit, model: HierarchicalModel, batch_size: int) -> Iterator[StoredCodes]:
+def encoded(
+    shard: Shard, split: ImageSplit | WholeSplit, model: HierarchicalModel, batch_size: int
+) -> Iterator[StoredCodes]:
     """The images of a shard, encoded batch by batch. Batches begin with the shard, so no other shard changes them."""
-    rows = torch.arange(shard.start, shard.start + shard.rows)
-    for chosen in rows.split(batch_size):
-        part = slice(int(chosen[0]), int(chosen[-1]) + 1)
-        labels = None if split.labels is None else split.labels[part]
-        yield StoredCodes(split.index[part], labels, model.encode(split.pixels[part].to(model.device)))
+    end = shard.start + shard.rows
+    for start in range(shard.start, end, batch_size):
+        pixels, labels, index = split.part(slice(start, min(start + batch_size, end)))
+        yield StoredCodes(index, labels, model.encode(pixels.to(model.device)))
+
+
+def every_split(
+    settings: ImageSettings, accelerator: Accelerator
+) -> Mapping[str, ImageSplit] | Mapping[str, WholeSplit]:
+    """The images, read first by one process for all (a stream), or by one process of each host."""
+    if settings.streaming:
+        found = [survey(settings) if accelerator.is_main_process else None]
+        return whole_splits(settings, broadcast_object_list(found)[0])
+    with accelerator.local_main_process_first():
+        return load_splits(settings, split_names(settings))
 
 
 def main(arguments: list[str]) -> None:
     run = named_run(arguments)  # its own data set is the default
-    default = None if run is None else Command.model_construct(run=run[0], out=tyro.MISSING, data=run[1])
+    default = None
+    if run is not None:  # a run keeps `limit` images of a stream for scoring; here all are meant
+        data = run[1].model_copy(update={"limit": None}) if run[1].streaming else run[1]
+        default = Command.model_construct(run=run[0], out=tyro.MISSING, data=data)
     command = parse(Command, arguments, default, prog="encode_dataset.py")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     # Others wait while the first process of each host reads the images, and for the last shard.
     accelerator = Accelerator(cpu=command.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-    with accelerator.local_main_process_first():
-        splits = load_splits(command.data, split_names(command.data))
+    splits = every_split(command.data, accelerator)
     check_images(splits, command.data, model)
     contents = Contents(
         map_shapes=[list(shape) for shape in model.stack.map_shapes],
         vocabularies=model.stack.codebook_sizes,
         fingerprint=fingerprint(model.stack.encoder_state()),
         source=next(iter(splits.values())).source,
-        labelled=any(split.labels is not None for split in splits.values()),
+        labelled=any(split.labelled for split in splits.values()),
     )
     # What was encoded before a kill, or is encoded by another process, must have been the same images.
     settings = {"images": {n: s.fingerprint for n, s in splits.items()}, "batch_size": command.batch_size}
@@ -84,7 +99,9 @@ def main(arguments: list[str]) -> None:
     if accelerator.is_main_process:
         writer.finish(dict(found))
     accelerator.wait_for_everyone()
-    accelerator.print(f"{command.out}: {', '.join(f'{name} {n}' for name, n in counts.items())} images as codes")
+    limit = command.data.limit
+    only = f"; no more than {limit} of each split, as data.limit says" if limit else ""
+    accelerator.print(f"{command.out}: {', '.join(f'{name} {n}' for name, n in counts.items())} images as codes{only}")
 
 
 if __name__ == "__main__":

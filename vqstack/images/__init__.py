@@ -1,14 +1,16 @@
 """Image data sets -> uint8 tensors: read, decoded and split once; everything after works on tensors.
 
 In reading order: ``settings``, ``decode`` (one file), ``views`` (random changes), ``records`` (sources), ``parts``
-(which image belongs to which split), ``cache``, ``splits``, ``stream``. docs/data.md tells it from the user's side.
+(which image belongs to which split), ``cache``, ``splits``, ``stream`` (endless, for training), ``whole`` (a
+stream to its end). docs/data.md tells it from the user's side.
 """
 
 from vqstack.images.decode import grid, load_images, save_png
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
-from vqstack.images.splits import ImageSplit, image_shape, load_splits, num_classes, split_names
+from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
 from vqstack.images.views import augment, center, uniforms
+from vqstack.images.whole import WholeSplit, survey, whole_splits
 
 __all__ = [
     "SPLITS",
@@ -16,9 +18,11 @@ __all__ = [
     "ImageSettings",
     "ImageSplit",
     "ImageStream",
+    "Part",
     "Size",
     "Split",
     "StreamBatch",
+    "WholeSplit",
     "augment",
     "center",
     "grid",
@@ -29,5 +33,7 @@ __all__ = [
     "open_stream",
     "save_png",
     "split_names",
+    "survey",
     "uniforms",
+    "whole_splits",
 ]

@@ -5,6 +5,7 @@ the smallest places, validation those that come next, train the rest; under ``li
 kept. So an image stays in its split whatever order the files come in; where parts are shares, whatever files are added.
 """
 
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -58,14 +59,20 @@ def bounds(stored: set[str], settings: ImageSettings) -> dict[str, tuple[float, 
     return {name: (0.0, 1.0) for name in stored} | found | {"train": (test + validation, 1.0)}
 
 
-def partition(stored: dict[str, Records], settings: ImageSettings) -> dict[str, tuple[str, NDArray[np.int64]]]:
-    """Split -> (stored split, positions in it, ascending): what is missing is held out of train, then limited."""
-    held = [name for name in ("test", "validation") if name not in stored and getattr(settings, name) > 0]
-    parts, found = {name: (name, np.arange(split.count)) for name, split in stored.items()}, {}
-    for name, split in stored.items():
-        if settings.limit is not None or (name == "train" and held):
-            found[name] = places(split, settings.seed)
-    if "train" in stored and held:
+def partition(
+    counts: Mapping[str, int], places_of: Callable[[str], NDArray[np.float64]], settings: ImageSettings
+) -> dict[str, tuple[str, NDArray[np.int64]]]:
+    """Split -> (stored split, positions in it, ascending): what is missing is held out of train, then limited.
+
+    Args:
+        counts: stored split -> number of images.
+        places_of: the places of all images of a stored split; asked for where they matter.
+        settings: what is held out, and the limit.
+    """
+    held = [name for name in ("test", "validation") if name not in counts and getattr(settings, name) > 0]
+    parts = {name: (name, np.arange(count)) for name, count in counts.items()}
+    found = {name: places_of(name) for name in counts if settings.limit or (name == "train" and held)}
+    if "train" in counts and held:
         order = np.argsort(found["train"], kind="stable")
         sorted_places, taken, bound = found["train"][order], 0, 0.0
         for name in held:

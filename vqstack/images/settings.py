@@ -39,7 +39,12 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     values: int = Field(256, ge=2, le=256, description="values per channel, count V; pixels are 0 … V-1 (digits: 17)")
     validation: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
     test: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
-    limit: int | None = Field(None, ge=1, description="largest count of images in each split; a seeded choice of them")
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="largest count of images in each split; a seeded choice of them. Empty: all; of a stream "
+        f"{STREAM_LIMIT:,}, except where all of it is encoded",
+    )
     seed: int = Field(
         0, ge=0, le=2**63 - 1, description="seed of the held-out splits and of the choice under limit, no unit"
     )
@@ -51,7 +56,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         description="where images lie while training; auto: the device where they take at most half of its free memory",
     )
     streaming: bool = Field(
-        False, description=f"train on a stream; of each split only `limit` images (default {STREAM_LIMIT:,}) are kept"
+        False, description="train on a stream; of each split only `limit` images are kept, for scoring"
     )
     shuffle_buffer: int = Field(10_000, ge=1, description="streaming: encoded images among which the next is drawn")
     workers: int = Field(
@@ -63,8 +68,6 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     def _defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if data.get("streaming") and data.get("limit") is None:
-            data = data | {"limit": STREAM_LIMIT}
         if data.get("source", "digits") != "digits":
             return data
         return {"values": 17, "validation": 200, "test": 297} | data | {"size": data.get("size") or (8, 8)}

@@ -1,5 +1,6 @@
 """The splits of a data set as tensors: decoded once into the cache, memory-mapped from there."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +20,22 @@ from tqdm import tqdm
 from vqstack.errors import InputError
 from vqstack.images.cache import Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
-from vqstack.images.parts import FETCH, bounds, digest, partition, place
+from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
 from vqstack.images.records import Records, Streamed, check_labels, open_records, open_streams, shuffled
-from vqstack.images.settings import SPLITS, ImageSettings, Size
+from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
 from vqstack.images.views import center
 from vqstack.shapes import Labels, Pixels
 
 logger = logging.getLogger(__name__)
 NAMED = 5  # images that could not be read which are named
+
+
+class Part(NamedTuple):
+    """Some images of a split."""
+
+    pixels: Pixels  # uint8 [b, c, h, w]
+    labels: Labels | None
+    index: Int64[Tensor, "b"]  # as of ImageSplit
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +70,19 @@ class ImageSplit:
     def pixels(self) -> Pixels:
         """uint8 [n, c, h, w]: the centre of what is kept."""
         return center(self.stored, self.size)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the classes of the images are known."""
+        return self.labels is not None
+
+    def checksum(self) -> str:
+        """SHA-256 of all pixels as they are stored."""
+        return hashlib.sha256(np.ascontiguousarray(self.stored.numpy()).data).hexdigest()
+
+    def part(self, places: slice) -> Part:
+        """Images ``places`` of the split, in its order."""
+        return Part(self.pixels[places], None if self.labels is None else self.labels[places], self.index[places])
 
     @property
     def num_classes(self) -> int:
@@ -150,8 +172,7 @@ def _write(folder: Path, batches: Iterable[_Batch], total: int, settings: ImageS
         for batch in batches:
             images = decode_all(batch.records, batch.names, settings, writer.shape[1:] or settings.kept, pool)
             failed += [image for image in images if isinstance(image, str)]
-            if failed and settings.on_error == "refuse":
-                raise InputError(f"{failed[0]}, or set on_error to skip")
+            left_out = skipped(failed, settings)
             writer.append([image for image in images if not isinstance(image, str)])
             good = [i for i, image in enumerate(images) if not isinstance(image, str)]
             index += [batch.positions[i] for i in good]
@@ -163,15 +184,28 @@ def _write(folder: Path, batches: Iterable[_Batch], total: int, settings: ImageS
         if meta["num_classes"] is None:  # of a stream: what was seen decides
             meta["num_classes"] = max(labels) + 1 if labels else 0
         checked = None if labels is None else check_labels(np.array(labels), len(index), where, meta["class_names"])
-        if checked is not None and checked.max() >= meta["num_classes"]:
-            known = f"{meta['num_classes']} classes are known; correct the labels, or set classes"
-            raise InputError(f"{where}: label {checked.max()} where {known}")
-        meta |= {"shape": [writer.shape[0], *(settings.size or writer.shape[1:])]}
-        meta |= {"skipped": {"count": len(failed), "first": failed[:NAMED]}}
+        if checked is not None:
+            check_classes(checked, meta["num_classes"], where)
+        meta |= {"shape": [writer.shape[0], *(settings.size or writer.shape[1:])], "skipped": left_out}
         writer.finish(index, checked, meta)
 
 
-def _described(settings: ImageSettings, name: str, origin: str, where: str) -> dict[str, Any]:
+def skipped(failed: list[str], settings: ImageSettings) -> dict[str, Any]:
+    """How many images cannot be read, and the first of them, for the manifest; InputError if none may be left out."""
+    if failed and settings.on_error == "refuse":
+        raise InputError(f"{failed[0]}, or set on_error to skip")
+    return {"count": len(failed), "first": failed[:NAMED]}
+
+
+def check_classes(labels: NDArray[np.int64], classes: int, where: str) -> NDArray[np.int64]:
+    """Labels of a split below the number of classes, or InputError."""
+    if labels.max() >= classes:
+        known = f"{classes} classes are known; correct the labels, or set classes"
+        raise InputError(f"{where}: label {labels.max()} where {known}")
+    return labels
+
+
+def described(settings: ImageSettings, name: str, origin: str, where: str) -> dict[str, Any]:
     return {
         "source": settings.source,
         "origin": where,
@@ -193,7 +227,8 @@ class _Mapped:
 
     @cached_property
     def parts(self) -> dict[str, tuple[str, NDArray[np.int64]]]:
-        return partition(self.splits, self.settings)
+        counts = {name: split.count for name, split in self.splits.items()}
+        return partition(counts, lambda name: places(self.splits[name], self.settings.seed), self.settings)
 
     @property
     def classes(self) -> int:
@@ -213,7 +248,7 @@ class _Mapped:
             raise InputError(f"{self.settings}: no {name} split; name a file for it or hold out a part of train")
         origin, positions = self.parts[name]
         split = self.splits[origin]
-        meta = _described(self.settings, name, origin, split.where)
+        meta = described(self.settings, name, origin, split.where)
         meta |= {"num_classes": self.classes, "class_names": split.class_names if self.classes else None}
         _write(folder, self._batches(split, positions, FETCH), len(positions), self.settings, meta)
 
@@ -222,7 +257,7 @@ class _Mapped:
             chosen = positions[start : start + size]
             labels = split.labels[chosen].tolist() if split.labels is not None and self.classes else None
             records = list(split.fetch(chosen))
-            names = [_name(split.where, *pair) for pair in zip(chosen.tolist(), records, strict=True)]
+            names = [image_name(split.where, *pair) for pair in zip(chosen.tolist(), records, strict=True)]
             yield _Batch(records, names, chosen.tolist(), labels)
 
 
@@ -230,7 +265,7 @@ class _Streams:
     """A source that is read from its beginning: of each split the first ``limit`` images after shuffling."""
 
     def __init__(self, settings: ImageSettings) -> None:
-        self.settings = settings
+        self.settings, self.limit = settings, settings.limit or STREAM_LIMIT
 
     @cached_property
     def splits(self) -> dict[str, Streamed]:
@@ -248,20 +283,19 @@ class _Streams:
             raise InputError(f"{self.settings}: no {name} split; name a file for it or hold out a part of train")
         origin = name if name in self.splits else "train"
         split = self.splits[origin]
-        meta = _described(self.settings, name, origin, split.where)
+        meta = described(self.settings, name, origin, split.where)
         classes = self.settings.classes or len(split.class_names or []) or None
         if name != "train" and classes is None:
             classes = load_splits(self.settings, ["train"])["train"].num_classes
         meta |= {"num_classes": classes, "class_names": split.class_names}
-        assert self.settings.limit is not None
-        _write(folder, self._batches(split, limits[name]), self.settings.limit, self.settings, meta)
+        _write(folder, self._batches(split, limits[name]), self.limit, self.settings, meta)
 
     def _batches(self, split: Streamed, limits: tuple[float, float]) -> Iterator[_Batch]:
         seed, taken = self.settings.seed, 0
         records: list[Any] = []
         labels: list[int] | None = [] if split.label_column else None
         for row in shuffled(split.rows, self.settings, seed):
-            if taken == self.settings.limit:
+            if taken == self.limit:
                 break
             record = row[split.image_column]
             if limits[0] <= place(digest(record, seed, split.root)) < limits[1]:
@@ -277,11 +311,11 @@ class _Streams:
 
     def _batch(self, split: Streamed, records: list[Any], taken: int, labels: list[int] | None) -> _Batch:
         positions = list(range(taken - len(records), taken))
-        names = [_name(split.where, *pair) for pair in zip(positions, records, strict=True)]
+        names = [image_name(split.where, *pair) for pair in zip(positions, records, strict=True)]
         return _Batch(records, names, positions, labels)
 
 
-def _name(where: str, position: int, record: Any) -> str:
+def image_name(where: str, position: int, record: Any) -> str:
     """What a person finds the image by."""
     path = record["path"] if isinstance(record, dict) else None
     return f"{where}, image {position}" + (f" ({path})" if path else "")

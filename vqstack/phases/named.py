@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vqstack.config import RunConfig, read_yaml
 from vqstack.errors import InputError
-from vqstack.images import ImageSettings, ImageSplit
+from vqstack.images import ImageSettings, ImageSplit, WholeSplit
 from vqstack.model import HierarchicalModel
 from vqstack.pretrained import holds_artefact
 
@@ -37,11 +37,14 @@ def named_run(arguments: list[str]) -> tuple[Path, ImageSettings] | None:
     return None
 
 
-def check_images(splits: Mapping[str, ImageSplit], settings: ImageSettings, model: HierarchicalModel) -> None:
+def check_images(
+    splits: Mapping[str, ImageSplit | WholeSplit], settings: ImageSettings, model: HierarchicalModel
+) -> None:
     """The images must be as they were decoded, and have the shape and the values that the model was trained on."""
     for name, split in splits.items():
-        split.verify()
-        shape = tuple(split.pixels.shape[1:])
+        if isinstance(split, ImageSplit):
+            split.verify()
+        shape = tuple(split.source["shape"])
         if shape != model.stack.shape or settings.values != model.stack.values:
             raise InputError(
                 f"{name}: images of {shape} with {settings.values} values do not fit the model, which wants "
