@@ -397,7 +397,7 @@ def test_two_steps_find_the_value_that_the_noise_falls_into(size):
     """The one value v with P(x < v) <= u < P(x < v + 1), and what the table says unless u lies on its edge."""
     for factor in ordered_factors(size):
         u = torch.rand(2, len(factor.sites), dtype=torch.float64)
-        u[0, :4] = torch.tensor([0.0, 2.0**-53, 0.5, ALMOST_ONE])
+        u[0, :4] = torch.tensor([0.0, 2.0**-53, 0.5, ALMOST_ONE], dtype=torch.float64)
         drawn = factor.draw(u, Draw())
         below, above = factor.cdf(torch.stack([drawn, drawn + 1], -1)).unbind(-1)
         assert ((below <= u) & (u < above)).all()

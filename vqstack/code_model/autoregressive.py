@@ -16,10 +16,9 @@ from x_transformers import Decoder
 from x_transformers.attend import Attend
 from x_transformers.x_transformers import LayerIntermediates
 
-from vqstack.code_model.base import CodeModel, Parent, by_raster
+from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_raster
 from vqstack.code_model.schedule import Schedule
-from vqstack.code_model.settings import CodeModelSettings
-from vqstack.likelihood import Distribution, Factor, Head, Known
+from vqstack.likelihood import Factor, Known
 from vqstack.shapes import AnyCodes, Labels, Nats, Pixels
 
 
@@ -34,22 +33,14 @@ class AutoregressiveCodeModel(CodeModel):
     Args: see :class:`CodeModel`.
     """
 
-    def __init__(
-        self,
-        settings: CodeModelSettings,
-        map_shape: tuple[int, int],
-        head: Head,
-        classes: int,
-        scale: tuple[int, int] | None = None,
-        features: int = 0,
-    ) -> None:
-        super().__init__(settings, map_shape, head, classes, scale, features)
-        self.begin = nn.Parameter(torch.randn(settings.dim) * 0.02)
-        self.source: Tensor  # for each place of the sequence after the first group, the site whose value is its input
+    source: Tensor  # for each place of the sequence after the first group, the site whose value is its input
+    order: Tensor  # the sites in the order of the sequence
+    seen: Tensor | None  # places that a place attends to; none: all before it
+
+    def _add_inputs(self) -> None:
+        self.begin = nn.Parameter(torch.randn(self.settings.dim) * 0.02)
         self.register_buffer("source", _sources(self.schedule), persistent=False)
-        self.order: Tensor
         self.register_buffer("order", self.schedule.order, persistent=False)
-        self.seen: Tensor | None  # places that a place attends to; none: all before it
         self.register_buffer("seen", None if self._one_by_one else _seen(self.schedule), persistent=False)
 
     @property
@@ -147,24 +138,8 @@ class AutoregressiveCodeModel(CodeModel):
         return Autoregressive(self, batch, labels, device, parent)
 
 
-class Autoregressive(Distribution):
+class Autoregressive(OfCodeModel[AutoregressiveCodeModel]):
     """K factors (times the channels of a pixel); walking them runs the cached network."""
-
-    def __init__(
-        self,
-        model: AutoregressiveCodeModel,
-        batch: int,
-        labels: Labels | None,
-        device: torch.device,
-        parent: Parent | None,
-    ) -> None:
-        self.model, self.labels, self.parent = model, labels, parent
-        of_one_site = model.head(torch.zeros(1, model.head.parameters, *model.map_shape, device=device))
-        self.batch, self.device = batch, device
-        self.shape, self.size, self.dtype = of_one_site.shape, of_one_site.size, of_one_site.dtype
-
-    def log_prob(self, x: AnyCodes | Pixels) -> Nats:
-        return self.model.log_prob(x, self.labels, self.parent)
 
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:

@@ -11,7 +11,7 @@ refiner, the uniform one for a prior (no base).
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,11 @@ class CodeModel(nn.Module, ABC):
         self.codebook: Tensor | None  # in units in which the mean squared distance to the nearest other code is 1
         self.register_buffer("codebook", None, persistent=False)
         rename_state(self, _own_names(settings.depth))
+        self._add_inputs()
+
+    @abstractmethod
+    def _add_inputs(self) -> None:
+        """What the network reads where there is no value to read."""
 
     @abstractmethod
     def _schedule(self, groups: int) -> Schedule: ...
@@ -240,6 +245,28 @@ class CodeModel(nn.Module, ABC):
             mine = places[factor.sites]
             yield factor.at(mine)
             chosen[:, factor.sites] = values[:, mine]
+
+
+Model = TypeVar("Model", bound=CodeModel)
+
+
+class OfCodeModel(Distribution, Generic[Model]):
+    """What a code model says of some images.
+
+    Args:
+        model, batch, labels, device, parent: see :meth:`CodeModel.distribution`.
+    """
+
+    def __init__(
+        self, model: Model, batch: int, labels: Labels | None, device: torch.device, parent: Parent | None
+    ) -> None:
+        self.model, self.labels, self.parent = model, labels, parent
+        of_one_image = model.head(torch.zeros(1, model.head.parameters, *model.map_shape, device=device))
+        self.batch, self.device = batch, device
+        self.shape, self.size, self.dtype = of_one_image.shape, of_one_image.size, of_one_image.dtype
+
+    def log_prob(self, x: AnyCodes | Pixels) -> Nats:
+        return self.model.log_prob(x, self.labels, self.parent)
 
 
 def by_raster(parent: Parent | None) -> Float[Tensor, "b N P"] | None:

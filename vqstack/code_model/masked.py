@@ -14,10 +14,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from x_transformers import Encoder
 
-from vqstack.code_model.base import CodeModel, Parent, by_raster
+from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_raster
 from vqstack.code_model.schedule import Schedule
-from vqstack.code_model.settings import CodeModelSettings
-from vqstack.likelihood import Distribution, Draw, Factor, Head, Known, draw_values
+from vqstack.likelihood import Draw, Factor, Known, draw_values
 from vqstack.shapes import AnyCodes, Labels, Nats, Noise, Pixels, finest
 
 
@@ -27,17 +26,10 @@ class MaskedCodeModel(CodeModel):
     Args: see :class:`CodeModel`.
     """
 
-    def __init__(
-        self,
-        settings: CodeModelSettings,
-        map_shape: tuple[int, int],
-        head: Head,
-        classes: int,
-        scale: tuple[int, int] | None = None,
-        features: int = 0,
-    ) -> None:
-        super().__init__(settings, map_shape, head, classes, scale, features)
-        self.hidden = nn.Parameter(torch.randn(settings.dim) * 0.02)  # the input of a site whose value is not known
+    def _add_inputs(self) -> None:
+        self.hidden = nn.Parameter(
+            torch.randn(self.settings.dim) * 0.02
+        )  # read at a site whose value is not known
 
     def _schedule(self, groups: int) -> Schedule:
         return Schedule.dispersed(self.map_shape, groups, even=self.scale is not None)
@@ -124,7 +116,7 @@ class MaskedCodeModel(CodeModel):
         return Masked(self, batch, labels, device, parent, known)
 
 
-class Masked(Distribution):
+class Masked(OfCodeModel[MaskedCodeModel]):
     """K factors (times the channels of a pixel); each costs one pass of the network.
 
     Sites that are given from the start (``known``) are seen by every group: the model's own conditional.
@@ -139,19 +131,13 @@ class Masked(Distribution):
         parent: Parent | None,
         known: Known | None,
     ) -> None:
-        self.model, self.labels, self.parent = model, labels, parent
-        of_one_site = model.head(torch.zeros(1, model.head.parameters, *model.map_shape, device=device))
-        self.batch, self.device = batch, device
-        self.shape, self.size, self.dtype = of_one_site.shape, of_one_site.size, of_one_site.dtype
+        super().__init__(model, batch, labels, device, parent)
         channels = model.head.channels
         self.given = torch.zeros(batch, model.sites, dtype=torch.bool, device=device)
         self.values = torch.zeros(batch, model.sites, channels, dtype=torch.int64, device=device)
         if known is not None:  # a pixel counts as known when all of its channels are
             self.values = model.by_site(known.values.to(device))
             self.given = model.by_site(known.given.to(device).long()).bool().all(-1)
-
-    def log_prob(self, x: AnyCodes | Pixels) -> Nats:
-        return self.model.log_prob(x, self.labels, self.parent)
 
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:

@@ -79,7 +79,7 @@ class Ordered(Factor):
     size: int
 
     @abstractmethod
-    def cdf(self, edges: Int64[Tensor, "#b #n m"]) -> Float[Tensor, "b n m"]:
+    def cdf(self, edges: Int64[Tensor, "*places m"]) -> Float[Tensor, "b n m"]:
         """P(x < edge) at whole numbers from 0 to V: 0 at edge 0, 1 at edge V; as fine as the device can."""
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field

@@ -111,7 +111,7 @@ class MixtureFactor(Ordered):
         assert table is not None
         return table.log_softmax(-1)
 
-    def cdf(self, edges: Int64[Tensor, "#b #n m"]) -> Float[Tensor, "b n m"]:
+    def cdf(self, edges: Int64[Tensor, "*places m"]) -> Float[Tensor, "b n m"]:
         """``P(x < edge) = sum_k pi_k s((edge - h - m_k) / s_k)``; 0 at edge 0 and 1 at edge V."""
         precision = finest(self.mean.device)
         weights, mean = self.log_weights.to(precision).softmax(-1), self.mean.to(precision)
