@@ -27,9 +27,7 @@ class MaskedCodeModel(CodeModel):
     """
 
     def _add_inputs(self) -> None:
-        self.hidden = nn.Parameter(
-            torch.randn(self.settings.dim) * 0.02
-        )  # read at a site whose value is not known
+        self.hidden = nn.Parameter(torch.randn(self.settings.dim) * 0.02)  # read at a site whose value is not known
 
     def _schedule(self, groups: int) -> Schedule:
         return Schedule.dispersed(self.map_shape, groups, even=self.scale is not None)
