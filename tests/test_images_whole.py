@@ -12,7 +12,7 @@ import yaml
 from test_images import png, refused, write_parquet
 from test_images_stream import LABELS, PIXELS, imagefolder, webdataset
 
-from vqstack.images import ImageSettings, load_splits, survey, whole_splits
+from vqstack.images import ImageSettings, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel, ModelSettings
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "encode_dataset.py"
@@ -31,7 +31,8 @@ def made(source, **changes):
 
 
 def mapped(settings):
-    return load_splits(settings.model_copy(update={"streaming": False}))
+    settings = settings.model_copy(update={"streaming": False})
+    return load_splits(settings, split_names(settings))
 
 
 def whole(settings):
@@ -95,14 +96,14 @@ def test_labels_and_sources_that_do_not_fit(tmp_path):
     refused(lambda: split.part(slice(0, len(split))), "fewer images")
 
 
-def test_checksums_tell_images_apart(tmp_path):
+def test_fingerprints_tell_images_apart(tmp_path):
     settings = made(parquet(tmp_path), validation=0.0, test=0.0)
-    before = survey(settings)["train"].checksum
-    assert survey(settings)["train"].checksum == before
+    before = survey(settings)["train"].fingerprint
+    assert survey(settings)["train"].fingerprint == before
     other = PIXELS[:30].copy()
     other[3, 0, 0, 0] ^= 1
     write_parquet(tmp_path / "0.parquet", other, LABELS[:30])
-    assert survey(settings)["train"].checksum != before
+    assert survey(settings)["train"].fingerprint != before
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_a_stream_is_encoded_whole_and_to_the_same_bytes(tmp_path, tool, capsys)
     given = [str(run), "--cpu", "--shard-size", "20", "--batch-size", "8"]
     tool.main([*given, "--out", str(tmp_path / "streamed")])
     assert "limit" not in capsys.readouterr().out
-    tool.main([*given, "--out", str(tmp_path / "mapped"), "--no-data.streaming"])
+    tool.main([*given, "--out", str(tmp_path / "mapped"), "--data.no-streaming"])
     assert files_of(tmp_path / "streamed") == files_of(tmp_path / "mapped")
     rows = [pq.read_table(path) for path in sorted((tmp_path / "streamed" / "data").glob("*.parquet"))]
     index = np.concatenate([table["index"].to_numpy() for table in rows])

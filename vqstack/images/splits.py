@@ -76,7 +76,8 @@ class ImageSplit:
         """Whether the classes of the images are known."""
         return self.labels is not None
 
-    def checksum(self) -> str:
+    @property
+    def fingerprint(self) -> str:
         """SHA-256 of all pixels as they are stored."""
         return hashlib.sha256(np.ascontiguousarray(self.stored.numpy()).data).hexdigest()
 

@@ -35,7 +35,7 @@ class Found:
     positions: NDArray[np.int64]  # of its images there, ascending
     labels: NDArray[np.int64] | None
     source: dict[str, Any]  # as of ImageSplit
-    checksum: str  # of all pixels
+    fingerprint: str  # of all pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,8 @@ def _found(
     if not len(readable):
         raise InputError(f"{stream.where}: no images left for a split; name another file or hold out less of train")
     labels = None if of.labels is None or not classes else check_classes(of.labels[readable], classes, stream.where)
-    checksum = hashlib.sha256(b"".join(of.digests[number] for number in readable.tolist())).hexdigest()
-    return Found(origin, readable, labels, meta, checksum)
+    fingerprint = hashlib.sha256(b"".join(of.digests[number] for number in readable.tolist())).hexdigest()
+    return Found(origin, readable, labels, meta, fingerprint)
 
 
 def whole_splits(settings: ImageSettings, found: Mapping[str, Found]) -> dict[str, "WholeSplit"]:
@@ -129,9 +129,10 @@ class WholeSplit:
     def __len__(self) -> int:
         return len(self.found.positions)
 
-    def checksum(self) -> str:
-        """SHA-256 that all pixels decide on."""
-        return self.found.checksum
+    @property
+    def fingerprint(self) -> str:
+        """A checksum that all pixels decide on."""
+        return self.found.fingerprint
 
     def part(self, places: slice) -> Part:
         """Images ``places`` of the split, in its order."""

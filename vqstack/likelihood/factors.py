@@ -17,8 +17,9 @@ from vqstack.likelihood.drawing import Draw, draw_values
 
 FINE = 16
 """Values told apart by the second step."""
-PART = 2**20
-"""Probabilities that a table holds at a time where it need not be whole: a few megabytes, which fit the caches."""
+PART = 2**16
+"""Probabilities that a table holds at a time where it need not be whole: half a megabyte, which the caches hold and the
+allocator keeps, where larger tables would be mapped, and cleared, anew each time."""
 
 
 class Factor(ABC):
@@ -109,7 +110,7 @@ class Ordered(Factor):
         return self.cdf(torch.arange(self.size + 1, device=self.sites.device)).diff(dim=-1).argmax(-1)
 
     def _by_parts(self, choose: Callable[["Ordered", slice], Tensor]) -> Int64[Tensor, "b n"]:
-        """Values chosen from a few sites at a time; a table of all would be mapped, and cleared, anew each time."""
+        """Values chosen from a few sites at a time."""
         step = max(1, PART // (self.batch * self.size))
         parts = [slice(start, start + step) for start in range(0, len(self.sites), step)]
         return torch.cat([choose(self.part(places), places) for places in parts], 1)
