@@ -47,7 +47,8 @@ def same(part, split, places):
 
 @pytest.mark.parametrize("changes", [{}, {"limit": 7}, {"resize": (6, 5)}, {"classes": 5}])
 @pytest.mark.parametrize("write", [parquet, webdataset, imagefolder])
-def test_the_same_images_as_without_streaming(tmp_path, write, changes):
+def test_the_same_images_as_without_streaming(tmp_path, monkeypatch, write, changes):
+    monkeypatch.setattr("vqstack.images.whole.FETCH", 7)
     settings = made(write(tmp_path), **changes)
     splits = mapped(settings)
     found = whole(settings)

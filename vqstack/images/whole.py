@@ -68,7 +68,7 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
     digests: list[bytes] = []
     failed: dict[int, str] = {}
     shape: tuple[int, ...] = ()
-    rows = tqdm(_rows(stream), desc=f"looking through {stream.where}", unit="img", disable=None, leave=False)
+    rows = iter(tqdm(_rows(stream), desc=f"looking through {stream.where}", unit="img", disable=None, leave=False))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while chunk := list(islice(rows, FETCH)):
             numbers, records = [number for number, _ in chunk], [row[stream.image_column] for _, row in chunk]
@@ -139,15 +139,14 @@ class WholeSplit:
         wanted = self.found.positions[places].tolist()
         records = list(self._records(wanted))
         names = [image_name(self.stream.where, *pair) for pair in zip(wanted, records, strict=True)]
-        kept = self.settings.kept or tuple(self.source["shape"][1:])
+        _, height, width = self.source["shape"]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = decode_all(records, names, self.settings, kept, pool)
-        for image in images:
-            if isinstance(image, str):
-                raise InputError(f"{image}; it could be read before")
-        pixels = torch.from_numpy(np.stack(images))  # type: ignore[arg-type]  # none is a message
+            images = decode_all(records, names, self.settings, self.settings.kept or (height, width), pool)
+        for problem in (image for image in images if isinstance(image, str)):
+            raise InputError(f"{problem}; it could be read before")
+        pixels = torch.from_numpy(np.stack([image for image in images if not isinstance(image, str)]))
         labels = None if self.found.labels is None else torch.from_numpy(self.found.labels[places])
-        return Part(center(pixels, tuple(self.source["shape"][1:])), labels, torch.tensor(wanted))
+        return Part(center(pixels, (height, width)), labels, torch.tensor(wanted))
 
     def _records(self, wanted: Iterable[int]) -> Iterator[Any]:
         for position in wanted:

@@ -80,8 +80,8 @@ class Ordered(Factor):
     size: int
 
     @abstractmethod
-    def cdf(self, edges: Int64[Tensor, "*places m"]) -> Float[Tensor, "b n m"]:
-        """P(x < edge) at whole numbers from 0 to V: 0 at edge 0, 1 at edge V; as fine as the device can."""
+    def cdf(self, edges: Int64[Tensor, "*places m"], precision: torch.dtype | None = None) -> Float[Tensor, "b n m"]:
+        """P(x < edge) at whole numbers from 0 to V: 0 at edge 0, 1 at edge V; by default as fine as the device can."""
 
     @abstractmethod
     def part(self, places: slice) -> "Ordered":
@@ -99,15 +99,18 @@ class Ordered(Factor):
     def draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
         if draw.mode or noise is None:
             return self._by_parts(lambda part, _: part.most_likely())
+        u = noise.clamp(max=1 - torch.finfo(noise.dtype).eps / 2)  # in float32 it may have been rounded to 1
         if not draw.plain:
-            return self._by_parts(lambda part, places: draw_values(part.log_probs, noise[:, places], draw))
-        noise = noise.clamp(max=1 - torch.finfo(noise.dtype).eps / 2)  # in float32 it may have been rounded to 1
-        run = _bin(self.coarse(), noise)
-        return (run * FINE + _bin(self.fine(run), noise)).clamp(max=self.size - 1)
+            return self._by_parts(lambda part, places: draw_values(part.log_probs, u[:, places], draw))
+        run = _bin(self.coarse(), u)
+        return (run * FINE + _bin(self.fine(run), u)).clamp(max=self.size - 1)
 
     def most_likely(self) -> Int64[Tensor, "b n"]:
-        """The most likely value of each site."""
-        return self.cdf(torch.arange(self.size + 1, device=self.sites.device)).diff(dim=-1).argmax(-1)
+        """The most likely value of each site: where float32 puts it, then the best of the 16 values around that."""
+        edges = torch.arange(self.size + 1, device=self.sites.device)
+        near = self.cdf(edges, torch.float32).diff(dim=-1).argmax(-1)
+        first = (near - FINE // 2).clamp(min=0)
+        return first + self.cdf((first[..., None] + edges[: FINE + 1]).clamp(max=self.size)).diff(dim=-1).argmax(-1)
 
     def _by_parts(self, choose: Callable[["Ordered", slice], Tensor]) -> Int64[Tensor, "b n"]:
         """Values chosen from a few sites at a time."""

@@ -96,8 +96,8 @@ class MixtureFactor(Ordered):
         self.batch, self.size = len(mean), size
 
     def part(self, places: slice) -> "MixtureFactor":
-        of_some = (x[:, places] for x in (self.log_weights, self.mean, self.log_scale))
-        return MixtureFactor(self.sites[places], *of_some, self.size)
+        log_weights, mean, log_scale = (x[:, places] for x in (self.log_weights, self.mean, self.log_scale))
+        return MixtureFactor(self.sites[places], log_weights, mean, log_scale, self.size)
 
     @property
     def log_probs(self) -> Float[Tensor, "b n V"]:
@@ -111,9 +111,9 @@ class MixtureFactor(Ordered):
         assert table is not None
         return table.log_softmax(-1)
 
-    def cdf(self, edges: Int64[Tensor, "*places m"]) -> Float[Tensor, "b n m"]:
+    def cdf(self, edges: Int64[Tensor, "*places m"], precision: torch.dtype | None = None) -> Float[Tensor, "b n m"]:
         """``P(x < edge) = sum_k pi_k s((edge - h - m_k) / s_k)``; 0 at edge 0 and 1 at edge V."""
-        precision = finest(self.mean.device)
+        precision = precision or finest(self.mean.device)
         weights, mean = self.log_weights.to(precision).softmax(-1), self.mean.to(precision)
         inverse = torch.exp(-self.log_scale.to(precision))
         boundary = (2 * edges.to(precision) - 1) / (self.size - 1) - 1
