@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import tyro
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
@@ -45,13 +45,11 @@ def encoded(
     """The images of a shard, encoded batch by batch. Batches begin with the shard, so no other shard changes them."""
     end = shard.start + shard.rows
     for start in range(shard.start, end, batch_size):
-        pixels, labels, index = split.part(slice(start, min(start + batch_size, end)))
-        yield StoredCodes(index, labels, model.encode(pixels.to(model.device)))
+        part = split.part(slice(start, min(start + batch_size, end)))
+        yield StoredCodes(part.index, part.labels, model.encode(part.pixels.to(model.device)))
 
 
-def every_split(
-    settings: ImageSettings, accelerator: Accelerator
-) -> Mapping[str, ImageSplit] | Mapping[str, WholeSplit]:
+def every_split(settings: ImageSettings, accelerator: Accelerator) -> Mapping[str, ImageSplit | WholeSplit]:
     """The images, read first by one process for all (a stream), or by one process of each host."""
     if settings.streaming:
         found = [survey(settings) if accelerator.is_main_process else None]

@@ -1,6 +1,5 @@
 """The splits of a data set as tensors: decoded once into the cache, memory-mapped from there."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -8,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,8 @@ logger = logging.getLogger(__name__)
 NAMED = 5  # images that could not be read which are named
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Part:
     """Some images of a split."""
 
     pixels: Pixels  # uint8 [b, c, h, w]
@@ -75,11 +75,6 @@ class ImageSplit:
     def labelled(self) -> bool:
         """Whether the classes of the images are known."""
         return self.labels is not None
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all pixels as they are stored."""
-        return hashlib.sha256(np.ascontiguousarray(self.stored.numpy()).data).hexdigest()
 
     def part(self, places: slice) -> Part:
         """Images ``places`` of the split, in its order."""
