@@ -3,13 +3,16 @@
 Two images of the data set's test split are compressed to single files and to an archive; each trial damages one of
 these (bits, bytes, pieces cut, doubled, swapped or taken from another file, ends lost or grown, header fields changed
 with their checks made right again) and decompresses it. Every trial must be refused, or give images that are exact, or
-give the levels above the damage and say so. Anything else, and anything that takes longer than ``--seconds``, is a
+give the levels above the damage and say so; every tenth goes through tools/decompress.py as well. Anything else, and anything that takes longer than ``--seconds``, is a
 failure: it is printed with its seed, and the exit code is 1.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -26,11 +29,15 @@ from vqstack.codec.archive import check_container, compress, restore
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import open_container
 from vqstack.codec.pictures import Pictures, pictures_of_split
-from vqstack.errors import InputError
-from vqstack.images import load_splits
+from vqstack.config import run_command
+from vqstack.errors import PARTLY, InputError
+from vqstack.images import load_splits, save_png
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import decompress  # noqa: E402  # the command itself, which is no package
 
 Damage = Callable[[bytes, bytes, random.Random], bytes]
 
@@ -101,17 +108,17 @@ def rewrite(content: bytes, other: bytes, generator: random.Random) -> bytes:
 DAMAGES: list[Damage] = [flip, replace, cut_out, double, truncate, grow, splice, swap, rewrite]
 
 
-def images_at_each_level(codec: BlockCodec, pictures: Pictures) -> list[dict[int, Tensor]]:
-    """What each picture may look like: 0: itself, l: what the model makes of z_l."""
-    found = []
-    for i in range(len(pictures.entries)):
+def images_at_each_level(codec: BlockCodec, pictures: Pictures) -> dict[str, dict[int, Tensor]]:
+    """What each picture may look like, by its name: 0: itself, l: what the model makes of z_l."""
+    found = {}
+    for i, entry in enumerate(pictures.entries):
         codes = codec.model.encode(pictures.load(i)[None])
         shown = {level: codec.model.decode(z, level)[0] for level, z in enumerate(codes, start=1)}
-        found.append({0: pictures.load(i), **shown})
+        found[entry.stem] = {0: pictures.load(i), **shown}
     return found
 
 
-def outcome(codec: BlockCodec, path: Path, truths: list[dict[int, Tensor]]) -> str:
+def outcome(codec: BlockCodec, path: Path, truths: dict[str, dict[int, Tensor]]) -> str:
     """What decompressing a file comes to; starts with WRONG if it shows what it should not."""
     try:
         file = open_container(path, codec.tile)
@@ -125,10 +132,34 @@ def outcome(codec: BlockCodec, path: Path, truths: list[dict[int, Tensor]]) -> s
             if not image.damaged:
                 return "WRONG: damage without a word"
             worst = "partly" if image.pixels is not None or worst == "partly" else "named, no image"
-        known = [truth for truth in truths if image.level in truth]
-        if image.pixels is not None and not any(torch.equal(truth[image.level], image.pixels) for truth in known):
-            return f"WRONG: an image of level {image.level} that is none"
+        known = truths.get(image.entry.stem, {}).get(image.level)
+        if image.pixels is not None and (known is None or not torch.equal(known, image.pixels)):
+            return f"WRONG: {image.entry.stem} at level {image.level} shows something else"
     return worst
+
+
+def command_outcome(run: Path, path: Path, expected: str, truths: dict[str, dict[int, Tensor]], values: int) -> str:
+    """What tools/decompress.py makes of the same file: its exit code must fit, its images must be what they say."""
+    out = path.parent / "out"
+    sys.argv = ["decompress.py", str(run), str(path), "--out", str(out)]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            run_command(decompress.main)
+        code = 0
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    shown = sorted(out.glob("*.png")) if out.is_dir() else []
+    for picture in shown:
+        stem, _, level = picture.stem.partition(".level-")
+        save_png(truths[stem][int(level or 0)], path.parent / "wanted.png", values)
+        if picture.read_bytes() != (path.parent / "wanted.png").read_bytes():
+            return f"WRONG: decompress.py wrote {picture.name}, which shows something else"
+    shutil.rmtree(out, ignore_errors=True)
+    fits = {"exact": code == 0, "refused": code == 2 and not shown}.get(expected, code == PARTLY)
+    if not fits or (code and not said.getvalue().strip()):
+        return f"WRONG: {expected}, and decompress.py left with {code} and {len(shown)} images"
+    return expected
 
 
 def too_long(*unused: object) -> None:
@@ -163,6 +194,8 @@ def main() -> None:
             except Exception as error:  # a crash is what this looks for
                 found = f"WRONG: {type(error).__name__}: {error}"
             signal.alarm(0)
+            if seed % 10 == 0 and not found.startswith(("WRONG", "unchanged")):
+                found = command_outcome(options.run, path, found, truths, codec.model.stack.values)
             path.write_bytes(whole[stem])
             counts["WRONG" if found.startswith("WRONG") else found] += 1
             if found.startswith("WRONG"):

@@ -78,8 +78,21 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
     return pictures_of_files(paths, channels, model.stack.values)
 
 
+def check_flags(command: Command, arguments: list[str]) -> None:
+    """Refuse what would be ignored or would fail after the work is done."""
+    if command.single and command.name != Command.model_fields["name"].default:
+        raise InputError("--name is the archive's, --single writes none: leave one of them out")
+    if command.split is None and any(argument.startswith("--data.") for argument in arguments):
+        raise InputError("--data.* says where --split is taken from: give --split, or name image files only")
+    if command.report is not None and command.report.exists():
+        raise InputError(f"--report {command.report} is there already: choose another name or remove it")
+    if command.report is not None and not command.report.absolute().parent.is_dir():
+        raise InputError(f"--report {command.report}: there is no such folder: create it first")
+
+
 def main(arguments: list[str]) -> None:
     command = command_of(arguments)
+    check_flags(command, arguments)
     if not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))

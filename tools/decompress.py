@@ -2,7 +2,7 @@
 
 Every image comes back as STEM.png, exact. Where a file is cut short or damaged, or only its first levels are asked for,
 it comes as STEM.level-L.png, which shows what the model makes of the maps down to z_L. Exit code 0: all that was asked
-for; 3: some images are missing or come from their upper levels only, and standard error says which; 2: nothing written.
+for; 65: some images are missing or come from their upper levels only, and standard error says which; 2: nothing written.
 """
 
 import sys
@@ -20,14 +20,10 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import SUFFIX, Container, open_container
 from vqstack.codes import claim_folder, release_folder
 from vqstack.config import parse, run_command
-from vqstack.errors import InputError
+from vqstack.errors import PARTLY, InputError
 from vqstack.images import save_png
 from vqstack.model import HierarchicalModel
 from vqstack.pretrained import find_artefact
-
-PARTLY = 3
-"""Exit code where images are missing or come from their upper levels only."""
-
 
 class Command(BaseModel):
     """Get images back from compressed files."""
@@ -44,26 +40,43 @@ class Command(BaseModel):
     num: int | None = Field(None, ge=1, description="Images of each file to get back; default: all from --first on.")
 
 
-def open_files(command: Command, codec: BlockCodec) -> list[Container]:
-    """All files, each one of this model; the first that is not ends the command."""
-    paths = list[Path]()
+def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Container], list[str]]:
+    """The files in a folder that can be read, and why the others cannot; all of them useless is an error."""
+    opened, refused = list[Container](), list[InputError]()
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            opened.append(checked(path, codec))
+        except InputError as error:  # one bad file does not keep the others back
+            refused.append(error)
+    if not opened:
+        raise refused[0] if refused else InputError(
+            f"{folder} holds no {SUFFIX} files: name the folder that compress.py wrote"
+        )
+    return opened, list(map(str, refused))
+
+
+def checked(path: Path, codec: BlockCodec) -> Container:
+    """A file whose header is whole and that this model can decode here."""
+    file = open_container(path, codec.tile)
+    check_container(codec, file)
+    return file
+
+
+def open_files(command: Command, codec: BlockCodec) -> tuple[list[Container], list[str]]:
+    """All files, and why some of a folder are left out; a file that is named itself must be readable."""
+    found, refused, seen = list[Container](), list[str](), dict[str, Path]()
     for path in command.files:
-        inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
-        if not inside:
-            raise InputError(f"{path} holds no {SUFFIX} files: name the folder that compress.py wrote")
-        paths += inside
-    opened, seen = list[Container](), dict[str, Path]()
-    for path in paths:
-        file = open_container(path, codec.tile)
-        check_container(codec, file)
+        opened, left = files_of(path, codec) if path.is_dir() else ([checked(path, codec)], [])
+        found, refused = found + opened, refused + left
+    for file in found:
+        path = file.path
         if command.first >= len(file.entries):
             raise InputError(f"--first {command.first}: {path} holds images 0 … {len(file.entries) - 1}")
         for entry in file.entries:
             if entry.stem in seen:
                 raise InputError(f"{path} and {seen[entry.stem]} both hold {entry.stem}: decompress them one by one")
             seen[entry.stem] = path
-        opened.append(file)
-    return opened
+    return found, refused
 
 
 def wanted(command: Command, file: Container) -> range:
@@ -92,8 +105,12 @@ def complaints(damaged: list[tuple[Path, int | None, str]]) -> Iterator[str]:
 def main(arguments: list[str]) -> None:
     command = parse(Command, arguments, prog="decompress.py")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    if command.levels is not None and command.levels > len(model.stack):
+        raise InputError(f"--levels {command.levels}: the model has {len(model.stack)}; leave it out for whole images")
+    if command.seed and not command.sample:
+        raise InputError("--seed names the random numbers of --sample: give both or none")
     codec = BlockCodec(model)
-    files = open_files(command, codec)
+    files, refused = open_files(command, codec)
     sampling = model.settings.sampling if command.sample else None
     damaged, numbers, exact, shown, began = list[tuple[Path, int | None, str]](), 0, 0, 0, time.perf_counter()
     lock = claim_folder(command.out, "decompress", writes=["*.png"])
@@ -112,14 +129,14 @@ def main(arguments: list[str]) -> None:
                 numbers += image.entry.size
                 progress.update()
     release_folder(command.out, lock)
-    for complaint in complaints(damaged):
+    for complaint in [*refused, *complaints(damaged)]:
         print(f"warning: {complaint}", file=sys.stderr)
     seconds = time.perf_counter() - began
     print(
         f"{exact} images exact and {shown - exact} from their upper levels in {command.out}; "
         f"{total / seconds:.1f} images/s, {numbers / seconds / 1e6:.3f} MB/s"
     )
-    if damaged:
+    if damaged or refused:
         sys.exit(PARTLY)
 
 

@@ -5,6 +5,7 @@
 | 0 | done |
 | 2 | wrong input; nothing was written |
 | 3 | training stopped: loss or gradient were not finite for too many steps; the last good checkpoint is there |
+| 65 | some files were damaged or cut short; what could be had was written, and standard error says what is missing |
 | 69 | another process of the same launch is gone; the same command goes on where it stopped |
 | 74 | a file could not be written (full disk, read-only folder …); what was written before is intact |
 | 75 | stopped by a signal; the same command goes on where it stopped |
@@ -16,6 +17,10 @@ from typing import ClassVar
 
 from pydantic import ValidationError
 from torch.distributed import DistError
+
+
+PARTLY = 65
+"""Exit code of a command that gave what could be had of damaged files."""
 
 
 class CommandError(Exception):

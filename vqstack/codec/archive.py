@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from vqstack.codec.blocks import BATCH, Block, BlockCodec, Section, batch_of, plausible
+from vqstack.codec.blocks import BATCH, Block, BlockCodec, Section, batch_of, plausible, worthwhile
 from vqstack.codec.container import (
     SUFFIX,
     Container,
@@ -130,7 +130,8 @@ def compress(
         for number, share in enumerate(shares):
             tiles = torch.cat([to_tiles(pictures.load(i), tile) for i in share])
             if where is not None:
-                block = codec.encode(tiles, label, batch=BATCH, seed=block_seed(number), check=check)
+                seed = block_seed(number, [entries[i] for i in share])
+                block = codec.encode(tiles, label, batch=BATCH, seed=seed, check=check)
                 parts.append((len(share), block))
             else:
                 block, content = _single(codec, entries[number], tiles, label, check, threads)
@@ -218,7 +219,7 @@ def restore(
         file: the file.
         wanted: numbers of pictures, counted from 0.
         levels: code maps to read, from the top; none: everything.
-        sampling: how to draw what is not read; none: the most likely image.
+        sampling: how to draw what is not read; none: the image that ``model.decode`` makes, most likely value by value.
         seed: of the noise it is drawn with; with the tile's number in its block it names all of it.
     """
     codec.probe(file.environment.threads, file.environment.batch)
@@ -246,7 +247,8 @@ def _decode(codec: BlockCodec, file: Container, place: Place, count: int, sectio
         stored = file.read(place, 1)
         pixels = codec.decode_raw(*stored[0], count, seed=place.seed) if stored else None
         return [] if pixels is None else [[pixels]]
-    if len(place.lengths) != codec.sections or not plausible(count, sum(place.lengths)):
+    believed = plausible(count, sum(place.lengths)) and worthwhile(count, file.present(place))
+    if len(place.lengths) != codec.sections or not believed:
         return []
     return codec.decode(file.read(place, sections), count, batch=file.environment.batch, seed=place.seed)
 

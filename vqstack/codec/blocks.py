@@ -40,9 +40,14 @@ def batch_of(count: int) -> int:
 def plausible(count: int, size: int) -> bool:
     """Whether ``count`` images can be coded in ``size`` bytes; by definition: blocks that are shorter are stored raw.
 
-    It keeps a small damaged file from asking for hours of decoding.
+    With :func:`worthwhile` it keeps a small damaged file from asking for hours of decoding.
     """
     return count <= 64 + size
+
+
+def worthwhile(count: int, present: int) -> bool:
+    """Whether the ``present`` bytes of a block of ``count`` images, maybe cut short, hold a bit an image or more."""
+    return count <= 64 + 8 * present
 
 
 @dataclass(frozen=True)

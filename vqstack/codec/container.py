@@ -3,6 +3,7 @@
 docs/codec.md has the layout byte by byte. Whatever a file says is checked against its size before it is believed.
 """
 
+import binascii
 import json
 import re
 import struct
@@ -24,12 +25,23 @@ BLOCK = 256
 """Images of the model's size in a block of an archive; a larger picture is a block of its own."""
 ARCHIVE, RAW, RGB = 1, 2, 4
 SECTIONS = 3  # the bits from this one on count the sections of a single file
+MAX_SECTIONS = 2 ** (8 - SECTIONS) - 1
 CHECK = 4  # bytes
-MAX_HEADER = 2**26  # bytes of an archive's header when inflated
 _START = struct.Struct("<3sBB")
 _SINGLE = struct.Struct("<4s4s3BB")  # model, probe, torch's version, threads
 _ARCHIVE = struct.Struct("<II")  # bytes of the compressed header, and their CRC-32
 _CHECK = struct.Struct("<I")
+_HEADER_CHECK = struct.Struct("<H")  # CRC-16 of a single file's header, which finds every burst of up to 16 bits
+
+
+def max_header(packed: int) -> int:
+    """Bytes that an archive's header may inflate to; the encoder keeps to it, so a small file asks for little memory."""
+    return 2**20 + 128 * packed
+
+
+def max_pictures(size: int) -> int:
+    """Pictures that an archive of this size may list. Whole ones list fewer: a block of 256 takes more than 4 bytes."""
+    return 2**16 + 64 * size
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,10 @@ class Container:
                 at += length + CHECK
         return found
 
+    def present(self, place: Place) -> int:
+        """Bytes of a block that are really there, whatever its lengths claim."""
+        return max(0, min(sum(place.lengths) + CHECK * len(place.lengths), self.size - place.offset))
+
 
 def groups(entries: Sequence[Entry], tile: tuple[int, int]) -> list[range]:
     """Which pictures make a block of an archive: in order, up to BLOCK tiles, at least one picture."""
@@ -109,6 +125,11 @@ def groups(entries: Sequence[Entry], tile: tuple[int, int]) -> list[range]:
 
 def single_header(entry: Entry, raw: bool, sections: int, model: str, where: Environment) -> bytes:
     """The header but for the lengths, which follow it; its CRC-32 starts the chain of checks."""
+    if sections > MAX_SECTIONS:
+        raise InputError(
+            f"--single: the model has more than {MAX_SECTIONS - 1} levels, too many for the header of a single file: "
+            "write an archive"
+        )
     flags = RAW * raw | RGB * (entry.mode == "RGB") | sections << SECTIONS
     numbers = [min(int(n), 255) for n in re.findall(r"\d+", where.torch)[:3]]
     start = _START.pack(MAGIC, VERSION, flags)
@@ -118,7 +139,8 @@ def single_header(entry: Entry, raw: bool, sections: int, model: str, where: Env
 
 def pack_single(header: bytes, block: Block) -> bytes:
     """The file of one picture."""
-    return header + b"".join(_varint(len(section)) for section in block.sections) + _body([block])
+    header += b"".join(_varint(len(section)) for section in block.sections)
+    return header + _HEADER_CHECK.pack(binascii.crc_hqx(header, 0)) + _body([block])
 
 
 def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[int, int]) -> Container:
@@ -131,6 +153,9 @@ def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[
     for _ in range(flags >> SECTIONS):
         length, at = _read_varint(content, at)
         lengths.append(length)
+    if _HEADER_CHECK.unpack_from(content, at)[0] != binascii.crc_hqx(content[:at], 0):
+        raise _Broken("its header is damaged")
+    at += _HEADER_CHECK.size
     mode: Mode = "RGB" if flags & RGB else "L"
     entry = Entry(path.stem, height, width, mode)
     place = Place(0, 1, bool(flags & RAW), lengths, at, seed)
@@ -162,9 +187,12 @@ class _Header(BaseModel):
     blocks: list[tuple[_Count, bool, list[Annotated[int, Field(ge=0, le=2**40)]]]]
 
 
-def block_seed(number: int) -> int:
-    """What starts the chain of checks of a block of an archive, so that blocks cannot take each other's place."""
-    return zlib.crc32(struct.pack("<I", number))
+def block_seed(number: int, entries: Sequence[Entry]) -> int:
+    """What starts the chain of checks of a block of an archive: its number and the pictures that it holds.
+
+    So blocks cannot take each other's place, and pictures cannot get the names or sizes of others.
+    """
+    return zlib.crc32(json.dumps([number, [[e.stem, e.height, e.width, e.mode] for e in entries]]).encode())
 
 
 def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model: str, where: Environment) -> bytes:
@@ -187,7 +215,10 @@ def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model
         "shapes": shapes,
         "blocks": [(count, block.raw, [len(section) for section in block.sections]) for count, block in parts],
     }
-    packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    packed = zlib.compress(text, 9)
+    if len(text) > max_header(len(packed)):
+        raise InputError("the names and sizes of so many pictures are too long for one archive: write several")
     start = _START.pack(MAGIC, VERSION, ARCHIVE) + _ARCHIVE.pack(len(packed), zlib.crc32(packed))
     return start + packed + _body(block for _, block in parts)
 
@@ -203,20 +234,23 @@ def _open_archive(path: Path, content: bytes, size: int) -> Container:
     inflate = zlib.decompressobj()
     if zlib.crc32(packed) != check:
         raise _Broken("its header is damaged")
-    text = inflate.decompress(packed, MAX_HEADER)
+    text = inflate.decompress(packed, max_header(length))
     header = _Header.model_validate_json(text)
     count = sum(n for n, *_ in header.blocks)
     if not count == sum(n for *_, n in header.shapes) == sum(n for _, n in header.names) or count > BLOCK * len(
         header.blocks
     ):
         raise _Broken("its header contradicts itself")
+    if count > max_pictures(size):
+        raise _Broken("it lists more pictures than a file of its size can hold")
     stems = [stem for name, number in header.names for stem in _expand(name, number)]
     shapes = [(height, width, mode) for height, width, mode, number in header.shapes for _ in range(number)]
     entries = [Entry(stem, *shape) for stem, shape in zip(stems, shapes, strict=True)]
     _check_entries(path, entries)
     places, first, offset = list[Place](), 0, start + length
     for number, (count, raw, lengths) in enumerate(header.blocks):
-        places.append(Place(first, count, raw, lengths, offset, block_seed(number)))
+        seed = block_seed(number, entries[first : first + count])
+        places.append(Place(first, count, raw, lengths, offset, seed))
         first, offset = first + count, offset + sum(lengths) + CHECK * len(lengths)
     where = Environment(header.torch, header.constriction, header.threads, header.batch, header.probe)
     return Container(path, header.model, where, entries, places, size)

@@ -19,6 +19,7 @@ from vqstack.shapes import Pixels
 Mode = Literal["L", "RGB"]
 MAX_PIXELS = 2**26
 """Rows times columns of the largest picture."""
+_FORMATS = {"PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"}
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py calls images that are not exact
 
@@ -48,7 +49,10 @@ class Pictures:
 
 def safe_stem(stem: str) -> bool:
     """Whether a name can be a file name in the folder that it is meant for, and not that of a partial image."""
-    named = _NAME.fullmatch(stem) is not None and stem not in (".", "..") and len(stem.encode()) <= 200
+    encoded = stem.encode(errors="surrogateescape")  # not UTF-8: a name that cannot be written into a file
+    if encoded != stem.encode(errors="replace"):
+        return False
+    named = _NAME.fullmatch(stem) is not None and stem not in (".", "..") and len(encoded) <= 200
     return named and _PARTIAL.fullmatch(stem) is None
 
 
@@ -77,7 +81,8 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
     """An image file as values 0 … V-1 of a model with these channels, and the mode to give it back in.
 
     Palettes are looked up, black and white becomes grey, opaque alpha is dropped, grey is repeated for a model of
-    colours, and colours that are all grey serve a grey model: no pixel changes. Anything else is an InputError.
+    colours, and colours that are all grey serve a grey model: no pixel changes. Anything else is an InputError, and so
+    is a file of more than eight bits a number, which pillow would silently cut to eight.
     """
     try:
         with Image.open(path) as image:
@@ -85,6 +90,7 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
                 raise InputError(f"{path}: holds several pictures: store each in a file of its own")
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: has more than {MAX_PIXELS} pixels: cut it into pieces")
+            _refuse_depth(image, path)
             array, mode = _to_eight_bits(image, path)
     except InputError:
         raise
@@ -103,6 +109,19 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
             f"{path}: has grey values between the {values} that the model knows: use a model of 256 values"
         )
     return mode, torch.from_numpy(found.astype(np.uint8).transpose(2, 0, 1).copy())
+
+
+def _refuse_depth(image: Image.Image, path: Path) -> None:
+    """Formats whose depth is known here: pillow's mode says RGB for 16 bits as well."""
+    if image.format not in _FORMATS:
+        raise InputError(f"{path}: is a file of {image.format}, whose depth is not checked here: store it as PNG")
+    depths = image.tag_v2.get(258, (1,)) if image.format == "TIFF" else ()  # type: ignore[attr-defined]
+    for tile in image.tile:
+        parts = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        deep = any(isinstance(part, str) and part.partition(";")[2].startswith("16") for part in parts)
+        scaled = tile.codec_name.startswith("ppm") and any(isinstance(part, int) and part > 255 for part in parts)
+        if deep or scaled or max(depths, default=1) > 8:
+            raise InputError(f"{path}: has more than 8 bits a number: convert it to 8 bits first")
 
 
 def _to_eight_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Mode]:
