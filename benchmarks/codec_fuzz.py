@@ -2,9 +2,9 @@
 
 Two images of the data set's test split are compressed to single files and to an archive; each trial damages one of
 these (bits, bytes, pieces cut, doubled, swapped or taken from another file, ends lost or grown, header fields changed
-with their checks made right again) and decompresses it. Every trial must be refused, or give images that are exact, or
-give the levels above the damage and say so; every tenth goes through tools/decompress.py as well. Anything else, and anything that takes longer than ``--seconds``, is a
-failure: it is printed with its seed, and the exit code is 1.
+with their checks made right again) and decompresses it, every tenth with tools/decompress.py as well. Every trial must
+be refused, or give images that are exact, or give the levels above the damage and say so. Anything else, and anything
+that takes longer than ``--seconds``, is a failure: it is printed with its seed, and the exit code is 1.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-import decompress  # noqa: E402  # the command itself, which is no package
+import decompress  # the command itself, which is no package
 
 Damage = Callable[[bytes, bytes, random.Random], bytes]
 

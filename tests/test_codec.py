@@ -1,6 +1,10 @@
 """The codec: what is decoded is what was coded, as long as the ledger says; damage is noticed at every byte."""
 
+import binascii
+import json
 import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,10 +13,10 @@ from PIL import Image
 
 from vqstack.codec import archive, container
 from vqstack.codec.archive import check_container, compress, restore
-from vqstack.codec.blocks import Block, BlockCodec, check_label
+from vqstack.codec.blocks import Block, BlockCodec, batch_of, check_label
 from vqstack.codec.coder import Damaged, Decoder, Encoder, code
 from vqstack.codec.container import groups, open_container, pack_archive, pack_single, single_header
-from vqstack.codec.pictures import Entry, Pictures, from_tiles, pictures_of_files, read_picture, to_tiles
+from vqstack.codec.pictures import Entry, Pictures, from_tiles, pictures_of_files, read_picture, tile_count, to_tiles
 from vqstack.errors import InputError
 from vqstack.images import save_png
 from vqstack.ledger import BITS
@@ -405,7 +409,8 @@ def test_the_probe_depends_on_weights_and_shape(grey):
 
 
 def crafted(codec, path, entry, sections, raw=False):
-    where = container.environment(1, 1, codec.probe(1, 1))
+    batch = batch_of(tile_count(entry, codec.tile))
+    where = container.environment(1, batch, codec.probe(1, batch))
     header = single_header(entry, raw, len(sections), codec.fingerprint, where)
     nothing = codec.model.ledger(images(codec, 1), torch.zeros(1, dtype=torch.int64))
     path.write_bytes(pack_single(header, Block(sections, [0] * len(sections), raw, {}, nothing)))
@@ -427,17 +432,65 @@ def test_a_length_that_the_file_has_not_is_no_reason_to_ask_for_memory(grey, tmp
     crafted(grey, path, Entry("a", 8, 8, "L"), [b"1234"] * 3)
     whole = path.read_bytes()
     assert whole[19:22] == b"\4\4\4"
-    path.write_bytes(whole[:19] + b"\xff\xff\xff\xff\xff\x0f" + whole[20:])
+    header = whole[:19] + b"\xff\xff\xff\xff\xff\x0f" + whole[20:22]
+    path.write_bytes(header + struct.pack("<H", binascii.crc_hqx(header, 0)) + whole[24:])
     assert outcome(grey, path, {"a": {}}) == "nothing"
 
 
-@pytest.mark.parametrize("stem", ["../a", "a/b", "", ".", "..", "a\0", "a\\b", "a.level-1", "ä" * 150])
+def test_bytes_that_are_claimed_and_not_there_are_no_reason_to_decode(grey, tmp_path, monkeypatch):
+    path = tmp_path / "a.vqs"
+    crafted(grey, path, Entry("a", 8 * 200, 8 * 200, "L"), [b"1234", b"1234", bytes(50_000)])
+    monkeypatch.setattr(grey, "decode", lambda *given, **options: pytest.fail("decodes 40,000 tiles"))
+    path.write_bytes(path.read_bytes()[:64])
+    assert outcome(grey, path, {"a": {}}) == "nothing"
+
+
+def test_every_flipped_bit_of_a_header_is_called_damage(grey, tmp_path):
+    compress(grey, pictures(grey, 1), tmp_path, name=None)
+    path = tmp_path / "p000.vqs"
+    whole = path.read_bytes()
+    place = open_container(path, grey.tile).places[0]
+    for bit in range(8 * 5, 8 * place.offset):  # the first five bytes are magic, version and flags
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="header is damaged"):
+            open_container(path, grey.tile)
+
+
+def test_an_archive_lists_no_more_pictures_than_it_can_hold(grey, tmp_path, monkeypatch):
+    compress(grey, pictures(grey, 2), tmp_path, name="all")
+    path = tmp_path / "all.vqs"
+    content = path.read_bytes()
+    length, _ = struct.unpack_from("<II", content, 5)
+    header = json.loads(zlib.decompress(content[13 : 13 + length]))
+    many = 2**12
+    header |= {"names": [["0" * 9, 256 * many]], "shapes": [[8, 8, "L", 256 * many]]}
+    header["blocks"] = [[256, True, [0]]] * many
+    packed = zlib.compress(json.dumps(header).encode(), 9)
+    path.write_bytes(content[:5] + struct.pack("<II", len(packed), zlib.crc32(packed)) + packed)
+    monkeypatch.setattr(container, "_expand", lambda *run: pytest.fail("expands a million names"))
+    with pytest.raises(InputError, match="more pictures than"):
+        open_container(path, grey.tile)
+
+
+def test_more_levels_than_the_header_of_a_single_file_can_count(grey):
+    where = container.environment(1, 1, "0" * 64)
+    assert single_header(Entry("a", 8, 8, "L"), False, 31, grey.fingerprint, where)
+    with pytest.raises(InputError, match="more than 30 levels"):
+        single_header(Entry("a", 8, 8, "L"), False, 32, grey.fingerprint, where)
+
+
+@pytest.mark.parametrize("stem", ["../a", "a/b", "", ".", "..", "a\0", "a\\b", "a.level-1", "ä" * 150, "a\udcff"])
 def test_names_cannot_leave_the_folder(grey, tmp_path, stem):
-    block = grey.encode(images(grey, 1), None, batch=32, seed=container.block_seed(0), check=False)
+    seed = container.block_seed(0, [Entry("a", 8, 8, "L")])
+    block = grey.encode(images(grey, 1), None, batch=32, seed=seed, check=False)
     where = container.environment(1, 32, grey.probe(1, 32))
     path = tmp_path / "a.vqs"
     path.write_bytes(pack_archive([Entry("a", 8, 8, "L")], [(1, block)], grey.fingerprint, where))
     assert outcome(grey, path, {"a": {0: images(grey, 1)[0]}}) == "exact"
+    path.write_bytes(pack_archive([Entry("b", 8, 8, "L")], [(1, block)], grey.fingerprint, where))
+    assert outcome(grey, path, {"b": {}}) == "nothing"  # a picture cannot take another's name
     path.write_bytes(pack_archive([Entry(stem, 8, 8, "L")], [(1, block)], grey.fingerprint, where))
     with pytest.raises(InputError, match="name"):
         open_container(path, grey.tile)
@@ -479,6 +532,30 @@ def test_modes_come_back_pixel_by_pixel(tmp_path, mode, channels):
         assert np.array_equal(np.asarray(before.convert("RGB")), np.asarray(after.convert("RGB")))
 
 
+def deep_files(rgb):
+    """Files of 16 bits a number that pillow opens as RGB or RGBA."""
+
+    def png(kind, channels):
+        def chunk(name, data):
+            return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+        head, rows = struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0), (b"\0" + b"\xff\x01" * 4 * channels) * 4
+        body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + body
+
+    found = {"rgb.png": png(2, 3), "rgba.png": png(6, 4), "la.png": png(4, 2)}
+    found["wide.ppm"] = b"P6 4 4 1000\n" + bytes(4 * 4 * 3 * 2)
+    found["plain.ppm"] = b"P3 1 1 1000\n0 1 1000\n"
+    ifd = [(256, 4), (257, 4), (258, 0), (259, 1), (262, 2), (273, 122), (277, 3), (278, 4), (279, 96)]
+    entries = b"".join(
+        struct.pack("<HHI", tag, 3, 3 if tag == 258 else 1) + struct.pack("<I", 218 if tag == 258 else value)
+        for tag, value in ifd
+    )
+    tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", len(ifd)) + entries + bytes(4)
+    found["wide.tiff"] = tiff + bytes(218 - len(tiff)) + struct.pack("<3H", 16, 16, 16)
+    return found
+
+
 def test_pictures_that_would_lose_something_are_refused(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     rgba = np.dstack([rgb, np.full((4, 4), 7, np.uint8)])
@@ -486,12 +563,18 @@ def test_pictures_that_would_lose_something_are_refused(tmp_path):
     cases = [
         (Image.fromarray(rgb), 1, 256, "is in colour"),
         (Image.fromarray(rgba), 3, 256, "transparent"),
-        (wide, 1, 256, "mode I;16"),
+        (wide, 1, 256, "more than 8 bits"),
         (Image.fromarray(rgb[..., 0]), 1, 17, "grey values between"),
     ]
     for number, (image, channels, values, message) in enumerate(cases):
         with pytest.raises(InputError, match=message):
             read_picture(saved(image, tmp_path / f"{number}.png"), channels, values)
+    for name, content in deep_files(rgb).items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="more than 8 bits"):
+            read_picture(tmp_path / name, 3, 256)
+    with pytest.raises(InputError, match="is a file of ICO"):
+        read_picture(saved(Image.fromarray(rgb), tmp_path / "icon.ico"), 3, 256)
     image = Image.fromarray(rgb)
     image.save(tmp_path / "film.gif", save_all=True, append_images=[Image.fromarray(255 - rgb)])
     with pytest.raises(InputError, match="several pictures"):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_a_file_that_is_cut_short(run, call, folder, tmp_path):
     path = tmp_path / "small" / "digit 0.vqs"
     path.write_bytes(path.read_bytes()[:-1])
     code, out, err = call("decompress", run, path, "--out", tmp_path / "back")
-    assert code == 3
+    assert code == 65
     assert "0 images exact and 1 from their upper levels" in out
     assert err.count("\n") == 1 and err.startswith("warning: ") and "cut short below level 1" in err
     assert [p.name for p in (tmp_path / "back").iterdir()] == ["digit 0.level-1.png"]
@@ -123,10 +124,32 @@ def test_an_archive_that_is_cut_short_says_so_in_a_line_a_run(run, call, folder,
     path = tmp_path / "small" / "images.vqs"
     path.write_bytes(path.read_bytes()[:-1])
     code, _, err = call("decompress", run, path, "--out", tmp_path / "back")
-    assert code == 3
+    assert code == 65
     assert err == (
         f"warning: {path}: digit 0 to digit 4 (5 images): damaged or cut short below level 1: see STEM.level-1.png\n"
     )
+
+
+def test_one_bad_file_of_a_folder_does_not_keep_the_others_back(run, call, folder, tmp_path):
+    assert call("compress", run, folder, "--single", "--out", tmp_path / "small")[0] == 0
+    bad = tmp_path / "small" / "digit 1.vqs"
+    bad.write_bytes(bad.read_bytes()[:12])
+    code, out, err = call("decompress", run, tmp_path / "small", "--out", tmp_path / "back")
+    assert code == 65
+    assert "4 images exact" in out
+    assert err.startswith(f"warning: {bad}: is not a whole file") and err.count("\n") == 1
+    refused(call("decompress", run, bad, "--out", tmp_path / "none"), "is not a whole file")
+    for path in (tmp_path / "small").glob("*.vqs"):
+        path.write_bytes(b"")
+    refused(call("decompress", run, tmp_path / "small", "--out", tmp_path / "none"), "is not a whole file")
+
+
+def test_another_process_gets_the_images_back(run, call, folder, tmp_path):
+    assert call("compress", run, folder, "--out", tmp_path / "small")[0] == 0
+    command = [sys.executable, TOOLS / "decompress.py", run, tmp_path / "small", "--out", tmp_path / "back"]
+    subprocess.run(command, check=True, capture_output=True)
+    for i in range(5):
+        assert same(folder / f"digit {i}.png", tmp_path / "back" / f"digit {i}.png")
 
 
 def refused(result, message):
@@ -147,6 +170,10 @@ def refused(result, message):
         ((*DIGITS, "--label", 10), "label 10 is out of range"),
         ((*DIGITS, "--threads", 0), "threads"),
         ((*DIGITS, "--name", "a/b"), "--name a/b"),
+        ((*DIGITS, "--name", "a", "--single"), "--single writes none"),
+        (("some.png", *DIGITS[2:]), "--data.* says where --split"),
+        ((*DIGITS, "--report", "."), "is there already"),
+        ((*DIGITS, "--report", "nowhere/r.json"), "no such folder"),
         ((".",), "holds no images"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
@@ -164,6 +191,8 @@ def test_decompressing_refuses(run, call, folder, tmp_path):
     refused(call("decompress", run, tmp_path / "missing.vqs", "--out", out), "missing.vqs: cannot be read")
     refused(call("decompress", run, folder / "digit 0.png", "--out", out), "does not start as one")
     refused(call("decompress", run, archive, "--out", out, "--levels", 0), "levels")
+    refused(call("decompress", run, archive, "--out", out, "--levels", 3), "the model has 2")
+    refused(call("decompress", run, archive, "--out", out, "--seed", 3), "--sample")
     refused(call("decompress", run, archive, "--out", out, "--first", 5), "--first 5")
     refused(call("decompress", run, archive, archive, "--out", out), "both hold")
     refused(call("decompress", run, archive, "--out", folder), "is not empty")

@@ -2,7 +2,7 @@
 
 Every image comes back as STEM.png, exact. Where a file is cut short or damaged, or only its first levels are asked for,
 it comes as STEM.level-L.png, which shows what the model makes of the maps down to z_L. Exit code 0: all that was asked
-for; 65: some images are missing or come from their upper levels only, and standard error says which; 2: nothing written.
+for; 65: images are missing or come from their upper levels only, and standard error says which; 2: nothing written.
 """
 
 import sys
@@ -24,6 +24,7 @@ from vqstack.errors import PARTLY, InputError
 from vqstack.images import save_png
 from vqstack.model import HierarchicalModel
 from vqstack.pretrained import find_artefact
+
 
 class Command(BaseModel):
     """Get images back from compressed files."""
@@ -49,8 +50,10 @@ def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Container], list[str
         except InputError as error:  # one bad file does not keep the others back
             refused.append(error)
     if not opened:
-        raise refused[0] if refused else InputError(
-            f"{folder} holds no {SUFFIX} files: name the folder that compress.py wrote"
+        raise (
+            refused[0]
+            if refused
+            else InputError(f"{folder} holds no {SUFFIX} files: name the folder that compress.py wrote")
         )
     return opened, list(map(str, refused))
 

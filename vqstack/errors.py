@@ -18,7 +18,6 @@ from typing import ClassVar
 from pydantic import ValidationError
 from torch.distributed import DistError
 
-
 PARTLY = 65
 """Exit code of a command that gave what could be had of damaged files."""
 

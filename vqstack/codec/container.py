@@ -35,7 +35,7 @@ _HEADER_CHECK = struct.Struct("<H")  # CRC-16 of a single file's header, which f
 
 
 def max_header(packed: int) -> int:
-    """Bytes that an archive's header may inflate to; the encoder keeps to it, so a small file asks for little memory."""
+    """Bytes that an archive's header may inflate to; encoders keep to it, so a small file asks for little memory."""
     return 2**20 + 128 * packed
 
 
