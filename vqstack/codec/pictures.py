@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from vqstack.errors import InputError
@@ -111,7 +111,7 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
     return mode, torch.from_numpy(found.astype(np.uint8).transpose(2, 0, 1).copy())
 
 
-def _refuse_depth(image: Image.Image, path: Path) -> None:
+def _refuse_depth(image: ImageFile.ImageFile, path: Path) -> None:
     """Formats whose depth is known here: pillow's mode says RGB for 16 bits as well."""
     if image.format not in _FORMATS:
         raise InputError(f"{path}: is a file of {image.format}, whose depth is not checked here: store it as PNG")
