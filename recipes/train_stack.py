@@ -3,6 +3,7 @@
 Without arguments it trains the digits recipe. Run the same command again to go on where it stopped.
 """
 
+import sys
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
 from vqstack.errors import InputError
 from vqstack.images import image_shape, num_classes
 from vqstack.phases import Run, check_processes, check_trackers
-from vqstack.report import describe
+from vqstack.report import describe, growing_maps
 from vqstack.run_folder import check_run_folder
 
 RECIPES = Path(__file__).parent
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> None:
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     shape = image_shape(config.data)
     config.check_shapes(*shape[1:])
-    config.model_settings(shape, 1).draws()  # wrong settings of sampling are refused now, not after training
+    settings = config.model_settings(shape, 1)
+    settings.draws()  # wrong settings of sampling are refused now, not after training
     folder = command.out or Path("runs") / path.stem
     check_run_folder(folder, config, command.override_config)
     check_trackers(config.trackers)
@@ -63,6 +65,9 @@ def main(arguments: list[str]) -> None:
         )
     except ValueError as error:
         raise InputError(f"mixed_precision {config.mixed_precision}: {error}: choose another") from error
+    if accelerator.is_main_process:
+        for problem in growing_maps(settings):
+            print(f"warning: {problem}", file=sys.stderr)
     if command.dry_run:
         check_processes(config, accelerator)
         accelerator.print(to_yaml(config))

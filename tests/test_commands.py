@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,7 @@ def test_a_code_data_set(run_folder, code_folder, tmp_path):
     manifest = json.loads((code_folder / "manifest.json").read_text())
     assert manifest["map_shapes"] == [[4, 4], [2, 2]]
     assert manifest["vocabularies"] == [8, 4]
+    assert sorted(manifest["source"]["held_out"]) == ["test", "validation"]
     dataset = load_dataset(str(code_folder), cache_dir=str(tmp_path))
     assert {name: len(split) for name, split in dataset.items()} == SPLITS
     assert dataset["test"].column_names == ["index", "label", "codes_1", "codes_2"]
@@ -360,6 +362,7 @@ def refused(code, out, err, message):
         (RECIPE, ["--levels.0.map", 3, 3], "levels.0.map: 3x3 does not divide what lies below it (8x8)"),
         (RECIPE, ["--levels.1.map", 3, 4], "levels.1.map: 3x4 does not divide what lies below it (4x4)"),
         (RECIPE, ["--pad-to", 4, 4], "pad_to"),
+        (RECIPE, ["--augment.shift", 8], "augment.shift: 8 moves images of 8x8 pixels out of sight: choose at most 7"),
         (RECIPE, ["--pixels.kind", "bernoulli"], "pixels.kind"),
         (RECIPE, ["--levels.0.quantizer.codebook-size", "many"], "many"),
         (RECIPE, ["--no-such-thing", 1], "no-such-thing"),
@@ -521,6 +524,21 @@ def test_a_failure_leaves_output_that_a_rerun_replaces(call, programs, run_folde
     assert {p.name for p in out.iterdir()} == {"000000.png", "grid.png", "manifest.json"}
 
 
+@pytest.mark.parametrize(("program", "word"), [(GENERATE, "to start over"), (ENCODE, "to go on")])
+def test_a_stopped_command_says_what_running_it_again_does(monkeypatch, capsys, tmp_path, program, word):
+    def stop(folder):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("vqstack.pretrained.find_artefact", stop)
+    monkeypatch.setattr(sys, "argv", [str(program), str(tmp_path), "--out", str(tmp_path / "out")])
+    if program == ENCODE:
+        sys.argv += ["--data.source", "digits"]
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(program), run_name="__main__")
+    assert caught.value.code == 75
+    assert capsys.readouterr().err == f"stopped by SIGTERM; run the same command again {word}\n"
+
+
 def test_codes_of_another_model_are_refused(call, other_run, code_folder, tmp_path):
     refused(*call(GENERATE, other_run, "--codes", code_folder, "--out", tmp_path / "out"), "codes of encoder")
     refused(*call(GENERATE, other_run, "--codes", tmp_path, "--out", tmp_path / "out"), "no code data set")
@@ -542,10 +560,15 @@ def test_images_that_do_not_fit_the_model(call, run_folder, tmp_path):
 
 
 @pytest.mark.parametrize("program", [TRAIN, GENERATE, ENCODE], ids=lambda path: path.name)
-def test_help(call, program):
+def test_help(call, programs, program, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     code, out, err = call(program, "--help")
     assert (code, err) == (0, "")
-    assert "--out" in out
+    for name, field in programs[program].Command.model_fields.items():
+        if name not in ("run", "refiners"):  # one has no name there, and of an empty list nothing can be set
+            assert f"--{name.replace('_', '-')}" in out
+        if not hasattr(field.annotation, "model_fields") and "Settings" not in str(field.annotation):
+            assert " ".join(field.description.split()[:3]) in out
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["real", "dry"])

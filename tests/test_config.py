@@ -64,7 +64,8 @@ def test_every_recipe_parses_and_dry_runs(path, train_stack, capsys, monkeypatch
     AcceleratorState._reset_state()  # one process, one precision; the recipes have several
     train_stack.main(["--config", str(path), "--dry-run"])
     AcceleratorState._reset_state()
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == ""  # no map of a recipe holds as much as what lies below it
     assert out.startswith(to_yaml(config))
     for number in range(1, len(config.levels) + 1):
         assert f"\nlevel {number}  " in out
@@ -389,3 +390,29 @@ def test_random_crops_need_room(data):
     with pytest.raises(ValueError, match=r"data\.resize"):
         RunConfig(data=images | data, augment={"crop": "random"})
     RunConfig(data=images | {"size": (4, 4), "resize": (4, 6)}, augment={"crop": "random"})
+
+
+def test_maps_that_hold_as_much_as_what_lies_below_are_warned_about(train_stack, capsys):
+    bits = ["--levels.0.map", "8", "8", "--levels.0.quantizer.codebook-size", "32"]  # 320 of 64 log2(17) = 262 bits
+    train_stack.main(["--dry-run", *bits])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: levels.0: its map can hold 320 bits where the images hold at most 262: ")
+    train_stack.main(["--dry-run", "--levels.1.map", "4", "4", "--levels.1.quantizer.codebook-size", "128"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: levels.1: its map can hold 112 bits where the map of levels.0 holds at most ")
+
+
+def test_a_model_that_does_not_fit_is_estimated(train_stack, capsys):
+    """A prior of some terabytes: built for real, it would end the process."""
+    train_stack.main(["--dry-run", "--prior.dim", "65536", "--prior.heads", "64", "--prior.depth", "40"])
+    out = capsys.readouterr().out
+    parameters = int(re.search(r"prior .* groups, ([\d,]+) parameters", out)[1].replace(",", ""))
+    assert parameters > 40 * 12 * 65536**2
+
+
+def test_the_estimate_counts_the_quantizers_tables(train_stack, capsys):
+    train_stack.main(["--dry-run", "--levels.0.quantizer.codebook-size", "65536"])
+    found = re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")
+    config = read_yaml(ROOT / "recipes" / "digits.yaml", RunConfig)
+    vectors = math.prod(config.levels[0].map) * config.train_levels[0].batch_size
+    assert float(found) > (3 * 4 + 8) * 65536 * vectors / 2**20  # three tables of float32 and one of int64

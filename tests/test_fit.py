@@ -28,6 +28,7 @@ from vqstack.fit import (
 )
 from vqstack.level import LevelSettings, PixelLevel
 from vqstack.likelihood import PixelHead, PixelSettings
+from vqstack.quantizer import usage
 from vqstack.shapes import Objective
 
 
@@ -134,11 +135,12 @@ def test_learning_rate():
 
 
 def test_only_matrices_decay():
-    module = nn.ModuleDict({"matrix": nn.Linear(3, 2), "table": nn.Embedding(4, 2)})
+    module = nn.ModuleDict({"matrix": nn.Linear(3, 2), "table": nn.Embedding(4, 2), "model": nn.Module()})
+    module["model"].position = nn.Parameter(torch.zeros(9, 2))
     decayed, others = optimizer_for(module, FitSettings(weight_decay=0.5), torch.device("cpu")).param_groups
     assert [p.shape for p in decayed["params"]] == [(2, 3)]
     assert decayed["weight_decay"] == 0.5
-    assert sorted(tuple(p.shape) for p in others["params"]) == [(2,), (4, 2)]
+    assert sorted(tuple(p.shape) for p in others["params"]) == [(2,), (4, 2), (9, 2)]
     assert others["weight_decay"] == 0
 
 
@@ -424,10 +426,59 @@ def test_metrics_are_written(tmp_path):
     build(tmp_path).run()
     metrics = rows(tmp_path)
     assert [row["step"] for row in metrics] == [4, 8, 12]
-    wanted = {"train/nats", "train/loss", "train/codes_used", "train/codes_perplexity", "validation/nats"}
-    assert wanted <= set(metrics[0])
+    assert {"train/nats", "train/loss", "validation/nats", "validation/codes_used"} <= set(metrics[0])
     assert all(math.isfinite(value) for row in metrics for value in row.values())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
+
+
+def test_usage_is_that_of_the_last_whole_epoch(tmp_path):
+    """50 images in steps of 24: an epoch ends with every third step, and an evaluation follows every second one."""
+    fit, counts = build(tmp_path, evaluate_every=2), []
+    step = fit.training_step
+
+    def counted():
+        handle = fit.module.quantizer.register_forward_hook(
+            lambda _, __, found: counts.append(torch.bincount(found.codes.flatten(), minlength=8))
+        )
+        step()
+        handle.remove()
+
+    fit.training_step = counted
+    fit.run()
+    for row in rows(tmp_path):
+        whole = row["step"] // 3 * 3
+        names = {name for name in row if name.startswith("train/codes")}
+        assert names == ({"train/codes_used", "train/codes_perplexity"} if whole else set())
+        if whole:
+            expected = usage(torch.stack(counts[whole - 3 : whole]).sum(0))
+            assert row["train/codes_used"] == expected.share
+            assert row["train/codes_perplexity"] == pytest.approx(expected.perplexity)
+
+
+class Line(nn.Module):
+    """A loss whose gradient is known: the slope of every weight is what its images say."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 4))
+
+    def forward(self, pixels):
+        loss = (self.weight * pixels.float().mean((0, 1))).sum() * 100
+        return Objective(loss, {"nats": loss.detach()})
+
+
+def test_a_step_has_the_rate_of_the_schedule_and_a_clipped_gradient(tmp_path):
+    fit, seen = build(tmp_path, Line(), steps=6, evaluate_every=6, clip=0.25, warmup=3), []
+    fit.optimizer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.append(([g["lr"] for g in optimizer.param_groups], fit.module.weight.grad.clone()))
+    )
+    for number in range(6):
+        fit.training_step()
+        rates, gradient = seen[number]
+        assert rates == [learning_rate(fit.settings, number)] * 2
+        raw = 100 * fit.train.batch(fit.order.indices(number), fit.order.epochs(number))[0].float().mean((0, 1))
+        assert raw.norm() > 10
+        torch.testing.assert_close(gradient, raw / raw.norm() * 0.25, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_covers_the_split_once(tmp_path):

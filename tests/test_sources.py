@@ -1,10 +1,15 @@
 """What refiners are trained on: the frozen level's word on the same parent codes, some of them replaced."""
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from vqstack.code_model import NO_LABEL, Parent, RefinerSettings, parent_of
+from vqstack.config import RunConfig
+from vqstack.images import load_splits, uniforms
 from vqstack.level import LevelSettings
+from vqstack.phases import Run
 from vqstack.sources import CodeSource, PixelSource, RefinerSource
 from vqstack.stack import Stack, StackSettings
 
@@ -85,3 +90,62 @@ def test_labels_come_along(stack):
     labels = torch.arange(40) % 3
     indices = torch.tensor([5, 1, 7])
     assert source(stack, 2, labels).batch(indices, None)[1].tolist() == [2, 1, 1]
+
+
+class Seen(Exception):
+    """Ends a phase before its first step."""
+
+
+def seen_by(image, draws, shift):
+    """A view of one image, pixel by pixel: moved by two draws, then mirrored by a third."""
+    rows, columns = (int(np.floor(draw * (2 * shift + 1))) - shift for draw in draws[2:4])
+    view = np.zeros_like(image)
+    for r in range(8):
+        for c in range(8):
+            from_column = 7 - c if draws[4] < 0.5 else c
+            source = r - rows, from_column - columns
+            if all(0 <= place < 8 for place in source):
+                view[0, r, c] = image[(0, *source)]
+    return view
+
+
+def test_every_phase_sees_augmented_images_through_the_frozen_levels(tmp_path, monkeypatch):
+    quantizer = {"kind": "lfq", "codebook_size": 64, "dim": 8}
+    config = RunConfig.model_validate(
+        {
+            "data": {"limit": 24},
+            "augment": {"shift": 2, "flip": True},
+            "levels": [{"map": m, "width": 8, "quantizer": quantizer} for m in ((4, 4), (2, 2))],
+            "prior": {"depth": 1, "dim": 8, "heads": 2},
+            "seed": 5,
+        }
+    )
+    run, taken = Run(config, tmp_path / "run", Accelerator(cpu=True)), {}
+    with torch.no_grad():
+        for parameter in run.model.stack.parameters():
+            parameter.normal_(std=0.5)
+
+    def phase(name, module, train, *others, **options):
+        taken[name] = train
+        raise Seen
+
+    monkeypatch.setattr("vqstack.phases.run.Fit", phase)
+    for begin in (lambda: run.train_level(1), lambda: run.train_level(2), run.train_prior):
+        with pytest.raises(Seen):
+            begin()
+    run.close()
+    indices, epochs = torch.tensor([3, 17, 3, 9, 0, 21]), torch.tensor([0, 0, 1, 7, 2, 2])
+    split = load_splits(config.data, ["train"])["train"]
+    for below, name in enumerate(("level-1", "level-2", "prior")):
+        draws = uniforms(config.seed + below, epochs, indices)
+        plain = split.pixels[indices]
+        views = [seen_by(image, draw, 2) for image, draw in zip(plain.numpy(), draws, strict=True)]
+        wanted = torch.from_numpy(np.stack(views))
+        assert not torch.equal(wanted, plain)
+        for number in range(1, below + 1):
+            wanted, plain = (run.model.stack.level(number).encode(x) for x in (wanted, plain))
+        assert not torch.equal(wanted, plain)
+        batch = taken[name].batch(indices, epochs)
+        assert torch.equal(batch[0], wanted)
+        if name == "prior":
+            assert torch.equal(batch[1], split.labels[indices])

@@ -74,7 +74,10 @@ def main(arguments: list[str]) -> None:
         map_shapes=[list(shape) for shape in model.stack.map_shapes],
         vocabularies=model.stack.codebook_sizes,
         fingerprint=fingerprint(model.stack.encoder_state()),
-        source=next(iter(splits.values())).source,
+        source={
+            **next(iter(splits.values())).source,
+            "held_out": [name for name, split in splits.items() if split.source["held_out"]],
+        },
         labelled=any(split.labelled for split in splits.values()),
     )
     # What was encoded before a kill, or is encoded by another process, must have been the same images.

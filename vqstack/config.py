@@ -132,7 +132,12 @@ class RunConfig(StackSettings):
         )
 
     def check_shapes(self, rows: int, columns: int) -> None:
-        """Every map must divide the one below it."""
+        """Every map must divide the one below it, and no shift may leave nothing of an image."""
+        if self.augment.shift >= min(rows, columns):
+            raise InputError(
+                f"augment.shift: {self.augment.shift} moves images of {rows}x{columns} pixels out of sight: choose at "
+                f"most {min(rows, columns) - 1}"
+            )
         below = self.pad_to or (rows, columns)
         for number, level in enumerate(self.levels, start=1):
             check_scale(number, below, level.map)
@@ -324,10 +329,13 @@ def _inside_the_box(printed: str) -> str:
     return " ".join(message)
 
 
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a command on ``sys.argv``; what ends it early is one line on standard error and an exit code (errors.py)."""
+def run_command(main: Callable[[list[str]], None], again: str = "to go on") -> None:
+    """Run a command on ``sys.argv``; what ends it early is one line on standard error and an exit code (errors.py).
+
+    ``again`` is what running it once more does after a signal.
+    """
     try:
-        with signals.stopping():
+        with signals.stopping(again):
             main(sys.argv[1:])
     except CommandError as error:
         _leave(f"error: {error}", error.exit_code)

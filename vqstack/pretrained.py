@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -61,6 +61,7 @@ def _finite(text: str) -> float:
     return value
 
 
+Module = TypeVar("Module", bound=nn.Module)
 Described = dict[str, tuple[str, tuple[int, ...]]]  # of each tensor its type and shape
 
 
@@ -106,10 +107,10 @@ class _Frugal(TorchDispatchMode):
             raise ValueError(f"the settings ask for a table of {count:,} numbers")
 
 
-def described_tensors(build: Callable[[], Any], limit: int) -> Described:
-    """What the state of a module will hold, found without taking memory for it.
+def without_memory(build: Callable[[], Module], limit: int) -> Module:
+    """The module that ``build`` makes, its large tables only described: good for counting, not for computing.
 
-    ValueError if the module has more than ``limit`` parameters, or much more memory besides its state than SPARE.
+    ValueError if it has more than ``limit`` parameters, or asks for a table of other numbers that is too large.
     """
     count = 0
 
@@ -122,9 +123,17 @@ def described_tensors(build: Callable[[], Any], limit: int) -> Described:
     hook = register_module_parameter_registration_hook(counted)
     try:
         with _Frugal():
-            module = build()
+            return build()
     finally:
         hook.remove()
+
+
+def described_tensors(build: Callable[[], nn.Module], limit: int) -> Described:
+    """What the state of a module will hold, found without taking memory for it.
+
+    ValueError as :func:`without_memory`, and if the module takes much more memory besides its state than SPARE.
+    """
+    module = without_memory(build, limit)
     state = module.state_dict()
     everything = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
     if everything > sum(tensor.nbytes for tensor in state.values()) + SPARE:
@@ -267,7 +276,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         """The file must hold exactly the tensors of the model that the settings describe, before any is allocated."""
         try:
             stored = read_header(path)
-            wanted = described_tensors(lambda: cls(settings), 4 * len(stored) + 1000)  # type: ignore[call-arg]
+            wanted = described_tensors(lambda: cast(nn.Module, cls(settings)), 4 * len(stored) + 1000)  # type: ignore[call-arg]
             if stored != wanted:
                 raise ValueError(_first_difference(stored, wanted))
             if checksum is not None and digest(path) != checksum:

@@ -1,14 +1,36 @@
 """What a configuration will cost, for --dry-run: maps, parameters, bits and an estimate of memory."""
 
 import math
+from collections.abc import Iterator
 
 from vqstack.config import RunConfig
+from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.pretrained import without_memory
+
+TENSORS = 10**5  # more than any model that could be trained has
+
+
+def growing_maps(settings: ModelSettings) -> Iterator[str]:
+    """A line for each level whose map can hold as many bits as what lies below it, or more: it need forget nothing."""
+    channels, rows, columns = settings.image_shape
+    below, what = channels * rows * columns * math.log2(settings.values), "the images hold"
+    for number, level in enumerate(settings.stack.levels, start=1):
+        bits = math.prod(level.map) * math.log2(level.quantizer.codebook_size)
+        if bits >= below:
+            yield (
+                f"levels.{number - 1}: its map can hold {bits:,.0f} bits where {what} at most {below:,.0f}: choose a "
+                "smaller map or codebook_size"
+            )
+        below, what = bits, f"the map of levels.{number - 1} holds"
 
 
 def describe(config: RunConfig, settings: ModelSettings) -> str:
     """Map shapes, the bits each can hold, parameter counts, and an estimate of training memory a process."""
-    model = HierarchicalModel(settings)
+    try:
+        model = without_memory(lambda: HierarchicalModel(settings), TENSORS)
+    except ValueError as error:
+        raise InputError(f"{error}: choose a smaller model") from error
     channels, rows, columns = settings.image_shape
     lines = [
         f"images   {channels}x{rows}x{columns}, {settings.values} values, {settings.classes} classes: "
@@ -26,9 +48,9 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         )
         blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
-        # own output, the quantizer three tables of distances.
+        # own output, the quantizer three tables of distances and one of int64, which is as large as two.
         floats = sites * (
-            6 * level.settings.width * (blocks + 2) + 4 * level.decoder.numbers + 3 * level.quantizer.size
+            6 * level.settings.width * (blocks + 2) + 4 * level.decoder.numbers + 5 * level.quantizer.size
         )
         memory = 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate
         together += memory

@@ -26,11 +26,11 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """A signal leaves at once, with :class:`Stopped`."""
+def stopping(again: str) -> Iterator[None]:
+    """A signal leaves at once, with :class:`Stopped`, which says what running the command ``again`` does."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(f"by {signal.Signals(number).name}; run the same command again to go on")
+        raise Stopped(f"by {signal.Signals(number).name}; run the same command again {again}")
 
     with _handled(stop):
         yield

@@ -85,7 +85,8 @@ class Fit:
         self.guard = Guard(name, module, accelerator, settings.max_bad_steps, folder)
         self.step, self.best = 0, math.inf
         self.totals = Totals()  # since the last evaluation
-        self.usage = Totals()  # over at least an epoch
+        self.usage = Totals()  # since the last epoch ended
+        self.epoch = Totals()  # the last whole epoch, rounded up to whole steps
         self.failures: dict[str, int] = {}  # evaluations and pictures that failed, by reason; on the main process
         self._group: Any = None
         if accelerator.num_processes > 1:  # decisions are taken on the CPU, where no device has to be waited for
@@ -161,6 +162,8 @@ class Fit:
         for objective, weight in parts:
             self.totals.add(objective, weight)
             self.usage.add(objective, weight)
+        if self.usage.weight * self.accelerator.num_processes >= (len(self.train) or STREAM_EPOCH):
+            self.epoch, self.usage = self.usage, Totals()
         if self.average is not None:
             self.average.update()
 
@@ -170,9 +173,10 @@ class Fit:
         A split that cannot be scored, a picture that cannot be drawn, a tracker that fails: reported, and counted in
         the metrics; training goes on.
         """
-        values = {f"train/{k}": v for k, v in self.totals.read(self.accelerator).items()}
+        means, use = self.totals.means(self.accelerator), self.epoch.use(self.accelerator)
+        values = {f"train/{k}": v for k, v in {**means, **use}.items()}
         self.totals = Totals()
-        self._watch_usage()
+        self._watch_usage(use)
         nats, better = None, ""
         try:
             nats, better = self._score(values)
@@ -209,15 +213,10 @@ class Fit:
         self.best = min(self.best, nats)
         return nats, better
 
-    def _watch_usage(self) -> None:
-        """Warn about a codebook that has collapsed, once an epoch has been seen."""
-        epoch = len(self.train) or STREAM_EPOCH
-        if self.usage.weight * self.accelerator.num_processes < epoch:
-            return
-        found, sizes = self.usage.read(self.accelerator), {n: len(c) for n, c in self.usage.histograms.items()}
-        self.usage = Totals()
-        for name, size in sizes.items():
-            perplexity = found[f"{name}_perplexity"]
+    def _watch_usage(self, use: dict[str, float]) -> None:
+        """Warn about a codebook that had collapsed in the last whole epoch."""
+        for name, counts in self.epoch.histograms.items():
+            perplexity, size = use[f"{name}_perplexity"], len(counts)
             if perplexity < self.settings.collapse * size and self.accelerator.is_main_process:
                 print(
                     f"warning: {self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
@@ -269,6 +268,7 @@ class Fit:
             "scaler": scaler.state_dict() if scaler is not None else {},
             "totals": self.totals.state(self.accelerator),
             "usage": self.usage.state(self.accelerator),
+            "epoch": self.epoch.state(self.accelerator),
             "guard": self.guard.state(),
             "failures": self.failures,
         }
@@ -299,6 +299,7 @@ class Fit:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.totals.load_state(state["totals"], self.accelerator)
         self.usage.load_state(state["usage"], self.accelerator)
+        self.epoch.load_state(state["epoch"], self.accelerator)
         self.guard.load_state(state["guard"])
         self.step, self.failures = state["step"], state["failures"]
 

@@ -42,8 +42,12 @@ def learning_rate(settings: FitSettings, step: int) -> float:
 
 
 def optimizer_for(module: nn.Module, settings: FitSettings, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it and the settings want it; vectors and embedding tables are not decayed."""
+    """AdamW, fused where the device has it and the settings want it; vectors and tables are not decayed.
+
+    Tables are embeddings and what says where a site lies (parameters called ``position``).
+    """
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(p) for name, p in module.named_parameters() if name.split(".")[-1] == "position"}
     trained = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 and id(p) not in tables]
     others = [p for p in trained if p.ndim <= 1 or id(p) in tables]

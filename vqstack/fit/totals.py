@@ -34,12 +34,20 @@ class Totals:
             self.histograms[name] = self.histograms.get(name, 0) + counts * (weight > 0)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all processes; of each histogram the share of used bins and the perplexity."""
+        """Means and use of the codes, over all processes."""
+        return {**self.means(accelerator), **self.use(accelerator)}
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the images of all processes."""
         device = accelerator.device
         names = sorted(self.metrics)
         row = torch.stack([self.metrics[n].float() for n in names] + [torch.tensor(float(self.weight), device=device)])
         *sums, weight = accelerator.reduce(row).tolist()
-        values = {n: s / max(weight, 1) for n, s in zip(names, sums, strict=True)}
+        return {n: s / max(weight, 1) for n, s in zip(names, sums, strict=True)}
+
+    def use(self, accelerator: Accelerator) -> dict[str, float]:
+        """Of each histogram, over all processes, the share of used bins and the perplexity."""
+        values: dict[str, float] = {}
         for name, counts in self.histograms.items():
             use = usage(accelerator.reduce(counts))
             values |= {f"{name}_used": use.share, f"{name}_perplexity": use.perplexity}
