@@ -644,30 +644,41 @@ def test_stochastic_codes_in_training_only(kind):
 # --- several processes, checkpoints, classes that are not used ------------------------------------------------------
 
 
+CASES = [("vq", 8, 0.9), ("cosine", 8, 0.9), ("vq", 8, 0.0), ("vq", 70, 0.9)]  # 70 codes: more than vectors, many dead
+
+
+def _course(kind, size, revival, rank, world):
+    """The state after each of six batches, of which process ``rank`` takes every ``world``-th image."""
+    torch.manual_seed(0)
+    quantizer, states = make(kind, size, 4, decay=0.5, revival=revival).train(), []
+    batches = torch.Generator().manual_seed(1)
+    for step in range(6):
+        images = torch.randn(8, 4, 2, 2, generator=batches)
+        if step == 0:
+            images[1::2] = 0  # the second process alone could not start on these
+        torch.manual_seed(100 * step + rank)
+        quantizer(images[rank::world])
+        states.append({k: v.clone() for k, v in quantizer.state_dict().items()})
+    return states
+
+
 def _process(rank, file, results):
-    """One of two processes: a probe that is constant on one of them, then a real batch that differs between them."""
+    """One of two processes."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    quantizer = make("vq", 8, 4).train()
-    torch.manual_seed(1 + rank)
-    quantizer(torch.zeros(4, 4, 2, 2) if rank else torch.randn(4, 4, 2, 2))
-    probed = quantizer.state_dict()["initialised"].item()
-    for _ in range(3):
-        quantizer(torch.randn(4, 4, 2, 2))
-    state = {k: v.clone() for k, v in quantizer.state_dict().items()}
-    torch.save({"probed": probed, "state": state}, f"{results}/{rank}.pt")
+    torch.save([_course(*case, rank, 2) for case in CASES], f"{results}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_decide_and_learn_as_one(tmp_path):
-    """Trap: k-means on one process alone waits for the other for ever."""
+    """Traps: k-means on one process alone waits for the other for ever; each drawing its own samples learns otherwise."""
     torch.multiprocessing.spawn(_process, (tmp_path / "meeting", tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    for process in (first, second):
-        assert not process["probed"]  # neither starts while one of them has nothing to start on
-        assert process["state"]["initialised"]
-    assert same(first["state"], second["state"])
+    for case, one, two in zip(CASES, first, second, strict=True):
+        for alone, left, right in zip(_course(*case, 0, 1), one, two, strict=True):
+            assert same(left, right)
+            for name, value in alone.items():
+                torch.testing.assert_close(left[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_quantizer_that_does_not_know_of_the_other_processes_is_refused(monkeypatch):

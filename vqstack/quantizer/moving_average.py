@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Bool, Float
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import kmeans
@@ -41,7 +42,9 @@ class MovingAverageVQ(NearestCode):
         # The library would start its k-means on whatever it sees first, in eval mode too; here the flag means "has seen
         # a real training batch" and this class decides when that is.
         self._state.initted.fill_(False)
-        self._pending = 0
+        # The library draws on each process for itself, and not what one process with the whole batch would draw.
+        self._state.replace = self._revive
+        self._pending, self._sites = 0, 1
         rename_state(
             self,
             {
@@ -65,7 +68,8 @@ class MovingAverageVQ(NearestCode):
             raise RuntimeError("quantizers were built before the processes had met: build none before Accelerator()")
         if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a checkpoint runs the forward pass again
             raise RuntimeError("activation checkpointing would move the codebook twice a step: leave the quantizer out")
-        self._pending += flat.shape[0] * flat.shape[1] * world
+        self._sites = flat.shape[1]
+        self._pending += flat.shape[0] * self._sites * world
         mean_use = self._pending / self.size
         if not self._state.initted:
             self._initialise(flat.detach(), mean_use)
@@ -102,31 +106,65 @@ class MovingAverageVQ(NearestCode):
     @torch.no_grad()
     def _initialise(self, flat: Float[Tensor, "b n d"], mean_use: float) -> None:
         """Start the codebook on a real batch: k-means, or the random codes with the use they are expected to have."""
-        data = self._state.transform_input(flat).flatten(0, 1)
+        data = self._state.transform_input(self._of_all(flat)).flatten(0, 1)
         spread = data.std(0)
-        real = (torch.isfinite(data).all() & (spread.max() > 0)).int()
-        if self._state.use_ddp:  # one answer for all: k-means on some processes only would wait for the others for ever
-            torch.distributed.all_reduce(real, torch.distributed.ReduceOp.MIN)
-        if not real:
+        if not (torch.isfinite(data).all() and spread.max() > 0):
             return  # a probe with constant input is not a real batch
         if self.settings.kmeans:
             if len(data) < self.size:  # too few vectors for K distinct means: add jittered copies
                 copies = data.repeat(math.ceil(self.size / len(data)), 1)
                 data = torch.cat([data, copies + 0.1 * spread * torch.randn_like(copies)])
                 data = self._state.transform_input(data)
-            means, _ = kmeans(
-                data[None],
-                self.size,
-                self._state.kmeans_iters,
-                use_cosine_sim=self.cosine,
-                sample_fn=self._state.sample_fn,
-                all_reduce_fn=self._state.kmeans_all_reduce_fn,
-            )
+            means, _ = kmeans(data[None], self.size, self._state.kmeans_iters, use_cosine_sim=self.cosine)
+            self._from_first(means)
             self._state.embed.copy_(means)
         # Every code starts with the use it can expect: neither dead at the first step nor too heavy to move.
         self._state.cluster_size.fill_(mean_use)
         self._state.embed_avg.copy_(self._state.embed * mean_use)
         self._state.initted.fill_(True)
+
+    @torch.no_grad()
+    def _revive(self, vectors: Float[Tensor, "1 n d"], batch_mask: Bool[Tensor, "1 K"], seq_mask: None = None) -> None:
+        """Move dead codes to vectors of the whole batch, no two to the same; the rest waits for a later step.
+
+        Takes the place of the library's ``replace``, whose arguments these are.
+        """
+        own, dead = self._state.transform_input(vectors)[0], batch_mask[0].nonzero()[:, 0]
+        rank, world = self._place()
+        total = len(own) * world
+        if len(dead) > total:
+            dead = dead[self._from_first(torch.randperm(len(dead), device=own.device)[:total])].sort().values
+        chosen = self._from_first(torch.randperm(total, device=own.device)[: len(dead)])
+        image, site = chosen // self._sites, chosen % self._sites
+        mine = image % world == rank  # process r has every world-th image of the batch
+        new = own.new_zeros(len(dead), self.dim)
+        new[mine] = own[(image // world * self._sites + site)[mine]]
+        if world > 1:
+            torch.distributed.all_reduce(new)
+        self._state.embed[0, dead] = new
+        self._state.cluster_size[0, dead] = self._state.reset_cluster_size
+        self._state.embed_avg[0, dead] = new * self._state.reset_cluster_size
+
+    def _place(self) -> tuple[int, int]:
+        """Number of this process, and of all."""
+        if not self._state.use_ddp:
+            return 0, 1
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def _of_all(self, flat: Float[Tensor, "b n d"]) -> Float[Tensor, "B n d"]:
+        """The vectors of the whole batch, in the order that one process would have them in."""
+        _, world = self._place()
+        if world == 1:
+            return flat
+        parts = [torch.empty_like(flat) for _ in range(world)]
+        torch.distributed.all_gather(parts, flat.contiguous())
+        return rearrange(torch.stack(parts), "w b n d -> (b w) n d")
+
+    def _from_first(self, drawn: Tensor) -> Tensor:
+        """What the first process has drawn, which draws what one process alone would."""
+        if self._state.use_ddp:
+            torch.distributed.broadcast(drawn, src=0)
+        return drawn
 
 
 class CosineVQ(MovingAverageVQ):
