@@ -220,6 +220,14 @@ def test_a_size_covers_and_crops_the_centre(tmp_path):
     assert (pixels == 200).all()
 
 
+def test_a_smaller_image_is_a_mean_of_the_larger_one(tmp_path):
+    """Without a filter before sampling, a fine pattern of black and white would stay black and white."""
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "board.png")
+    small = load_images([tmp_path / "board.png"], ImageSettings(source="parquet", files={"train": "x"}, size=(8, 8)))
+    assert (small.float() - 127.5).abs().max() < 8
+
+
 def test_what_is_kept_has_room_for_crops(tmp_path):
     image = np.arange(12 * 16, dtype=np.uint8).reshape(1, 1, 12, 16)
     settings = ImageSettings(source="array", files={"train": str(tmp_path / "a.npy")}, size=(4, 5), resize=(12, 16))

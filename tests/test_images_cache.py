@@ -11,6 +11,7 @@ from test_images import png, random_pixels, refused, write_parquet
 
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, image_shape, load_splits, num_classes
+from vqstack.images.cache import key
 
 
 @pytest.fixture
@@ -91,6 +92,26 @@ def test_a_file_that_changed_is_decoded_again(cache, settings, tmp_path):
         one.tobytes() for one in random_pixels(30)
     }
     assert before.shape[0] <= 30
+
+
+def test_a_file_that_changed_at_equal_size_is_decoded_again(cache, tmp_path):
+    pixels = random_pixels(30)[:, 0]
+    settings = ImageSettings(source="array", files={"train": str(tmp_path / "a.npy")}, validation=0, test=0)
+    for content in (pixels, 255 - pixels):
+        np.save(tmp_path / "a.npy", content)
+        assert np.array_equal(load_splits(settings, ["train"])["train"].pixels[:, 0], content)
+
+
+def test_files_of_equal_size_and_time_are_told_apart_by_their_path(cache, tmp_path):
+    pixels = random_pixels(30)[:, 0]
+    for name, content in (("a", pixels), ("b", 255 - pixels)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "x.npy", content)
+        os.utime(tmp_path / name / "x.npy", (1, 1))
+    settings = ImageSettings(source="array", files={"train": str(tmp_path / "*" / "x.npy")}, validation=0, test=0)
+    before = key(settings, "train")
+    (tmp_path / "b").rename(tmp_path / "c")
+    assert key(settings, "train") != before
 
 
 def test_a_build_that_failed_leaves_nothing(cache, tmp_path):

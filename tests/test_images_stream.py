@@ -198,6 +198,11 @@ sample_grid: 2
 """
 
 
+def test_stored_views_of_a_stream_are_refused(settings):
+    with pytest.raises(ValueError, match="augment.views"):
+        RunConfig(data=settings, augment=AugmentSettings(flip=True, views=2))
+
+
 def test_every_phase_trains_from_a_stream(settings, tmp_path):
     config = RunConfig.model_validate(yaml.safe_load(RECIPE) | {"data": settings.model_dump()})
     run = Run(config, tmp_path / "run", Accelerator(cpu=True))

@@ -671,7 +671,7 @@ def _process(rank, file, results):
 
 
 def test_two_processes_decide_and_learn_as_one(tmp_path):
-    """Traps: k-means on one process alone waits for the other for ever; each drawing its own samples learns otherwise."""
+    """Traps: k-means on one process alone waits for ever; processes that draw for themselves learn otherwise."""
     torch.multiprocessing.spawn(_process, (tmp_path / "meeting", tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for case, one, two in zip(CASES, first, second, strict=True):

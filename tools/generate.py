@@ -124,7 +124,13 @@ def starting_codes(command: Command, model: HierarchicalModel) -> torch.Tensor |
         stored.check(fingerprint(model.stack.encoder_state()), model.stack.map_shapes, model.stack.codebook_sizes)
         if split not in stored.splits:
             raise InputError(f"--split: {split} is not in {command.codes}: choose one of {', '.join(stored.splits)}")
-        return stored.read(split).codes[level - 1]
+        parts, left = [], command.num or stored.splits[split]
+        for block in stored.blocks(split):  # no more than are wanted
+            parts.append(block.codes[level - 1][:left])
+            left -= len(parts[-1])
+            if left <= 0:
+                break
+        return torch.cat(parts)
     if command.images:
         channels, rows, columns = model.stack.shape
         changes = {"size": (rows, columns), "channels": channels, "values": model.stack.values}

@@ -103,6 +103,8 @@ class RunConfig(StackSettings):
             )
         if self.augment.crop == "random" and self.data.resize in (None, self.data.size):
             raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
+        if self.augment.views and self.data.streaming:
+            raise ValueError("augment.views stores codes of a split, and a stream is encoded on the way: leave one out")
         check_refiners(self.refiners, len(self.levels))
         if self.joint and self.levels_from is not None:
             raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")

@@ -163,7 +163,8 @@ class CodeDataset:
     Opening reads the manifest and what the files say about themselves; the codes are read and checked shard by shard.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder)
         self.folder = folder
         self._manifest = read_manifest(folder)
         for split in self._manifest.splits:

@@ -34,7 +34,7 @@ PIXELS, INDEX, LABELS, META = "pixels.npy", "index.npy", "labels.npy", "meta.jso
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """What the cache holds of a split; the pixels are a memory map that may be written to without changing the file."""
+    """What the cache holds of a split; the arrays are memory maps that may be written to without changing the files."""
 
     folder: Path
     pixels: NDArray[np.uint8]  # [n, c, h, w]
@@ -74,7 +74,7 @@ def cache_folder() -> Path:
 
 def key(settings: ImageSettings, name: str) -> str:
     """Name of a split in the cache."""
-    files = [(path, status.st_size, status.st_mtime_ns) for path, status in map(_status, local_files(settings))]
+    files = [_state(path) for path in local_files(settings)]
     what = [FORMAT, name, settings.model_dump(mode="json", exclude=FOR_TRAINING), files]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -127,10 +127,10 @@ def read(folder: Path) -> Stored:
         for name in (INDEX, LABELS):
             if name in files and digest(folder / name) != files[name]:
                 raise ValueError(f"{name} is not what was written")
-        labels = np.load(folder / LABELS) if LABELS in files else None
+        labels = np.load(folder / LABELS, mmap_mode="c") if LABELS in files else None
         # Copy on write: torch wants arrays that can be written to, and the file must stay as it is.
         pixels = np.load(folder / PIXELS, mmap_mode="c")
-        return Stored(folder, pixels, np.load(folder / INDEX), labels, meta, files[PIXELS])
+        return Stored(folder, pixels, np.load(folder / INDEX, mmap_mode="c"), labels, meta, files[PIXELS])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _broken(folder, str(error)) from error
 
@@ -163,5 +163,10 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         lock.release()
 
 
-def _status(path: str) -> tuple[str, os.stat_result]:
-    return path, os.stat(path)
+def _state(path: str) -> tuple[str, int, int]:
+    """Path, size in bytes and time of change in ns; of a link that leads nowhere the path alone."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return path, -1, -1  # what becomes of it is decided where it is read
+    return path, status.st_size, status.st_mtime_ns

@@ -5,18 +5,24 @@ Everything but digits and arrays goes through Hugging Face ``datasets``, mapped 
 
 import glob
 import inspect
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vqstack.errors import InputError
 from vqstack.images.settings import SPLITS, ImageSettings
 
+logger = logging.getLogger(__name__)
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target", "digit", "cls", "y")
 
@@ -95,10 +101,55 @@ def local_files(settings: ImageSettings) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         if "://" not in pattern:
-            for path in glob.glob(pattern, recursive=True):
-                inside = (os.path.join(folder, file) for folder, _, files in os.walk(path) for file in files)
+            for path in matches(pattern):
+                walked = os.walk(path, followlinks=True)  # class folders may be links
+                inside = (os.path.join(folder, file) for folder, _, files in walked for file in files)
                 found.extend(inside if os.path.isdir(path) else [path])
     return sorted(os.path.abspath(path) for path in found)
+
+
+def matches(pattern: str) -> list[str]:
+    """The files or folders of a path, which may hold the signs of a glob itself, or of a glob."""
+    return [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+
+
+def guarded(rows: Iterable[Any], where: str, settings: ImageSettings) -> Iterator[Any]:
+    """Rows of a stream; the libraries raise dozens of types for networks, file systems and broken archives."""
+    try:
+        with _silence():
+            yield from rows
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        found = damaged(settings)
+        raise InputError(found or f"{where}: cannot be read ({reason}); check the files and the network") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Inside, ``datasets`` logs nothing: what it logs as an error it raises as well."""
+    import datasets
+
+    loud = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(loud)
+
+
+def damaged(settings: ImageSettings) -> str | None:
+    """The first shard on this machine that cannot be opened, and why: the libraries do not say which it was."""
+    for path in local_files(settings):
+        try:
+            if settings.source == "parquet":
+                pq.ParquetFile(path).close()
+            elif settings.source == "webdataset":
+                with tarfile.open(path) as archive:
+                    archive.getmembers()
+        except Exception as error:
+            reason = " ".join(f"{error}".split())
+            return f"{path}: cannot be read ({reason}); repair it, or leave it out of files"
+    return None
 
 
 def check_labels(labels: Any, count: int, where: str, names: list[str] | None) -> NDArray[np.int64] | None:
@@ -149,27 +200,66 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
         datasets.disable_progress_bars()
     path, _, configuration = (str(settings.name) if settings.source == "hub" else settings.source).partition(":")
     for split, pattern in settings.files.items():
-        if "://" not in pattern and not glob.glob(pattern, recursive=True):
+        if "://" not in pattern and not matches(pattern):
             raise InputError(f"{pattern}: no such file (the {split} split of source {path}); correct the path in files")
+        if settings.source == "imagefolder" and os.path.isfile(pattern):
+            raise InputError(f"{pattern}: a file where source imagefolder wants a folder; correct the path in files")
+    for link in (path for path in local_files(settings) if not os.path.exists(path)):  # the loader says nothing of them
+        if settings.on_error == "refuse":
+            raise InputError(f"{link}: a link that leads nowhere; mend or remove it, or set on_error to skip")
+        logger.warning("%s: a link that leads nowhere, left out", link)
     files: dict[str, str] = {str(split): pattern for split, pattern in settings.files.items()}
     arguments: dict[str, Any] = {"name": configuration or None, "data_files": files or None}
     if settings.source == "hub":
         arguments["revision"] = settings.revision
     if settings.source == "imagefolder":
-        arguments["data_files"] = {split: f"{folder.rstrip('/')}/**" for split, folder in files.items()}
-        # Left to itself the loader would take the names of flat train and test folders for two classes.
-        local = [folder for folder in files.values() if "://" not in folder]
-        if local and not any(glob.glob(f"{glob.escape(folder)}/*/") for folder in local):
-            arguments["drop_labels"] = True
-    loud = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error it raises as well
+        arguments["data_files"] = {split: _inside(folder) for split, folder in files.items()}
+        if not any("://" in folder for folder in files.values()):
+            # The loader drops all labels where one path is of another depth, or beside a metadata.csv: see _class_of.
+            arguments |= {"drop_labels": True, "drop_metadata": settings.label_column is None}
     try:
-        return dict(datasets.load_dataset(path, streaming=streaming, **arguments))
+        with _silence():
+            return dict(datasets.load_dataset(path, streaming=streaming, **arguments))
     except Exception as error:  # the library raises dozens of types for a name, a network or a file that is not there
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise InputError(f"{settings}: cannot be loaded ({reason}); check the name, the files, the network") from error
-    finally:
-        datasets.logging.set_verbosity(loud)
+        remedy = "check the name, the files, the network"
+        if isinstance(error, ImportError) or isinstance(error.__cause__, ImportError):
+            remedy = (
+                'install what opens such addresses: pip install "vqstack[remote]" (https://) or "vqstack[s3]" (s3://)'
+            )
+        found = damaged(settings)
+        raise InputError(found or f"{settings}: cannot be loaded ({reason}); {remedy}") from error
+
+
+def _inside(folder: str) -> list[str]:
+    """Patterns of all files below a folder. ``**`` passes over links, so a linked class folder is named itself."""
+    if "://" in folder:
+        return [f"{folder.rstrip('/')}/**"]
+    children = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    if not any(entry.is_symlink() and entry.is_dir() for entry in children):
+        return [f"{glob.escape(folder.rstrip('/'))}/**"]
+    return [glob.escape(entry.path) + ("/**" if entry.is_dir() else "") for entry in children]
+
+
+def _folder_classes(settings: ImageSettings) -> list[str]:
+    """Names of the folders inside the first split's folder; one folder alone tells nothing apart."""
+    folder = next(settings.files[name] for name in SPLITS if name in settings.files)
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return names if len(names) > 1 else []
+
+
+def _with_class(row: dict[str, Any], column: str, root: str, numbers: dict[str, int]) -> dict[str, Any]:
+    return row | {"label": _class_of(row[column]["path"], root, numbers)}
+
+
+def _class_of(path: str, root: str, numbers: dict[str, int]) -> int:
+    """The class of an image: the folder below ``root`` that it lies in."""
+    name, inside, _ = os.path.relpath(path, root).partition(os.sep)
+    if inside and name in numbers:
+        return numbers[name]
+    known = f"the classes are the folders {', '.join(list(numbers)[:5])}{' …' if len(numbers) > 5 else ''}"
+    problem = f"its folder {name} is no class of train" if inside else "lies beside the folders of the classes"
+    raise InputError(f"{path}: {problem} ({known}); move it into one of them, or away")
 
 
 def _columns(rows: Any, where: str, settings: ImageSettings, folder: str | None) -> Streamed:
@@ -188,12 +278,27 @@ def _columns(rows: Any, where: str, settings: ImageSettings, folder: str | None)
     usual = [name for name in LABEL_NAMES if name in (classes or whole)][:1]
     fitting = list(dict.fromkeys(classes + whole)) if settings.label_column else usual or classes
     label_column, class_names = settings.label_column, None
+    root = os.path.abspath(folder) if settings.source == "imagefolder" and folder and "://" not in folder else None
+    numbers: dict[str, int] = {}
+    if root is not None and label_column is None:
+        numbers = {name: number for number, name in enumerate(_folder_classes(settings))}
+        if numbers and not any(entry.is_dir() for entry in os.scandir(root)):
+            logger.warning("%s: no folders of classes inside, so its images have no labels", where)
+            numbers = {}
+    words = [name for name in LABEL_NAMES if getattr(types.get(name), "dtype", "") in ("string", "large_string")]
+    if words and not (fitting or label_column or numbers):
+        logger.warning("%s: column %s holds text, so there are no labels; store class numbers", where, words[0])
     if fitting or label_column:
         label_column = _choose("label", label_column, fitting, list(types), where)
         class_names = list(types[label_column].names) if label_column in classes else None
     rows = rows.select_columns([image_column, *([label_column] if label_column else [])])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    root = os.path.abspath(folder) if settings.source == "imagefolder" and folder and "://" not in folder else None
+    if numbers and root is not None:
+        label_column, class_names = "label", list(numbers)
+        if isinstance(rows, datasets.Dataset):
+            rows = rows.add_column("label", [_class_of(record["path"], root, numbers) for record in rows[image_column]])
+        else:
+            rows = rows.map(partial(_with_class, column=image_column, root=root, numbers=numbers))
     return Streamed(where, rows, image_column, label_column, class_names, root)
 
 

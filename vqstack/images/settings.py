@@ -80,6 +80,8 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError("the digits are 8x8 of 17 grey values: set values to 17, channels to 1, leave size empty")
         if self.source == "hub" and not self.name:
             raise ValueError("source hub needs name, for example ylecun/mnist")
+        if self.source != "hub" and (self.splits or self.name or self.revision):
+            raise ValueError(f"name, revision and splits are of source hub, not of {self.source}: leave them out")
         if self.source not in ("digits", "hub") and not self.files:
             raise ValueError(f"source {self.source} needs files: a path for each of train, validation, test")
         if self.resize and not (self.size and all(r >= s for r, s in zip(self.resize, self.size, strict=True))):

@@ -20,7 +20,7 @@ from vqstack.errors import InputError
 from vqstack.images.cache import Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
 from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
-from vqstack.images.records import Records, Streamed, check_labels, open_records, open_streams, shuffled
+from vqstack.images.records import Records, Streamed, check_labels, guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
 from vqstack.images.views import center
 from vqstack.shapes import Labels, Pixels
@@ -172,7 +172,10 @@ def _write(folder: Path, batches: Iterable[_Batch], total: int, settings: ImageS
             writer.append([image for image in images if not isinstance(image, str)])
             good = [i for i, image in enumerate(images) if not isinstance(image, str)]
             index += [batch.positions[i] for i in good]
-            labels = None if labels is None or batch.labels is None else labels + [batch.labels[i] for i in good]
+            if labels is not None and batch.labels is not None:
+                labels.extend(batch.labels[i] for i in good)
+            else:
+                labels = None
             progress.update(len(images))
         where = meta["origin"]
         if not index:
@@ -269,7 +272,7 @@ class _Streams:
 
     def images(self) -> Iterator[NDArray[np.uint8]]:
         split = next(iter(self.splits.values()))
-        for row in split.rows:
+        for row in guarded(split.rows, split.where, self.settings):
             batch = _Batch([row[split.image_column]], [split.where], [0], None)
             yield from _readable(batch, self.settings)
 
@@ -290,14 +293,14 @@ class _Streams:
         seed, taken = self.settings.seed, 0
         records: list[Any] = []
         labels: list[int] | None = [] if split.label_column else None
-        for row in shuffled(split.rows, self.settings, seed):
+        for row in guarded(shuffled(split.rows, self.settings, seed), split.where, self.settings):
             if taken == self.limit:
                 break
             record = row[split.image_column]
             if limits[0] <= place(digest(record, seed, split.root)) < limits[1]:
                 records.append(record)
                 if labels is not None:
-                    labels.append(row[split.label_column])
+                    labels.append(known(row[split.label_column], split.where))
                 taken += 1
                 if len(records) == FETCH:
                     yield self._batch(split, records, taken, labels)
@@ -315,6 +318,13 @@ def image_name(where: str, position: int, record: Any) -> str:
     """What a person finds the image by."""
     path = record["path"] if isinstance(record, dict) else None
     return f"{where}, image {position}" + (f" ({path})" if path else "")
+
+
+def known(label: Any, where: str) -> int:
+    """A class number, or InputError."""
+    if not isinstance(label, int):
+        raise InputError(f"{where}: an image with label {label}; store a class number for each")
+    return label
 
 
 def _readable(batch: _Batch, settings: ImageSettings) -> Iterator[NDArray[np.uint8]]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from vqstack.errors import InputError
 from vqstack.images.decode import CHUNK, decode_all
 from vqstack.images.parts import bounds, digest, place
-from vqstack.images.records import Streamed, open_streams, shuffled
+from vqstack.images.records import Streamed, guarded, open_streams, shuffled
 from vqstack.images.settings import ImageSettings
 
 AHEAD = 2  # batches that each worker decodes ahead of what is used
@@ -90,13 +90,10 @@ class ImageStream:
 
     def of_worker(self) -> Iterator[StreamBatch]:
         """What one worker does; an exception would reach the main process as a traceback, so it is handed over."""
-        where = self.split.where
         try:
             yield from self._batched(self._rows())
         except InputError as error:
             yield _problem(str(error))
-        except Exception as error:  # of a file system, a network, a broken archive: the libraries raise dozens of types
-            yield _problem(f"{where}: cannot be read ({' '.join(str(error).split())}); check the files and the network")
 
     def _rows(self) -> Iterator[_Row]:
         """Rows of the train part, without end, after those that are passed over."""
@@ -104,7 +101,7 @@ class ImageStream:
         for epoch in count():
             self.rows.set_epoch(epoch)
             seen = 0
-            for row in self.rows:
+            for row in guarded(self.rows, self.split.where, self.settings):
                 record = row[self.split.image_column]
                 image = digest(record, self.settings.seed, self.split.root)
                 if self.limits[0] <= place(image) < self.limits[1]:

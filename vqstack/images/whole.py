@@ -21,9 +21,9 @@ from tqdm import tqdm
 from vqstack.errors import InputError
 from vqstack.images.decode import decode_all
 from vqstack.images.parts import FETCH, digest, partition, place
-from vqstack.images.records import Streamed, check_labels, open_streams
+from vqstack.images.records import Streamed, check_labels, guarded, open_streams
 from vqstack.images.settings import SPLITS, ImageSettings
-from vqstack.images.splits import Part, check_classes, described, image_name, skipped
+from vqstack.images.splits import Part, check_classes, described, image_name, known, skipped
 from vqstack.images.views import center
 
 
@@ -68,7 +68,9 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
     digests: list[bytes] = []
     failed: dict[int, str] = {}
     shape: tuple[int, ...] = ()
-    rows = iter(tqdm(_rows(stream), desc=f"looking through {stream.where}", unit="img", disable=None, leave=False))
+    rows = iter(
+        tqdm(_rows(stream, settings), desc=f"looking through {stream.where}", unit="img", disable=None, leave=False)
+    )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while chunk := list(islice(rows, FETCH)):
             numbers, records = [number for number, _ in chunk], [row[stream.image_column] for _, row in chunk]
@@ -79,7 +81,7 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
             digests += [b"" if isinstance(image, str) else _digest(image) for image in images]
             places += [place(digest(record, settings.seed, stream.root)) for record in records]
             if labels is not None:
-                labels += [row[stream.label_column] for _, row in chunk]
+                labels += [known(row[stream.label_column], stream.where) for _, row in chunk]
     checked = None if labels is None else check_labels(np.array(labels), len(places), stream.where, stream.class_names)
     return _Stored(np.array(places), checked, digests, failed, shape)
 
@@ -151,7 +153,7 @@ class WholeSplit:
     def _records(self, wanted: Iterable[int]) -> Iterator[Any]:
         for position in wanted:
             if position <= self._passed or self._passed < 0:
-                self._rows = _rows(self.stream)
+                self._rows = _rows(self.stream, self.settings)
             row = next((row for number, row in self._rows if number == position), None)
             if row is None:
                 raise InputError(f"{self.stream.where}: has fewer images than when it was read first; start again")
@@ -159,10 +161,6 @@ class WholeSplit:
             yield row[self.stream.image_column]
 
 
-def _rows(stream: Streamed) -> Iterator[tuple[int, Any]]:
-    """Rows and their positions. The libraries raise dozens of types for networks, file systems and archives."""
-    try:
-        yield from enumerate(stream.rows)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{stream.where}: cannot be read ({reason}); check the files and the network") from error
+def _rows(stream: Streamed, settings: ImageSettings) -> Iterator[tuple[int, Any]]:
+    """Rows and their positions."""
+    return enumerate(guarded(stream.rows, stream.where, settings))

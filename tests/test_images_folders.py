@@ -1,0 +1,135 @@
+"""Classes of image folders, whatever else lies there, and shards and links that cannot be read."""
+
+import os
+import tarfile
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_images import png, random_pixels, refused, write_parquet
+
+from vqstack.images import ImageSettings, load_splits
+
+
+def classes(folder, names=("a", "b"), count=6) -> str:
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for i, pixels in enumerate(random_pixels(count)):
+            pixels[:] = number  # each image tells its class
+            (folder / name / f"{i}.png").write_bytes(png(pixels))
+    return str(folder)
+
+
+def settings(train, **changes) -> ImageSettings:
+    files = {"train": str(train)} | {name: str(changes.pop(name)) for name in ("test",) if name in changes}
+    return ImageSettings(**{"source": "imagefolder", "files": files, "validation": 0.2, "limit": 40} | changes)
+
+
+def check(found) -> None:
+    """Every image has the class that its pixels tell."""
+    for split in found.values():
+        assert split.class_names == ["a", "b"]
+        assert np.array_equal(split.labels.numpy(), split.pixels.numpy()[:, 0, 0, 0])
+
+
+@pytest.fixture(params=[False, True], ids=["mapped", "streamed"])
+def how(request):
+    changes = {"streaming": True, "workers": 0} if request.param else {}
+    return changes | {"size": (5, 7)}
+
+
+def test_classes_stay_where_another_split_has_none(tmp_path, how, caplog):
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "0.png").write_bytes(png(random_pixels(1)[0]))
+    found = load_splits(settings(classes(tmp_path / "train"), test=tmp_path / "flat", **how))
+    assert found.pop("test").labels is None
+    assert "no folders of classes" in caplog.text
+    check(found)
+
+
+def test_classes_of_splits_at_other_depths(tmp_path, how):
+    check(load_splits(settings(classes(tmp_path / "train"), test=classes(tmp_path / "x" / "y" / "test"), **how)))
+
+
+def test_classes_beside_a_table_of_captions(tmp_path, how):
+    train = classes(tmp_path / "train")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na/0.png,one\n")
+    check(load_splits(settings(train, **how)))
+
+
+def test_class_folders_that_are_links_and_their_new_files(tmp_path, how):
+    classes(tmp_path / "real")
+    (tmp_path / "[linked]").mkdir()
+    for name in "ab":
+        os.symlink(tmp_path / "real" / name, tmp_path / "[linked]" / name)
+    before = load_splits(settings(tmp_path / "[linked]", **how))
+    check(before)
+    (tmp_path / "real" / "a" / "new.png").write_bytes(png(random_pixels(1)[0] * 0))
+    after = load_splits(settings(tmp_path / "[linked]", **how))
+    assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
+
+
+def test_images_without_a_class_are_refused_by_name(tmp_path, how):
+    train = classes(tmp_path / "train")
+    test = classes(tmp_path / "test", ("a", "c"))
+    refused(lambda: load_splits(settings(train, test=test, **how)), f"{test}/c/", "no class of train")
+    (tmp_path / "train" / "stray.png").write_bytes(png(random_pixels(1)[0]))
+    refused(lambda: load_splits(settings(train, **how)), "stray.png", "beside")
+
+
+def test_links_that_lead_nowhere(tmp_path, how, caplog):
+    train = classes(tmp_path / "train")
+    os.symlink("/nowhere/x.png", tmp_path / "train" / "a" / "x.png")
+    refused(lambda: load_splits(settings(train, **how)), "a/x.png", "leads nowhere")
+    check(load_splits(settings(train, on_error="skip", **how)))
+    assert "a/x.png" in caplog.text
+
+
+def tar(path, labelled=True) -> bytes:
+    with tarfile.open(path, "w") as archive:
+        for i, pixels in enumerate(random_pixels(20)):
+            parts = {"png": png(pixels)} | ({"cls": str(i % 3).encode()} if labelled else {})
+            for kind, content in parts.items():
+                member = tarfile.TarInfo(f"{path.stem}{i:03d}.{kind}")
+                member.size = len(content)
+                archive.addfile(member, BytesIO(content))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("rest", [0, 9999])
+def test_a_cut_off_tar_is_named(tmp_path, how, rest):
+    tar(tmp_path / "0.tar")
+    (tmp_path / "1.tar").write_bytes(tar(tmp_path / "1.tar")[:rest])
+    shards = settings(tmp_path / "*.tar", source="webdataset", **how)
+    refused(lambda: load_splits(shards), f"{tmp_path}/1.tar: cannot be read", "repair it")
+
+
+def test_a_cut_off_parquet_file_is_named(tmp_path, how):
+    for number in "01":
+        write_parquet(tmp_path / f"{number}.parquet", random_pixels(20))
+    (tmp_path / "1.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:600])
+    shards = settings(tmp_path / "*.parquet", source="parquet", **how)
+    refused(lambda: load_splits(shards), f"{tmp_path}/1.parquet: cannot be read", "repair it")
+
+
+def test_images_without_a_label_among_others(tmp_path, how):
+    write_parquet(tmp_path / "0.parquet", random_pixels(30), [0, 1, None] * 10)
+    refused(lambda: load_splits(settings(tmp_path / "0.parquet", source="parquet", **how)), "store a class number")
+    tar(tmp_path / "0.tar")
+    tar(tmp_path / "1.tar", labelled=False)
+    refused(lambda: load_splits(settings(tmp_path / "*.tar", source="webdataset", **how)), "store a class number")
+
+
+def test_labels_that_are_text_are_said(tmp_path, how, caplog):
+    images = pa.array([{"bytes": png(one), "path": None} for one in random_pixels(20)])
+    pq.write_table(pa.table({"image": images, "label": list("ab") * 10}), tmp_path / "0.parquet")
+    assert load_splits(settings(tmp_path / "0.parquet", source="parquet", **how))["train"].labels is None
+    assert "column label holds text" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"name": "x"}, {"revision": "x"}, {"splits": {"test": "x"}}])
+def test_settings_of_the_hub_are_refused_elsewhere(changes):
+    with pytest.raises(ValueError, match="leave them out"):
+        settings("x", **changes)
