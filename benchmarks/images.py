@@ -63,7 +63,10 @@ def stream(data: Path, file: str, count: int) -> dict:
         next(batches)
     speed = count / (time.perf_counter() - begun)
     batches.close()  # workers end, and what they used is known
-    own, workers = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    # The resource usage of a process begins with that of the one that started it; its address space does not.
+    status = Path("/proc/self/status").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))  # KiB, as below
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {"images_per_second": speed, "peak_mib": own / 1024, "peak_of_a_worker_mib": workers / 1024}
 
 
@@ -186,6 +189,8 @@ def main() -> None:
             for comparison in part(options, device):
                 row = compare(comparison, options.repeats, device)
                 print(row, flush=True)
+                pairs = ", ".join(f"{ratio:.3f}" for ratio in sorted(row.ratios))
+                print(f"   {row.ours_per_second:,.0f} images/s; ratios of the pairs: {pairs}")
                 found[name] = vars(row)
     if "stream" in options.only:
         found["stream"] = streams(options)

@@ -9,6 +9,7 @@ on where it stopped; the bytes are the same either way.
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -23,6 +24,8 @@ from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, s
 from vqstack.model import HierarchicalModel
 from vqstack.phases import check_images, named_run
 from vqstack.pretrained import find_artefact
+
+OF_A_SPLIT = ("origin", "held_out", "skipped")
 
 
 class Command(BaseModel):
@@ -47,6 +50,14 @@ def encoded(
     for start in range(shard.start, end, batch_size):
         part = split.part(slice(start, min(start + batch_size, end)))
         yield StoredCodes(part.index, part.labels, model.encode(part.pixels.to(model.device)))
+
+
+def source_of(splits: Mapping[str, ImageSplit] | Mapping[str, WholeSplit]) -> dict[str, Any]:
+    """Where the images came from: what holds for all splits, and what each of them has of its own."""
+    first = next(iter(splits.values())).source
+    common = {name: value for name, value in first.items() if name not in OF_A_SPLIT}
+    own = {name: {key: split.source[key] for key in OF_A_SPLIT} for name, split in splits.items()}
+    return common | {"splits": own}
 
 
 def every_split(settings: ImageSettings, accelerator: Accelerator) -> Mapping[str, ImageSplit | WholeSplit]:
@@ -74,10 +85,7 @@ def main(arguments: list[str]) -> None:
         map_shapes=[list(shape) for shape in model.stack.map_shapes],
         vocabularies=model.stack.codebook_sizes,
         fingerprint=fingerprint(model.stack.encoder_state()),
-        source={
-            **next(iter(splits.values())).source,
-            "held_out": [name for name, split in splits.items() if split.source["held_out"]],
-        },
+        source=source_of(splits),
         labelled=any(split.labelled for split in splits.values()),
     )
     # What was encoded before a kill, or is encoded by another process, must have been the same images.
