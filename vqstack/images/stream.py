@@ -94,6 +94,9 @@ class ImageStream:
             yield from self._batched(self._rows())
         except InputError as error:
             yield _problem(str(error))
+        except Exception as error:  # whatever the libraries raise that is not of reading a row
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            yield _problem(f"{self.split.where}: cannot be read ({reason}); check the files and the network")
 
     def _rows(self) -> Iterator[_Row]:
         """Rows of the train part, without end, after those that are passed over."""
