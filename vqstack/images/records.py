@@ -231,11 +231,17 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
         raise InputError(found or f"{settings}: cannot be loaded ({reason}); {remedy}") from error
 
 
+def _entries(folder: str) -> list["os.DirEntry[str]"]:
+    """What lies in a folder, hidden entries left out."""
+    with os.scandir(folder) as found:
+        return [entry for entry in found if not entry.name.startswith(".")]
+
+
 def _inside(folder: str) -> list[str]:
     """Patterns of all files below a folder. ``**`` passes over links, so a linked class folder is named itself."""
     if "://" in folder:
         return [f"{folder.rstrip('/')}/**"]
-    children = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    children = _entries(folder)
     if not any(entry.is_symlink() and entry.is_dir() for entry in children):
         return [f"{glob.escape(folder.rstrip('/'))}/**"]
     return [glob.escape(entry.path) + ("/**" if entry.is_dir() else "") for entry in children]
@@ -244,7 +250,7 @@ def _inside(folder: str) -> list[str]:
 def _folder_classes(settings: ImageSettings) -> list[str]:
     """Names of the folders inside the first split's folder; one folder alone tells nothing apart."""
     folder = next(settings.files[name] for name in SPLITS if name in settings.files)
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
     return names if len(names) > 1 else []
 
 
@@ -282,7 +288,7 @@ def _columns(rows: Any, where: str, settings: ImageSettings, folder: str | None)
     numbers: dict[str, int] = {}
     if root is not None and label_column is None:
         numbers = {name: number for number, name in enumerate(_folder_classes(settings))}
-        if numbers and not any(entry.is_dir() for entry in os.scandir(root)):
+        if numbers and not any(entry.is_dir() for entry in _entries(root)):
             logger.warning("%s: no folders of classes inside, so its images have no labels", where)
             numbers = {}
     words = [name for name in LABEL_NAMES if getattr(types.get(name), "dtype", "") in ("string", "large_string")]
