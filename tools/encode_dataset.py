@@ -52,7 +52,7 @@ def encoded(
         yield StoredCodes(part.index, part.labels, model.encode(part.pixels.to(model.device)))
 
 
-def source_of(splits: Mapping[str, ImageSplit] | Mapping[str, WholeSplit]) -> dict[str, Any]:
+def source_of(splits: Mapping[str, ImageSplit | WholeSplit]) -> dict[str, Any]:
     """Where the images came from: what holds for all splits, and what each of them has of its own."""
     first = next(iter(splits.values())).source
     common = {name: value for name, value in first.items() if name not in OF_A_SPLIT}
