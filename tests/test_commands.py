@@ -206,7 +206,8 @@ def test_a_code_data_set(run_folder, code_folder, tmp_path):
     manifest = json.loads((code_folder / "manifest.json").read_text())
     assert manifest["map_shapes"] == [[4, 4], [2, 2]]
     assert manifest["vocabularies"] == [8, 4]
-    assert sorted(manifest["source"]["held_out"]) == ["test", "validation"]
+    held_out = {name for name, split in manifest["source"]["splits"].items() if split["held_out"]}
+    assert held_out == {"test", "validation"}
     dataset = load_dataset(str(code_folder), cache_dir=str(tmp_path))
     assert {name: len(split) for name, split in dataset.items()} == SPLITS
     assert dataset["test"].column_names == ["index", "label", "codes_1", "codes_2"]
