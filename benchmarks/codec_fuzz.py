@@ -8,6 +8,7 @@ that takes longer than ``--seconds``, is a failure: it is printed with its seed,
 """
 
 import argparse
+import binascii
 import contextlib
 import io
 import json
@@ -91,7 +92,14 @@ def swap(content: bytes, other: bytes, generator: random.Random) -> bytes:
 def rewrite(content: bytes, other: bytes, generator: random.Random) -> bytes:
     """A field of an archive's header takes another value, its check is right; a single file gets another size."""
     if content[4] != 1:
-        return content[:17] + bytes([generator.randrange(1, 256) & 127, generator.randrange(1, 128)]) + content[19:]
+        size = bytes([generator.randrange(1, 256) & 127, generator.randrange(1, 128)])
+        end = 17
+        for _ in range(2 + (content[4] >> 3)):  # rows, columns and the lengths, numbers of seven bits a byte
+            while content[end] >= 128:
+                end += 1
+            end += 1
+        header = content[:17] + size + content[19:end]
+        return header + struct.pack("<H", binascii.crc_hqx(header, 0)) + content[end + 2 :]
     length, _ = struct.unpack_from("<II", content, 5)
     header = json.loads(zlib.decompress(content[13 : 13 + length]))
     key = generator.choice(list(header))
