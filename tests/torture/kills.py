@@ -76,7 +76,7 @@ class Counts:
 def _short(end: End) -> bool:
     """Whether all it said is one line, but for what torch's own library logs of a connection that was cut."""
     lines = end.err.splitlines()
-    logged = bool(lines) and re.match(r"\[W.*\[c10d\]", lines[0]) is not None
+    logged = bool(lines) and re.match(r"(\[rank\d+\]:)?\[W.*\[c10d\]", lines[0]) is not None
     return end.one_line or (logged and lines[-1].startswith(("stopped ", "error: ")) and "Traceback" not in end.err)
 
 
