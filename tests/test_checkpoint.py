@@ -187,8 +187,8 @@ def test_looking_does_not_lock(tmp_path):
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_leaves_at_once_or_is_noted(number):
-    with signals.stopping():
-        with pytest.raises(Stopped, match=signal.Signals(number).name):
+    with signals.stopping("to go on"):
+        with pytest.raises(Stopped, match=f"{signal.Signals(number).name}; run the same command again to go on"):
             signal.raise_signal(number)
         with pytest.raises(Stopped, match="obeyed"), signals.noted() as received:
             signal.raise_signal(number)
