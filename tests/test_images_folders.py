@@ -61,14 +61,20 @@ def test_classes_beside_a_table_of_captions(tmp_path, how):
 
 def test_class_folders_that_are_links_and_their_new_files(tmp_path, how):
     classes(tmp_path / "real")
-    (tmp_path / "[linked]").mkdir()
+    (tmp_path / "linked").mkdir()
     for name in "ab":
-        os.symlink(tmp_path / "real" / name, tmp_path / "[linked]" / name)
-    before = load_splits(settings(tmp_path / "[linked]", **how))
+        os.symlink(tmp_path / "real" / name, tmp_path / "linked" / name)
+    before = load_splits(settings(tmp_path / "linked", **how))
     check(before)
     (tmp_path / "real" / "a" / "new.png").write_bytes(png(random_pixels(1)[0] * 0))
-    after = load_splits(settings(tmp_path / "[linked]", **how))
+    after = load_splits(settings(tmp_path / "linked", **how))
     assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
+    (tmp_path / "linked").rename(tmp_path / "[linked]")
+    refused(lambda: load_splits(settings(tmp_path / "[linked]", **how)), "[linked]", "rename")
+
+
+def test_a_folder_whose_name_looks_like_a_glob(tmp_path, how):
+    check(load_splits(settings(classes(tmp_path / "[2020] pictures"), **how)))
 
 
 def test_images_without_a_class_are_refused_by_name(tmp_path, how):

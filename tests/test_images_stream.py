@@ -69,6 +69,13 @@ def test_every_image_once_an_epoch(settings, workers, world):
     assert epochs[0] != epochs[1]
 
 
+def test_the_epoch_of_a_worker_is_its_own(settings):
+    """Trap: its number lies in memory that workers share, so one that is ahead would change what another reads."""
+    stream = opened(settings)
+    assert list(itertools.islice(stream.of_worker(), 30))[-1].epochs[-1] >= 2
+    assert stream.rows.epoch == 0
+
+
 def test_a_stream_holds_out_the_same_images(settings):
     whole = mapped(settings)
     kept = load_splits(settings)

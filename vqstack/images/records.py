@@ -225,7 +225,7 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
         remedy = "check the name, the files, the network"
         if isinstance(error, ImportError) or isinstance(error.__cause__, ImportError):
             remedy = (
-                'install what opens such addresses: pip install "vqstack[remote]" (https://) or "vqstack[s3]" (s3://)'
+                'install what opens such addresses: pip install "vqstack[remote]" (https://), pip install s3fs (s3://)'
             )
         found = damaged(settings)
         raise InputError(found or f"{settings}: cannot be loaded ({reason}); {remedy}") from error
@@ -242,7 +242,10 @@ def _inside(folder: str) -> list[str]:
     if "://" in folder:
         return [f"{folder.rstrip('/')}/**"]
     children = _entries(folder)
-    if not any(entry.is_symlink() and entry.is_dir() for entry in children):
+    linked = [entry.path for entry in children if entry.is_symlink() and entry.is_dir()]
+    if any(map(glob.has_magic, linked)):
+        raise InputError(f"{linked[0]}: a linked folder with a sign of globs (*?[) in its path; rename it")
+    if not linked:
         return [f"{glob.escape(folder.rstrip('/'))}/**"]
     return [glob.escape(entry.path) + ("/**" if entry.is_dir() else "") for entry in children]
 

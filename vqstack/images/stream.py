@@ -5,6 +5,7 @@ over processes and workers. Memory holds the buffer and a few batches, whatever 
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -101,10 +102,12 @@ class ImageStream:
     def _rows(self) -> Iterator[_Row]:
         """Rows of the train part, without end, after those that are passed over."""
         left = self.skip * self.batch
+        # Workers share the number of the epoch, each would set that of the others, and the order depends on it.
+        rows = deepcopy(self.rows)
         for epoch in count():
-            self.rows.set_epoch(epoch)
+            rows.set_epoch(epoch)
             seen = 0
-            for row in guarded(self.rows, self.split.where, self.settings):
+            for row in guarded(rows, self.split.where, self.settings):
                 record = row[self.split.image_column]
                 image = digest(record, self.settings.seed, self.split.root)
                 if self.limits[0] <= place(image) < self.limits[1]:
