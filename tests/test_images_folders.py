@@ -24,7 +24,7 @@ def classes(folder, names=("a", "b"), count=6) -> str:
 
 def settings(train, **changes) -> ImageSettings:
     files = {"train": str(train)} | {name: str(changes.pop(name)) for name in ("test",) if name in changes}
-    return ImageSettings(**{"source": "imagefolder", "files": files, "validation": 0.2, "limit": 40} | changes)
+    return ImageSettings(**{"source": "imagefolder", "files": files, "validation": 0.2, "limit": 80} | changes)
 
 
 def check(found) -> None:
@@ -118,6 +118,22 @@ def test_a_cut_off_parquet_file_is_named(tmp_path, how):
     (tmp_path / "1.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:600])
     shards = settings(tmp_path / "*.parquet", source="parquet", **how)
     refused(lambda: load_splits(shards), f"{tmp_path}/1.parquet: cannot be read", "repair it")
+
+
+def test_a_broken_image_is_named_with_its_shard(tmp_path, how):
+    pixels = random_pixels(60)
+    for number, start in enumerate((0, 30)):
+        images = [{"bytes": png(one), "path": None} for one in pixels[start : start + 30]]
+        if number:
+            images[17]["bytes"] = images[17]["bytes"][:60]
+        pq.write_table(pa.table({"image": pa.array(images)}), tmp_path / f"{number}.parquet", row_group_size=10)
+    shards = settings(tmp_path / "*.parquet", source="parquet", validation=0.0, **how)
+    refused(lambda: load_splits(shards, ["train"]), f"{tmp_path}/1.parquet, row 17: ", "truncated", "on_error")
+    tar(tmp_path / "0.tar")
+    broken = tar(tmp_path / "1.tar").replace(png(random_pixels(20)[4]), bytes(len(png(random_pixels(20)[4]))))
+    (tmp_path / "1.tar").write_bytes(broken)
+    shards = settings(tmp_path / "*.tar", source="webdataset", validation=0.0, **how)
+    refused(lambda: load_splits(shards, ["train"]), f"{tmp_path}/1.tar, 1004.png: ", "on_error")
 
 
 def test_images_without_a_label_among_others(tmp_path, how):

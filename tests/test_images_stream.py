@@ -178,6 +178,14 @@ def test_what_a_stream_cannot_read(settings, tmp_path, caplog):
     assert made.left_out >= 2 and "5.png" in caplog.text
 
 
+def test_a_broken_image_met_while_training_is_named_with_its_shard(tmp_path):
+    images = [{"bytes": png(one)[: 60 if i == 23 else None], "path": None} for i, one in enumerate(PIXELS[:30])]
+    pq.write_table(pa.table({"image": pa.array(images)}), tmp_path / "x.parquet")
+    files = {"train": str(tmp_path / "x.parquet")}
+    broken = ImageSettings(source="parquet", files=files, size=(4, 4), streaming=True, validation=0.0, test=0.0)
+    refused(lambda: taken(opened(broken), 9), f"{files['train']}, row 23: ", "on_error")
+
+
 def test_labels_beyond_the_classes_are_refused(settings):
     refused(lambda: taken(opened(settings, classes=2), 20), "label 2", "classes")
 

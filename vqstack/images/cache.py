@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vqstack.checkpoint import digest, sealed, unsealed
 from vqstack.errors import InputError
-from vqstack.images.records import local_files
+from vqstack.images.files import local_files
 from vqstack.images.settings import ImageSettings
 
 FORMAT = 2  # of the cache; another number makes the older folders useless

@@ -8,7 +8,6 @@ import inspect
 import logging
 import os
 import sys
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vqstack.errors import InputError
+from vqstack.images.files import damaged, local_files, matches
 from vqstack.images.settings import SPLITS, ImageSettings
 
 logger = logging.getLogger(__name__)
@@ -38,6 +37,7 @@ class Records:
     class_names: list[str] | None
     root: str | None  # folder of an imagefolder, whose images are told apart by their path below it
     ordered: bool = False  # one file of rows: images are told apart by their position
+    image_column: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,29 +95,13 @@ def shuffled(rows: Any, settings: ImageSettings, seed: int) -> Any:
     return rows.shuffle(seed=seed, buffer_size=settings.shuffle_buffer, **options)
 
 
-def local_files(settings: ImageSettings) -> list[str]:
-    """Every file on this machine that the settings name, sorted; addresses are not among them."""
-    patterns = [*settings.files.values(), *([settings.name] if settings.name and os.path.isdir(settings.name) else [])]
-    found: list[str] = []
-    for pattern in patterns:
-        if "://" not in pattern:
-            for path in matches(pattern):
-                walked = os.walk(path, followlinks=True)  # class folders may be links
-                inside = (os.path.join(folder, file) for folder, _, files in walked for file in files)
-                found.extend(inside if os.path.isdir(path) else [path])
-    return sorted(os.path.abspath(path) for path in found)
-
-
-def matches(pattern: str) -> list[str]:
-    """The files or folders of a path, which may hold the signs of a glob itself, or of a glob."""
-    return [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
-
-
 def guarded(rows: Iterable[Any], where: str, settings: ImageSettings) -> Iterator[Any]:
     """Rows of a stream; the libraries raise dozens of types for networks, file systems and broken archives."""
     try:
         with _silence():
             yield from rows
+    except InputError:
+        raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         found = damaged(settings)
@@ -135,21 +119,6 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         datasets.logging.set_verbosity(loud)
-
-
-def damaged(settings: ImageSettings) -> str | None:
-    """The first shard on this machine that cannot be opened, and why: the libraries do not say which it was."""
-    for path in local_files(settings):
-        try:
-            if settings.source == "parquet":
-                pq.ParquetFile(path).close()
-            elif settings.source == "webdataset":
-                with tarfile.open(path) as archive:
-                    archive.getmembers()
-        except Exception as error:
-            reason = " ".join(f"{error}".split())
-            return f"{path}: cannot be read ({reason}); repair it, or leave it out of files"
-    return None
 
 
 def check_labels(labels: Any, count: int, where: str, names: list[str] | None) -> NDArray[np.int64] | None:
@@ -324,6 +293,7 @@ def _open_rows(stored: Streamed) -> Records:
         labels,
         stored.class_names,
         stored.root,
+        image_column=column,
     )
 
 

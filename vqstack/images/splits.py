@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vqstack.errors import InputError
 from vqstack.images.cache import Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
+from vqstack.images.files import unreadable
 from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
 from vqstack.images.records import Records, Streamed, check_labels, guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
@@ -158,7 +159,14 @@ class _Batch:
     labels: list[int] | None
 
 
-def _write(folder: Path, batches: Iterable[_Batch], total: int, settings: ImageSettings, meta: dict[str, Any]) -> None:
+def _write(
+    folder: Path,
+    batches: Iterable[_Batch],
+    total: int,
+    settings: ImageSettings,
+    meta: dict[str, Any],
+    column: str | None,
+) -> None:
     """Decodes batches into a folder of the cache; ``meta`` has all that ``ImageSplit.source`` needs but the shape."""
     index: list[int] = []
     labels: list[int] | None = []
@@ -167,8 +175,11 @@ def _write(folder: Path, batches: Iterable[_Batch], total: int, settings: ImageS
     with Writer(folder) as writer, ThreadPoolExecutor(os.cpu_count()) as pool, progress:
         for batch in batches:
             images = decode_all(batch.records, batch.names, settings, writer.shape[1:] or settings.kept, pool)
-            failed += [image for image in images if isinstance(image, str)]
-            left_out = skipped(failed, settings)
+            for record, image in zip(batch.records, images, strict=True):
+                if isinstance(image, str):
+                    if settings.on_error == "refuse":
+                        raise InputError(unreadable(image, record, column, settings))
+                    failed.append(image)
             writer.append([image for image in images if not isinstance(image, str)])
             good = [i for i, image in enumerate(images) if not isinstance(image, str)]
             index += [batch.positions[i] for i in good]
@@ -185,7 +196,7 @@ def _write(folder: Path, batches: Iterable[_Batch], total: int, settings: ImageS
         checked = None if labels is None else check_labels(np.array(labels), len(index), where, meta["class_names"])
         if checked is not None:
             check_classes(checked, meta["num_classes"], where)
-        meta |= {"shape": [writer.shape[0], *(settings.size or writer.shape[1:])], "skipped": left_out}
+        meta |= {"shape": [writer.shape[0], *(settings.size or writer.shape[1:])], "skipped": skipped(failed, settings)}
         writer.finish(index, checked, meta)
 
 
@@ -249,7 +260,7 @@ class _Mapped:
         split = self.splits[origin]
         meta = described(self.settings, name, origin, split.where)
         meta |= {"num_classes": self.classes, "class_names": split.class_names if self.classes else None}
-        _write(folder, self._batches(split, positions, FETCH), len(positions), self.settings, meta)
+        _write(folder, self._batches(split, positions, FETCH), len(positions), self.settings, meta, split.image_column)
 
     def _batches(self, split: Records, positions: NDArray[np.int64], size: int) -> Iterator[_Batch]:
         for start in range(0, len(positions), size):
@@ -287,7 +298,7 @@ class _Streams:
         if name != "train" and classes is None:
             classes = load_splits(self.settings, ["train"])["train"].num_classes
         meta |= {"num_classes": classes, "class_names": split.class_names}
-        _write(folder, self._batches(split, limits[name]), self.limit, self.settings, meta)
+        _write(folder, self._batches(split, limits[name]), self.limit, self.settings, meta, split.image_column)
 
     def _batches(self, split: Streamed, limits: tuple[float, float]) -> Iterator[_Batch]:
         seed, taken = self.settings.seed, 0

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vqstack.errors import InputError
 from vqstack.images.decode import CHUNK, decode_all
+from vqstack.images.files import unreadable
 from vqstack.images.parts import bounds, digest, place
 from vqstack.images.records import Streamed, guarded, open_streams, shuffled
 from vqstack.images.settings import ImageSettings
@@ -136,7 +137,8 @@ class ImageStream:
             ready += [(image, row) for image, row in zip(images, part, strict=True) if not isinstance(image, str)]
             failed += [image for image in images if isinstance(image, str)]
             if failed and self.settings.on_error == "refuse":
-                raise InputError(f"{failed[0]}, or set on_error to skip")
+                record = next(row.record for row, image in zip(part, images, strict=True) if isinstance(image, str))
+                raise InputError(unreadable(failed[0], record, self.split.image_column, self.settings))
             while len(ready) >= self.batch:
                 yield _stacked(ready[: self.batch], failed)
                 ready, failed = ready[self.batch :], []
