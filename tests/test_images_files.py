@@ -58,11 +58,11 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def sixteen_bits_a_channel() -> bytes:
-    wide = RGB.astype(">u2") * 257
-    rows = b"".join(b"\0" + row.tobytes() for row in wide)
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def sixteen_bits(values, kind: int, *more: bytes) -> bytes:
+    """A PNG of 16-bit values, each twice the byte given; kind 0 is grey, 2 is colour; with more chunks."""
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2") * 257)
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)), *more]
+    return b"".join([b"\x89PNG\r\n\x1a\n", *parts, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
 
 
 def bomb() -> bytes:
@@ -131,7 +131,13 @@ KINDS = [
         lambda: stored(GREY.astype(np.uint16) * 256 + ALPHA, "PNG"),
         three(np.round((GREY * 256.0 + ALPHA) * 255 / 65535)),
     ),
-    Kind("PNG, 16-bit colour", "the upper 8 bits", sixteen_bits_a_channel, RGB),
+    Kind(
+        "PNG, 16-bit grey, one value declared transparent",
+        "laid on black",
+        lambda: sixteen_bits(GREY, 0, chunk(b"tRNS", struct.pack(">H", int(GREY[2, 3]) * 257))),
+        three(np.where(GREY == GREY[2, 3], 0, GREY)),
+    ),
+    Kind("PNG, 16-bit colour", "the upper 8 bits", lambda: sixteen_bits(RGB, 2), RGB),
     Kind("PNG, animated", "first frame", lambda: animation("PNG"), three(GREY // 128 * 255)),
     Kind("PNG, turned by EXIF (6)", "turned upright", lambda: turned(6), np.rot90(SMOOTH, -1)),
     Kind("PNG, mirrored by EXIF (2)", "mirrored back", lambda: turned(2), SMOOTH[:, ::-1]),

@@ -2,8 +2,12 @@
 
 import os
 import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,6 +146,34 @@ def test_images_without_a_label_among_others(tmp_path, how):
     tar(tmp_path / "0.tar")
     tar(tmp_path / "1.tar", labelled=False)
     refused(lambda: load_splits(settings(tmp_path / "*.tar", source="webdataset", **how)), "store a class number")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder behind an address of this machine."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_files_behind_an_address(tmp_path, how, served, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # the address is of this machine
+    pixels = random_pixels(40)
+    for number in (0, 1):
+        write_parquet(tmp_path / f"{number}.parquet", pixels[20 * number : 20 * number + 20], np.arange(20) % 3)
+    found = load_splits(settings(f"{served}/*.parquet", source="parquet", **how))
+    assert {one.numpy().tobytes() for split in found.values() for one in split.pixels} == {x.tobytes() for x in pixels}
+
+
+def test_what_opens_addresses_is_named_where_it_is_missing(how, monkeypatch):
+    def missing(*arguments, **options):
+        raise ImportError('HTTPFileSystem requires "requests" and "aiohttp" to be installed')
+
+    monkeypatch.setattr(datasets, "load_dataset", missing)
+    address = settings("https://example.org/*.parquet", source="parquet", **how)
+    refused(lambda: load_splits(address), "vqstack[remote]", "s3fs")
 
 
 def test_labels_that_are_text_are_said(tmp_path, how, caplog):

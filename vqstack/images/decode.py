@@ -130,6 +130,8 @@ def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
         wide = np.asarray(image)
         if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:
             raise ValueError("neither 8 nor 16 bits per pixel")
+        transparent = image.info.get("transparency")  # of a 16-bit PNG one value
+        wide = np.where(wide == transparent, 0, wide) if isinstance(transparent, int) else wide
         image = Image.fromarray(((wide.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
