@@ -1,5 +1,7 @@
 """What refiners are trained on: the frozen level's word on the same parent codes, some of them replaced."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,11 @@ from accelerate import Accelerator
 
 from vqstack.code_model import NO_LABEL, Parent, RefinerSettings, parent_of
 from vqstack.config import RunConfig
-from vqstack.images import load_splits, uniforms
+from vqstack.fit import Fit, FitSettings, Order
+from vqstack.images import AugmentSettings, load_splits, uniforms
 from vqstack.level import LevelSettings
 from vqstack.phases import Run
-from vqstack.sources import CodeSource, PixelSource, RefinerSource
+from vqstack.sources import CodeSource, EncodingSource, PixelSource, ReadAhead, RefinerSource
 from vqstack.stack import Stack, StackSettings
 
 EVERY = torch.arange(40)
@@ -149,3 +152,74 @@ def test_every_phase_sees_augmented_images_through_the_frozen_levels(tmp_path, m
         assert torch.equal(batch[0], wanted)
         if name == "prior":
             assert torch.equal(batch[1], split.labels[indices])
+
+
+def host_source(kind, stack):
+    pixels = torch.randint(0, 5, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = PixelSource(pixels, augmentation=AugmentSettings(shift=2, flip=True), labels=EVERY)
+    codes = CodeSource(np.random.default_rng(0).integers(0, 6, (3, 40, 4, 4), dtype=np.uint8), torch.device("cpu"))
+    return {"images": images, "codes": codes, "encoded": EncodingSource(images, stack, 1)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["images", "codes", "encoded"])
+def test_what_is_read_ahead_is_what_would_be_read_now(kind, stack):
+    """In the order that was announced, out of it, and without an announcement."""
+    ahead, now = host_source(kind, stack), host_source(kind, stack)
+    order = Order(len(ahead), 6, 0)
+    asked = [(order.indices(step), order.epochs(step)) for step in range(12)]
+    ahead.announce(asked[:4])
+    announced = asked[:4]
+    out_of_order = [asked[5], asked[4], asked[6]]
+    for one in [*announced, (EVERY[:3], None), *out_of_order, asked[4]]:
+        if one is out_of_order[0]:
+            ahead.announce(asked[4:8])
+        for got, wanted in zip(ahead.batch(*one), now.batch(*one), strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_reading_ahead_reads_once_and_on_another_thread():
+    reads = []
+
+    def read(indices, epochs):
+        reads.append((indices.tolist(), threading.current_thread().name))
+        return indices * 2
+
+    ahead = ReadAhead(read)
+    ahead.announce([(EVERY[:2], None), (EVERY[2:4], None), (EVERY[4:6], None)])
+    assert ahead.take(EVERY[:2], None).tolist() == [0, 2]
+    assert ahead.take(EVERY[2:4], None).tolist() == [4, 6]
+    assert ahead.take(EVERY[7:8], None).tolist() == [14]  # something else: what was announced is dropped
+    assert ahead.take(EVERY[4:6], None).tolist() == [8, 10]
+    elsewhere = [indices for indices, thread in reads if thread.startswith("reading-ahead")]
+    assert elsewhere == [[0, 1], [2, 3], [4, 5]]
+    assert [indices for indices, thread in reads if not thread.startswith("reading-ahead")] == [[7], [4, 5]]
+
+
+def test_training_announces_what_it_takes(tmp_path):
+    """With accumulated gradients and over the end of an epoch; a source that reads ahead trains the same."""
+    taken, announced = [], []
+
+    class Watched(PixelSource):
+        def announce(self, batches):
+            announced.extend(indices.tolist() for indices, _ in batches)
+            super().announce(batches)
+
+        def batch(self, indices, epochs):
+            if epochs is not None:
+                taken.append(indices.tolist())
+            return super().batch(indices, epochs)
+
+    states = []
+    for reading in (False, True):
+        torch.manual_seed(0)
+        pixels = torch.randint(0, 5, (10, 1, 8, 8), dtype=torch.uint8)
+        settings = FitSettings(steps=6, batch_size=4, accumulate=2, evaluate_every=6, warmup=1)
+        stack = Stack(StackSettings(levels=(LevelSettings(map=(4, 4), width=8),)), (1, 8, 8), 5)
+        source = Watched(pixels)
+        fit = Fit("x", stack.level(1), source, source, settings, Accelerator(cpu=True), tmp_path / str(reading))
+        fit.ahead = source if reading else None
+        for _ in range(6):
+            fit.training_step()
+        states.append({name: value.clone() for name, value in stack.state_dict().items()})
+    assert announced[:-2] == taken[14:]  # from the second step on; what follows the last is not taken
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())

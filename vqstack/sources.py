@@ -1,7 +1,9 @@
 """Where training batches come from: images, stored codes, or codes encoded on the way; and how codes get stored."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from vqstack.code_model import NO_LABEL, RefinerSettings, parent_of
 from vqstack.codes import MapCache
-from vqstack.fit import Source
+from vqstack.fit import Asked, ReadingAhead, Source
 from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, StreamBatch, augment, center, uniforms
 from vqstack.level import Level
 from vqstack.shapes import Codes, Labels, Pixels
@@ -21,6 +23,36 @@ from vqstack.stack import Stack
 
 logger = logging.getLogger(__name__)
 RESIDENT = 2**30  # bytes of code maps that are kept in the device's memory
+
+
+class ReadAhead:
+    """Batches that are read by a thread before they are asked for.
+
+    Args:
+        read: gives a batch, in the memory of the host, from the arguments of :meth:`Source.batch`.
+    """
+
+    def __init__(self, read: Callable[[Int64[Tensor, "b"], Int64[Tensor, "b"] | None], Tensor]) -> None:
+        self.read, self._waiting = read, deque[tuple[Asked, Future[Tensor]]]()
+        self._thread: ThreadPoolExecutor | None = None  # begun when it is needed
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """Begin to read these, which will be taken in this order."""
+        self._thread = self._thread or ThreadPoolExecutor(1, "reading-ahead")
+        self._waiting.extend((asked, self._thread.submit(self.read, *asked)) for asked in batches)
+
+    def take(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> Tensor:
+        """One batch: the next that was announced, if it is this one, else it is read now and the others are dropped."""
+        if self._waiting:
+            asked, future = self._waiting.popleft()
+            if torch.equal(asked[0], indices) and _equal(asked[1], epochs):
+                return future.result()
+            self._waiting.clear()
+        return self.read(indices, epochs)
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 class PixelSource:
@@ -49,12 +81,21 @@ class PixelSource:
         self.pixels, self.size = pixels, size or (pixels.shape[2], pixels.shape[3])
         self.augmentation, self.share, self.seed = augmentation or AugmentSettings(), share, seed
         self.device, self.labels = device or pixels.device, labels
+        self.ahead = ReadAhead(self._read)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def _read(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> Pixels:
+        return pinned(self.pixels[indices.to(self.pixels.device)], self.device)
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """Read images that lie in host memory before they are asked for."""
+        if self.pixels.device.type == "cpu":
+            self.ahead.announce(batches)
+
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
-        pixels = to_device(self.pixels[indices.to(self.pixels.device)], self.device)
+        pixels = self.ahead.take(indices, epochs).to(self.device, non_blocking=True)
         if epochs is None or not self.augmentation.active:
             pixels = center(pixels, self.size)
         else:
@@ -128,11 +169,9 @@ def resident_images(splits: Mapping[str, ImageSplit], resident: str, device: tor
     return {name: split.stored.to(device) for name, split in splits.items()}
 
 
-def to_device(batch: Tensor, device: torch.device) -> Tensor:
-    """A batch on the device; from host memory to a GPU through pinned memory, without waiting for it."""
-    if device.type == "cuda" and batch.device.type == "cpu":
-        return batch.pin_memory().to(device, non_blocking=True)
-    return batch.to(device)
+def pinned(batch: Tensor, device: torch.device) -> Tensor:
+    """A batch from where it can go to ``device`` without being waited for: to a GPU from pinned memory."""
+    return batch.pin_memory() if device.type == "cuda" and batch.device.type == "cpu" else batch
 
 
 class CodeSource:
@@ -152,15 +191,23 @@ class CodeSource:
         if maps.nbytes <= RESIDENT:
             self.maps = self.maps.to(device)
         self.device, self.labels = device, labels
+        self.ahead = ReadAhead(self._read)
 
     def __len__(self) -> int:
         return self.maps.shape[1]
 
-    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+    def _read(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> Tensor:
         # Another view each epoch, until all have been seen.
         views = torch.zeros_like(indices) if epochs is None else (indices + epochs) % len(self.maps)
-        rows = self.maps[views.to(self.maps.device), indices.to(self.maps.device)]
-        codes = rows.to(self.device).long() & self.mask
+        return pinned(self.maps[views.to(self.maps.device), indices.to(self.maps.device)], self.device)
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """Read maps that lie in host memory before they are asked for."""
+        if self.maps.device.type == "cpu":
+            self.ahead.announce(batches)
+
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        codes = self.ahead.take(indices, epochs).to(self.device, non_blocking=True).long() & self.mask
         return (codes,) if self.labels is None else (codes, self.labels[indices.to(self.device)])
 
 
@@ -172,6 +219,11 @@ class EncodingSource:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """Pass on to where the images come from."""
+        if isinstance(self.images, ReadingAhead):
+            self.images.announce(batches)
 
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
         pixels, *labels = self.images.batch(indices, epochs)
@@ -247,6 +299,11 @@ class RefinerSource:
 
     def __len__(self) -> int:
         return len(self.below)
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """Pass on to where the maps come from."""
+        if isinstance(self.below, ReadingAhead):
+            self.below.announce(batches)
 
     @torch.no_grad()
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ inside the network follow from the seed and the step's number. A run that is res
 stopped.
 """
 
-from vqstack.fit.batches import Order, Source, shares
+from vqstack.fit.batches import Asked, Order, ReadingAhead, Source, shares
 from vqstack.fit.loop import Fit
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
 from vqstack.fit.outcome import load_outcome, write_outcome
@@ -14,11 +14,13 @@ from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 
 __all__ = [
+    "Asked",
     "Average",
     "EvaluationError",
     "Fit",
     "FitSettings",
     "Order",
+    "ReadingAhead",
     "Source",
     "Totals",
     "any_algorithms",

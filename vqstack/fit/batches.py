@@ -2,13 +2,15 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+
+Asked = tuple[Int64[Tensor, "b"], Int64[Tensor, "b"] | None]  # arguments of Source.batch
 
 
 @runtime_checkable
@@ -21,6 +23,14 @@ class Source(Protocol):
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
         """The arguments of ``module`` for images ``indices``. In training each is seen in one of ``epochs`` and may be
         augmented, as a function of (seed, epoch, index)."""
+
+
+@runtime_checkable
+class ReadingAhead(Source, Protocol):
+    """A source that can read what it will be asked for while the device computes."""
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """The arguments of the next calls of ``batch``, in their order; another order costs time only."""
 
 
 class Order:

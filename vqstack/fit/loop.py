@@ -18,7 +18,7 @@ from tqdm import tqdm
 from vqstack import signals
 from vqstack.checkpoint import Checkpoint, Checkpoints, on_main, write_atomically
 from vqstack.errors import DivergedError, InputError, Stopped
-from vqstack.fit.batches import Order, Source
+from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.guard import Guard, poisoned
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
 from vqstack.fit.seeds import seed_everything
@@ -80,6 +80,9 @@ class Fit:
         # Codebooks move alike on all processes; copying those of one over the others' would only hide it if not.
         self.runner.broadcast_buffers = False
         self.accumulators: list[Any] = [m for m in module.modules() if hasattr(m, "accumulating")]
+        # On the CPU a thread that reads would only take time from those that compute.
+        far = accelerator.device.type != "cpu"
+        self.ahead = train if far and isinstance(train, ReadingAhead) else None
         self.order = Order(len(train), settings.batch_size, seed)
         self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         self.guard = Guard(name, module, accelerator, settings.max_bad_steps, folder)
@@ -128,22 +131,29 @@ class Fit:
 
     def training_step(self) -> None:
         """One optimiser step over ``accumulate`` micro-batches of every process."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         # Everything random in this step, dropout and code revival included, starts from its own seed.
-        seed_everything(self.seed, self.step, rank)
+        seed_everything(self.seed, self.step, self.accelerator.process_index)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
         self.guard.begin()
-        everyones, parts = torch.stack([self.order.indices(self.step), self.order.epochs(self.step)]), []
-        for indices, epochs in everyones[:, rank::world].tensor_split(self.settings.accumulate, dim=1):
+        parts = []
+        for indices, epochs in self._micro_batches(self.step):
             with self.accelerator.accumulate(self.runner):
                 for part in self.accumulators:
                     part.accumulating = not self.accelerator.sync_gradients
                 objective = self.runner(*self.train.batch(indices, epochs))
                 self.accelerator.backward(poisoned(objective.loss))
             parts.append((objective, len(indices)))
-        self._update(parts, everyones[0])
+        if self.ahead is not None:  # before the device has to be waited for
+            self.ahead.announce(self._micro_batches(self.step + 1))
+        self._update(parts, self.order.indices(self.step))
         self.step += 1
+
+    def _micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """What this process takes of a step: numbers of the images, and the epochs in which they are seen."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        everyones = torch.stack([self.order.indices(step), self.order.epochs(step)])[:, rank::world]
+        return [(part[0], part[1]) for part in everyones.tensor_split(self.settings.accumulate, dim=1)]
 
     def _update(self, parts: list[tuple[Objective, int]], images: Tensor) -> None:
         """Move the weights, unless the loss or the gradient is not finite: then the step leaves no trace."""
