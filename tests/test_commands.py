@@ -220,6 +220,18 @@ def test_a_code_data_set(run_folder, code_folder, tmp_path):
         assert torch.equal(torch.tensor(rows[f"codes_{number}"]), codes)
 
 
+def test_codes_beyond_those_asked_for_are_not_read(run_folder, call, tmp_path):
+    folder = tmp_path / "codes"
+    assert call(ENCODE, run_folder, "--shard-size", 20, "--cpu", "--out", folder)[0] == 0
+    shard = sorted((folder / "data").glob("train-*"))[1]
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1  # still looks like one from outside
+    shard.write_bytes(content)
+    given = [run_folder, "--codes", folder, "--split", "train", "--device", "cpu"]
+    assert call(GENERATE, *given, "--num", 20, "--out", tmp_path / "twenty")[0] == 0
+    refused(*call(GENERATE, *given, "--num", 21, "--out", tmp_path / "more"), shard.name)
+
+
 def test_encoding_goes_on_where_it_stopped(run_folder, code_folder, call, tmp_path, monkeypatch):
     """In shards of 20 images, killed after every second one: the bytes of a command that was not."""
     given = [run_folder, "--shard-size", 20, "--cpu", "--batch-size", 7]
