@@ -18,8 +18,8 @@ from vqstack.config import parse, run_command
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, Split, load_splits
 from vqstack.model import HierarchicalModel
-from vqstack.phases import config_of_run
-from vqstack.pretrained import find_artefact, holds_artefact
+from vqstack.phases import named_run
+from vqstack.pretrained import find_artefact
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
 """What is taken from a folder; a file that is named is read whatever it is called."""
@@ -45,13 +45,9 @@ class Command(BaseModel):
 
 def command_of(arguments: list[str]) -> Command:
     """The command line; a split is one of the run's own data set, and an artefact without its run has none."""
-    run = next((Path(a) for a in arguments if holds_artefact(Path(a))), None)
-    config = None if run is None else config_of_run(run)
-    if run is None or config is None:
-        if run is not None and "--split" in arguments and not any(a.startswith("--data.") for a in arguments):
-            raise InputError(f"{run} is a model without its run, which names the images: name them with --data.source")
-        return parse(Command, arguments, prog="compress.py")
-    default = Command.model_construct(run=run, out=tyro.MISSING, data=config.data)
+    split = any(argument.partition("=")[0] == "--split" for argument in arguments)
+    run = named_run(arguments) if split else None
+    default = None if run is None else Command.model_construct(run=run[0], out=tyro.MISSING, data=run[1])
     return parse(Command, arguments, default, prog="compress.py")
 
 

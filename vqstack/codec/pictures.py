@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 
 from vqstack.errors import InputError
@@ -115,13 +116,13 @@ def _refuse_depth(image: ImageFile.ImageFile, path: Path) -> None:
     """Formats whose depth is known here: pillow's mode says RGB for 16 bits as well."""
     if image.format not in _FORMATS:
         raise InputError(f"{path}: is a file of {image.format}, whose depth is not checked here: store it as PNG")
-    depths = image.tag_v2.get(258, (1,)) if image.format == "TIFF" else ()  # type: ignore[attr-defined]
+    deep = isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
     for tile in image.tile:
         parts = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        deep = any(isinstance(part, str) and part.partition(";")[2].startswith("16") for part in parts)
-        scaled = tile.codec_name.startswith("ppm") and any(isinstance(part, int) and part > 255 for part in parts)
-        if deep or scaled or max(depths, default=1) > 8:
-            raise InputError(f"{path}: has more than 8 bits a number: convert it to 8 bits first")
+        deep |= any(isinstance(part, str) and part.partition(";")[2].startswith("16") for part in parts)
+        deep |= tile.codec_name.startswith("ppm") and any(isinstance(part, int) and part > 255 for part in parts)
+    if deep:
+        raise InputError(f"{path}: has more than 8 bits a number: convert it to 8 bits first")
 
 
 def _to_eight_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Mode]:

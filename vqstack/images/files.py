@@ -55,15 +55,22 @@ def unreadable(problem: str, record: Any, column: str | None, settings: ImageSet
         settings: name the shards, which are searched for these bytes, since a stream does not say where it is.
     """
     stored = record["bytes"] if isinstance(record, dict) else None
-    held = None
-    if stored is not None and column is not None and settings.source in ("parquet", "webdataset"):
-        search = _in_parquet if settings.source == "parquet" else _in_tar
+    held = "" if stored is None or column is None else _held_by(stored, column, settings)
+    return f"{held}{problem}, or set on_error to skip"
+
+
+def _held_by(stored: bytes, column: str, settings: ImageSettings) -> str:
+    """Shard and place of an image, to begin a line with; if it is not found, the shards that could not be searched."""
+    closed: list[str] = []
+    for path in local_files(settings) if settings.source in ("parquet", "webdataset") else []:
         try:
-            found = ((path, search(path, column, stored)) for path in local_files(settings))
-            held = next((f"{path}, {place}: " for path, place in found if place is not None), None)
+            place = (_in_parquet if settings.source == "parquet" else _in_tar)(path, column, stored)
         except (OSError, ValueError, LookupError, tarfile.TarError, pa.ArrowException):
-            pass  # a second shard that is damaged; the image is named by its number alone
-    return f"{held or ''}{problem}, or set on_error to skip"
+            closed.append(path)
+            continue
+        if place is not None:
+            return f"{path}, {place}: "
+    return f"{', '.join(closed)}: damaged, may hold it: " if closed else ""
 
 
 def _in_parquet(path: str, column: str, stored: bytes) -> str | None:
