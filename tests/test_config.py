@@ -74,6 +74,22 @@ def test_every_recipe_parses_and_dry_runs(path, train_stack, capsys, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["resolved.yaml"]
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_of_the_hub_takes_files_instead(path, train_stack, capsys, monkeypatch, tmp_path):
+    data = read_yaml(path, RunConfig).data
+    if data.source != "hub":
+        pytest.skip("its images are not on the hub")
+    monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state()
+    files = ["--data.files", "train", "a.parquet", "test", "b.parquet"]
+    train_stack.main(["--config", str(path), "--dry-run", "--data.source", "parquet", *files])
+    AcceleratorState._reset_state()
+    (tmp_path / "resolved.yaml").write_text(capsys.readouterr().out.split("\n\n")[0], encoding="utf-8")
+    found = read_yaml(tmp_path / "resolved.yaml", RunConfig).data
+    given = {"source": "parquet", "files": {"train": "a.parquet", "test": "b.parquet"}}
+    assert found == ImageSettings(**(data.model_dump() | given | {"name": None, "revision": None, "splits": {}}))
+
+
 def test_there_are_recipes():
     assert ROOT / "recipes" / "digits.yaml" in RECIPES
 

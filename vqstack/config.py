@@ -235,17 +235,22 @@ def _made_ready(default: Settings, given: list[str], arguments: list[str]) -> Se
         if "--data.files" in given:
             # A mapping that is there already would only take new values for its own keys; a given one replaces it.
             data = data.model_copy(update={"files": {}})
-        if data.source == "digits" and _values(arguments, "--data.source")[-1:] not in ([], ["digits"]):
-            # The digits bring counts of their own, which mean nothing elsewhere. The geometry stays where it is that of
-            # a trained model.
-            digits, fields = ImageSettings(), ImageSettings.model_fields
-            names = (
-                ("validation", "test", "values", "size") if isinstance(default, RunConfig) else ("validation", "test")
-            )
-            brought = [name for name in names if getattr(data, name) == getattr(digits, name)]
-            data = data.model_copy(update={name: fields[name].default for name in brought})
+        source = _values(arguments, "--data.source")[-1:]
+        if source and source != [data.source]:
+            data = _without_own_fields(data, isinstance(default, RunConfig))
         default = default.model_copy(update={"data": data})
     return default
+
+
+def _without_own_fields(data: ImageSettings, training: bool) -> ImageSettings:
+    """The settings without what means something for their own source only."""
+    names: tuple[str, ...] = ("name", "revision", "splits") if data.source == "hub" else ()
+    if data.source == "digits":
+        # The digits bring counts of their own. The geometry stays where it is that of a trained model.
+        own = ("validation", "test", "values", "size") if training else ("validation", "test")
+        names = tuple(name for name in own if getattr(data, name) == getattr(ImageSettings(), name))
+    fields = ImageSettings.model_fields
+    return data.model_copy(update={name: fields[name].get_default(call_default_factory=True) for name in names})
 
 
 def _lengthened(config: RunConfig, given: list[str]) -> dict[str, Any]:
