@@ -125,10 +125,19 @@ def test_the_first_difference_is_named():
     assert first_difference(ours, changed) == ("levels.1.width", 8, 9)
 
 
-@pytest.mark.parametrize(("flat", "stacked"), [("cifar10_flat", "cifar10_cpu"), ("mnist_flat", "mnist")])
-def test_flat_recipes_fit_the_runs_they_name(flat, stacked):
+@pytest.mark.parametrize(
+    ("above", "stacked"),
+    [
+        ("cifar10_flat", "cifar10_cpu"),
+        ("cifar10_refined", "cifar10_cpu"),
+        ("mnist_flat", "mnist"),
+        ("mnist_masked", "mnist"),
+        ("mnist_refined", "mnist"),
+    ],
+)
+def test_recipes_on_frozen_levels_fit_the_runs_they_name(above, stacked):
     recipes = Path(__file__).parents[1] / "recipes"
-    ours, theirs = (read_yaml(recipes / f"{name}.yaml", RunConfig) for name in (flat, stacked))
+    ours, theirs = (read_yaml(recipes / f"{name}.yaml", RunConfig) for name in (above, stacked))
     assert ours.levels_from == Path("runs") / stacked  # where the recipe trains without --out
     for name in ("data", "augment", "levels", "pixels", "pad_to"):
         assert first_difference(getattr(ours, name), getattr(theirs, name)) is None
