@@ -2,7 +2,7 @@
 
 Each trial damages one file of a working example and runs the command that reads it. Either the command refuses, in one
 line, with exit code 2 and nothing touched; or it ends well, with the result it would have had (decompress.py may give
-part of the images back, exactly or announced, with exit code 3). ``ledger.json``, the pictures and the histories are
+part of the images back, exactly or announced, with exit code 65). ``ledger.json``, the pictures and the histories are
 not here because no program reads them.
 """
 
@@ -24,9 +24,10 @@ from harness import COMPRESS, DECOMPRESS, ENCODE, GENERATE, TRAIN, Child, End, W
 from PIL import Image
 
 from vqstack.codes import CodeDatasetWriter
+from vqstack.errors import PARTLY
 
 HOW = ["truncated", "bit flipped", "missing"]
-REFUSED, PARTLY = 2, 3
+REFUSED = 2
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Case:
         path: the file that is damaged.
         start: runs the command.
         wrong: what is wrong with the result after exit code 0; empty where nothing is.
-        wrong_part: the same after exit code 3, of a command that may give back a part.
+        wrong_part: the same after exit code 65, of a command that may give back a part.
     """
 
     folder: Path
@@ -367,7 +368,7 @@ def page(result: dict[str, Any]) -> str:
         f"Written by `make torture PART=damage`: {result['trials']} trials, {len(result['failures'])} failures.",
         "",
         "Exit code 2: refused in this one line, and nothing was written or changed. Exit code 0: the result is that",
-        "of the undamaged file, to the bit; where nothing is printed, the damaged bytes carry nothing. Exit code 3",
+        "of the undamaged file, to the bit; where nothing is printed, the damaged bytes carry nothing. Exit code 65",
         "(of `decompress.py`): what came back is exact, or named in the line. So nothing was lost anywhere, but for",
         "damaged rows of `metrics.jsonl`, which are a log, and for sources and single images, which are read as they",
         "are: a flipped bit that their format does not protect is another pixel.",
