@@ -128,8 +128,7 @@ def main(arguments: list[str]) -> None:
     runs = {f"{depth} levels": (stacks[depth], command.out / f"levels-{depth}") for depth in stacks}
     runs["refined"] = (with_refiners(config, stacks[few], command.out / f"levels-{few}"), command.out / "refined")
     for wanted, folder in runs.values():
-        if not (folder / "seconds.json").exists():
-            train(wanted, folder)
+        train(wanted, folder)
     accelerator = Accelerator()
     models = {n: HierarchicalModel.from_pretrained(f / "model").to(accelerator.device) for n, (_, f) in runs.items()}
     refined = models.pop("refined")
@@ -154,7 +153,7 @@ def main(arguments: list[str]) -> None:
         print(
             f"{name:16} {sum(rows.values()):9.2f} bits, distance {distance:.3f} (floor {floor:.3f}), {cost}", flush=True
         )
-    (command.out / "depth.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (command.out / "depth.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plot(results).savefig(command.out / "depth.png", dpi=150)
 
 

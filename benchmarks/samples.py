@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from accelerate import Accelerator
-from refiners import evaluations, seconds_in_turn
+from refiners import evaluations, same_data, seconds_in_turn
 
 from vqstack.config import run_command
 from vqstack.errors import InputError
@@ -26,18 +26,8 @@ from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
 from vqstack.quality import Quality, compare, draw_samples, images_a_side
-from vqstack.reuse import first_difference
 
 TUNING_SEED = 1000  # its samples choose the temperatures and are not reported
-
-
-def same_data(runs: dict[str, Path]) -> None:
-    """Figures compare only on the same images."""
-    first, *others = runs
-    for name in others:
-        difference = first_difference(data_of_run(runs[first]), data_of_run(runs[name]))
-        if difference:
-            raise InputError(f"{name}: data.{difference[0]} differs from that of {first}: give runs on the same images")
 
 
 def with_temperatures(model: HierarchicalModel, codes: float, pixels: float) -> SamplingSettings:
@@ -68,7 +58,12 @@ def tuned(
         sampling = with_temperatures(model, codes, pixels)
         distance = score(model, sampling, validation, num, [TUNING_SEED], judge).mean("distance")
         tried.append({"codes": codes, "pixels": pixels, "distance": distance})
+        print(f"  temperature {codes:g} of codes, {pixels:g} of pixels: distance {distance:.3f}", flush=True)
     best = min(tried, key=lambda row: row["distance"])
+    for name in ("codes", "pixels"):
+        values = getattr(options, name)
+        if len(values) > 1 and best[name] in (min(values), max(values)):
+            print(f"  the best temperature of {name}, {best[name]:g}, is at the end of those that were tried")
     return with_temperatures(model, best["codes"], best["pixels"]), tried
 
 
@@ -94,6 +89,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps the trained classifier")
     options = parser.parse_args(arguments)
     runs = {name: Path(folder) for name, _, folder in (run.partition("=") for run in options.runs)}
+    if not all(name and str(folder) != "." for name, folder in runs.items()):
+        raise InputError("runs: give each as NAME=FOLDER")
     same_data(runs)
     accelerator = Accelerator()
     models = {n: HierarchicalModel.from_pretrained(find_artefact(p)).to(accelerator.device) for n, p in runs.items()}
@@ -105,6 +102,7 @@ def main(arguments: list[str]) -> None:
     results: dict[str, dict] = {}
     settings = {}
     for name, model in models.items():
+        print(name, flush=True)
         settings[name], tried = tuned(model, splits["validation"], options, judge)
         quality = score(model, settings[name], splits["test"], options.num, options.seeds, judge)
         pixels, _ = draw_samples(model, 100, options.seeds[0], settings[name])
@@ -112,6 +110,7 @@ def main(arguments: list[str]) -> None:
         shown.save(options.out / f"{name}.png")
         results[name] = {"temperature": settings[name].temperature, "tuning": tried, **quality.to_json()}
         results[name]["evaluations"] = evaluations(model)
+        (options.out / "samples.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     sides = [partial(model.sample, 1, sampling=settings[name]) for name, model in models.items()]
     for name, seconds in zip(models, seconds_in_turn(sides), strict=True):
         results[name]["seconds_at_batch_1"] = seconds

@@ -4,8 +4,8 @@
 
 Trains the four variants of a recipe (a variant that is there already is not trained again) and tabulates them. So that
 blocks can be shared, all levels get the width of the first and the largest dropout, in every variant. A joint run takes
-as many steps as the levels of the greedy one have on average: four fifths of them for all levels at once, one fifth for
-the decoders on the final codes. Writes OUT/sharing.json.
+as many steps as the levels of the greedy one have on average, with the other settings of level 1's: four fifths of them
+for all levels at once, one fifth for the decoders on the final codes. Writes OUT/sharing.json.
 """
 
 import json
@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from pydantic import Field
 
 from vqstack.config import RunConfig, parse, read_yaml, run_command
+from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run
 from vqstack.run_folder import check_run_folder
@@ -53,8 +54,12 @@ def _dumped(value):
 
 
 def train(config: RunConfig, folder: Path) -> None:
-    """The recipe's algorithm, its levels and its prior timed."""
+    """The recipe's algorithm, its levels and its prior timed; nothing where the folder holds that already."""
     check_run_folder(folder, config)
+    if (folder / "seconds.json").exists():
+        return
+    if (folder / "phases").exists():
+        raise InputError(f"{folder}: a run that was interrupted, whose seconds nobody knows: remove it")
     run = Run(config, folder, Accelerator())
     started = time.perf_counter()
     if config.joint:
@@ -66,8 +71,9 @@ def train(config: RunConfig, folder: Path) -> None:
     for level in run.refined:
         run.train_refiner(level)
     run.train_prior()
+    seconds = {"levels": levels, "all": time.perf_counter() - started}
     run.release()
-    (folder / "seconds.json").write_text(json.dumps({"levels": levels, "all": time.perf_counter() - started}) + "\n")
+    (folder / "seconds.json").write_text(json.dumps(seconds) + "\n")
 
 
 def main(arguments: list[str]) -> None:
@@ -79,8 +85,7 @@ def main(arguments: list[str]) -> None:
         for joint in (False, True):
             name = f"{sharing}-{'joint' if joint else 'greedy'}"
             folder = command.out / name
-            if not (folder / "seconds.json").exists():
-                train(variant(config, sharing, joint), folder)
+            train(variant(config, sharing, joint), folder)
             stack = HierarchicalModel.from_pretrained(folder / "model").stack
             test = json.loads((folder / "ledger.json").read_text())["test"]
             results[name] = {

@@ -52,6 +52,8 @@ def with_groups(model: HierarchicalModel, groups: int) -> HierarchicalModel:
 
 
 def by_groups(model: HierarchicalModel, groups: float) -> Variant:
+    if groups != int(groups):
+        raise InputError(f"values: {groups:g} groups do not exist: give whole numbers")
     return with_groups(model, int(groups)), model.settings.sampling
 
 
@@ -122,7 +124,7 @@ def main(arguments: list[str]) -> None:
         shown.save(options.out / f"{options.kind}-{label}.png")
         cells = {n: f"{s['mean']:.3f} ± {s['deviation']:.3f}" for n, s in row["summary"].items()}
         print(label, {n: round(row[n], 3) for n in ("bits", "seconds") if n in row}, cells, flush=True)
-    (options.out / f"{options.kind}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (options.out / f"{options.kind}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plot(options.kind, results).savefig(options.out / f"{options.kind}.png", dpi=150)
 
 
