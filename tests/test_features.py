@@ -1,7 +1,9 @@
 """The classifier that compares images: trained once, the same each time, another one for other images."""
 
 import builtins
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from accelerate import Accelerator
 from vqstack import features
 from vqstack.errors import InputError
 from vqstack.features import Classifier, inception, trained_judge
-from vqstack.fit import FitSettings
+from vqstack.fit import Fit, FitSettings
 from vqstack.images import ImageSettings, load_splits
 
 QUICK = FitSettings(steps=60, batch_size=32, learning_rate=5e-3, warmup=3, evaluate_every=60, ema=0.9)
@@ -64,6 +66,27 @@ def test_it_is_read_from_the_cache(judge, digits, cache, monkeypatch):
     assert torch.equal(again.features(pixels), judge.features(pixels))
 
 
+def test_of_two_commands_at_once_the_second_reads_what_the_first_trains(digits, tmp_path, monkeypatch):
+    seconds, second_trains = [], Event()
+
+    class Watched(Fit):
+        def run(self):
+            if seconds:
+                second_trains.set()
+            else:
+                seconds.append(pool.submit(train, digits, tmp_path))
+                assert not second_trains.wait(1)  # it would have begun within that second
+            return super().run()
+
+    monkeypatch.setattr(features, "Fit", Watched)
+    with ThreadPoolExecutor() as pool:
+        first = train(digits, tmp_path)
+        second = seconds[0].result()
+    assert not second_trains.is_set()
+    for ours, theirs in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_same_wherever_it_is_trained(digits, tmp_path):
     one = train(digits, tmp_path / "a")
     torch.manual_seed(99)
@@ -84,7 +107,9 @@ def test_other_images_have_another_classifier(digits, tmp_path):
     train(digits, tmp_path, ONE_STEP.model_copy(update={"batch_size": 4}))
     folders = list(tmp_path.iterdir())
     assert len(folders) == 4  # the second was the first
-    assert all({p.name for p in folder.iterdir()} == {"DONE", "best.pt", "metrics.jsonl"} for folder in folders)
+    assert all(
+        {p.name for p in folder.iterdir()} == {".lock", "DONE", "best.pt", "metrics.jsonl"} for folder in folders
+    )
 
 
 def test_images_without_labels_are_refused(digits, tmp_path):

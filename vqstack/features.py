@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vqstack.checkpoint import Lock
 from vqstack.codes import fingerprint
 from vqstack.errors import InputError
 from vqstack.fit import Fit, FitSettings, load_outcome, write_outcome
@@ -130,9 +133,25 @@ def trained_judge(
         network = Classifier(train.pixels.shape[1], values, train.num_classes, coarse=rows >= 16)
         network.to(accelerator.device)
         if not (folder / "DONE").exists():
-            _train(network, train, validation, folder, accelerator, settings)
+            with _alone_in(folder):
+                if not (folder / "DONE").exists():
+                    _train(network, train, validation, folder, accelerator, settings)
         accuracy = load_outcome(folder, network)["accuracy"]
     return ImageJudge(network, accuracy)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """A folder of the cache, made where it is missing; another command that is writing into it is waited for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder, patience=math.inf)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}): choose another --cache") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _train(
@@ -144,10 +163,6 @@ def _train(
     settings: FitSettings,
 ) -> None:
     """Fit the network; leaves its best weights and their accuracy on the validation split in ``folder``."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}): choose another --cache") from error
     shift = AugmentSettings(shift=max(1, train.pixels.shape[-1] // 16))
 
     def source(split: ImageSplit, augmentation: AugmentSettings | None = None) -> PixelSource:
