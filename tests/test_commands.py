@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from vqstack.checkpoint import digest
+from vqstack.code_model import RefinerSettings
 from vqstack.codes import UNFINISHED, CodeDataset, CodeDatasetWriter, claim_folder
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel, SamplingSettings
@@ -95,6 +96,20 @@ def other_run(run_folder):
     folder = run_folder.parent / "other"
     torch.manual_seed(1)
     HierarchicalModel(HierarchicalModel.from_pretrained(run_folder / "model").settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def guided(run_folder):
+    """A released model whose prior, and refiner of level 2, are masked and can be guided."""
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    changes = {"family": "masked", "label_dropout": 0.1, "labels": True}
+    refiner = RefinerSettings(level=2, depth=1, dim=8, heads=2, **changes)
+    prior = model.settings.prior.model_copy(update=changes)
+    folder = run_folder.parent / "guided"
+    HierarchicalModel(model.settings.model_copy(update={"prior": prior, "refiners": (refiner,)})).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -470,6 +485,29 @@ def test_generating_refuses(call, run_folder, tmp_path, monkeypatch, given, mess
     monkeypatch.chdir(tmp_path)
     refused(*call(GENERATE, run_folder, "--out", tmp_path / "out", *given), message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("level", "given", "message"),
+    [
+        (1, ["--guidance", 9], "--guidance: nothing that draws below level 1 reads it"),
+        (1, ["--guidance", 9, 1, 1], "--guidance: nothing that draws below level 1 reads it"),
+        (1, ["--confidence"], "--confidence: nothing that draws below level 1 reads it"),
+        (2, ["--guidance", 3], "--guidance: leads towards a class, and none is given"),
+        (2, ["--guidance", 3, "--label", 4], None),
+        (2, ["--confidence"], None),
+        (1, ["--guidance", 1, "--confidence", "False"], None),
+    ],
+    ids=str,
+)
+def test_flags_that_nothing_below_the_kept_codes_reads(call, guided, image_folder, tmp_path, level, given, message):
+    start = ["--images", image_folder / "000000.png", "--from-level", level]
+    answer = call(GENERATE, guided, *start, *given, "--device", "cpu", "--out", tmp_path / "out")
+    if message is None:
+        assert (answer[0], answer[2]) == (0, "")
+    else:
+        refused(*answer, message)
+        assert not list(tmp_path.iterdir())
 
 
 def test_generating_refuses_images_that_cannot_be_read(call, run_folder, tmp_path):

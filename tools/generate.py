@@ -17,6 +17,7 @@ from vqstack.codes import CodeDataset, claim_folder, fingerprint, release_folder
 from vqstack.config import parse, run_command
 from vqstack.errors import InputError
 from vqstack.images import grid, load_images, save_png
+from vqstack.likelihood import Draw
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
@@ -78,8 +79,20 @@ def sampling_of(command: Command, model: HierarchicalModel) -> SamplingSettings:
     if unused and all(given.get("mode", [False])):
         raise InputError(f"--{unused[0].replace('_', '-')}: nothing is drawn with --mode True: leave one of them out")
     sampling = SamplingSettings(**{**model.settings.sampling.model_dump(), **given})
-    model.settings.draws(sampling)  # refuses wrong values before anything is written
+    draws = model.settings.draws(sampling)  # refuses wrong values before anything is written
+    if command.images or command.codes is not None:
+        check_read(command, draws[-(command.from_level or 1) :])
     return sampling
+
+
+def check_read(command: Command, draws: list[Draw]) -> None:
+    """Below kept codes only refiners guide or are confident: refuse what none of these draws would read."""
+    for name, neutral in (("guidance", 1.0), ("confidence", False)):
+        asked = any(value != neutral for value in getattr(command, name))
+        if asked and all(getattr(draw, name) == neutral for draw in draws):
+            raise InputError(f"--{name}: nothing that draws below level {len(draws)} reads it: leave it out")
+        if asked and name == "guidance" and not command.label:
+            raise InputError("--guidance: leads towards a class, and none is given: add --label, or leave it out")
 
 
 def check(command: Command, model: HierarchicalModel) -> None:
