@@ -18,6 +18,7 @@ for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE"):
 os.environ.update(
     HF_HOME=_cache,
     VQSTACK_CACHE=_cache,
+    MPLCONFIGDIR=_cache,  # where it keeps the fonts it has found
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",

@@ -163,18 +163,33 @@ def test_the_batch_size_does_not_matter(run_folder):
         (["--temperature", -1], "temperature"),
         (["--temperature", 1, 1], "temperature"),
         (["--features", "eyes"], "features"),
+        (["--features", "inception"], "vqstack[fid]"),
         (["--data.files", "train", "missing.npy", "--data.source", "array"], "missing.npy"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
 def test_what_it_refuses(call, run_folder, tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)  # as without the extra
     code, out, err = call(run_folder, "--out", tmp_path / "out", "--cpu", *given)
     assert code == 2, (out, err)
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("classes", "message"), [(0, "the images have no labels"), (10, "conditional on the class")])
+def test_it_refuses_images_without_the_labels_it_needs(call, run_folder, tmp_path, classes, message):
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    HierarchicalModel(model.settings.model_copy(update={"classes": classes})).save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 17, (60, 8, 8), dtype=np.uint8))
+    data = ["--data.source", "array", "--data.files", "train", tmp_path / "images.npy", "--data.values", 17]
+    data += ["--data.validation", 20, "--data.test", 20]
+    code, out, err = call(tmp_path / "model", "--out", tmp_path / "out", "--cpu", *data)
+    assert (code, err.count("\n")) == (2, 1), (out, err)
+    assert message in err
+    assert {p.name for p in tmp_path.iterdir()} == {"model", "images.npy"}
 
 
 def test_it_refuses_folders(call, run_folder, tmp_path):

@@ -14,7 +14,7 @@ import tyro
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
-from vqstack.codes import claim_folder, release_folder
+from vqstack.codes import check_folder, claim_folder, release_folder
 from vqstack.config import parse, run_command
 from vqstack.evaluation import Estimate, Evaluation, evaluate_split, fidelity_by_level, random_orders, reconstruct
 from vqstack.features import Extractor, ImageJudge, default_cache, inception, trained_judge
@@ -29,6 +29,7 @@ from vqstack.quality import Quality, compare, draw_samples, images_a_side
 from vqstack.shapes import Labels, Pixels
 
 SHOWN = 10  # images a row of the pictures
+WRITES = ("*.png", "evaluate.json", "table.txt")
 
 
 class Command(BaseModel):
@@ -66,19 +67,23 @@ class Command(BaseModel):
 def features_of(
     command: Command, splits: Mapping[str, ImageSplit], accelerator: Accelerator
 ) -> tuple[Extractor, ImageJudge | None]:
-    """What samples are compared by, and what names their classes."""
+    """What samples are compared by, and what names their classes. Refuses features that cannot be had."""
     given = inception(command.data.values, accelerator.device) if command.features == "inception" else None
-    if given is not None and splits["train"].labels is None:
+    if given is not None and not (splits["train"].labelled and splits["validation"].labelled):
         return given, None
     judge = trained_judge(splits["train"], splits["validation"], command.cache, accelerator)
     return given or judge.features, judge
 
 
 def compare_samples(
-    command: Command, model: HierarchicalModel, splits: Mapping[str, ImageSplit], count: int, accelerator: Accelerator
+    command: Command,
+    model: HierarchicalModel,
+    split: ImageSplit,
+    count: int,
+    extract: Extractor,
+    judge: ImageJudge | None,
 ) -> Quality:
     """Samples of each seed against the split; a picture of the first ones."""
-    extract, judge = features_of(command, splits, accelerator)
     classify = None if judge is None else judge.classes
 
     def draw(seed: int) -> tuple[Pixels, Labels | None]:
@@ -88,7 +93,7 @@ def compare_samples(
             shown.save(command.out / "samples.png")
         return pixels, labels
 
-    return compare(draw, splits[command.split], count, list(command.seeds), extract, classify)
+    return compare(draw, split, count, list(command.seeds), extract, classify)
 
 
 def report(
@@ -143,11 +148,14 @@ def main(arguments: list[str]) -> None:
     splits = load_splits(command.data, names)
     split = splits[command.split]
     check_images(splits, command.data, model)
+    model.check_labels(split.labels)
     accelerator = Accelerator(cpu=command.cpu)
     model.to(accelerator.device)
     count = images_a_side(command.num, split) if command.samples else 0
+    check_folder(command.out, "evaluate", writes=WRITES)
+    compared_by = features_of(command, splits, accelerator) if command.samples else None
 
-    lock = claim_folder(command.out, "evaluate", writes=("*.png", "evaluate.json", "table.txt"))
+    lock = claim_folder(command.out, "evaluate", writes=WRITES)
     columns = {"feed-forward": False} | ({"refined": True} if model.settings.refiners else {})
     scores = {
         name: evaluate_split(model, split, accelerator, command.batch_size, refined=refined)
@@ -155,7 +163,7 @@ def main(arguments: list[str]) -> None:
     }
     orders = random_orders(model, split, command.batch_size)
     fidelity = fidelity_by_level(model, split.pixels[:1000], command.batch_size)
-    quality = compare_samples(command, model, splits, count, accelerator) if command.samples else None
+    quality = compare_samples(command, model, split, count, *compared_by) if compared_by else None
 
     plot_ledgers({name: score.ledger for name, score in scores.items()}).savefig(command.out / "ledger.png", dpi=150)
     plot_usage(scores["feed-forward"].counts).savefig(command.out / "usage.png", dpi=150)

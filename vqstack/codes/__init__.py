@@ -11,6 +11,7 @@ from vqstack.codes.dataset import SHARD_SIZE, CodeDataset, CodeDatasetWriter, St
 from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard, quoted
 from vqstack.codes.storage import (
     UNFINISHED,
+    check_folder,
     claim_folder,
     fingerprint,
     release_folder,
@@ -29,6 +30,7 @@ __all__ = [
     "MapCache",
     "Shard",
     "StoredCodes",
+    "check_folder",
     "claim_folder",
     "fingerprint",
     "quoted",
