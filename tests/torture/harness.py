@@ -35,7 +35,6 @@ sklearn.datasets.load_digits()
 
 TRAIN, ENCODE, GENERATE = "recipes/train_stack.py", "tools/encode_dataset.py", "tools/generate.py"
 COMPRESS, DECOMPRESS = "tools/compress.py", "tools/decompress.py"
-PHASES = ["level-1", "level-2", "refiner-2", "prior"]
 RECIPE = """
 data: {source: digits, limit: 64}
 levels:
@@ -48,6 +47,16 @@ prior: {depth: 1, dim: 8, heads: 2, dropout: 0.1}
 train_prior: {steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}
 sample_grid: 4
 """
+JOINT = (
+    RECIPE
+    + """
+joint: true
+sharing: trunk
+train_joint: {steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}
+train_decoders: {steps: 20, batch_size: 16, warmup: 2, evaluate_every: 10, checkpoint_every: 4}
+"""
+).replace(", dropout: 0.1, quantizer", ", quantizer")  # blocks are shared between levels with the same settings
+PHASES = {RECIPE: ["level-1", "level-2", "refiner-2", "prior"], JOINT: ["joint", "decoders", "refiner-2", "prior"]}
 
 
 def load(program: str) -> Any:
@@ -160,11 +169,11 @@ def command(program: str, *arguments: object) -> Callable[[], None]:
 class World:
     """A scratch folder with the recipe, and the run that nothing interrupted."""
 
-    def __init__(self, folder: Path, processes: int = 1) -> None:
-        self.folder, self.processes = folder, processes
+    def __init__(self, folder: Path, processes: int = 1, recipe: str = RECIPE) -> None:
+        self.folder, self.processes, self.phases = folder, processes, PHASES[recipe]
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.update(VQSTACK_CACHE=str(folder / "cache"), HF_DATASETS_CACHE=str(folder / "hub"))  # of children
-        (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+        (folder / "tiny.yaml").write_text(recipe, encoding="utf-8")
         self.whole = folder / f"whole-{processes}"
         start = time.monotonic()
         ends = [child.end() for child in self.train(self.whole)]
@@ -208,18 +217,18 @@ class World:
         found = remains(run)
         return sorted(name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name))
 
+    def phase_of(self, run: Path) -> str:
+        """Where a run stands."""
+        if not (run / "config.yaml").exists():
+            return "start"
+        done = sum((run / "phases" / phase / "DONE").exists() for phase in self.phases)
+        if done == len(self.phases):
+            return "release"
+        following = self.phases[done]
+        return following if (run / "phases" / following).exists() else f"before {following}"
+
 
 def remains(run: Path) -> dict[str, str]:
     """Checksums of every file of a run that is promised to be equal; pictures and the lock are not among them."""
     files = (path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(run)): digest(path) for path in files if "damaged-" not in str(path)}
-
-
-def phase_of(run: Path) -> str:
-    """Where a run stands."""
-    if not (run / "config.yaml").exists():
-        return "start"
-    done = sum((run / "phases" / phase / "DONE").exists() for phase in PHASES)
-    if done == len(PHASES):
-        return "release"
-    return PHASES[done] if (run / "phases" / PHASES[done]).exists() else f"before {PHASES[done]}"
