@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
             accelerator.print("labels   not counted: a prior with labels has one row of its dim more for each class")
         return
 
-    with closing(Run(config, folder, accelerator)) as run:
+    with closing(Run(config, folder, accelerator, command.override_config)) as run:
         if config.trackers:
             accelerator.init_trackers(folder.name)
         if config.joint:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from vqstack import signals
 from vqstack.checkpoint import FORMAT_VERSION, Checkpoints, Lock, check_unlocked, digest, sealed, write_atomically
 from vqstack.errors import InputError, Stopped, WriteError
+from vqstack.fit import write_outcome
 
 
 def state(step):
@@ -197,3 +199,14 @@ def test_a_signal_leaves_at_once_or_is_noted(number):
         with pytest.raises(Stopped, match=signal.Signals(number).name), signals.noted():
             signal.raise_signal(number)  # nobody obeys: sent again at the end
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_weights_of_a_phase_that_do_not_fit_the_disk(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # the signal is ignored, the write fails in the middle
+    try:
+        with pytest.raises(WriteError, match="best.pt cannot be written .File too large"):
+            write_outcome(tmp_path, {"weights": torch.zeros(5000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

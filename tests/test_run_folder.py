@@ -56,7 +56,7 @@ def test_an_override_is_recorded(tmp_path):
     claim(tmp_path, config()).release()
     assert not (tmp_path / "config-history.jsonl").exists()
     check_run_folder(tmp_path, config(seed=4), override=True)
-    claim(tmp_path, config(seed=4)).release()
+    claim(tmp_path, config(seed=4), override=True).release()
     claim(tmp_path, config(seed=4)).release()
     (row,) = map(json.loads, (tmp_path / "config-history.jsonl").read_text().splitlines())
     assert row["override"] is True
@@ -69,3 +69,20 @@ def test_one_writer(tmp_path):
         check_run_folder(tmp_path, config())
     lock.release()
     check_run_folder(tmp_path, config())  # killed before it wrote anything but the lock
+
+
+def test_settings_are_compared_again_once_the_folder_is_locked(tmp_path):
+    check_run_folder(tmp_path, config(seed=2))  # free; while this command loads, another one begins and is stopped
+    claim(tmp_path, config(seed=1)).release()
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match="seed: 1 → 2"):
+        claim(tmp_path, config(seed=2))
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    claim(tmp_path, config(seed=1)).release()  # the refused one holds no lock
+
+
+def test_a_folder_that_somebody_filled_meanwhile_is_not_claimed(tmp_path):
+    (tmp_path / "thesis.txt").write_text("three years")
+    with pytest.raises(InputError, match="something else than a run"):
+        claim(tmp_path, config())
+    assert not (tmp_path / "config.yaml").exists()

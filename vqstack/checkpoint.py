@@ -63,9 +63,11 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
         sync(aside)
         os.replace(aside, path)
         sync(path.parent)
-    except OSError as error:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
-        raise failed_write(path, error) from error
+        if isinstance(error, OSError):
+            raise failed_write(path, error) from error
+        raise
 
 
 def digest(path: Path) -> str:
@@ -184,6 +186,19 @@ class _Hashed:
         self.file.flush()
 
 
+def write_state(path: Path, state: dict[str, Any]) -> str:
+    """Write a state for ``torch.load`` and force it to the disk; its checksum. OSError if it cannot be written."""
+    with path.open("wb") as file:
+        hashed = _Hashed(file)
+        try:
+            torch.save(state, hashed)  # type: ignore[arg-type]  # write and flush are all it needs
+        except (RuntimeError, OSError) as error:
+            raise (hashed.error or error) from error
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed.sha256.hexdigest()
+
+
 class Checkpoints:
     """The checkpoints of one phase: the newest ones, and always the best.
 
@@ -203,7 +218,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            sha256 = self._write_state(aside / STATE, state)
+            sha256 = write_state(aside / STATE, state)
             mark = _Mark(format_version=FORMAT_VERSION, step=step, nats=nats, sha256=sha256)
             with (aside / MARK).open("w", encoding="utf-8") as file:
                 file.write(sealed(mark.model_dump_json()))
@@ -216,17 +231,6 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             raise failed_write(final, error) from error
         self._rotate()
-
-    def _write_state(self, path: Path, state: dict[str, Any]) -> str:
-        with path.open("wb") as file:
-            hashed = _Hashed(file)
-            try:
-                torch.save(state, hashed)  # type: ignore[arg-type]  # write and flush are all it needs
-            except (RuntimeError, OSError) as error:
-                raise (hashed.error or error) from error
-            file.flush()
-            os.fsync(file.fileno())
-        return hashed.sha256.hexdigest()
 
     def _rotate(self) -> None:
         marked = self._marked()

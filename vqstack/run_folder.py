@@ -61,6 +61,10 @@ def check_run_folder(folder: Path, config: RunConfig, override: bool = False) ->
     if existing != folder or not any(folder.iterdir()):
         return
     check_unlocked(folder)
+    _check_contents(folder, config, override)
+
+
+def _check_contents(folder: Path, config: RunConfig, override: bool) -> None:
     if not (folder / CONFIG).is_file():
         if {path.name for path in folder.iterdir()} <= {LOCK, f"{CONFIG}.tmp"}:
             return  # a run that was killed before it had written anything
@@ -74,10 +78,11 @@ def check_run_folder(folder: Path, config: RunConfig, override: bool = False) ->
         )
 
 
-def claim(folder: Path, config: RunConfig) -> Lock:
+def claim(folder: Path, config: RunConfig, override: bool = False) -> Lock:
     """Make the folder, take its lock, and write the settings; those that changed go into the history too.
 
-    InputError if the folder cannot be made or another process writes into it.
+    InputError if the folder cannot be made, another process writes into it, or has left there what
+    :func:`check_run_folder` refuses.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +90,7 @@ def claim(folder: Path, config: RunConfig) -> Lock:
         raise InputError(f"{folder} cannot be made ({error.strerror}): choose another --out") from error
     try:
         lock = Lock(folder)
+        _check_contents(folder, config, override)  # again: another process may have been here while this one loaded
         changes = _changes(folder, config)
         if changes:
             row = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqstack.checkpoint import digest, write_atomically
+from vqstack.checkpoint import digest, write_atomically, write_state
 from vqstack.errors import InputError
 
 BEST, DONE = "best.pt", "DONE"
@@ -16,7 +16,7 @@ BEST, DONE = "best.pt", "DONE"
 
 def write_outcome(folder: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Mark a phase as finished, with what there is to say about it; from then on it is not trained again."""
-    write_atomically(folder / BEST, partial(torch.save, weights))
+    write_atomically(folder / BEST, partial(write_state, state=weights))
     text = json.dumps({**about, "sha256": digest(folder / BEST)}) + "\n"
     write_atomically(folder / DONE, lambda aside: aside.write_text(text, encoding="utf-8"))
 

@@ -50,9 +50,10 @@ class Run:
         config: what to train.
         folder: receives everything; see docs/design.md for its files.
         accelerator: device, processes, precision. Built first: modules look at the processes when they are built.
+        override: let the settings differ from those that a run in the folder began with.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator, override: bool = False) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         check_processes(config, accelerator)
         with accelerator.local_main_process_first():
@@ -77,10 +78,10 @@ class Run:
         self.stored = resident_images(self.splits, config.data.resident, accelerator.device)
         if config.deterministic:
             deterministic_algorithms()
-        on_main(accelerator, lambda: self._claim(reused))
+        on_main(accelerator, lambda: self._claim(reused, override))
 
-    def _claim(self, reused: Reused | None) -> None:
-        self._lock = claim(self.folder, self.config)
+    def _claim(self, reused: Reused | None, override: bool) -> None:
+        self._lock = claim(self.folder, self.config, override)
         if reused is not None:
             reused.write(self.folder / "phases")
 
