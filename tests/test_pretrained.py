@@ -210,6 +210,14 @@ def test_broken_artefacts_are_refused_in_one_line(folder, how, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("version", [0, -1, None, True, 2.0, "2"])
+def test_a_version_that_was_never_written_is_refused(folder, version):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format_version": version}))
+    with pytest.raises(InputError, match=f"format version {version}, which was never written: fetch"):
+        HierarchicalModel.from_pretrained(folder)
+
+
 def test_an_artefact_of_the_first_format_is_read(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({"format_version": 1, "model": config["model"]}))

@@ -257,7 +257,11 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
             version, settings = config["format_version"], config["model"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path} is not the configuration of a vqstack model: fetch or export it again") from error
-        if version not in range(1, FORMAT_VERSION + 1):
+        if type(version) is not int or version < 1:  # true is an int, and equal to 1
+            raise InputError(
+                f"{path} has format version {str(version)[:20]}, which was never written: fetch or export it again"
+            )
+        if version > FORMAT_VERSION:
             raise InputError(
                 f"{path} has format version {str(version)[:20]}, this program reads 1 to {FORMAT_VERSION}: "
                 "update vqstack"
