@@ -2,11 +2,13 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -180,6 +182,21 @@ def test_the_lock_ends_with_its_process(tmp_path):
     check_unlocked(tmp_path)
     Lock(tmp_path, patience=0.0).release()
     Lock(tmp_path, patience=0.0).release()  # given back, it can be taken again
+
+
+def test_a_forked_child_does_not_hold_the_lock(tmp_path):
+    lock = Lock(tmp_path)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    try:
+        time.sleep(0.2)
+        with pytest.raises(InputError, match="another process is writing"):
+            check_unlocked(tmp_path)  # the child that let go has not taken it from its parent
+        lock.release()
+        Lock(tmp_path, patience=0.0).release()
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_looking_does_not_lock(tmp_path):

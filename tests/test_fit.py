@@ -277,6 +277,64 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_checkpoint(tmp_path):
     assert resumed.step == 12
 
 
+def test_no_checkpoint_is_written_amid_bad_steps(tmp_path):
+    fit = spoiled(build(tmp_path, max_bad_steps=4, checkpoint_every=1, checkpoint_minutes=1e-9), 3, 6, 7, 8, 9)
+    with pytest.raises(DivergedError, match="up to step 9"):
+        fit.run()
+    assert checkpoint(tmp_path)["step"] == 5
+    assert checkpoint(tmp_path)["guard"]["in_a_row"] == 0
+
+
+def test_a_hundred_bad_steps_are_printed(tmp_path, capsys):
+    fit = build(tmp_path, max_bad_steps=1000)
+    for step in range(150):
+        fit.guard.refuse(step, math.inf, torch.arange(3))
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 101 and err[-1] == "warning: tiny: 100 bad steps; further ones are only counted"
+    assert len((tmp_path / "bad-steps.jsonl").read_text().splitlines()) == 100
+    assert fit.guard.count == 150
+
+
+def test_a_hundred_failures_are_told_apart(tmp_path, capsys):
+    fit = build(tmp_path)
+    for number in range(150):
+        fit._failed("a tracker", ValueError(f"{number} {'x' * 9999}"))
+    assert len(fit.failures) == capsys.readouterr().err.count("\n") == 101
+    assert sum(fit.failures.values()) == 150
+    assert max(map(len, fit.failures)) < 600
+
+
+@pytest.mark.parametrize("steps", [[8], [4, 8, 12]])
+def test_validation_nats_that_are_not_finite(tmp_path, capsys, steps):
+    fit = build(tmp_path, ema=0.0)
+    forward = fit.module.forward
+
+    def maybe(*batch):
+        objective = forward(*batch)
+        bad = not fit.module.training and fit.step in steps
+        return dataclasses.replace(objective, metrics={"nats": torch.tensor(math.inf)}) if bad else objective
+
+    fit.module.forward = maybe
+    if len(steps) < 3:
+        assert math.isfinite(fit.run())
+    else:
+        with pytest.raises(DivergedError, match="no evaluation gave finite nats.* are inf.* remove"):
+            fit.run()
+    assert fit.step == 12
+    assert capsys.readouterr().err.count("evaluation failed (EvaluationError: the validation nats are inf)") == 1
+    assert ["validation/nats" in row for row in rows(tmp_path)] == [step not in steps for step in (4, 8, 12)]
+
+
+@pytest.mark.parametrize(("used", "warned"), [(1, True), (2, False)])
+def test_one_code_in_use_is_a_collapse_however_small_the_book(tmp_path, capsys, used, warned):
+    for size in (2, 16):
+        fit, counts = build(tmp_path / str(size)), torch.zeros(size, dtype=torch.int64)
+        counts[:used] = 9
+        fit.epoch.histograms = {"codes": counts}
+        fit._watch_usage(fit.epoch.use(fit.accelerator))
+        assert ("have collapsed" in capsys.readouterr().err) == warned
+
+
 class Overflowing:
     """A scaler of half precision whose scale is too large."""
 
@@ -302,7 +360,7 @@ def test_a_collapsed_codebook_is_warned_about(tmp_path, capsys):
     build(tmp_path / "warned", collapse=0.99).run()
     err = capsys.readouterr().err
     assert "tiny: the codes have collapsed: perplexity" in err
-    assert "of 8 over an epoch, below 99%; raise quantizer.revival" in err
+    assert "of 8 over an epoch, below 7.93; raise quantizer.revival" in err
 
 
 def test_an_evaluation_that_fails_does_not_end_training(tmp_path, capsys):

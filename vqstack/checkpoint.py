@@ -106,12 +106,25 @@ class Lock:
         """Take the lock. InputError if another process still holds it after ``patience`` seconds."""
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.release = weakref.finalize(self, os.close, descriptor)  # called, or when nobody has the lock any more
+        _locks.add(self)
         deadline = time.monotonic() + patience
         while not _flock(descriptor, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 self.release()
                 raise _taken(folder)
             time.sleep(0.05)  # somebody may only be looking
+
+
+_locks: "weakref.WeakSet[Lock]" = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """A forked child, such as a worker that reads images, may outlive the process whose lock it is."""
+    for lock in list(_locks):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _flock(descriptor: int, kind: int) -> bool:

@@ -4,7 +4,7 @@
 |---|---|
 | 0 | done |
 | 2 | wrong input; nothing was written |
-| 3 | training stopped: loss or gradient were not finite for too many steps; the last good checkpoint is there |
+| 3 | training lost its numbers: too many steps in a row, or all evaluations of a phase, were not finite |
 | 65 | some files were damaged or cut short; what could be had was written, and standard error says what is missing |
 | 69 | another process of the same launch is gone; the same command goes on where it stopped |
 | 74 | a file could not be written (full disk, read-only folder …); what was written before is intact |

@@ -16,7 +16,7 @@ from vqstack.checkpoint import on_main
 from vqstack.errors import DivergedError
 
 HISTORY = 20  # losses before a bad step that are reported
-REPORTS = 100  # bad steps written down; later ones are only counted
+REPORTS = 100  # bad steps printed and written down, and failures told apart; later ones are only counted
 
 
 def poisoned(loss: Tensor) -> Tensor:
@@ -81,6 +81,8 @@ class Guard:
             )
 
     def _report(self, step: int, losses: list[float], images: list[int]) -> None:
+        if self.count > REPORTS:
+            return
         what = "gradient" if all(map(math.isfinite, losses)) else f"loss ({', '.join(f'{x:.4g}' for x in losses)})"
         shown = ", ".join(map(str, images[:8])) + (" …" if len(images) > 8 else "")
         before = ", ".join(f"{x:.4g}" for x in list(self.losses)[-5:]) or "none"
@@ -89,10 +91,11 @@ class Guard:
             f"{self.in_a_row} of at most {self.limit} in a row (images {shown}; losses before: {before})",
             file=sys.stderr,
         )
-        if self.count <= REPORTS:
-            row = {"step": step, "losses": [str(x) for x in losses], "images": images, "before": list(self.losses)}
-            with (self.folder / "bad-steps.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if self.count == REPORTS:
+            print(f"warning: {self.name}: {REPORTS} bad steps; further ones are only counted", file=sys.stderr)
+        row = {"step": step, "losses": [str(x) for x in losses], "images": images, "before": list(self.losses)}
+        with (self.folder / "bad-steps.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def state(self) -> dict[str, Any]:
         """To go on from after a resume."""

@@ -19,7 +19,7 @@ from vqstack import signals
 from vqstack.checkpoint import Checkpoint, Checkpoints, on_main, write_atomically
 from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
-from vqstack.fit.guard import Guard, poisoned
+from vqstack.fit.guard import REPORTS, Guard, poisoned
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
@@ -121,8 +121,10 @@ class Fit:
                 if nats is not None:
                     progress.set_postfix_str(f"validation {nats / math.log(2):.2f} bits")
                 demand = self._demand(received, saved)
-                due = self.settings.checkpoint_every and self.step % self.settings.checkpoint_every == 0
-                if evaluated or due or demand:
+                every = self.settings.checkpoint_every
+                due = evaluated or demand or (every and self.step % every == 0)
+                # Not amid bad steps: the last checkpoint is from before them. A signal and the end do not wait.
+                if due and (not self.guard.in_a_row or demand == Demand.STOP or self.step == self.settings.steps):
                     self._save(nats, better)
                     saved = time.monotonic()
                 if demand == Demand.STOP:
@@ -211,14 +213,12 @@ class Fit:
         if self.average is not None:
             averaged = self.average.current()
             found["average"] = evaluate(averaged, self.validation, batch, self.accelerator, self.seed)
-            values["validation/nats_raw"] = found["module"]["nats"]
         better = min(found, key=lambda name: found[name]["nats"] if math.isfinite(found[name]["nats"]) else math.inf)
         nats = found[better]["nats"]
         if not math.isfinite(nats):
-            raise DivergedError(
-                f"{self.name} diverged by step {self.step}: go on from its last checkpoint with a smaller "
-                "learning_rate and --override-config"
-            )
+            raise EvaluationError(f"the validation nats are {nats}")
+        if self.average is not None:
+            values["validation/nats_raw"] = found["module"]["nats"]
         values |= {f"validation/{k}": v for k, v in found[better].items()}
         self.best = min(self.best, nats)
         return nats, better
@@ -227,17 +227,20 @@ class Fit:
         """Warn about a codebook that had collapsed in the last whole epoch."""
         for name, counts in self.epoch.histograms.items():
             perplexity, size = use[f"{name}_perplexity"], len(counts)
-            if perplexity < self.settings.collapse * size and self.accelerator.is_main_process:
+            least = 1 + self.settings.collapse * (size - 1)  # one code in use has perplexity 1, whatever the size
+            if perplexity < least and self.accelerator.is_main_process:
                 print(
                     f"warning: {self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
-                    f"epoch, below {self.settings.collapse:.0%}; raise quantizer.revival, or lower learning_rate or "
+                    f"epoch, below {least:.2f}; raise quantizer.revival, or lower learning_rate or "
                     "quantizer.codebook_size",
                     file=sys.stderr,
                 )
 
     def _failed(self, what: str, error: Exception) -> None:
-        """Count a failure that does not end training; each reason is printed once."""
-        reason = f"{what} failed ({' '.join(f'{type(error).__name__}: {error}'.split())})"
+        """Count a failure that does not end training; each of the first hundred reasons is printed once."""
+        reason = f"{what} failed ({' '.join(f'{type(error).__name__}: {error}'.split())[:500]})"
+        if reason not in self.failures and len(self.failures) >= REPORTS:
+            reason = f"more than {REPORTS} different failures; other ones are only counted from here on"
         self.failures[reason] = self.failures.get(reason, 0) + 1
         if self.failures[reason] == 1 and self.accelerator.is_main_process:
             print(f"warning: {self.name}, step {self.step}: {reason}; training goes on", file=sys.stderr)
@@ -337,7 +340,11 @@ class Fit:
     def _find_best(self) -> Checkpoint:
         scored = [c for c in self.checkpoints.intact() if c.nats is not None]
         if not scored:
-            raise DivergedError(f"{self.name}: no evaluation worked, so no weights can be chosen ({self.failures})")
+            why = next(iter(self.failures), "no checkpoint of an evaluation is left")
+            raise DivergedError(
+                f"{self.name}: no evaluation gave finite nats, so no weights can be chosen ({why}): remove "
+                f"{self.checkpoints.folder} and train again with a smaller learning_rate and --override-config"
+            )
         return min(scored, key=lambda c: c.nats or 0.0)
 
 

@@ -42,5 +42,5 @@ class FitSettings(BaseModel):
         0.02,
         ge=0,
         lt=1,
-        description="Share of its codes below which a codebook's perplexity of an epoch is warned about.",
+        description="A book of K codes is warned about where its perplexity of an epoch is below 1 + collapse (K-1).",
     )
