@@ -747,3 +747,9 @@ def test_without_revival_an_unused_code_keeps_its_vector(kind):
     for _ in range(100):  # 64 · 2^-100 is far below that constant
         assert (quantizer(x).codes < 3).all()
     assert torch.allclose(quantizer.codebook(), away, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["fsq", "lfq", "simvq"])
+def test_codes_that_are_never_drawn_have_no_temperature(kind):
+    with pytest.raises(ValueError, match=f"stochastic means nothing for {kind}"):
+        QuantizerSettings(kind=kind, codebook_size=64, stochastic=0.5)

@@ -12,6 +12,7 @@ from vqstack.config import RunConfig
 from vqstack.fit import Fit, FitSettings, Order
 from vqstack.images import AugmentSettings, load_splits, uniforms
 from vqstack.level import LevelSettings
+from vqstack.likelihood import Categorical
 from vqstack.phases import Run
 from vqstack.sources import CodeSource, EncodingSource, PixelSource, ReadAhead, RefinerSource
 from vqstack.stack import Stack, StackSettings
@@ -22,7 +23,11 @@ EPOCH = torch.zeros_like(EVERY)
 
 @pytest.fixture
 def stack():
-    quantizer = {"codebook_size": 6, "dim": 3}
+    return random_stack(6)
+
+
+def random_stack(codebook_size):
+    quantizer = {"codebook_size": codebook_size, "dim": 3}
     levels = tuple(LevelSettings(map=m, width=8, quantizer=quantizer) for m in ((4, 4), (2, 2)))
     stack = Stack(StackSettings(levels=levels), (1, 8, 8), 5).eval()
     with torch.no_grad():
@@ -87,6 +92,38 @@ def test_neighbours_are_the_nearest_others(stack):
     for code in range(6):
         distances = (codebook - codebook[code]).square().sum(1)
         assert made.neighbours[code].tolist() == distances.argsort()[1:].tolist()
+
+
+def replaced(stack, monkeypatch, **settings):
+    """Codes of level 1 as they were and as they are given to the refiner, of the images in which some were replaced."""
+    seen = []
+    monkeypatch.setattr("vqstack.sources.parent_of", lambda *given: (seen.append(given[1]), parent_of(*given))[1])
+    below, *_, share = source(stack, 1, corruption=1.0, **settings).batch(EVERY, EPOCH)
+    touched = share > 0.5
+    return stack.level(1).encode(below)[touched], seen[0][touched]
+
+
+def test_what_replaces_a_code_is_one_of_its_eight_nearest_others(monkeypatch):
+    stack = random_stack(64)
+    clean, given = replaced(stack, monkeypatch, corrupt_by="neighbours")
+    codebook = stack.level(1).quantizer.codebook().double().numpy()
+    ranks = []
+    for code, other in zip(clean[clean != given].tolist(), given[clean != given].tolist(), strict=True):
+        distances = ((codebook - codebook[code]) ** 2).sum(1)
+        ranks.append(int((distances < distances[other]).sum()))  # the code itself is nearer than all: rank 0
+    assert set(ranks) == set(range(1, 9))
+
+
+def test_what_replaces_a_code_follows_the_decoder_above(monkeypatch):
+    """A decoder that is all but certain leaves one answer: its mode."""
+    stack = random_stack(6)
+    above = stack.level(2)
+    decode = above.decode
+    monkeypatch.setattr(above, "decode", lambda codes: Categorical(1e5 * decode(codes).logits))
+    clean, given = replaced(stack, monkeypatch, corrupt_by="samples")
+    mode = decode(above.encode(clean)).mode()
+    assert torch.equal(given[given != clean], mode[given != clean])
+    assert ((given != clean).sum() > 20) and ((mode != clean) & (given == clean)).any()  # replaced, but not all
 
 
 def test_labels_come_along(stack):

@@ -68,6 +68,7 @@ class Run:
             split.verify()
         torch.manual_seed(config.seed)
         wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes)
+        wanted.draws()  # guidance without labels is known only now
         reused = reused_levels(config, wanted, folder / "phases")
         self.model = HierarchicalModel(wanted)
         self.model.to(accelerator.device).eval()

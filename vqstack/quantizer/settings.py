@@ -59,6 +59,8 @@ class QuantizerSettings(BaseModel):
             )
         if self.fsq_levels is not None and min(self.fsq_levels, default=0) < 3:
             raise ValueError("fsq_levels has a value below 3: give 3 or more for each dimension")
+        if self.stochastic and self.kind not in ("vq", "cosine"):
+            raise ValueError(f"stochastic means nothing for {self.kind}, whose codes are never drawn: leave it at 0")
         return self
 
 
