@@ -410,6 +410,16 @@ def test_training_refuses(call, tmp_path, monkeypatch, text, given, message):
     assert [p.name for p in tmp_path.iterdir()] == ["wrong.yaml"]
 
 
+def test_guidance_is_refused_before_training_where_images_have_no_classes(call, tmp_path):
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 17, (60, 8, 8), dtype=np.uint8))
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    files = ["--data.source", "array", "--data.files", "train", tmp_path / "images.npy", "--data.validation", 10]
+    guided = ["--data.test", 10, "--prior.label-dropout", 0.1, "--sampling.guidance", 2]
+    out = tmp_path / "out"
+    refused(*call(TRAIN, "--config", tmp_path / "recipe.yaml", "--out", out, *files, *guided), "guidance")
+    assert not out.exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_the_exit_code_holds_where_nothing_can_be_said(tmp_path):
     command = [sys.executable, TRAIN, "--config", tmp_path / "missing.yaml"]
