@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -352,6 +353,35 @@ def test_known_pixels_and_codes_are_kept():
     everything_known = Known(top, torch.ones(6, 1, 2, dtype=torch.bool))
     assert torch.equal(model.sample(6, known={2: everything_known}).codes[2], top)
     assert torch.equal(model.vary(top, 2, known=known).pixels[known[0].given], pixels[known[0].given])
+
+
+@pytest.mark.parametrize(
+    ("level", "shape", "value", "message"),
+    [
+        (3, (6, 1, 2), 0, "level 3 is not drawn here: give maps of levels 0 … 2"),
+        (-1, (6, 1, 2), 0, "level -1 is not drawn here"),
+        (1, (6, 3, 3), 0, "both must be (6, 2, 2)"),
+        (1, (5, 2, 2), 0, "both must be (6, 2, 2)"),
+        (1, (6, 2, 2), 99, "level 1 has a value outside 0"),
+        (0, (6, 1, 4, 4), -1, "level 0 has a value outside 0"),
+    ],
+)
+def test_known_maps_that_do_not_fit_are_refused(level, shape, value, message):
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2), (1, 2)))
+    known = {level: Known(torch.full(shape, value), torch.ones(shape, dtype=torch.bool))}
+    with pytest.raises(InputError, match=re.escape(message)):
+        model.sample(6, known=known)
+    nowhere = {level: Known(known[level].values, torch.zeros(shape, dtype=torch.bool))}
+    if "outside" in message:  # values count only where they are given
+        model.sample(6, known=nowhere)
+
+
+def test_a_map_that_is_kept_cannot_be_known_in_part():
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2), (1, 2)))
+    top = torch.zeros(6, *model.stack.map_shapes[1], dtype=torch.int64)
+    known = {2: Known(top, torch.ones_like(top, dtype=torch.bool))}
+    with pytest.raises(InputError, match="level 2 is not drawn here: give maps of levels 0 … 1"):
+        model.vary(top, 2, known=known)
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ class HierarchicalModel(nn.Module, Pretrained):
             u = noise(seed, indices, levels + 1, 1)
             labels = torch.searchsorted(self.label_probs.cpu().double().cumsum(0), u[:, 0]).clamp(max=self.classes - 1)
         labels = self._labels(labels)
-        known = known or {}
+        known = self._known(known, num, levels)
         prior = self.prior.distribution(num, labels, self.device, known=known.get(levels), guidance=draw.guidance)
         top = prior.sample(noise(seed, indices, levels, prior.sites), draw)
         return self._finish(top, levels, draws, seed, indices, labels, known)
@@ -334,7 +334,9 @@ class HierarchicalModel(nn.Module, Pretrained):
         draws = self.settings.draws(sampling)[levels - level + 1 :]
         indices = range(first, first + len(codes))
         labels = None if labels is None else self._labels(labels)
-        return self._finish(codes.to(self.device), level, draws, seed, indices, labels, known or {})
+        return self._finish(
+            codes.to(self.device), level, draws, seed, indices, labels, self._known(known, len(codes), level - 1)
+        )
 
     def _labels(self, labels: Labels | None) -> Labels | None:
         """Labels where the model lives, checked; none where it knows no classes."""
@@ -342,6 +344,30 @@ class HierarchicalModel(nn.Module, Pretrained):
             return None
         self.check_labels(labels)
         return labels.to(self.device)
+
+    def _known(self, known: Mapping[int, Known] | None, num: int, highest: int) -> Mapping[int, Known]:
+        """Partly filled maps, checked: of levels that are drawn, of their shape, of values that there are.
+
+        Where nothing is given the values become 0.
+        """
+        checked = {}
+        shapes = [self.stack.shape, *self.stack.map_shapes]
+        sizes = [self.stack.values, *self.stack.codebook_sizes]
+        for level, given_map in (known or {}).items():
+            values, given = given_map.values, given_map.given
+            if not 0 <= level <= highest:
+                raise InputError(f"known: level {level} is not drawn here: give maps of levels 0 … {highest}")
+            wanted = (num, *shapes[level])
+            if not tuple(values.shape) == tuple(given.shape) == wanted:
+                raise InputError(
+                    f"known: level {level} has maps of {tuple(values.shape)}, given where {tuple(given.shape)} says: "
+                    f"both must be {wanted}"
+                )
+            told = values[given].long()
+            if ((told < 0) | (told >= sizes[level])).any():
+                raise InputError(f"known: level {level} has a value outside 0 … {sizes[level] - 1}")
+            checked[level] = Known(values.masked_fill(~given, 0), given)
+        return checked
 
     def _finish(
         self,
