@@ -68,6 +68,9 @@ def main(arguments: list[str]) -> None:
     if accelerator.is_main_process:
         for problem in growing_maps(settings):
             print(f"warning: {problem}", file=sys.stderr)
+        done = ", ".join(sorted(path.parent.name for path in folder.glob("phases/*/DONE")))
+        if command.override_config and done:
+            print(f"warning: phases that are done stay as they are, whatever the settings: {done}", file=sys.stderr)
     if command.dry_run:
         check_processes(config, accelerator)
         accelerator.print(to_yaml(config))

@@ -427,6 +427,22 @@ def test_the_exit_code_holds_where_nothing_can_be_said(tmp_path):
         assert subprocess.run(list(map(str, command)), stderr=full, cwd=tmp_path, check=False).returncode == 2
 
 
+def test_nobody_reads_what_is_printed(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        command = list(map(str, [sys.executable, TRAIN, "--dry-run", "--out", tmp_path / "run"]))
+        found = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert (found.returncode, found.stderr) == (141, "")
+
+
+def test_an_override_says_that_done_phases_stay(run_folder, recipe, call):
+    given = ("--config", recipe, "--out", run_folder, "--dry-run", "--override-config")
+    code, _, err = call(TRAIN, *given, "--train-prior.steps", 400)
+    assert code == 0
+    assert err == "warning: phases that are done stay as they are, whatever the settings: level-1, level-2, prior\n"
+
+
 def test_training_refuses_a_missing_recipe(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(*call(TRAIN, "--config", tmp_path / "missing.yaml"), "missing.yaml cannot be read")

@@ -4,6 +4,8 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
+import subprocess
 import tarfile
 
 import numpy as np
@@ -15,6 +17,7 @@ import yaml
 from accelerate import Accelerator
 from test_images import png, random_pixels, refused, write_parquet
 
+from vqstack import signals
 from vqstack.config import RunConfig
 from vqstack.images import AugmentSettings, ImageSettings, load_splits, open_stream
 from vqstack.phases import Run
@@ -128,6 +131,35 @@ def test_a_stream_goes_on_at_the_right_place(settings, workers):
     for skip in (1, 4, 17):
         for ours, theirs in zip(taken(opened(settings), 6, skip), whole[skip:], strict=False):
             assert all(torch.equal(a, b) for a, b in zip(ours[:4], theirs[:4], strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_with_images_left_out_goes_on_at_the_right_place(settings, tmp_path, workers):
+    images = [png(one)[: 40 if i in (3, 30) else None] for i, one in enumerate(PIXELS[:60])]
+    rows = pa.table({"image": [{"bytes": one, "path": f"{i}.png"} for i, one in enumerate(images)]})
+    pq.write_table(rows, tmp_path / "broken", row_group_size=15)
+    changes = {"files": {"train": str(tmp_path / "broken")}, "validation": 0.0, "test": 0.0, "on_error": "skip"}
+    broken = ImageSettings(**settings.model_dump() | changes | {"workers": workers})
+    whole = taken(opened(broken, classes=0), 20)
+    for skip in (1, 8, 15):
+        for ours, theirs in zip(taken(opened(broken, classes=0), 5, skip), whole[skip:], strict=False):
+            assert torch.equal(ours.pixels, theirs.pixels)
+
+
+def test_workers_leave_signals_to_the_parent(settings):
+    """A signal to the whole group reaches them too; that of the parent, which torch sends at the end, ends them."""
+    before = set(multiprocessing.active_children())
+    batches = opened(settings.model_copy(update={"workers": 1})).batches(0, False)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    for number in signals.SIGNALS:
+        subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+    batches.close()
 
 
 def source(settings, augmentation=None, batch=4):

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vqstack import signals
 from vqstack.checkpoint import CANNOT_WRITE, failed_write
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners
-from vqstack.errors import CommandError, InputError, LostError, Stopped, explain
+from vqstack.errors import BROKEN_PIPE, CommandError, InputError, LostError, Stopped, explain
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
@@ -344,15 +344,28 @@ def run_command(main: Callable[[list[str]], None], again: str = "to go on") -> N
     try:
         with signals.stopping(again):
             main(sys.argv[1:])
+            sys.stdout.flush()
     except CommandError as error:
         _leave(f"error: {error}", error.exit_code)
     except Stopped as stop:
         _leave(f"stopped {stop}", stop.exit_code)
     except (OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(BROKEN_PIPE)
         ending = _ending(error)
         if ending is None:
             raise
         _leave(f"error: {ending}", ending.exit_code)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that was closed; if so, what is still to be printed is dropped."""
+    try:
+        print(flush=True)  # what failed is dropped already, so that flushing alone would tell nothing
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _leave(line: str, code: int) -> NoReturn:

@@ -9,6 +9,7 @@
 | 69 | another process of the same launch is gone; the same command goes on where it stopped |
 | 74 | a file could not be written (full disk, read-only folder …); what was written before is intact |
 | 75 | stopped by a signal; the same command goes on where it stopped |
+| 141 | nobody reads standard output any more (`| head`); nothing is printed |
 """
 
 import re
@@ -17,6 +18,9 @@ from typing import ClassVar
 
 from pydantic import ValidationError
 from torch.distributed import DistError
+
+BROKEN_PIPE = 141
+"""Exit code where nobody reads standard output any more: that of a program which SIGPIPE ends."""
 
 PARTLY = 65
 """Exit code of a command that gave what could be had of damaged files."""

@@ -1,5 +1,6 @@
 """Leaving when asked: SIGTERM, SIGINT and SIGUSR1, which schedulers send before they take a machine away."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,29 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """The signals wait until the end; a process forked inside has them blocked for good (see :func:`of_parent`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def of_parent(worker: int) -> None:
+    """In a worker process: a signal from the parent ends it, one to the whole group is the parent's to decide about."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+            pass
+        os._exit(0)
+
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from vqstack import signals
 from vqstack.errors import InputError
 from vqstack.images.decode import CHUNK, decode_all
 from vqstack.images.files import unreadable
@@ -59,7 +60,7 @@ def open_stream(
 
 
 class ImageStream:
-    """Endless batches. ``batches(skip)`` begins after that many, without decoding what it passes over."""
+    """Endless batches. ``batches(skip)`` begins after that many, and decodes those only with ``on_error: skip``."""
 
     def __init__(
         self,
@@ -77,14 +78,21 @@ class ImageStream:
         self.workers = min(settings.workers, rows.num_shards)
 
     def batches(self, skip: int, pin: bool) -> Iterator[StreamBatch]:
-        """Batches from number ``skip`` on; InputError for what cannot be read. Images left out count as seen here."""
+        """Batches from number ``skip`` on; InputError for what cannot be read."""
         turns = max(self.workers, 1)  # workers take turns, so each is told how many of its own turns to pass over
         self.skip = skip // turns
         ahead = AHEAD if self.workers else None
         loader = DataLoader(
-            _Workers(self), batch_size=None, num_workers=self.workers, pin_memory=pin, prefetch_factor=ahead
+            _Workers(self),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=pin,
+            prefetch_factor=ahead,
+            worker_init_fn=signals.of_parent,
         )
-        for number, batch in enumerate(loader, start=skip - skip % turns):
+        with signals.blocked():
+            made = iter(loader)
+        for number, batch in enumerate(made, start=skip - skip % turns):
             if batch.problem is not None:
                 raise InputError(batch.problem)
             if number >= skip:
@@ -93,16 +101,17 @@ class ImageStream:
     def of_worker(self) -> Iterator[StreamBatch]:
         """What one worker does; an exception would reach the main process as a traceback, so it is handed over."""
         try:
-            yield from self._batched(self._rows())
+            # Which images are left out is known when they are decoded, so then what is passed over is decoded, too.
+            decoded = self.skip if self.settings.on_error == "skip" else 0
+            yield from islice(self._batched(self._rows((self.skip - decoded) * self.batch)), decoded, None)
         except InputError as error:
             yield _problem(str(error))
         except Exception as error:  # whatever the libraries raise that is not of reading a row
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             yield _problem(f"{self.split.where}: cannot be read ({reason}); check the files and the network")
 
-    def _rows(self) -> Iterator[_Row]:
-        """Rows of the train part, without end, after those that are passed over."""
-        left = self.skip * self.batch
+    def _rows(self, left: int) -> Iterator[_Row]:
+        """Rows of the train part, without end, after ``left`` that are passed over."""
         # Workers share the number of the epoch, each would set that of the others, and the order depends on it.
         rows = deepcopy(self.rows)
         for epoch in count():
