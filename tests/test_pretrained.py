@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -256,6 +257,22 @@ def test_a_larger_model_with_refiners_is_described_as_it_is(family):
     assert {name: shape for name, (_, shape) in described.items()} == {
         name: tuple(value.shape) for name, value in model.state_dict().items()
     }
+
+
+def test_an_artefact_knows_whether_it_is_saved(folder, tmp_path):
+    model = HierarchicalModel.from_pretrained(folder)
+    place = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert model.is_saved_in(place)
+    for name in ("config.json", "model.safetensors", "README.md"):
+        content = (place / name).read_bytes()
+        (place / name).write_bytes(content + b"\n")
+        assert not model.is_saved_in(place)
+        (place / name).unlink()
+        assert not model.is_saved_in(place)
+        (place / name).write_bytes(content)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert not model.is_saved_in(place)
 
 
 def test_the_card_goes_along(folder, tmp_path):

@@ -17,12 +17,12 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqstack.checkpoint import digest, failed_write, write_atomically
+from vqstack.checkpoint import digest, write_atomically
 from vqstack.errors import InputError, explain
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
@@ -195,24 +195,30 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
     card: str = ""
     """Text of the model card; set before saving, or as it was loaded."""
 
+    def is_saved_in(self, folder: Path) -> bool:
+        """Whether the folder holds this very artefact, to the bit. Saving again would risk it for nothing."""
+        return all(
+            (folder / name).is_file() and digest(folder / name) == hashlib.sha256(content).hexdigest()
+            for name, content in self._files().items()
+        )
+
     def _save_pretrained(self, save_directory: Path) -> None:
         """Each file is whole or not there, ``config.json`` comes last: a folder without it holds no artefact."""
+        for name, content in self._files().items():
+            write_atomically(save_directory / name, lambda aside, content=content: aside.write_bytes(content))
+
+    def _files(self) -> dict[str, bytes]:
+        """What the files of the artefact hold."""
         assert isinstance(self, nn.Module)
         settings = self.settings
         assert isinstance(settings, BaseModel)
-        weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        path = save_directory / WEIGHTS
-        try:
-            write_atomically(path, lambda aside: save_file(weights, aside, metadata={"format": "pt"}))
-        except SafetensorError as error:  # its only word for a full disk
-            raise failed_write(path, error) from error
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
+        weights = save(tensors, metadata={"format": "pt"})
         header = "---\nlibrary_name: vqstack\nlicense: apache-2.0\ntags:\n- vector-quantization\n---\n\n"
         card = header + (self.card or "# A vqstack model\n")
-        write_atomically(save_directory / CARD, lambda aside: aside.write_text(card, encoding="utf-8"))
-        described = {"model": settings.model_dump(mode="json"), "weights": digest(path)}
+        described = {"model": settings.model_dump(mode="json"), "weights": hashlib.sha256(weights).hexdigest()}
         config = {"format_version": FORMAT_VERSION, **described, "checksum": _checksum(described)}
-        text = json.dumps(config, indent=2) + "\n"
-        write_atomically(save_directory / CONFIG, lambda aside: aside.write_text(text, encoding="utf-8"))
+        return {WEIGHTS: weights, CARD: card.encode(), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
