@@ -182,9 +182,10 @@ def test_the_ledger_of_a_run(run_folder):
 
 
 def test_running_again_repeats_nothing(run_folder, recipe, call):
-    before = tree(run_folder)
+    before, written = tree(run_folder), (run_folder / "model/config.json").stat().st_ino
     code, out, err = call(TRAIN, "--config", recipe, "--out", run_folder)
     assert (code, err) == (0, "")
+    assert (run_folder / "model/config.json").stat().st_ino == written  # not even written again
     for phase in ("level-1", "level-2", "prior"):
         assert f"{phase}: done before" in out
     after = tree(run_folder)

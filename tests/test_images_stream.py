@@ -218,6 +218,21 @@ def test_a_broken_image_met_while_training_is_named_with_its_shard(tmp_path):
     refused(lambda: taken(opened(broken), 9), f"{files['train']}, row 23: ", "on_error")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_path_in_a_shard_is_not_followed(tmp_path, streaming):
+    (tmp_path / "secret.png").write_bytes(png(PIXELS[0]))
+    images = [{"bytes": png(one), "path": None} for one in PIXELS[:30]]
+    images[7] = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    pq.write_table(pa.table({"image": pa.array(images)}), tmp_path / "x.parquet")
+    held = {"validation": 0.0, "test": 0.0} if streaming else {"validation": 0, "test": 0}
+    files = {"train": str(tmp_path / "x.parquet")}
+    settings = ImageSettings(source="parquet", files=files, size=(4, 4), streaming=streaming, **held)
+    refused(
+        lambda: taken(opened(settings), 30) if streaming else load_splits(settings)["train"].pixels,
+        "the row names a file and does not hold it",
+    )
+
+
 def test_labels_beyond_the_classes_are_refused(settings):
     refused(lambda: taken(opened(settings, classes=2), 20), "label 2", "classes")
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -205,7 +206,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
     def _save_pretrained(self, save_directory: Path) -> None:
         """Each file is whole or not there, ``config.json`` comes last: a folder without it holds no artefact."""
         for name, content in self._files().items():
-            write_atomically(save_directory / name, lambda aside, content=content: aside.write_bytes(content))
+            write_atomically(save_directory / name, partial(Path.write_bytes, data=content))
 
     def _files(self) -> dict[str, bytes]:
         """What the files of the artefact hold."""

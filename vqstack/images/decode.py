@@ -41,6 +41,8 @@ def decode(record: Any, settings: ImageSettings) -> UInt8[np.ndarray, "c h w"]:
         pixels = _channels_first(_fitted(Image.fromarray(record), settings))
         return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
     if isinstance(record, dict):
+        if record["bytes"] is None and record["path"] is not None and settings.packed:
+            raise ValueError("the row names a file and does not hold it; store the bytes of the image")
         record = record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])
     if record is None:
         raise ValueError("no image in this row")

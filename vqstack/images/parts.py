@@ -19,10 +19,10 @@ from vqstack.images.settings import ImageSettings
 FETCH = 512  # images fetched at a time; bounds the memory of those that are still encoded
 
 
-def digest(record: Any, seed: int, root: str | None) -> int:
+def digest(record: Any, settings: ImageSettings, root: str | None) -> int:
     """64 bits of the seed and the path below ``root`` (an image folder), else the bytes of the file."""
-    stored, path = record["bytes"], record["path"]
-    if stored is None and path is not None:
+    stored, path, seed = record["bytes"], record["path"], settings.seed
+    if stored is None and path is not None and not settings.packed:
         if root is not None:
             stored = path.removeprefix(root).lstrip("/").encode()
         else:
@@ -39,15 +39,17 @@ def place(digest: int) -> float:
     return (digest >> 11) / 2**53
 
 
-def places(stored: Records, seed: int) -> NDArray[np.float64]:
+def places(stored: Records, settings: ImageSettings) -> NDArray[np.float64]:
     """The place of every image of a mapped split; by its position in digits and arrays, which are one file."""
     if stored.ordered:
         found = np.empty(stored.count)
-        found[Generator(PCG64(seed)).permutation(stored.count)] = (np.arange(stored.count) + 0.5) / stored.count
+        found[Generator(PCG64(settings.seed)).permutation(stored.count)] = (
+            np.arange(stored.count) + 0.5
+        ) / stored.count
         return found
     positions = np.arange(stored.count)
     batches = (stored.fetch(positions[start : start + FETCH]) for start in range(0, stored.count, FETCH))
-    return np.array([place(digest(record, seed, stored.root)) for batch in batches for record in batch])
+    return np.array([place(digest(record, settings, stored.root)) for batch in batches for record in batch])
 
 
 def bounds(stored: set[str], settings: ImageSettings) -> dict[str, tuple[float, float]]:

@@ -63,6 +63,11 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         2, ge=0, description="streaming: count of processes that read and decode, for each training process"
     )
 
+    @property
+    def packed(self) -> bool:
+        """Whether the files hold the bytes of images: a path in a stranger's shard is not followed."""
+        return self.source in ("parquet", "webdataset")
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:

@@ -238,7 +238,7 @@ class _Mapped:
     @cached_property
     def parts(self) -> dict[str, tuple[str, NDArray[np.int64]]]:
         counts = {name: split.count for name, split in self.splits.items()}
-        return partition(counts, lambda name: places(self.splits[name], self.settings.seed), self.settings)
+        return partition(counts, lambda name: places(self.splits[name], self.settings), self.settings)
 
     @property
     def classes(self) -> int:
@@ -301,14 +301,14 @@ class _Streams:
         _write(folder, self._batches(split, limits[name]), self.limit, self.settings, meta, split.image_column)
 
     def _batches(self, split: Streamed, limits: tuple[float, float]) -> Iterator[_Batch]:
-        seed, taken = self.settings.seed, 0
+        taken = 0
         records: list[Any] = []
         labels: list[int] | None = [] if split.label_column else None
-        for row in guarded(shuffled(split.rows, self.settings, seed), split.where, self.settings):
+        for row in guarded(shuffled(split.rows, self.settings, self.settings.seed), split.where, self.settings):
             if taken == self.limit:
                 break
             record = row[split.image_column]
-            if limits[0] <= place(digest(record, seed, split.root)) < limits[1]:
+            if limits[0] <= place(digest(record, self.settings, split.root)) < limits[1]:
                 records.append(record)
                 if labels is not None:
                     labels.append(known(row[split.label_column], split.where))

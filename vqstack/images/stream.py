@@ -119,7 +119,7 @@ class ImageStream:
             seen = 0
             for row in guarded(rows, self.split.where, self.settings):
                 record = row[self.split.image_column]
-                image = digest(record, self.settings.seed, self.split.root)
+                image = digest(record, self.settings, self.split.root)
                 if self.limits[0] <= place(image) < self.limits[1]:
                     seen += 1
                     if seen > left:

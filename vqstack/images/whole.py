@@ -79,7 +79,7 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
             failed |= {number: one for number, one in zip(numbers, images, strict=True) if isinstance(one, str)}
             shape = shape or next((image.shape for image in images if not isinstance(image, str)), ())
             digests += [b"" if isinstance(image, str) else _digest(image) for image in images]
-            places += [place(digest(record, settings.seed, stream.root)) for record in records]
+            places += [place(digest(record, settings, stream.root)) for record in records]
             if labels is not None:
                 labels += [known(row[stream.label_column], stream.where) for _, row in chunk]
     checked = None if labels is None else check_labels(np.array(labels), len(places), stream.where, stream.class_names)
