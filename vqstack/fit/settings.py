@@ -42,6 +42,6 @@ class FitSettings(BaseModel):
         0.02,
         ge=0,
         lt=1,
-        description="Share of its codes: a book of K is warned about where its perplexity of an epoch is below 1 + collapse "
-        "(K-1).",
+        description="Share of its codes: a book of K is warned about where its perplexity of an epoch is below "
+        "1 + collapse (K-1).",
     )
