@@ -26,7 +26,7 @@ def recipe(kind="vq", **fields):
     values = {
         "data": {"limit": 32},
         "levels": [{**level, "map": [4, 4]}, {**level, "map": [2, 2]}],
-        "train_levels": [FIT],
+        "train_levels": [FIT | {"collapse": 0}],  # in so few steps fsq uses one code, and is rightly warned about
         "prior": {"depth": 1, "dim": 8, "heads": 2},
         "train_prior": FIT,
         "sample_grid": 2,
