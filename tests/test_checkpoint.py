@@ -218,6 +218,14 @@ def test_a_signal_leaves_at_once_or_is_noted(number):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_worker_whose_system_names_no_sender_obeys_every_signal(monkeypatch):
+    monkeypatch.delattr(signal, "sigwaitinfo")
+    with signals.blocked():  # as when workers are started
+        assert set(signals.SIGNALS) <= signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        signals.of_parent(0)
+        assert not set(signals.SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_weights_of_a_phase_that_do_not_fit_the_disk(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # the signal is ignored, the write fails in the middle

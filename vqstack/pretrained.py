@@ -196,17 +196,19 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
     card: str = ""
     """Text of the model card; set before saving, or as it was loaded."""
 
-    def is_saved_in(self, folder: Path) -> bool:
-        """Whether the folder holds this very artefact, to the bit. Saving again would risk it for nothing."""
-        return all(
-            (folder / name).is_file() and digest(folder / name) == hashlib.sha256(content).hexdigest()
-            for name, content in self._files().items()
-        )
+    def save_files(self, folder: Path) -> None:
+        """The artefact without the mixin, which begins by removing ``config.json``; files that are equal stay.
+
+        Each file is whole or not there, ``config.json`` comes last: a folder without it holds no artefact.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self._files().items():
+            path = folder / name
+            if not (path.is_file() and digest(path) == hashlib.sha256(content).hexdigest()):
+                write_atomically(path, partial(Path.write_bytes, data=content))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Each file is whole or not there, ``config.json`` comes last: a folder without it holds no artefact."""
-        for name, content in self._files().items():
-            write_atomically(save_directory / name, partial(Path.write_bytes, data=content))
+        self.save_files(save_directory)
 
     def _files(self) -> dict[str, bytes]:
         """What the files of the artefact hold."""

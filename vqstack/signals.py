@@ -37,7 +37,13 @@ def blocked() -> Iterator[None]:
 
 
 def of_parent(worker: int) -> None:
-    """In a worker process: a signal from the parent ends it, one to the whole group is the parent's to decide about."""
+    """In a worker process: a signal from the parent ends it, one to the whole group is the parent's to decide about.
+
+    Where the system does not say who sends (macOS), every signal ends it.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return
 
     def wait() -> None:
         while signal.sigwaitinfo(SIGNALS).si_pid != parent:

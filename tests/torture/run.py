@@ -22,7 +22,7 @@ PARTS = ["kills", "writes", "damage", "mutants", "memory"]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--short", action="store_true", help="a minute or two instead of a quarter of an hour")
+    parser.add_argument("--short", action="store_true", help="some four minutes instead of half an hour")
     parser.add_argument("--out", type=Path, help="JSON file that receives the counts")
     parser.add_argument("--keep", action="store_true", help="keep the scratch folder")
     arguments = parser.parse_args()

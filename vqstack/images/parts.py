@@ -20,8 +20,11 @@ FETCH = 512  # images fetched at a time; bounds the memory of those that are sti
 
 
 def digest(record: Any, settings: ImageSettings, root: str | None) -> int:
-    """64 bits of the seed and the path below ``root`` (an image folder), else the bytes of the file."""
-    stored, path, seed = record["bytes"], record["path"], settings.seed
+    """64 bits of the seed and the path below ``root`` (an image folder), else the bytes of the file.
+
+    No path in a packed shard is opened: its image is refused or skipped when it is decoded.
+    """
+    stored, path = record["bytes"], record["path"]
     if stored is None and path is not None and not settings.packed:
         if root is not None:
             stored = path.removeprefix(root).lstrip("/").encode()
@@ -31,7 +34,7 @@ def digest(record: Any, settings: ImageSettings, root: str | None) -> int:
                     stored = file.read()
             except OSError:
                 stored = path.encode()  # it will be refused or skipped when it is decoded
-    return int.from_bytes(blake2b(stored or b"", digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big")
+    return int.from_bytes(blake2b(stored or b"", digest_size=8, key=settings.seed.to_bytes(8, "big")).digest(), "big")
 
 
 def place(digest: int) -> float:
@@ -42,10 +45,9 @@ def place(digest: int) -> float:
 def places(stored: Records, settings: ImageSettings) -> NDArray[np.float64]:
     """The place of every image of a mapped split; by its position in digits and arrays, which are one file."""
     if stored.ordered:
+        order = Generator(PCG64(settings.seed)).permutation(stored.count)
         found = np.empty(stored.count)
-        found[Generator(PCG64(settings.seed)).permutation(stored.count)] = (
-            np.arange(stored.count) + 0.5
-        ) / stored.count
+        found[order] = (np.arange(stored.count) + 0.5) / stored.count
         return found
     positions = np.arange(stored.count)
     batches = (stored.fetch(positions[start : start + FETCH]) for start in range(0, stored.count, FETCH))

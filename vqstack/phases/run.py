@@ -290,8 +290,7 @@ class Run:
 
         def write() -> None:
             write_atomically(self.folder / "ledger.json", lambda aside: aside.write_text(ledger, encoding="utf-8"))
-            if not self.model.is_saved_in(self.folder / "model"):
-                self.model.save_pretrained(self.folder / "model")
+            self.model.save_files(self.folder / "model")
 
         on_main(self.accelerator, write)
 
