@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vqstack.code_model import (
     NO_LABEL,
@@ -17,6 +18,7 @@ from vqstack.code_model import (
     build_refiner,
     parent_of,
 )
+from vqstack.code_model.window import Window
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
 from vqstack.likelihood import CodeHead, Draw, Known, PixelHead, PixelSettings, noise, walked_log_prob
 
@@ -73,11 +75,13 @@ def groups_before(model):
 
 
 @pytest.mark.parametrize("groups", [0, 1, 3])
-def test_causality_by_gradients(groups):
-    model, parent = with_parent(groups=groups, map_shape=(2, 4))
+@pytest.mark.parametrize("window", [0, 1])
+def test_causality_by_gradients(groups, window):
+    model, parent = with_parent(groups=groups, map_shape=(2, 4), window=window)
     codes, above = torch.randint(0, 5, (2, 8)), parent(2)
     values = torch.randn(2, 8, 16, requires_grad=True)
-    model.embed = lambda chosen: values[:, model.source]  # the features of each site's own value
+    # The features of each site's own value, for all sites (the window) and for the inputs of the sequence.
+    model.embed = lambda chosen: values if chosen.shape[1] == 8 else values[:, model.source]
     logits = model.logits(codes, None, above)
     allowed = groups_before(model)
     for site in range(8):
@@ -90,8 +94,9 @@ def test_causality_by_gradients(groups):
 @torch.no_grad()
 @pytest.mark.parametrize("groups", [0, 1, 3])
 @pytest.mark.parametrize("classes", [0, 3])
-def test_cached_equals_uncached(groups, classes):
-    model, parent = with_parent(groups=groups, classes=classes)
+@pytest.mark.parametrize("window", [0, 1])
+def test_cached_equals_uncached(groups, classes, window):
+    model, parent = with_parent(groups=groups, classes=classes, window=window)
     codes, labels = some(model)
     flat, above = codes.flatten(1), parent(4)
     whole, context = model.logits(flat, labels, above), model.context(above)
@@ -99,7 +104,9 @@ def test_cached_equals_uncached(groups, classes):
     hidden, cache = model.prefill(4, labels, context)
     for group in range(len(model.schedule)):
         if group:
-            hidden, cache = model.step(group, flat[:, model.inputs_of(group), None], context, cache)
+            before = torch.isin(torch.arange(8), torch.cat([model.schedule.sites(k) for k in range(group)]))
+            drawn = torch.where(before, flat, torch.randint(0, 5, flat.shape))  # later values must not matter
+            hidden, cache = model.step(group, drawn[..., None], context, cache)
         sites = model.schedule.sites(group)
         torch.testing.assert_close(model.to_logits(hidden) + base[:, sites], whole[:, sites], atol=1e-4, rtol=1e-4)
 
@@ -107,8 +114,9 @@ def test_cached_equals_uncached(groups, classes):
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 3])
-def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes):
-    model = build(family, groups, classes=classes)
+@pytest.mark.parametrize("window", [0, 1])
+def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, window):
+    model = build(family, groups, classes=classes, window=window)
     codes, labels = some(model)
     distribution = model.distribution(len(codes), labels, torch.device("cpu"))
     walked, values, nats = [], torch.zeros(4, 6, dtype=torch.int64), torch.zeros(4)
@@ -128,8 +136,9 @@ def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes):
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 2])
-def test_all_maps_sum_to_one(family, groups, classes):
-    model = build(family, groups, map_shape=(2, 2), size=3, classes=classes)
+@pytest.mark.parametrize("window", [0, 1])
+def test_all_maps_sum_to_one(family, groups, classes, window):
+    model = build(family, groups, map_shape=(2, 2), size=3, classes=classes, window=window)
     codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
     for label in [*range(classes), *([NO_LABEL] if classes else [0])]:
         labels = torch.full((len(codes),), label) if classes else None
@@ -137,9 +146,10 @@ def test_all_maps_sum_to_one(family, groups, classes):
 
 
 @torch.no_grad()
-def test_the_masked_likelihood_is_the_product_of_its_conditionals():
+@pytest.mark.parametrize("window", [0, 1])
+def test_the_masked_likelihood_is_the_product_of_its_conditionals(window):
     """Each group recomputed alone: its conditional is what the network says with the other sites blanked out."""
-    model = build("masked", 3)
+    model = build("masked", 3, window=window)
     codes, labels = some(model)
     flat = codes.flatten(1)[..., None]
     total = torch.zeros(4)
@@ -191,8 +201,9 @@ def test_validation_of_a_masked_model_visits_its_groups_evenly():
 
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
-def test_frequencies_of_samples(family, groups):
-    model, parent = with_parent(family, groups, map_shape=(2, 2), head=CodeHead(3))
+@pytest.mark.parametrize("window", [0, 1])
+def test_frequencies_of_samples(family, groups, window):
+    model, parent = with_parent(family, groups, map_shape=(2, 2), head=CodeHead(3), window=window)
     above = Parent(*(x.expand(4000, *x.shape[1:]) for x in parent(1)))
     drawn = model.distribution(4000, None, torch.device("cpu"), above).sample(noise(0, range(4000), 1, 4))
     maps = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
@@ -315,6 +326,28 @@ def test_known_sites_are_kept(family, groups, draw):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("radius", [1, 2])
+def test_the_window_is_a_convolution_around_what_is_known(radius):
+    """Recomputed by conv2d over the known values, with nothing at the centre."""
+    rows, columns, dim, side = 4, 5, 3, 2 * radius + 1
+    window = Window((rows, columns), radius, dim, torch.ones(20, 20, dtype=torch.bool))
+    embedded, known = torch.randn(2, 20, dim), torch.rand(2, 20) < 0.5
+    kernel = torch.zeros(dim, dim, side * side)
+    kernel[..., torch.arange(side * side) != side * side // 2] = window.mix.weight.view(dim, -1, dim).transpose(1, 2)
+    maps = (embedded * known[..., None]).transpose(1, 2).view(2, dim, rows, columns)
+    truth = F.conv2d(maps, kernel.view(dim, dim, side, side), padding=radius).flatten(2).transpose(1, 2)
+    sites = torch.tensor([7, 0, 19])
+    torch.testing.assert_close(window(embedded, torch.arange(20), known), truth)
+    torch.testing.assert_close(window(embedded, sites, known), truth[:, sites])
+
+
+def test_a_window_in_raster_order_has_no_weights_for_what_comes_later():
+    model = build(map_shape=(4, 4), window=1)
+    assert model.window.mix.in_features == 4 * 16  # left, and three above
+    assert build(groups=1, window=1).window is None
+
+
+@torch.no_grad()
 def test_a_masked_model_sees_what_is_known_from_the_start():
     """One hidden site: its distribution is the network's given all others, by either sampler and whatever its group."""
     model = build("masked", 3)
@@ -425,11 +458,12 @@ def test_a_refiner_of_codes_starts_as_the_decoder(family, groups):
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize(("kind", "values"), [("bernoulli", 2), ("categorical", 3), ("logistic_mixture", 3)])
-def test_all_images_given_a_parent_sum_to_one(family, groups, kind, values):
+@pytest.mark.parametrize("window", [0, 1])
+def test_all_images_given_a_parent_sum_to_one(family, groups, kind, values, window):
     """Two channels a pixel: the channels of a site are a chain inside it."""
     channels = 2
     head = PixelHead(PixelSettings(kind=kind, components=2), channels, values)
-    model, parent = with_parent(family, groups, head, map_shape=(2, 2))
+    model, parent = with_parent(family, groups, head, map_shape=(2, 2), window=window)
     images = torch.tensor(list(itertools.product(range(values), repeat=8)), dtype=torch.uint8).view(-1, 2, 2, 2)
     above = Parent(*(x.expand(len(images), *x.shape[1:]) for x in parent(1)))
     log_probs = model.log_prob(images, None, above)

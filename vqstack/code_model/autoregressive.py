@@ -52,6 +52,9 @@ class AutoregressiveCodeModel(CodeModel):
             return Schedule.raster(self.sites)
         return Schedule.dispersed(self.map_shape, groups, even=self.scale is not None)
 
+    def _known(self) -> Bool[Tensor, "N N"]:
+        return self.schedule.group[:, None] > self.schedule.group[None, :]
+
     def _backbone(self, **settings: Any) -> nn.Module:
         decoder = Decoder(**settings)
         if not self._one_by_one:
@@ -72,6 +75,8 @@ class AutoregressiveCodeModel(CodeModel):
         batch, first = len(values), self.schedule.sizes[0]
         begin = self._begin(batch, labels).expand(-1, first, -1)
         inputs = torch.cat([begin, self.embed(values[:, self.source])], 1) + self.context(parent)[:, self.order]
+        if self.window is not None:
+            inputs = inputs + self.window(self.embed(values), self.order)
         options = {} if self.seen is None else {"attn_mask": self.seen}
         hidden = self.backbone(inputs, **options)
         raster = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(self.sites, device=hidden.device))
@@ -97,23 +102,22 @@ class AutoregressiveCodeModel(CodeModel):
         return self.backbone(inputs, return_hiddens=True)
 
     def step(
-        self, group: int, values: Int64[Tensor, "b n c"], context: Float[Tensor, "#b N d"], cache: LayerIntermediates
+        self, group: int, values: Int64[Tensor, "b N c"], context: Float[Tensor, "#b N d"], cache: LayerIntermediates
     ) -> tuple[Float[Tensor, "b n d"], LayerIntermediates]:
         """The same for a later group.
 
         Args:
             group: its number, at least 1.
-            values: of the sites that are its inputs, see :meth:`inputs_of`.
+            values: of all sites; only those of the groups before are read.
             context: of every site.
             cache: of the groups before.
         """
-        inputs = self.embed(values) + context[:, self.schedule.sites(group).to(context.device)]
+        sites, first = self.schedule.sites(group).to(context.device), sum(self.schedule.sizes[1:group])
+        source = self.source[first : first + len(sites)]
+        inputs = self.embed(values[:, source]) + context[:, sites]
+        if self.window is not None:
+            inputs = inputs + self.window(self.embed(values), sites)
         return self.backbone(inputs, cache=cache, cache_age=inputs.shape[1], return_hiddens=True)
-
-    def inputs_of(self, group: int) -> Int64[Tensor, "n"]:
-        """The sites whose values the sites of a group read."""
-        first = sum(self.schedule.sizes[1:group])
-        return self.source[first : first + self.schedule.sizes[group]]
 
     def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
         parameters = self._site_parameters(self.by_site(values), labels, parent)
@@ -149,8 +153,7 @@ class Autoregressive(OfCodeModel[AutoregressiveCodeModel]):
         for group in range(len(model.schedule)):
             sites = model.schedule.sites(group).to(self.device)
             if group:
-                read = model.by_site(values)[:, model.inputs_of(group)]
-                hidden, cache = model.step(group, read, context, cache)
+                hidden, cache = model.step(group, model.by_site(values), context, cache)
             parameters = model.correct(hidden, None if base is None else base[:, sites])
             yield from model.site_factors(parameters, sites, values)
 

@@ -16,11 +16,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vqstack.code_model.schedule import Schedule
 from vqstack.code_model.settings import CodeModelSettings
+from vqstack.code_model.window import Window
 from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known
 from vqstack.nets import rename_state, unfold
 from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels
@@ -86,6 +87,7 @@ class CodeModel(nn.Module, ABC):
         if scale is not None:
             self.parent = nn.Conv2d(features, settings.dim * scale[0] * scale[1], 1, bias=False)
             self.corruption = nn.Parameter(torch.zeros(settings.dim))
+        self.window = Window.between(map_shape, settings.window, settings.dim, self._known())
         self.backbone = self._backbone(
             dim=settings.dim,
             depth=settings.depth,
@@ -114,6 +116,10 @@ class CodeModel(nn.Module, ABC):
 
     @abstractmethod
     def _schedule(self, groups: int) -> Schedule: ...
+
+    @abstractmethod
+    def _known(self) -> Bool[Tensor, "N N"]:
+        """Which sites (last axis) may be known when a site (first axis) is drawn."""
 
     @abstractmethod
     def _backbone(self, **settings: Any) -> nn.Module: ...

@@ -32,6 +32,9 @@ class MaskedCodeModel(CodeModel):
     def _schedule(self, groups: int) -> Schedule:
         return Schedule.dispersed(self.map_shape, groups, even=self.scale is not None)
 
+    def _known(self) -> Bool[Tensor, "N N"]:
+        return torch.ones(self.sites, self.sites, dtype=torch.bool)  # any pattern
+
     def _backbone(self, **settings: Any) -> nn.Module:
         return Encoder(**settings)
 
@@ -43,7 +46,10 @@ class MaskedCodeModel(CodeModel):
         parent: Parent | None = None,
     ) -> Float[Tensor, "b N d"]:
         """What the network puts out for every site, given the values where they are known."""
-        inputs = torch.where(known[..., None], self.embed(values), self.hidden)
+        embedded = self.embed(values)
+        inputs = torch.where(known[..., None], embedded, self.hidden)
+        if self.window is not None:
+            inputs = inputs + self.window(embedded, torch.arange(self.sites, device=known.device), known)
         return self.backbone(inputs + self.context(parent) + self.label_features(len(values), labels))
 
     def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
