@@ -56,12 +56,15 @@ def with_quantizer(config: RunConfig, kind: str) -> RunConfig:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of the recipe as it is")
-    parser.add_argument("--kinds", nargs="*", default=["cosine", "fsq", "lfq", "simvq"], help="quantizers, at seed 0")
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of the recipe and of its variants"
+    )
+    parser.add_argument("--kinds", nargs="*", default=["cosine", "fsq", "lfq", "simvq"], help="other quantizers")
     options = parser.parse_args()
     recipe = read_yaml(RECIPE, RunConfig)
-    runs = {f"seed-{seed}": recipe.model_copy(update={"seed": seed}) for seed in options.seeds}
-    runs |= {kind: with_quantizer(recipe, kind) for kind in options.kinds}
+    seeds = [recipe.model_copy(update={"seed": seed}) for seed in options.seeds]
+    runs = {f"seed-{config.seed}": config for config in seeds}
+    runs |= {f"{kind}-{config.seed}": with_quantizer(config, kind) for config in seeds for kind in options.kinds}
     path = options.out / "digits.json"
     for name, config in runs.items():
         folder = options.out / name
