@@ -43,6 +43,13 @@ def config_path(arguments: list[str]) -> Path:
     return RECIPES / "digits.yaml"
 
 
+def warn_of_done(command: Command, folder: Path, accelerator: Accelerator) -> None:
+    """Say which phases other settings come too late for."""
+    done = ", ".join(sorted(path.parent.name for path in folder.glob("phases/*/DONE")))
+    if command.override_config and done and accelerator.is_main_process:
+        print(f"warning: phases that are done stay as they are, whatever the settings: {done}", file=sys.stderr)
+
+
 def main(arguments: list[str]) -> None:
     path = config_path(arguments)
     recipe = read_yaml(path, RunConfig)
@@ -68,10 +75,8 @@ def main(arguments: list[str]) -> None:
     if accelerator.is_main_process:
         for problem in growing_maps(settings):
             print(f"warning: {problem}", file=sys.stderr)
-        done = ", ".join(sorted(path.parent.name for path in folder.glob("phases/*/DONE")))
-        if command.override_config and done:
-            print(f"warning: phases that are done stay as they are, whatever the settings: {done}", file=sys.stderr)
     if command.dry_run:
+        warn_of_done(command, folder, accelerator)
         check_processes(config, accelerator)
         accelerator.print(to_yaml(config))
         # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
@@ -83,6 +88,7 @@ def main(arguments: list[str]) -> None:
         return
 
     with closing(Run(config, folder, accelerator, command.override_config)) as run:
+        warn_of_done(command, folder, accelerator)
         if config.trackers:
             accelerator.init_trackers(folder.name)
         if config.joint:

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from vqstack.checkpoint import digest
+from vqstack.checkpoint import Checkpoints, digest
 from vqstack.code_model import RefinerSettings
 from vqstack.codes import UNFINISHED, CodeDataset, CodeDatasetWriter, claim_folder
 from vqstack.images import load_splits
@@ -442,6 +442,32 @@ def test_an_override_says_that_done_phases_stay(run_folder, recipe, call):
     code, _, err = call(TRAIN, *given, "--train-prior.steps", 400)
     assert code == 0
     assert err == "warning: phases that are done stay as they are, whatever the settings: level-1, level-2, prior\n"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_override_whose_sizes_do_not_fit_writes_nothing(run_folder, recipe, call, tmp_path, finished):
+    """Nor does one beside damaged weights. A damaged checkpoint is passed over; settings that fit go through."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    prior = folder / "phases/prior"
+    if not finished:
+        (prior / "DONE").unlink()
+        module = torch.load(prior / "best.pt", weights_only=True)
+        for step in (3, 6):
+            Checkpoints(prior / "checkpoints", 2).write(step, {"module": module if step == 3 else {}}, 1.0)
+        (prior / "checkpoints/step-0000006/state.pt").write_bytes(b"damaged")  # the one before it counts
+        (prior / "best.pt").unlink()
+    before = tree(folder)
+    given = ["--config", recipe, "--out", folder, "--override-config"]
+    refused(*call(TRAIN, *given, "--prior.dim", 16, "--prior.heads", 1), "changed: prior.dim: 8 → 16; prior.heads")
+    refused(*call(TRAIN, *given, "--levels.1.quantizer.codebook-size", 16), "phases/level-2 holds weights of other")
+    refused(*call(TRAIN, *given, "--levels.2.map", 1, 1), "phases/prior holds weights of other")
+    (folder / "phases/level-1/best.pt").write_bytes(b"damaged")
+    refused(*call(TRAIN, *given, "--train-prior.steps", 7), "level-1/best.pt cannot be used")
+    (folder / "phases/level-1/best.pt").write_bytes(before[Path("phases/level-1/best.pt")])
+    assert tree(folder) == before
+    if finished:
+        assert call(TRAIN, *given, "--train-prior.steps", 7)[0] == 0
 
 
 def test_training_refuses_a_missing_recipe(call, tmp_path, monkeypatch):

@@ -197,6 +197,20 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, accumulate):
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
+def test_an_average_begins_where_a_run_without_one_goes_on(tmp_path):
+    def kill(module, step):
+        if step == 8:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        build(tmp_path, on_evaluation=kill, ema=0).run()
+    fit = build(tmp_path, level(seed=5), ema=0.9)
+    fit._resume()
+    assert fit.average.updates == 0
+    assert equal(fit.average.module.state_dict(), checkpoint(tmp_path)["module"])
+    fit.run()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_stopped_by_a_signal_between_evaluations(tmp_path, number):
     whole = build(tmp_path / "whole", evaluate_every=6)

@@ -175,9 +175,9 @@ class Checkpoint:
     step: int
     nats: float | None
 
-    def read(self) -> dict[str, Any]:
-        """The state that was written."""
-        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+    def read(self, mapped: bool = False) -> dict[str, Any]:
+        """The state that was written; ``mapped`` leaves its tensors on the disk until they are looked at."""
+        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 class _Hashed:
@@ -272,19 +272,20 @@ class Checkpoints:
             if not (folder / MARK).exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            mark = _read_mark(folder)
-            if isinstance(mark, _Mark):
-                problem = _problem_of_state(folder / STATE, mark.sha256)
-            else:
-                problem = mark
-            if isinstance(mark, _Mark) and not problem:
-                found.append(Checkpoint(folder, mark.step, mark.nats))
+            examined = _examined(folder)
+            if isinstance(examined, Checkpoint):
+                found.append(examined)
                 continue
             aside = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(folder, aside)
-            print(f"warning: {folder} is damaged ({problem}); going on without it", file=sys.stderr)
+            print(f"warning: {folder} is damaged ({examined}); going on without it", file=sys.stderr)
         return found
+
+    def newest(self) -> Checkpoint | None:
+        """The last of :meth:`intact`, found without changing anything."""
+        examined = map(_examined, sorted(self.folder.glob("step-*"), reverse=True))
+        return next((checkpoint for checkpoint in examined if isinstance(checkpoint, Checkpoint)), None)
 
     def remove(self) -> None:
         """Remove them all, damaged ones too."""
@@ -318,9 +319,13 @@ def _read_mark(folder: Path) -> "_Mark | str":
     return _Mark.model_validate(content)
 
 
-def _problem_of_state(path: Path, sha256: str) -> str:
-    """What is wrong with a state that should have this checksum; nothing if it has."""
+def _examined(folder: Path) -> "Checkpoint | str":
+    """The checkpoint in a folder, or what is wrong with it."""
+    mark = _read_mark(folder)
+    if isinstance(mark, str):
+        return mark
     try:
-        return "" if digest(path) == sha256 else f"{path.name} is not what was written"
+        intact = digest(folder / STATE) == mark.sha256
     except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
+        return f"{STATE} cannot be read: {error.strerror}"
+    return Checkpoint(folder, mark.step, mark.nats) if intact else f"{STATE} is not what was written"

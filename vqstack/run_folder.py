@@ -3,7 +3,7 @@
 import datetime
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ MAY_CHANGE = {"encode_batch", "sample_grid", "sampling", "trackers"}
 MAY_CHANGE_IN_TRAINING = {"checkpoint_every", "checkpoint_minutes", "collapse", "keep", "max_bad_steps"}
 
 
-def differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+Change = tuple[str, Any, Any]  # dotted name, old and new value
+
+
+def differences(before: Any, now: Any, name: str = "") -> Iterator[Change]:
     """(dotted name, old, new) of every value that differs; a value that is missing on one side is None there."""
     if isinstance(before, list) and isinstance(now, list):
         before, now = ({str(i): value for i, value in enumerate(values)} for values in (before, now))
@@ -34,7 +37,7 @@ def may_change(name: str) -> bool:
     return first in MAY_CHANGE or (first.startswith("train_") and last in MAY_CHANGE_IN_TRAINING)
 
 
-def _changes(folder: Path, config: RunConfig) -> list[tuple[str, Any, Any]]:
+def _changes(folder: Path, config: RunConfig) -> list[Change]:
     """Where ``config`` differs from the settings that the run in ``folder`` was last started with."""
     if not (folder / CONFIG).is_file():
         return []
@@ -69,20 +72,31 @@ def _check_contents(folder: Path, config: RunConfig, override: bool) -> None:
         if {path.name for path in folder.iterdir()} <= {LOCK, f"{CONFIG}.tmp"}:
             return  # a run that was killed before it had written anything
         raise InputError(f"{folder} holds something else than a run: choose another folder with --out")
-    refused = [change for change in _changes(folder, config) if not may_change(change[0])]
+    refused = _shown(_changes(folder, config))
     if refused and not override:
-        shown = "; ".join(f"{name}: {old} → {new}" for name, old, new in refused)
         raise InputError(
-            f"{folder} holds a run with other settings ({shown}): go on with the old ones, choose another --out, or "
+            f"{folder} holds a run with other settings ({refused}): go on with the old ones, choose another --out, or "
             "add --override-config"
         )
 
 
-def claim(folder: Path, config: RunConfig, override: bool = False) -> Lock:
+def _shown(changes: list[Change]) -> str:
+    """The changes that need an override, as a line; empty without any."""
+    return "; ".join(f"{name}: {old} → {new}" for name, old, new in changes if not may_change(name))
+
+
+def claim(
+    folder: Path, config: RunConfig, override: bool = False, check: Callable[[str], None] = lambda changed: None
+) -> Lock:
     """Make the folder, take its lock, and write the settings; those that changed go into the history too.
 
     InputError if the folder cannot be made, another process writes into it, or has left there what
     :func:`check_run_folder` refuses.
+
+    Args:
+        folder, config, override: as in :func:`check_run_folder`.
+        check: is called with the changes that needed the override, if there are any, before they are written; may
+            refuse them.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,17 +104,27 @@ def claim(folder: Path, config: RunConfig, override: bool = False) -> Lock:
         raise InputError(f"{folder} cannot be made ({error.strerror}): choose another --out") from error
     try:
         lock = Lock(folder)
-        _check_contents(folder, config, override)  # again: another process may have been here while this one loaded
-        changes = _changes(folder, config)
-        if changes:
-            row = {
-                "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                "override": any(not may_change(name) for name, _, _ in changes),
-                "changes": {name: [old, new] for name, old, new in changes},
-            }
-            with (folder / HISTORY).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        write_atomically(folder / CONFIG, lambda aside: aside.write_text(to_yaml(config), encoding="utf-8"))
+        try:
+            _check_contents(folder, config, override)  # again: another process may have been here meanwhile
+            _write_settings(folder, config, check)
+        except BaseException:
+            lock.release()
+            raise
     except OSError as error:
         raise failed_write(folder, error) from error
     return lock
+
+
+def _write_settings(folder: Path, config: RunConfig, check: Callable[[str], None]) -> None:
+    changes = _changes(folder, config)
+    if overridden := _shown(changes):
+        check(overridden)
+    if changes:
+        row = {
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "override": bool(overridden),
+            "changes": {name: [old, new] for name, old, new in changes},
+        }
+        with (folder / HISTORY).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    write_atomically(folder / CONFIG, lambda aside: aside.write_text(to_yaml(config), encoding="utf-8"))

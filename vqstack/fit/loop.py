@@ -21,6 +21,7 @@ from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.guard import REPORTS, Guard, poisoned
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
+from vqstack.fit.outcome import CHECKPOINTS
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
@@ -84,7 +85,7 @@ class Fit:
         far = accelerator.device.type != "cpu"
         self.ahead = train if far and isinstance(train, ReadingAhead) else None
         self.order = Order(len(train), settings.batch_size, seed)
-        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep)
         self.guard = Guard(name, module, accelerator, settings.max_bad_steps, folder)
         self.step, self.best = 0, math.inf
         self.totals = Totals()  # since the last evaluation
@@ -306,7 +307,8 @@ class Fit:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
+            # A run that began without an average has none: then it starts here, as at step 0.
+            self.average.module.load_state_dict(state["average"] or state["module"])
             self.average.updates = state["updates"]
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""What a finished phase leaves: its best weights, and ``DONE``, which names their checksum."""
+"""What a phase leaves: its best weights and ``DONE``, which names their checksum; until then checkpoints."""
 
 import json
 from functools import partial
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqstack.checkpoint import digest, write_atomically, write_state
+from vqstack.checkpoint import Checkpoints, digest, write_atomically, write_state
 from vqstack.errors import InputError
 
-BEST, DONE = "best.pt", "DONE"
+BEST, DONE, CHECKPOINTS = "best.pt", "DONE", "checkpoints"
 
 
 def write_outcome(folder: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -24,17 +24,41 @@ def write_outcome(folder: Path, weights: dict[str, Tensor], about: dict[str, Any
 def load_outcome(folder: Path, module: nn.Module) -> dict[str, Any]:
     """Give ``module`` the weights of a finished phase; what was said about it.
 
-    InputError if they are not the ones that were written.
+    InputError if they are not the ones that were written, or do not fit.
     """
+    about, weights = _read(folder, mapped=False)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _unusable(folder, error) from error
+    module.eval()
+    return about
+
+
+def shapes_left(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes, by name, of the weights from which a phase would go on; empty where it has none. Changes nothing.
+
+    InputError if the phase is finished and its weights are not the ones that were written.
+    """
+    if (folder / DONE).exists():
+        weights = _read(folder, mapped=True)[1]
+    else:
+        newest = Checkpoints(folder / CHECKPOINTS, keep=1).newest()
+        weights = {} if newest is None else newest.read(mapped=True)["module"]
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def _read(folder: Path, mapped: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What was said about a finished phase, and its weights; ``mapped`` leaves them on the disk until looked at."""
     try:
         about = json.loads((folder / DONE).read_text(encoding="utf-8"))
         if digest(folder / BEST) != about.get("sha256", digest(folder / BEST)):  # the first version wrote none
             raise ValueError("it is not what was written")
-        module.load_state_dict(torch.load(folder / BEST, map_location="cpu", weights_only=True))
+        return about, torch.load(folder / BEST, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{folder / BEST} cannot be used ({reason}): remove {folder / DONE} to train this phase again"
-        ) from error
-    module.eval()
-    return about
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{folder / BEST} cannot be used ({reason}): remove {folder / DONE} to train this phase again")

@@ -1,11 +1,16 @@
 """What training cannot do, refused before it begins."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType
+from torch import nn
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
+from vqstack.fit import shapes_left
 
 # What shards weights: averages, checkpoints and the frozen levels below need them whole.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -33,4 +38,24 @@ def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
             raise InputError(
                 f"{name}.batch_size: {settings.batch_size} is not a multiple of accumulate times processes ({parts}): "
                 "change one of them"
+            )
+
+
+def check_shapes_left(phases: Path, modules: Mapping[str, nn.Module], changed: str) -> None:
+    """The weights that phases have left must fit what they would now be loaded into.
+
+    Args:
+        phases: folder of all phases.
+        modules: what each phase trains, by its name.
+        changed: the settings that differ, for the line that refuses them.
+    """
+    for phase, module in modules.items():
+        left = shapes_left(phases / phase)
+        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        if left and left != wanted:
+            name = next(name for name in (*wanted, *left) if wanted.get(name) != left.get(name))
+            raise InputError(
+                f"{phases / phase} holds weights of other settings ({name} is {left.get(name, 'missing')} there and "
+                f"{wanted.get(name, 'missing')} here; changed: {changed}): give those that it was trained with, or "
+                "choose another --out"
             )

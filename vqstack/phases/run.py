@@ -25,9 +25,9 @@ from vqstack.fit import Fit, FitSettings, Source, any_algorithms, deterministic_
 from vqstack.images import AugmentSettings, center, grid, load_splits, open_stream
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.ledger import BITS, table
-from vqstack.level import CodeLevel
+from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel
-from vqstack.phases.checks import check_processes
+from vqstack.phases.checks import check_processes, check_shapes_left
 from vqstack.phases.pictures import picture
 from vqstack.reuse import Reused, reused_levels
 from vqstack.run_folder import claim
@@ -82,9 +82,20 @@ class Run:
         on_main(accelerator, lambda: self._claim(reused, override))
 
     def _claim(self, reused: Reused | None, override: bool) -> None:
-        self._lock = claim(self.folder, self.config, override)
+        phases = self.folder / "phases"
+        self._lock = claim(
+            self.folder, self.config, override, lambda changed: check_shapes_left(phases, self._modules(), changed)
+        )
         if reused is not None:
-            reused.write(self.folder / "phases")
+            reused.write(phases)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """What each phase trains, by its name."""
+        stack = self.model.stack
+        levels: dict[str, nn.Module] = {f"level-{n}": self._level_or_both(n) for n in self.levels}
+        if self.config.joint:
+            levels = {"joint": JointLevels(stack), "decoders": JointDecoders(stack)}
+        return levels | {f"refiner-{n}": self._refiner(n) for n in self.refined} | {"prior": self.model.prior}
 
     def close(self) -> None:
         """Let other processes write into the folder."""
@@ -115,13 +126,14 @@ class Run:
             level.start_from(self.model.stack.level(number - 1))
         settings = self.config.train_levels
         with _frozen(self.model.stack.borrowed(number)):
-            module = self._encoder_with_refiner(number) or level
+            module = self._level_or_both(number)
             self._fit(f"level-{number}", module, number - 1, settings[0 if len(settings) == 1 else number - 1])
 
-    def _encoder_with_refiner(self, number: int) -> JointEncoder | None:
-        """The level and its refiner, where the settings train its encoder with both."""
+    def _level_or_both(self, number: int) -> Level | JointEncoder:
+        """The level, with its refiner where the settings train its encoder with both."""
+        level = self.model.stack.level(number)
         weight = sum(settings.joint_encoder for settings in self.config.refiners if settings.level == number)
-        return JointEncoder(self.model.stack.level(number), self._refiner(number), weight) if weight else None
+        return JointEncoder(level, self._refiner(number), weight) if weight else level
 
     def train_jointly(self) -> None:
         """``argmin E[-sum_l ln P_dec_l(z_{l-1} | z_l)]`` over all levels at once, then over the decoders alone.
