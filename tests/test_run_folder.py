@@ -8,7 +8,7 @@ from vqstack.checkpoint import Lock
 from vqstack.config import RunConfig, read_yaml
 from vqstack.errors import InputError
 from vqstack.fit import FitSettings
-from vqstack.run_folder import check_run_folder, claim, differences
+from vqstack.run_folder import check_run_folder, claim, differences, read_config
 
 
 def config(**changes):
@@ -86,3 +86,48 @@ def test_a_folder_that_somebody_filled_meanwhile_is_not_claimed(tmp_path):
     with pytest.raises(InputError, match="something else than a run"):
         claim(tmp_path, config())
     assert not (tmp_path / "config.yaml").exists()
+
+
+def test_no_damage_to_the_settings_goes_unseen(tmp_path):
+    """Cut anywhere, or a bit flipped: never read as settings, lost fields taken for their defaults."""
+    claim(tmp_path, config(seed=3)).release()
+    path = tmp_path / "config.yaml"
+    content = path.read_bytes()
+    cut = [content[:length] for length in range(len(content))]
+    flips = [(place, bit) for place in (*range(100), len(content) - 1) for bit in range(8)]
+    flipped = [content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :] for i, bit in flips]
+    for damaged in (*cut, *flipped, content + b"seed: 4\n", content.replace(b"seed: 3", b"seed: 4")):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"config\.yaml"):
+            read_config(tmp_path)
+    path.write_bytes(content)
+    assert read_config(tmp_path) == config(seed=3)
+
+
+def test_settings_that_were_edited_are_refused_and_an_override_replaces_them(tmp_path):
+    claim(tmp_path, config()).release()
+    path = tmp_path / "config.yaml"
+    edited = path.read_text().replace("seed: 0", "seed: 4")
+    path.write_text(edited)
+    for refused in (check_run_folder, claim):
+        with pytest.raises(InputError, match="not what the run wrote.*--override-config.*command line") as caught:
+            refused(tmp_path, config(seed=4))
+        assert "\n" not in str(caught.value)
+        assert path.read_text() == edited
+    check_run_folder(tmp_path, config(seed=4), override=True)
+    claim(tmp_path, config(seed=4), override=True).release()
+    assert read_config(tmp_path) == config(seed=4)
+    (row,) = map(json.loads, (tmp_path / "config-history.jsonl").read_text().splitlines())
+    assert row["override"] is True
+    assert "checksum" in row["changes"]["config.yaml"][0]
+
+
+def test_settings_of_older_runs_have_no_checksum(tmp_path):
+    claim(tmp_path, config()).release()
+    path = tmp_path / "config.yaml"
+    sealed = path.read_bytes()
+    path.write_bytes(sealed.partition(b"\n")[2])
+    assert read_config(tmp_path) == config()
+    claim(tmp_path, config()).release()
+    assert path.read_bytes() == sealed  # which it gets when the run goes on
+    assert not (tmp_path / "config-history.jsonl").exists()

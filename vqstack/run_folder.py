@@ -1,6 +1,7 @@
 """The folder of a run: who may write there, and with which settings a run may go on."""
 
 import datetime
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 
 CONFIG, HISTORY = "config.yaml", "config-history.jsonl"
+SEAL = "# sha256 "  # begins the first line of config.yaml, which ends with the checksum of all lines below it
 # What a run may change when it goes on: none of it moves the weights.
 MAY_CHANGE = {"encode_batch", "sample_grid", "sampling", "trackers"}
 MAY_CHANGE_IN_TRAINING = {"checkpoint_every", "checkpoint_minutes", "collapse", "keep", "max_bad_steps"}
@@ -37,11 +39,44 @@ def may_change(name: str) -> bool:
     return first in MAY_CHANGE or (first.startswith("train_") and last in MAY_CHANGE_IN_TRAINING)
 
 
-def _changes(folder: Path, config: RunConfig) -> list[Change]:
-    """Where ``config`` differs from the settings that the run in ``folder`` was last started with."""
+def read_config(folder: Path) -> RunConfig:
+    """The settings that the run in ``folder`` was last started with; InputError where they are not as it wrote them.
+
+    The first versions wrote no checksum, and no other comment either.
+    """
+    path = folder / CONFIG
+    try:
+        first, _, rest = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): allow reading it") from error
+    sealed = first.startswith(b"#") or not first + rest
+    if sealed and first != f"{SEAL}{hashlib.sha256(rest).hexdigest()}".encode():
+        raise InputError(
+            f"{path} is not what the run wrote (its checksum differs): put back what was there, or start the run with "
+            "--override-config; settings change on the command line, not in this file"
+        )
+    return read_yaml(path, RunConfig)
+
+
+def _write_config(folder: Path, config: RunConfig) -> None:
+    text = to_yaml(config)
+    sealed = f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+    write_atomically(folder / CONFIG, lambda aside: aside.write_text(sealed, encoding="utf-8"))
+
+
+def _changes(folder: Path, config: RunConfig, override: bool) -> list[Change]:
+    """Where ``config`` differs from the settings that the run in ``folder`` was last started with.
+
+    Where these cannot be known any more, that is the one difference, and an error without an override.
+    """
     if not (folder / CONFIG).is_file():
         return []
-    before = read_yaml(folder / CONFIG, RunConfig)
+    try:
+        before = read_config(folder)
+    except InputError as error:
+        if not override:
+            raise
+        return [(CONFIG, str(error), "replaced")]
     return list(differences(before.model_dump(mode="json"), config.model_dump(mode="json")))
 
 
@@ -72,7 +107,7 @@ def _check_contents(folder: Path, config: RunConfig, override: bool) -> None:
         if {path.name for path in folder.iterdir()} <= {LOCK, f"{CONFIG}.tmp"}:
             return  # a run that was killed before it had written anything
         raise InputError(f"{folder} holds something else than a run: choose another folder with --out")
-    refused = _shown(_changes(folder, config))
+    refused = _shown(_changes(folder, config, override))
     if refused and not override:
         raise InputError(
             f"{folder} holds a run with other settings ({refused}): go on with the old ones, choose another --out, or "
@@ -106,7 +141,7 @@ def claim(
         lock = Lock(folder)
         try:
             _check_contents(folder, config, override)  # again: another process may have been here meanwhile
-            _write_settings(folder, config, check)
+            _write_settings(folder, config, override, check)
         except BaseException:
             lock.release()
             raise
@@ -115,8 +150,8 @@ def claim(
     return lock
 
 
-def _write_settings(folder: Path, config: RunConfig, check: Callable[[str], None]) -> None:
-    changes = _changes(folder, config)
+def _write_settings(folder: Path, config: RunConfig, override: bool, check: Callable[[str], None]) -> None:
+    changes = _changes(folder, config, override)
     if overridden := _shown(changes):
         check(overridden)
     if changes:
@@ -127,4 +162,4 @@ def _write_settings(folder: Path, config: RunConfig, check: Callable[[str], None
         }
         with (folder / HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-    write_atomically(folder / CONFIG, lambda aside: aside.write_text(to_yaml(config), encoding="utf-8"))
+    _write_config(folder, config)

@@ -120,6 +120,11 @@ def nothing_wrong() -> str:
     return ""
 
 
+def must_refuse() -> str:
+    """Where nothing that is damaged may be read, whatever comes of it."""
+    return "it was read"
+
+
 def unfinished(world: World) -> Path:
     """A copy of a run that was stopped in level 2, after an evaluation and two checkpoints."""
     kept = world.folder / "unfinished"
@@ -150,7 +155,7 @@ def unfinished_runs(trials: Trials) -> None:
             mine = path.relative_to(run) if path.name == "metrics.jsonl" else None
             return ", ".join(name for name in world.problems(run) if name != str(mine))
 
-        return Case(run, path, lambda: world.train(run)[0], wrong)
+        return Case(run, path, lambda: world.train(run)[0], must_refuse if name == "config.yaml" else wrong)
 
     for name in (
         "config.yaml",
@@ -306,7 +311,7 @@ def encodings(trials: Trials) -> None:
         folder = world.fresh("damaged")
         run = Path(shutil.copytree(world.whole, folder / "run"))
         action = encode(run, folder / "out")
-        return Case(folder, run / "config.yaml", lambda: Child(action, world.folder), nothing_wrong)
+        return Case(folder, run / "config.yaml", lambda: Child(action, world.folder), must_refuse)
 
     for name in ("data/test-*.parquet", "data/test-*.sha256", ".vqstack-unfinished"):
         trials.run(f"unfinished code data set: {name}", lambda name=name: going_on(name))
@@ -371,8 +376,7 @@ def page(result: dict[str, Any]) -> str:
         "of the undamaged file, to the bit; where nothing is printed, the damaged bytes carry nothing. Exit code 65",
         "(of `decompress.py`): what came back is exact, or named in the line. So nothing was lost anywhere, but for",
         "damaged rows of `metrics.jsonl`, which are a log, and for sources and single images, which are read as they",
-        "are: a flipped bit that their format does not protect is another pixel. And but for a run's `config.yaml`,",
-        "which has no checksum: cut at the end of a line it reads as settings whose lost fields have their defaults.",
+        "are: a flipped bit that their format does not protect is another pixel.",
         "",
         "| file | damage | exit code (trials) | line printed |",
         "|---|---|---|---|",

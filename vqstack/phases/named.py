@@ -3,18 +3,19 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from vqstack.config import RunConfig, read_yaml
+from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit
 from vqstack.model import HierarchicalModel
 from vqstack.pretrained import holds_artefact
+from vqstack.run_folder import CONFIG, read_config
 
 
 def config_of_run(folder: Path) -> RunConfig | None:
     """The configuration of a run, named by its folder or by its artefact; None for an artefact without its run."""
     of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
-    path = next((p / "config.yaml" for p in (folder, of_artefact) if (p / "config.yaml").is_file()), None)
-    return None if path is None else read_yaml(path, RunConfig)
+    run = next((place for place in (folder, of_artefact) if (place / CONFIG).is_file()), None)
+    return None if run is None else read_config(run)
 
 
 def data_of_run(folder: Path) -> ImageSettings:
