@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.codes.manifest import Contents, Shard
+from vqstack.codes.pages import check_pages
 from vqstack.codes.storage import smallest_dtype
 from vqstack.errors import InputError
 
@@ -84,8 +85,10 @@ def _check_groups(path: Path, about: Any, shard: Shard, contents: Contents) -> N
     """No group of rows may claim more values, or more bytes, than the manifest's maps have."""
     sites = {"index": 1, "label": 1} | {f"codes_{n}": math.prod(s) for n, s in enumerate(contents.map_shapes, 1)}
     parts = [about.row_group(number) for number in range(about.num_row_groups)]
-    if sum(part.num_rows for part in parts) != shard.rows or any(part.num_rows < 0 for part in parts):
-        raise InputError(f"{path}: its groups of rows do not add up to {shard.rows}; encode the data set again")
+    sizes = [part.num_rows for part in parts]
+    if sum(sizes) != shard.rows or not all(0 <= size <= ROW_GROUP for size in sizes):
+        problem = f"its groups of rows have not {ROW_GROUP} or fewer each, and {shard.rows} together"
+        raise InputError(f"{path}: {problem}; encode the data set again")
     for part in parts:
         for column in map(part.column, range(part.num_columns)):
             name = column.path_in_schema.partition(".")[0]
@@ -113,12 +116,16 @@ def unreadable(path: Path, error: BaseException) -> InputError:
 
 def groups(path: Path, contents: Contents) -> Iterator[Any]:
     """The tables of a checked file's groups of rows, one after the other, only the known columns."""
-    with opened(path) as file:
+    with opened(path) as file, path.open("rb") as pages:
         columns = [field.name for field in fields(contents, "label" in file.schema_arrow.names)]
         if not file.metadata.num_row_groups:
             yield file.schema_arrow.empty_table().select(columns)
         for number in range(file.metadata.num_row_groups):
             try:
+                about = file.metadata.row_group(number)
+                for column in map(about.column, range(about.num_columns)):
+                    if column.path_in_schema.partition(".")[0] in columns:
+                        check_pages(pages, column)
                 yield file.read_row_group(number, columns=columns, use_threads=False)
             except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
                 raise unreadable(path, error) from error
