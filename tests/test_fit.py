@@ -349,6 +349,22 @@ def test_one_code_in_use_is_a_collapse_however_small_the_book(tmp_path, capsys, 
         assert ("have collapsed" in capsys.readouterr().err) == warned
 
 
+def test_a_collapse_is_warned_about_once_until_the_book_has_recovered(tmp_path, capsys):
+    def evaluated(fit, used):
+        counts = torch.zeros(16, dtype=torch.int64)
+        counts[:used] = 9
+        fit.epoch.histograms = {"codes": counts, "others": torch.ones(16, dtype=torch.int64)}
+        fit._watch_usage(fit.epoch.use(fit.accelerator))
+        return capsys.readouterr().err.count("the codes have collapsed")
+
+    fit = build(tmp_path)
+    assert [evaluated(fit, used) for used in (1, 1, 9, 9, 1, 1)] == [1, 0, 0, 0, 1, 0]
+    fit._save(None, "")
+    resumed = build(tmp_path)
+    resumed._resume()
+    assert [evaluated(resumed, used) for used in (1, 9, 1)] == [0, 0, 1]
+
+
 class Overflowing:
     """A scaler of half precision whose scale is too large."""
 

@@ -91,6 +91,7 @@ class Fit:
         self.totals = Totals()  # since the last evaluation
         self.usage = Totals()  # since the last epoch ended
         self.epoch = Totals()  # the last whole epoch, rounded up to whole steps
+        self.collapsed: list[str] = []  # codebooks, at the last evaluation
         self.failures: dict[str, int] = {}  # evaluations and pictures that failed, by reason; on the main process
         self._group: Any = None
         if accelerator.num_processes > 1:  # decisions are taken on the CPU, where no device has to be waited for
@@ -225,11 +226,15 @@ class Fit:
         return nats, better
 
     def _watch_usage(self, use: dict[str, float]) -> None:
-        """Warn about a codebook that had collapsed in the last whole epoch."""
+        """Warn about a codebook that had collapsed in the last whole epoch, once until it has recovered."""
+        before, self.collapsed = self.collapsed, []
         for name, counts in self.epoch.histograms.items():
             perplexity, size = use[f"{name}_perplexity"], len(counts)
             least = 1 + self.settings.collapse * (size - 1)  # one code in use has perplexity 1, whatever the size
-            if perplexity < least and self.accelerator.is_main_process:
+            if perplexity >= least:
+                continue
+            self.collapsed.append(name)
+            if name not in before and self.accelerator.is_main_process:
                 print(
                     f"warning: {self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
                     f"epoch, below {least:.2f}; raise quantizer.revival, or lower learning_rate or "
@@ -285,6 +290,7 @@ class Fit:
             "epoch": self.epoch.state(self.accelerator),
             "guard": self.guard.state(),
             "failures": self.failures,
+            "collapsed": self.collapsed,
         }
         on_main(self.accelerator, lambda: self.checkpoints.write(self.step, state, nats))
 
@@ -317,6 +323,7 @@ class Fit:
         self.epoch.load_state(state["epoch"], self.accelerator)
         self.guard.load_state(state["guard"])
         self.step, self.failures = state["step"], state["failures"]
+        self.collapsed = state.get("collapsed", [])  # the first checkpoints had none
 
     def _cut_metrics(self) -> None:
         """Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row."""
