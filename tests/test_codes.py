@@ -503,6 +503,15 @@ def test_format_1_is_read(tmp_path):
     assert all(equal(data.read(split), stored) for split, stored in images.items())
 
 
+@pytest.mark.parametrize("version", [True, 1.0])
+def test_what_only_equals_format_1_is_refused(tmp_path, version):
+    write(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"format_version": version, "splits": {"train": 7, "test": 3}}
+    path.write_text(json.dumps(manifest))
+    refused(lambda: CodeDataset(tmp_path), "manifest.json", f"format_version {version} was never written")
+
+
 def test_the_card_quotes_what_is_foreign(tmp_path):
     images = {"train": random_images(2)}
     source = {"name": "x\n```\n# <script>alert(1)</script> & more"}
@@ -522,8 +531,10 @@ def file(split: str, rows: int) -> dict:
     ("change", "word"),
     [
         ({"format_version": 3}, "newer vqstack"),
-        ({"format_version": None}, "format_version"),
-        ({"format_version": "2"}, "format_version"),
+        ({"format_version": None}, "never written"),
+        ({"format_version": "2"}, "never written"),
+        ({"format_version": 2.0}, "never written"),
+        ({"format_version": 0}, "never written"),
         ({"format_version": 1}, "splits"),
         ({"vocabularies": [4]}, "vocabularies"),
         ({"vocabularies": [2**40, 2, 2]}, "vocabularies"),

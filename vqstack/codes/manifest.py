@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -146,10 +147,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{folder}: no code data set there ({error}); name a folder of {ENCODE}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); encode the data set again") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no fields, so it is no manifest; encode the data set again")
+    version = content.get("format_version")
+    if type(version) is not int or version < 1:  # true and 1.0 are equal to 1, and no versions
+        raise InputError(f"{path}: format_version {reprlib.repr(version)} was never written; encode the data set again")
+    if version > FORMAT_VERSION:
         raise InputError(
-            f"{path}: format version {version}, and {FORMAT_VERSION} is read here; install a newer vqstack"
+            f"{path}: format version {str(version)[:20]}, and {FORMAT_VERSION} is read here; install a newer vqstack"
         )
     try:
         return Manifest.model_validate(_upgraded(content) if version == 1 else content)
