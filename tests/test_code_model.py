@@ -38,6 +38,8 @@ def randomise(model, std=0.4):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=std)
+        if getattr(model, "space", None) is not None:
+            model.know_codebook(torch.randn_like(model.space.vectors))
     return model.eval()
 
 
@@ -45,7 +47,7 @@ def build(family="autoregressive", groups=0, map_shape=(2, 3), size=5, classes=3
     settings = CodeModelSettings(
         **{"depth": 2, "dim": 16, "heads": 2, "dropout": 0.0, "family": family, "groups": groups, **changes}
     )
-    return randomise(build_code_model(settings, map_shape, size, classes))
+    return randomise(build_code_model(settings, map_shape, size, classes, vector_dim=2))
 
 
 def with_parent(family="autoregressive", groups=0, head=None, map_shape=(2, 4), classes=0, **changes):
@@ -53,7 +55,7 @@ def with_parent(family="autoregressive", groups=0, head=None, map_shape=(2, 4), 
     settings = CodeModelSettings(
         **{"depth": 2, "dim": 16, "heads": 2, "dropout": 0.0, "family": family, "groups": groups, **changes}
     )
-    model = randomise(FAMILIES[family](settings, map_shape, head or CodeHead(5), classes, (2, 2), 3))
+    model = randomise(FAMILIES[family](settings, map_shape, head or CodeHead(5), classes, (2, 2), 3, vector_dim=2))
 
     def parent(batch):
         rows, columns = map_shape
@@ -94,9 +96,9 @@ def test_causality_by_gradients(groups, window):
 @torch.no_grad()
 @pytest.mark.parametrize("groups", [0, 1, 3])
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize("window", [0, 1])
-def test_cached_equals_uncached(groups, classes, window):
-    model, parent = with_parent(groups=groups, classes=classes, window=window)
+@pytest.mark.parametrize(("window", "codebook"), [(0, False), (1, True)])
+def test_cached_equals_uncached(groups, classes, window, codebook):
+    model, parent = with_parent(groups=groups, classes=classes, window=window, codebook=codebook)
     codes, labels = some(model)
     flat, above = codes.flatten(1), parent(4)
     whole, context = model.logits(flat, labels, above), model.context(above)
@@ -108,15 +110,15 @@ def test_cached_equals_uncached(groups, classes, window):
             drawn = torch.where(before, flat, torch.randint(0, 5, flat.shape))  # later values must not matter
             hidden, cache = model.step(group, drawn[..., None], context, cache)
         sites = model.schedule.sites(group)
-        torch.testing.assert_close(model.to_logits(hidden) + base[:, sites], whole[:, sites], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.correct(hidden, base[:, sites]), whole[:, sites], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize("window", [0, 1])
-def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, window):
-    model = build(family, groups, classes=classes, window=window)
+@pytest.mark.parametrize(("window", "codebook"), [(0, False), (1, True)])
+def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, window, codebook):
+    model = build(family, groups, classes=classes, window=window, codebook=codebook)
     codes, labels = some(model)
     distribution = model.distribution(len(codes), labels, torch.device("cpu"))
     walked, values, nats = [], torch.zeros(4, 6, dtype=torch.int64), torch.zeros(4)
@@ -136,9 +138,9 @@ def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, wi
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 2])
-@pytest.mark.parametrize("window", [0, 1])
-def test_all_maps_sum_to_one(family, groups, classes, window):
-    model = build(family, groups, map_shape=(2, 2), size=3, classes=classes, window=window)
+@pytest.mark.parametrize(("window", "codebook"), [(0, False), (1, True)])
+def test_all_maps_sum_to_one(family, groups, classes, window, codebook):
+    model = build(family, groups, map_shape=(2, 2), size=3, classes=classes, window=window, codebook=codebook)
     codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
     for label in [*range(classes), *([NO_LABEL] if classes else [0])]:
         labels = torch.full((len(codes),), label) if classes else None
@@ -146,10 +148,10 @@ def test_all_maps_sum_to_one(family, groups, classes, window):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("window", [0, 1])
-def test_the_masked_likelihood_is_the_product_of_its_conditionals(window):
+@pytest.mark.parametrize(("window", "codebook"), [(0, False), (1, True)])
+def test_the_masked_likelihood_is_the_product_of_its_conditionals(window, codebook):
     """Each group recomputed alone: its conditional is what the network says with the other sites blanked out."""
-    model = build("masked", 3, window=window)
+    model = build("masked", 3, window=window, codebook=codebook)
     codes, labels = some(model)
     flat = codes.flatten(1)[..., None]
     total = torch.zeros(4)
@@ -157,7 +159,7 @@ def test_the_masked_likelihood_is_the_product_of_its_conditionals(window):
         known = torch.isin(torch.arange(6), torch.cat([model.schedule.sites(j) for j in range(group)] or [flat[0, 0]]))
         known = known if group else torch.zeros(6, dtype=torch.bool)
         blank = torch.where(known[:, None], flat, torch.randint(0, 5, flat.shape))  # hidden values must not matter
-        table = model.to_logits(model.predict(blank, known.expand(4, 6), labels)).log_softmax(-1)
+        table = model.correct(model.predict(blank, known.expand(4, 6), labels), None).log_softmax(-1)
         sites = model.schedule.sites(group)
         total += table[:, sites].gather(-1, flat[:, sites])[..., 0].sum(1)
     torch.testing.assert_close(model.log_prob(codes, labels), total)
@@ -201,9 +203,9 @@ def test_validation_of_a_masked_model_visits_its_groups_evenly():
 
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
-@pytest.mark.parametrize("window", [0, 1])
-def test_frequencies_of_samples(family, groups, window):
-    model, parent = with_parent(family, groups, map_shape=(2, 2), head=CodeHead(3), window=window)
+@pytest.mark.parametrize(("window", "codebook"), [(0, False), (1, True)])
+def test_frequencies_of_samples(family, groups, window, codebook):
+    model, parent = with_parent(family, groups, map_shape=(2, 2), head=CodeHead(3), window=window, codebook=codebook)
     above = Parent(*(x.expand(4000, *x.shape[1:]) for x in parent(1)))
     drawn = model.distribution(4000, None, torch.device("cpu"), above).sample(noise(0, range(4000), 1, 4))
     maps = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
@@ -341,6 +343,29 @@ def test_the_window_is_a_convolution_around_what_is_known(radius):
     torch.testing.assert_close(window(embedded, sites, known), truth[:, sites])
 
 
+@torch.no_grad()
+def test_the_codebook_is_read_and_scored():
+    """Recomputed by hand; codes with the same vector are read alike and gain the same."""
+    model = build(size=3, classes=0, codebook=True)
+    model.know_codebook(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-2.0, 3.0]]))
+    space, hidden = model.space, torch.randn(4, 16)
+    truth = torch.tensor([[0.5, -0.5], [0.5, -0.5], [-1.0, 1.0]]) * 2**0.5
+    torch.testing.assert_close(space.vectors, truth)
+    codes = torch.tensor([[0, 1, 2]])[..., None]
+    read = model.embed(codes) - model.embedding(codes)[..., 0, :]
+    torch.testing.assert_close(read[0], truth @ space.read.weight.T)
+    gained = model.correct(hidden, None) - model.to_logits(hidden)
+    torch.testing.assert_close(gained, hidden @ space.write.weight.T @ truth.T)
+
+
+@torch.no_grad()
+def test_the_codebook_travels_with_the_weights():
+    model, other = build(codebook=True), build(codebook=True)
+    other.load_state_dict(model.state_dict())
+    codes, labels = some(model)
+    assert torch.equal(other.log_prob(codes, labels), model.log_prob(codes, labels))
+
+
 def test_a_window_in_raster_order_has_no_weights_for_what_comes_later():
     model = build(map_shape=(4, 4), window=1)
     assert model.window.mix.in_features == 4 * 16  # left, and three above
@@ -396,7 +421,7 @@ def test_soft_targets(family):
     hard = model(codes)
     torch.testing.assert_close(hard.loss.detach(), hard.metrics["nats"])
     codebook = torch.tensor([[0.0], [1.0], [3.0]])
-    model.know_distances(codebook)
+    model.know_codebook(codebook)
     unit = (1 + 1 + 4) / 3  # mean squared distance to the nearest other code
     weights = torch.exp(-(codebook[:, 0] - 1).square() / (0.7 * unit))
     logits = torch.stack([model.log_prob(torch.tensor([[[k]]]), None)[0] for k in range(3)])

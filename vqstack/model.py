@@ -144,8 +144,8 @@ class HierarchicalModel(nn.Module, Pretrained):
         super().__init__()
         self.settings = settings
         self.stack = Stack(settings.stack, settings.image_shape, settings.values)
-        top = self.stack.levels[-1]
-        self.prior = build_code_model(settings.prior, top.map_shape, top.quantizer.size, settings.classes)
+        top, codes = self.stack.levels[-1], self.stack.levels[-1].quantizer
+        self.prior = build_code_model(settings.prior, top.map_shape, codes.size, settings.classes, codes.dim)
         self.refiners = nn.ModuleDict(
             {
                 str(refiner.level): build_refiner(refiner, self.stack.level(refiner.level), settings.classes)

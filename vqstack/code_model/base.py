@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.schedule import Schedule
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
@@ -54,6 +55,7 @@ class CodeModel(nn.Module, ABC):
         classes: number of class labels in the data; 0: none.
         scale: rows and columns that one site of the parent map covers; none: no parent.
         features: features of each site of the parent map.
+        vector_dim: numbers of a codebook vector of the codes that are modelled.
 
     Attributes:
         sites: N.
@@ -69,6 +71,7 @@ class CodeModel(nn.Module, ABC):
         classes: int,
         scale: tuple[int, int] | None = None,
         features: int = 0,
+        vector_dim: int = 0,
     ) -> None:
         super().__init__()
         self.settings, self.map_shape, self.head, self.scale = settings, map_shape, head, scale
@@ -83,6 +86,7 @@ class CodeModel(nn.Module, ABC):
             if self.tabled
             else nn.Linear(head.channels, settings.dim)
         )
+        self.space = CodebookSpace(head.size, vector_dim, settings.dim) if settings.codebook else None
         self.position = nn.Parameter(torch.randn(self.sites, settings.dim) * 0.02)
         if scale is not None:
             self.parent = nn.Conv2d(features, settings.dim * scale[0] * scale[1], 1, bias=False)
@@ -179,8 +183,10 @@ class CodeModel(nn.Module, ABC):
         loss, nats = self._training_nats(values, labels, Parent(*parent) if parent else None)
         return Objective(loss / self.sites, {"nats": nats.mean().detach()})
 
-    def know_distances(self, codebook: Float[Tensor, "K d"]) -> None:
-        """Tell the model which codes are near each other, for soft targets; without it they are hard."""
+    def know_codebook(self, codebook: Float[Tensor, "K v"]) -> None:
+        """Tell the model, before training, which codes are near each other: for soft targets and for its space."""
+        if self.space is not None:
+            self.space.know(codebook)
         if self.settings.soft_targets:
             nearest = [torch.cdist(part, codebook).topk(2, largest=False).values[:, 1] for part in codebook.split(1024)]
             self.codebook = (codebook / torch.cat(nearest).square().mean().sqrt().clamp(min=1e-6)).detach()
@@ -196,7 +202,8 @@ class CodeModel(nn.Module, ABC):
         if not self.tabled:
             return self.embedding(values.to(self.position.dtype) * (2 / (self.size - 1)) - 1)
         first = torch.arange(self.head.channels, device=values.device) * self.size
-        return self.embedding(values + first).sum(-2)
+        embedded = self.embedding(values + first).sum(-2)
+        return embedded if self.space is None else embedded + self.space.embed(values[..., 0])
 
     def context(self, parent: Parent | None) -> Float[Tensor, "#b N d"]:
         """Features of each site before any value is known: where it is, and what lies above it."""
@@ -219,7 +226,10 @@ class CodeModel(nn.Module, ABC):
 
     def correct(self, hidden: Float[Tensor, "*n d"], base: Float[Tensor, "*n P"] | None) -> Float[Tensor, "*n P"]:
         """Parameters of sites, in float32."""
-        parameters = self.to_logits(hidden).float()
+        parameters = self.to_logits(hidden)
+        if self.space is not None:
+            parameters = parameters + self.space.logits(hidden)
+        parameters = parameters.float()
         return parameters if base is None else base.float() + parameters
 
     def site_nats(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:

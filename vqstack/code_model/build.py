@@ -6,7 +6,7 @@ from vqstack.code_model.autoregressive import AutoregressiveCodeModel
 from vqstack.code_model.base import CodeModel, Parent
 from vqstack.code_model.masked import MaskedCodeModel
 from vqstack.code_model.settings import CodeModelSettings, RefinerSettings
-from vqstack.level import Level
+from vqstack.level import CodeLevel, Level
 from vqstack.likelihood import CodeHead
 from vqstack.shapes import Codes
 
@@ -14,16 +14,18 @@ _FAMILIES: dict[str, type[CodeModel]] = {"autoregressive": AutoregressiveCodeMod
 
 
 def build_code_model(
-    settings: CodeModelSettings, map_shape: tuple[int, int], codebook_size: int, classes: int
+    settings: CodeModelSettings, map_shape: tuple[int, int], codebook_size: int, classes: int, vector_dim: int = 0
 ) -> CodeModel:
     """A model of code maps that stands on its own, such as the prior."""
-    return _FAMILIES[settings.family](settings, map_shape, CodeHead(codebook_size), classes)
+    head = CodeHead(codebook_size)
+    return _FAMILIES[settings.family](settings, map_shape, head, classes, vector_dim=vector_dim)
 
 
 def build_refiner(settings: RefinerSettings, level: Level, classes: int) -> CodeModel:
     """A model of what lies below a level, given that level's codes; starts as the level's own decoder."""
     family = _FAMILIES[settings.family]
-    return family(settings, level.below, level.head, classes, level.scale, level.outline_features)
+    vector_dim = level.embedding.embedding_dim if isinstance(level, CodeLevel) else 0
+    return family(settings, level.below, level.head, classes, level.scale, level.outline_features, vector_dim)
 
 
 @torch.no_grad()

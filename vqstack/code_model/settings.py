@@ -28,6 +28,11 @@ class CodeModelSettings(BaseModel):
         description="Rows and columns on each side of a site whose known values it reads directly, before any "
         "attention, count; 0: none. Large maps learn in fewer steps with 1 or 2.",
     )
+    codebook: bool = Field(
+        False,
+        description="Read codes as their codebook vectors too, and score them by inner products with these too, so "
+        "that what is learned of one holds for those near it (codes only). Large codebooks learn in fewer steps.",
+    )
     dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of features and attention weights dropped, training only."
     )
@@ -93,9 +98,11 @@ class RefinerSettings(CodeModelSettings):
         return self
 
     @model_validator(mode="after")
-    def check_soft_targets(self) -> "RefinerSettings":
+    def check_pixels(self) -> "RefinerSettings":
         if self.level == 1 and self.soft_targets:
             raise ValueError("soft_targets needs distances between codes: a refiner of level 1 models pixels")
+        if self.level == 1 and self.codebook:
+            raise ValueError("codebook needs codes to read: a refiner of level 1 models pixels")
         return self
 
 

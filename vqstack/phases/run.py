@@ -161,13 +161,13 @@ class Run:
         refiner = self.model.refiner(number)
         assert refiner is not None
         if number > 1:
-            refiner.know_distances(self.model.stack.level(number - 1).quantizer.codebook())
+            refiner.know_codebook(self.model.stack.level(number - 1).quantizer.codebook())
         return refiner
 
     def train_prior(self) -> None:
         """``pri* = argmin E[-ln P_pri(z_L | label)]``, the stack frozen."""
         prior, levels = self.model.prior, len(self.levels)
-        prior.know_distances(self.model.stack.level(levels).quantizer.codebook())
+        prior.know_codebook(self.model.stack.level(levels).quantizer.codebook())
         self._fit("prior", prior, levels, self.config.train_prior, prior.classes > 0)
 
     def _fit(
