@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from harness import TRAIN, Child, World, command
 
 from vqstack.checkpoint import Checkpoints, Lock, write_atomically
+from vqstack.errors import InputError
 from vqstack.fit import load_outcome, write_outcome
 from vqstack.model import HierarchicalModel
 
@@ -142,12 +144,46 @@ def artefacts(folder: Path, model: HierarchicalModel) -> dict[str, Any]:
     """The release: the folder holds the model, or none."""
 
     def check(place: Path) -> str:
-        if not (place / "config.json").exists():
-            return ""
-        found = HierarchicalModel.from_pretrained(place).state_dict()
-        return "" if all(torch.equal(v, found[k]) for k, v in model.state_dict().items()) else "another model"
+        return "" if not (place / "config.json").exists() or holds(place, model) else "another model"
 
     return every_operation(folder, lambda place: place.mkdir(parents=True), model.save_pretrained, check)
+
+
+def replaced_artefacts(folder: Path, old: HierarchicalModel, new: HierarchicalModel) -> dict[str, Any]:
+    """A release over another one: the old model, the new one, or a refusal by name until it has run again."""
+    refused: Counter[str] = Counter()
+
+    def check(place: Path) -> str:
+        try:
+            wrong = not holds(place, old) and not holds(place, new)
+        except InputError as error:
+            wrong = f"{place / 'model.safetensors'} does not fit its config.json" not in str(error)
+            refused["refused"] += 1
+        new.save_files(place)
+        left = sorted(path.name for path in place.iterdir())
+        fine = not wrong and holds(place, new) and left == ["README.md", "config.json", "model.safetensors"]
+        return "" if fine else f"wrong {wrong}, left {left}"
+
+    result = every_operation(folder, old.save_files, new.save_files, check)
+    return {**result, **refused}
+
+
+def holds(place: Path, model: HierarchicalModel) -> bool:
+    """Whether a folder has this model, its settings and its weights."""
+    found, wanted = HierarchicalModel.from_pretrained(place), model.state_dict()
+    same = found.state_dict().keys() == wanted.keys()
+    return (
+        found.settings == model.settings
+        and same
+        and all(torch.equal(value, wanted[name]) for name, value in found.state_dict().items())
+    )
+
+
+def another(model: HierarchicalModel) -> HierarchicalModel:
+    """One of the same shapes with other weights and settings: only checksums tell a mix of both from either."""
+    torch.manual_seed(5)
+    sampling = model.settings.sampling.model_copy(update={"temperature": (0.5,)})
+    return HierarchicalModel(model.settings.model_copy(update={"sampling": sampling}))
 
 
 def files(folder: Path) -> dict[str, Any]:
@@ -264,6 +300,7 @@ def part(folder: Path, short: bool) -> dict[str, Any]:
         "kills in a checkpoint": checkpoints(folder / "checkpoints"),
         "kills in the end of a phase": outcomes(folder / "outcomes"),
         "kills in a release": artefacts(folder / "artefacts", model),
+        "kills in a release over another": replaced_artefacts(folder / "replaced", another(model), model),
         "kills in replacing a file": files(folder / "files"),
         "full disks": full_disks(world, short),
         "limits on file size": size_limits(world, short),
