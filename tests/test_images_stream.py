@@ -72,6 +72,15 @@ def test_every_image_once_an_epoch(settings, workers, world):
     assert epochs[0] != epochs[1]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_where_a_stream_begins_changes_no_random_numbers(settings, workers):
+    """Trap: torch's loader draws a seed when it begins, in another step after a resume than in a run that went on."""
+    stream = opened(settings.model_copy(update={"workers": workers}))
+    before = torch.get_rng_state()
+    taken(stream, 1, skip=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_epoch_of_a_worker_is_its_own(settings):
     """Trap: its number lies in memory that workers share, so one that is ahead would change what another reads."""
     stream = opened(settings)

@@ -6,7 +6,6 @@ part of the images back, exactly or announced, with exit code 65). ``ledger.json
 not here because no program reads them.
 """
 
-import io
 import random
 import shutil
 import signal
@@ -20,8 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness import COMPRESS, DECOMPRESS, ENCODE, GENERATE, TRAIN, Child, End, World, command, remains
-from PIL import Image
+from harness import COMPRESS, DECOMPRESS, ENCODE, GENERATE, TRAIN, Child, End, World, command, png, remains
 
 from vqstack.codes import CodeDatasetWriter
 from vqstack.errors import PARTLY
@@ -323,17 +321,12 @@ def sources(trials: Trials) -> None:
     world = trials.world
     pixels = np.random.default_rng(0).integers(0, 17, (40, 8, 8), dtype=np.uint8)
 
-    def png(image: np.ndarray) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray((image * 15).astype(np.uint8)).save(file, format="PNG")
-        return file.getvalue()
-
     def write(place: Path, kind: str) -> tuple[str, Path, Path]:
         """(source, what the settings name, the file to damage)."""
         place.mkdir(parents=True)
         if kind == "PNG in a folder":
             for number, image in enumerate(pixels):
-                (place / f"{number:02d}.png").write_bytes(png(image))
+                (place / f"{number:02d}.png").write_bytes(png(image * 15))
             return "imagefolder", place, place / "07.png"
         path = place / f"train.{kind}"
         if kind == "npy":
@@ -341,7 +334,7 @@ def sources(trials: Trials) -> None:
         elif kind == "npz":
             np.savez(path, images=pixels, labels=np.arange(40) % 10)
         else:
-            pq.write_table(pa.table({"image": [{"bytes": png(image), "path": None} for image in pixels]}), path)
+            pq.write_table(pa.table({"image": [{"bytes": png(image * 15), "path": None} for image in pixels]}), path)
             return "parquet", path, path
         return "array", path, path
 

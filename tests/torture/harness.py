@@ -5,6 +5,7 @@ command's own entry point, as the command line would, and leaves through its exi
 """
 
 import importlib.util
+import io
 import os
 import random
 import resource
@@ -22,9 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 
-import pyarrow  # noqa: E402
+import numpy as np  # noqa: E402
+import pyarrow.parquet  # noqa: E402
 import sklearn.datasets  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from vqstack.checkpoint import digest  # noqa: E402
 from vqstack.config import run_command  # noqa: E402
@@ -56,7 +59,14 @@ train_joint: {steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoi
 train_decoders: {steps: 20, batch_size: 16, warmup: 2, evaluate_every: 10, checkpoint_every: 4}
 """
 ).replace(", dropout: 0.1, quantizer", ", quantizer")  # blocks are shared between levels with the same settings
-PHASES = {RECIPE: ["level-1", "level-2", "refiner-2", "prior"], JOINT: ["joint", "decoders", "refiner-2", "prior"]}
+STREAMED = RECIPE.replace(
+    "{source: digits, limit: 64}",
+    "{source: parquet, files: {train: 'FOLDER/*.parquet'}, streaming: true, shuffle_buffer: 20, workers: 2,"
+    " values: 17, limit: 64}",
+)
+GREEDY = ["level-1", "level-2", "refiner-2", "prior"]
+PHASES = {RECIPE: GREEDY, STREAMED: GREEDY, JOINT: ["joint", "decoders", "refiner-2", "prior"]}
+NAMES = {RECIPE: "greedy", STREAMED: "streamed", JOINT: "joint"}
 
 
 def load(program: str) -> Any:
@@ -172,10 +182,12 @@ class World:
     """A scratch folder with the recipe, and the run that nothing interrupted."""
 
     def __init__(self, folder: Path, processes: int = 1, recipe: str = RECIPE) -> None:
-        self.folder, self.processes, self.phases = folder, processes, PHASES[recipe]
+        self.folder, self.processes, self.phases, self.name = folder, processes, PHASES[recipe], NAMES[recipe]
         folder.mkdir(parents=True, exist_ok=True)
+        if recipe == STREAMED:
+            write_shards(folder)
         os.environ.update(VQSTACK_CACHE=str(folder / "cache"), HF_DATASETS_CACHE=str(folder / "hub"))  # of children
-        (folder / "tiny.yaml").write_text(recipe, encoding="utf-8")
+        (folder / "tiny.yaml").write_text(recipe.replace("FOLDER", str(folder)), encoding="utf-8")
         self.whole = folder / f"whole-{processes}"
         start = time.monotonic()
         ends = [child.end() for child in self.train(self.whole)]
@@ -228,6 +240,25 @@ class World:
             return "release"
         following = self.phases[done]
         return following if (run / "phases" / following).exists() else f"before {following}"
+
+
+def write_shards(folder: Path) -> None:
+    """Digits as PNG files in four Parquet files, so that two processes have two workers each."""
+    import datasets  # noqa: F401  # a second, which every child would take otherwise
+
+    digits = sklearn.datasets.load_digits()
+    for part in range(4):
+        rows = range(50 * part, 50 * part + 50)
+        images = [{"bytes": png(digits.images[row] * 15), "path": None} for row in rows]
+        table = pyarrow.table({"image": images, "label": digits.target[rows.start : rows.stop]})
+        pyarrow.parquet.write_table(table, folder / f"{part}.parquet")
+
+
+def png(image: Any) -> bytes:
+    """Grey values of one image as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).save(file, format="PNG")
+    return file.getvalue()
 
 
 def remains(run: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness import JOINT, Child, End, World
+from harness import JOINT, STREAMED, Child, End, World
 
 SIGNALS = {signal.SIGTERM: 20, signal.SIGINT: 8, signal.SIGUSR1: 8}
 PATIENCE = 5.0  # seconds that a launcher gives the others, once one process has ended with an error
@@ -102,7 +102,7 @@ def interruptions(world: World, count: int, number: int, seed: int) -> dict[str,
         counts.failures += [f"differs: {name}" for name in world.problems(run)]
     return {
         "signal": signal.Signals(number).name,
-        "recipe": "joint" if "joint" in world.phases else "greedy",
+        "recipe": world.name,
         "processes": world.processes,
         "interruptions": done,
         "runs": runs,
@@ -114,12 +114,16 @@ def interruptions(world: World, count: int, number: int, seed: int) -> dict[str,
 
 
 def part(folder: Path, short: bool) -> dict[str, Any]:
-    """SIGKILLs and the signals that ask, of greedy and of joint training, with one process and with two."""
+    """SIGKILLs and the signals that ask, of greedy, joint and streamed training, with one process and with two."""
     world = World(folder / "one")
     results = [interruptions(world, 4 if short else 60, signal.SIGKILL, seed=1)]
     results += [interruptions(world, 1 if short else n, number, seed=2 + number) for number, n in SIGNALS.items()]
     joint = World(folder / "joint", recipe=JOINT)
     results.append(interruptions(joint, 1 if short else 12, signal.SIGKILL, seed=5))
+    streamed = World(folder / "streamed", recipe=STREAMED)
+    results.append(interruptions(streamed, 1 if short else 12, signal.SIGKILL, seed=6))
+    if not short:
+        results.append(interruptions(streamed, 6, signal.SIGTERM, seed=7))
     pair = World(folder / "two", processes=2)
     results.append(interruptions(pair, 2 if short else 15, signal.SIGKILL, seed=3))
     results.append(interruptions(pair, 1 if short else 10, signal.SIGTERM, seed=4))

@@ -89,6 +89,8 @@ class ImageStream:
             pin_memory=pin,
             prefetch_factor=ahead,
             worker_init_fn=signals.of_parent,
+            # Without one it draws from the numbers of the step in which the stream begins: another one after a resume.
+            generator=torch.Generator(),
         )
         with signals.blocked():
             made = iter(loader)
