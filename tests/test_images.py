@@ -1,6 +1,7 @@
 """Images: every source gives the same pixels, splits are disjoint and stay, views depend on seed, epoch and image."""
 
 import io
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -398,6 +399,23 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
     refused(load(source="array", files={"train": str(tmp_path / "i.npz")}), "i.npz")
     np.savez(tmp_path / "j.npz", other=pixels)
     refused(load(source="array", files={"train": str(tmp_path / "j.npz")}), "other")
+
+
+def test_only_the_arrays_that_are_used_are_read(tmp_path):
+    """The others cannot be read at all here."""
+    path = tmp_path / "a.npz"
+    pixels = random_pixels(6)[:, 0]
+    np.savez(path, labels=np.arange(6), images=pixels, x=np.full(1000, 77, np.uint8), features=np.full(1000, 77.0))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(bytes([77] * 1000), bytes([78] * 1000)).replace(np.full(1000, 77.0), bytes(8000)))
+    with np.load(path) as archive:
+        for name in ("x", "features"):
+            with pytest.raises(zipfile.BadZipFile):
+                archive[name]
+    settings = ImageSettings(source="array", files={"train": str(path)}, validation=0, test=0)
+    split = load_splits(settings, ["train"])["train"]
+    assert np.array_equal(split.pixels[:, 0], pixels)
+    assert split.labels.tolist() == list(range(6))
 
 
 def test_splits_that_are_not_there_are_refused(tmp_path):

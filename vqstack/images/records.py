@@ -23,6 +23,7 @@ from vqstack.images.settings import SPLITS, ImageSettings
 
 logger = logging.getLogger(__name__)
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
+IMAGES, LABELS = ("images", "pixels", "x"), ("labels", "y")  # names in .npz files
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target", "digit", "cls", "y")
 
 
@@ -135,20 +136,22 @@ def check_labels(labels: Any, count: int, where: str, names: list[str] | None) -
 def _open_array(path: str) -> Records:
     """One .npy (pixels) or .npz (images, pixels or x, with labels or y) file of uint8 [n,h,w], [n,h,w,c], [n,c,h,w].
 
-    A .npy file is memory-mapped; an .npz is read, because it is an archive.
+    A .npy file is memory-mapped; an .npz is an archive, of which the first of each of these names is read.
     """
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
-            arrays = {"pixels": content}
+            names, arrays = ["pixels"], {"pixels": content}
         else:
             with content:
-                arrays = dict(content)
+                names = list(content)
+                chosen = (next((key for key in keys if key in names), None) for keys in (IMAGES, LABELS))
+                arrays = {key: content[key] for key in chosen if key}
     except Exception as error:  # numpy raises a different type for each way a file can be broken
         raise InputError(f"{path}: cannot be read as .npy or .npz ({error}); name a file written by numpy") from error
-    pixels = next((arrays[key] for key in ("images", "pixels", "x") if key in arrays), None)
+    pixels = next((arrays[key] for key in IMAGES if key in arrays), None)
     if pixels is None:
-        raise InputError(f"{path}: no array images, pixels or x among {', '.join(arrays)}; rename the array of images")
+        raise InputError(f"{path}: no array images, pixels or x among {', '.join(names)}; rename the array of images")
     if pixels.dtype != np.uint8:
         raise InputError(f"{path}: the images are {pixels.dtype}, not uint8; store whole numbers from 0 to values - 1")
     first, last = (pixels.ndim == 4 and pixels.shape[axis] in (1, 3) for axis in (1, 3))
@@ -156,7 +159,7 @@ def _open_array(path: str) -> Records:
         raise InputError(f"{path}: cannot tell the channels of {pixels.shape}; store images as [n, height, width, c]")
     pixels = pixels.transpose(0, 2, 3, 1) if first else pixels  # Pillow wants channels last, and no axis for grey
     pixels = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
-    labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
+    labels = next((arrays[key] for key in LABELS if key in arrays), None)
     labels = None if labels is None else check_labels(labels, len(pixels), path, None)
     return Records(path, len(pixels), pixels.__getitem__, labels, None, None, True)
 
