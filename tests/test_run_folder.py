@@ -89,12 +89,13 @@ def test_a_folder_that_somebody_filled_meanwhile_is_not_claimed(tmp_path):
 
 
 def test_no_damage_to_the_settings_goes_unseen(tmp_path):
-    """Cut anywhere, or a bit flipped: never read as settings, lost fields taken for their defaults."""
+    """Cut at the end of a line or inside the first one, or a bit flipped: never read with defaults for what is lost."""
     claim(tmp_path, config(seed=3)).release()
     path = tmp_path / "config.yaml"
     content = path.read_bytes()
-    cut = [content[:length] for length in range(len(content))]
-    flips = [(place, bit) for place in (*range(100), len(content) - 1) for bit in range(8)]
+    first, ends = content.index(b"\n"), [place for place, byte in enumerate(content) if byte == ord("\n")]
+    cut = [content[:length] for length in (*range(first), *ends, *(place + 1 for place in ends[:-1]))]
+    flips = [(place, bit) for place in (*range(10), first, first + 1, len(content) - 1) for bit in range(8)]
     flipped = [content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :] for i, bit in flips]
     for damaged in (*cut, *flipped, content + b"seed: 4\n", content.replace(b"seed: 3", b"seed: 4")):
         path.write_bytes(damaged)
