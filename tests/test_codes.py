@@ -561,6 +561,17 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path, change, word):
     assert contents(tmp_path) == before
 
 
+def test_a_manifest_that_lost_a_split_is_refused(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["splits"]["test"]
+    path.write_text(json.dumps(manifest))
+    refused(lambda: CodeDataset(tmp_path), "test-00000-of-00001.parquet")
+    (tmp_path / "data" / "test-00000-of-00001.parquet").unlink()
+    assert list(CodeDataset(tmp_path).splits) == ["train"]
+
+
 def test_folders_and_files_that_are_none_are_refused(tmp_path):
     refused(lambda: CodeDataset(tmp_path / "nothing"), "nothing")
     write(tmp_path)

@@ -170,6 +170,14 @@ class CodeDataset:
         for split in self._manifest.splits:
             for shard in self._manifest.shards(split):
                 check_file(shard.path(folder), shard, self._manifest)
+        self._refuse_unnamed()
+
+    def _refuse_unnamed(self) -> None:
+        """A manifest that has lost a split would read as a smaller data set."""
+        named = {shard.file for split in self._manifest.splits for shard in self._manifest.shards(split)}
+        for path in sorted((self.folder / "data").glob("*.parquet")):
+            if path.name not in named:
+                raise InputError(f"{path}: {MANIFEST} does not name it; put back the manifest, or remove the file")
 
     @property
     def splits(self) -> dict[str, int]:
