@@ -332,7 +332,7 @@ def test_known_sites_are_kept(family, groups, draw):
 def test_the_window_is_a_convolution_around_what_is_known(radius):
     """Recomputed by conv2d over the known values, with nothing at the centre."""
     rows, columns, dim, side = 4, 5, 3, 2 * radius + 1
-    window = Window((rows, columns), radius, dim, torch.ones(20, 20, dtype=torch.bool))
+    window = Window((rows, columns), radius, dim)
     embedded, known = torch.randn(2, 20, dim), torch.rand(2, 20) < 0.5
     kernel = torch.zeros(dim, dim, side * side)
     kernel[..., torch.arange(side * side) != side * side // 2] = window.mix.weight.view(dim, -1, dim).transpose(1, 2)
@@ -341,6 +341,25 @@ def test_the_window_is_a_convolution_around_what_is_known(radius):
     sites = torch.tensor([7, 0, 19])
     torch.testing.assert_close(window(embedded, torch.arange(20), known), truth)
     torch.testing.assert_close(window(embedded, sites, known), truth[:, sites])
+
+
+def test_the_gradient_of_a_window_repeats_to_the_bit_on_several_threads():
+    window = Window((8, 8), 1, 16)
+    embedded, weight, sites = torch.randn(5, 64, 16, requires_grad=True), torch.randn(5, 64, 16), torch.arange(64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = [torch.autograd.grad((window(embedded, sites) * weight).sum(), embedded)[0] for _ in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_maps_have_no_table_of_pairs(family):
+    """Nor would their artefacts be loaded: a table far larger than the weights is refused."""
+    model = build(family, map_shape=(96, 96), window=1, dim=8)
+    assert max(buffer.numel() for buffer in model.buffers()) <= 8 * model.sites
 
 
 @torch.no_grad()

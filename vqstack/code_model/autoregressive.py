@@ -18,6 +18,7 @@ from x_transformers.x_transformers import LayerIntermediates
 
 from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_raster
 from vqstack.code_model.schedule import Schedule
+from vqstack.code_model.window import Window
 from vqstack.likelihood import Factor, Known
 from vqstack.shapes import AnyCodes, Labels, Nats, Pixels
 
@@ -52,8 +53,9 @@ class AutoregressiveCodeModel(CodeModel):
             return Schedule.raster(self.sites)
         return Schedule.dispersed(self.map_shape, groups, even=self.scale is not None)
 
-    def _known(self) -> Bool[Tensor, "N N"]:
-        return self.schedule.group[:, None] > self.schedule.group[None, :]
+    def _window(self) -> Window | None:
+        radius = self.settings.window if len(self.schedule) > 1 else 0
+        return Window(self.map_shape, radius, self.settings.dim, self.schedule.group) if radius else None
 
     def _backbone(self, **settings: Any) -> nn.Module:
         decoder = Decoder(**settings)

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vqstack.code_model.codebook import CodebookSpace
@@ -91,7 +91,7 @@ class CodeModel(nn.Module, ABC):
         if scale is not None:
             self.parent = nn.Conv2d(features, settings.dim * scale[0] * scale[1], 1, bias=False)
             self.corruption = nn.Parameter(torch.zeros(settings.dim))
-        self.window = Window.between(map_shape, settings.window, settings.dim, self._known())
+        self.window = self._window()
         self.backbone = self._backbone(
             dim=settings.dim,
             depth=settings.depth,
@@ -122,8 +122,8 @@ class CodeModel(nn.Module, ABC):
     def _schedule(self, groups: int) -> Schedule: ...
 
     @abstractmethod
-    def _known(self) -> Bool[Tensor, "N N"]:
-        """Which sites (last axis) may be known when a site (first axis) is drawn."""
+    def _window(self) -> Window | None:
+        """What a site reads of its neighbours; none where it reads nothing, or could not."""
 
     @abstractmethod
     def _backbone(self, **settings: Any) -> nn.Module: ...

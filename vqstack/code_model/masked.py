@@ -16,6 +16,7 @@ from x_transformers import Encoder
 
 from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_raster
 from vqstack.code_model.schedule import Schedule
+from vqstack.code_model.window import Window
 from vqstack.likelihood import Draw, Factor, Known, draw_values
 from vqstack.shapes import AnyCodes, Labels, Nats, Noise, Pixels, finest
 
@@ -32,8 +33,9 @@ class MaskedCodeModel(CodeModel):
     def _schedule(self, groups: int) -> Schedule:
         return Schedule.dispersed(self.map_shape, groups, even=self.scale is not None)
 
-    def _known(self) -> Bool[Tensor, "N N"]:
-        return torch.ones(self.sites, self.sites, dtype=torch.bool)  # any pattern
+    def _window(self) -> Window | None:
+        radius = self.settings.window if self.sites > 1 else 0
+        return Window(self.map_shape, radius, self.settings.dim) if radius else None
 
     def _backbone(self, **settings: Any) -> nn.Module:
         return Encoder(**settings)

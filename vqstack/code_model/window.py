@@ -19,8 +19,8 @@ class Window(nn.Module):
         map_shape: rows and columns of the map.
         radius: r; the window has 2r + 1 rows and columns, its centre excepted.
         dim: features a site.
-        known: which sites (last axis) may ever be known to a site (first axis); an offset at which none is gets no
-            weights.
+        group: number of the group in which each site is drawn, [N]: only sites of earlier groups are known to it; none:
+            any may be. An offset at which no site is known gets no weights.
 
     Attributes:
         near: the site at each offset from each site, [N, O]; site 0 where there is none.
@@ -30,15 +30,13 @@ class Window(nn.Module):
     near: Tensor
     inside: Tensor
 
-    @classmethod
-    def between(cls, map_shape: tuple[int, int], radius: int, dim: int, known: Bool[Tensor, "N N"]) -> "Window | None":
-        """A window, or none where no site would read anything."""
-        _, inside = _neighbours(map_shape, radius, known)
-        return cls(map_shape, radius, dim, known) if inside.any() else None
-
-    def __init__(self, map_shape: tuple[int, int], radius: int, dim: int, known: Bool[Tensor, "N N"]) -> None:
+    def __init__(
+        self, map_shape: tuple[int, int], radius: int, dim: int, group: Int64[Tensor, "N"] | None = None
+    ) -> None:
         super().__init__()
-        near, inside = _neighbours(map_shape, radius, known)
+        near, inside = _neighbours(map_shape, radius)
+        if group is not None:
+            inside = inside & (group[near] < group[:, None])
         used = inside.any(0)
         self.register_buffer("near", near[:, used], persistent=False)
         self.register_buffer("inside", inside[:, used], persistent=False)
@@ -55,19 +53,19 @@ class Window(nn.Module):
         Args:
             embedded: features of the values; what they are where a value is not known to a site makes no difference.
             sites: the sites asked for.
-            known: which values are known in each image; none: all that ``known`` of the constructor admits.
+            known: which values are known in each image; none: all of earlier groups.
         """
         near, visible = self.near[sites], self.inside[sites][None]
         if known is not None:
             visible = visible & known[:, near]
-        read = torch.where(visible[..., None], embedded[:, near], 0)
+        # By index_select: what it does backwards repeats to the bit on several threads, unlike plain indexing's.
+        around = embedded.index_select(1, near.flatten()).unflatten(1, near.shape)
+        read = torch.where(visible[..., None], around, 0)
         return self.mix(rearrange(read, "b n o d -> b n (o d)"))
 
 
-def _neighbours(
-    map_shape: tuple[int, int], radius: int, known: Bool[Tensor, "N N"]
-) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
-    """For each site and offset the site there, and whether it lies on the map and may be known."""
+def _neighbours(map_shape: tuple[int, int], radius: int) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
+    """For each site and offset, in raster order, the site there and whether it lies on the map."""
     rows, columns = map_shape
     reach = torch.arange(-radius, radius + 1)
     offset = torch.cartesian_prod(reach, reach)
@@ -75,5 +73,4 @@ def _neighbours(
     site = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
     row, column = (site[:, None] + offset).unbind(-1)
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    near = (row * columns + column).where(inside, 0)
-    return near, inside & known.gather(1, near)
+    return (row * columns + column).where(inside, 0), inside
