@@ -61,7 +61,8 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
     names = ["prior   ", *(f"refiner {refiner.level}" for refiner in config.refiners)]
     for name, part, fit in zip(names, model.parts, fits, strict=True):
         parameters = sum(p.numel() for p in part.parameters())
-        floats = part.sites * (16 * part.settings.dim * part.settings.depth + 3 * part.head.parameters)
+        around = 0 if part.window is None else part.window.mix.in_features  # gathered, and again without the unknown
+        floats = part.sites * (16 * part.settings.dim * part.settings.depth + 3 * part.head.parameters + 2 * around)
         peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
         lines.append(f"{name} {part.sites} sites in {len(part.schedule)} groups, {parameters:,} parameters")
     total = sum(p.numel() for p in model.parameters())

@@ -86,6 +86,8 @@ class CodeModel(nn.Module, ABC):
             if self.tabled
             else nn.Linear(head.channels, settings.dim)
         )
+        if settings.codebook and not vector_dim:
+            raise ValueError("codebook: the vectors of the codes are needed, give vector_dim")
         self.space = CodebookSpace(head.size, vector_dim, settings.dim) if settings.codebook else None
         self.position = nn.Parameter(torch.randn(self.sites, settings.dim) * 0.02)
         if scale is not None:
