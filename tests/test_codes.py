@@ -620,6 +620,16 @@ def test_more_values_than_the_manifest_says_are_refused_before_they_are_read(tmp
     refused(lambda: CodeDataset(tmp_path), path.name, "codes_1", "7000000 values")
 
 
+def test_a_footer_that_ends_the_process_is_refused(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    before, codec = digest(path), b"\x05index\x15"  # column index: then its codec, snappy, becomes one nobody knows
+    path.write_bytes(path.read_bytes().replace(codec + b"\x02", codec + b"\x7e"))
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(before, digest(path)))
+    refused(lambda: CodeDataset(tmp_path), str(path), "footer")
+
+
 def test_columns_that_are_missing_or_of_another_type_are_refused(tmp_path):
     write(tmp_path)
     path = tmp_path / "data" / "train-00000-of-00001.parquet"

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vqstack.codes.columns import ROW_GROUP, check_file, groups, write_rows
+from vqstack.codes.footers import check_footers
 from vqstack.codes.manifest import Contents, Shard
 from vqstack.codes.pages import check_pages
 from vqstack.errors import InputError
@@ -144,3 +145,43 @@ def test_a_group_of_rows_is_no_larger_than_ours(tmp_path):
     pq.write_table(pq.read_table(path), path, row_group_size=rows)
     with pytest.raises(InputError, match=f"{ROW_GROUP} or fewer"):
         check_file(path, shard, CONTENTS)
+
+
+def with_codec(path, codec):
+    """Another number for the codec of the column ``index``, in the footer; all else stays where it is."""
+    name = b"\x05index\x15"  # the end of the column's path, and the beginning of the field after it
+    content = path.read_bytes()
+    assert content.count(name + b"\x02") == 1  # snappy, zigzag
+    path.write_bytes(content.replace(name + b"\x02", name + bytes([2 * codec])))
+
+
+def test_a_footer_that_ends_the_process_is_refused(tmp_path):
+    """The library knows no codec 63, and ends the whole process where it should raise."""
+    missing, whole, broken = (tmp_path / name for name in ("missing", "é\n", "broken"))
+    stored(whole), stored(broken)
+    check_footers([missing, whole, broken])
+    with_codec(broken, 63)
+    for files in ([whole, broken, missing], [whole, broken, missing], [broken]):
+        with pytest.raises(InputError, match=r"broken: not a Parquet file .*\(its footer breaks .*encode"):
+            check_footers(files)
+    broken.write_bytes(b"no Parquet file, and no harm: the reader says so itself")
+    check_footers([broken, whole])
+
+
+def test_footers_of_unchanged_files_are_looked_at_once(tmp_path, monkeypatch):
+    path = stored(tmp_path / "a.parquet")
+    check_footers([path])
+    monkeypatch.setattr("vqstack.codes.footers.PROBE", tmp_path / "no program")
+    check_footers([path])
+    check_footers([])
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(RuntimeError, match="no program"):  # a fault of the installation is not one of the file
+        check_footers([path])
+
+
+def test_a_footer_that_takes_for_ever_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "probe.py").write_text("import time\nprint(0, flush=True)\ntime.sleep(600)\n")
+    monkeypatch.setattr("vqstack.codes.footers.PROBE", tmp_path / "probe.py")
+    monkeypatch.setattr("vqstack.codes.footers.PATIENCE", 1.0)
+    with pytest.raises(InputError, match=r"a\.parquet: .* more than 2 seconds"):
+        check_footers([stored(tmp_path / "a.parquet")])

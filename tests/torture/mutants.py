@@ -144,7 +144,11 @@ def mutate_codes(folder: Path, generator: random.Random) -> bool:
         content = path.read_bytes()
         (length,) = struct.unpack("<I", content[-8:-4])
         footer = bytearray(content[-8 - length : -8])
-        path.write_bytes(content[: -8 - length] + flipped(bytes(footer), generator) + content[-8:])
+        if generator.random() < 0.5:
+            footer[generator.randrange(length)] ^= 1 << generator.randrange(8)
+        else:
+            footer = bytearray(flipped(bytes(footer), generator))
+        path.write_bytes(content[: -8 - length] + footer + content[-8:])
     else:
         path.write_bytes(flipped(path.read_bytes(), generator)[: generator.choice([None, None, -1, 100])])
     if generator.random() < 0.6:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vqstack.checkpoint import digest, write_atomically
 from vqstack.codes.columns import check_file, groups, to_codes, to_labels, write_rows
+from vqstack.codes.footers import check_footers
 from vqstack.codes.manifest import (
     ENCODE,
     FORMAT_VERSION,
@@ -92,8 +93,10 @@ class CodeDatasetWriter:
     def complete(self, shard: Shard) -> bool:
         """Whether the shard's file is there, with the bytes that were written; reads it."""
         try:
-            check_file(shard.path(self.folder), shard, self.contents)
-            return self._seal(shard).read_text("utf-8") == self.checksum(shard)
+            if self._seal(shard).read_text("utf-8") != self.checksum(shard):
+                return False
+            check_file(shard.path(self.folder), shard, self.contents)  # our own bytes: they do no harm
+            return True
         except (InputError, OSError, UnicodeDecodeError):
             return False
 
@@ -167,9 +170,10 @@ class CodeDataset:
         folder = Path(folder)
         self.folder = folder
         self._manifest = read_manifest(folder)
-        for split in self._manifest.splits:
-            for shard in self._manifest.shards(split):
-                check_file(shard.path(folder), shard, self._manifest)
+        shards = [shard for split in self._manifest.splits for shard in self._manifest.shards(split)]
+        check_footers([shard.path(folder) for shard in shards])
+        for shard in shards:
+            check_file(shard.path(folder), shard, self._manifest)
         self._refuse_unnamed()
 
     def _refuse_unnamed(self) -> None:
