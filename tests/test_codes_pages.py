@@ -147,6 +147,20 @@ def test_a_group_of_rows_is_no_larger_than_ours(tmp_path):
         check_file(path, shard, CONTENTS)
 
 
+def test_a_group_of_large_maps_has_fewer_rows(tmp_path, monkeypatch):
+    """A stranger's 4096 maps of 2^17 zeros are 33 kB in a file, and 4 GiB as whole numbers of 64 bits."""
+    shard = Shard(split="train", number=0, of=1, start=0, rows=ROWS)
+    path = stored(tmp_path / "a.parquet")
+    for sites, fits in [(16 * ROWS, True), (16 * ROWS - 1, False), (15, False)]:
+        monkeypatch.setattr("vqstack.codes.columns.GROUP_SITES", sites)
+        if fits:
+            check_file(path, shard, CONTENTS)
+        else:
+            with pytest.raises(InputError, match=f"a group of {ROWS} rows of 16 values, more than {sites} together"):
+                check_file(path, shard, CONTENTS)
+        check_file(stored(tmp_path / "ours.parquet"), shard, CONTENTS)  # down to one row a group
+
+
 def with_codec(path, codec):
     """Another number for the codec of the column ``index``, in the footer; all else stays where it is."""
     name = b"\x05index\x15"  # the end of the column's path, and the beginning of the field after it

@@ -89,6 +89,11 @@ def _check_groups(path: Path, about: Any, shard: Shard, contents: Contents) -> N
     if sum(sizes) != shard.rows or not all(0 <= size <= ROW_GROUP for size in sizes):
         problem = f"its groups of rows have not {ROW_GROUP} or fewer each, and {shard.rows} together"
         raise InputError(f"{path}: {problem}; encode the data set again")
+    largest = max(sites.values())  # as write_rows: a single image may have more
+    for size in sizes:
+        if size * largest > max(GROUP_SITES, largest):
+            problem = f"a group of {size} rows of {largest} values, more than {GROUP_SITES} together"
+            raise InputError(f"{path}: {problem}; encode the data set again")
     for part in parts:
         for column in map(part.column, range(part.num_columns)):
             name = column.path_in_schema.partition(".")[0]
