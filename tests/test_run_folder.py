@@ -99,7 +99,7 @@ def test_no_damage_to_the_settings_goes_unseen(tmp_path):
     flipped = [content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :] for i, bit in flips]
     for damaged in (*cut, *flipped, content + b"seed: 4\n", content.replace(b"seed: 3", b"seed: 4")):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"config\.yaml"):
+        with pytest.raises(InputError, match=r"config\.yaml is not what the run wrote"):
             read_config(tmp_path)
     path.write_bytes(content)
     assert read_config(tmp_path) == config(seed=3)

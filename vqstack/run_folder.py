@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,14 @@ def may_change(name: str) -> bool:
 def read_config(folder: Path) -> RunConfig:
     """The settings that the run in ``folder`` was last started with; InputError where they are not as it wrote them.
 
-    The first versions wrote no checksum, and no other comment either.
+    The first versions wrote no checksum: their files begin with the name of a field.
     """
     path = folder / CONFIG
     try:
         first, _, rest = path.read_bytes().partition(b"\n")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): allow reading it") from error
-    sealed = first.startswith(b"#") or not first + rest
+    sealed = not re.match(rb"[a-z_]+:", first)
     if sealed and first != f"{SEAL}{hashlib.sha256(rest).hexdigest()}".encode():
         raise InputError(
             f"{path} is not what the run wrote (its checksum differs): put back what was there, or start the run with "
