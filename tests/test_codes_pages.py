@@ -65,6 +65,22 @@ def test_honest_files_pass(tmp_path, options, labels):
     assert pa.concat_tables(groups(path, CONTENTS)).equals(table)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"compression": "zstd"}, "compressed by ZSTD"),
+        ({"data_page_version": "2.0"}, "a data page of version 2"),
+        ({"use_dictionary": False, "column_encoding": {"index": "DELTA_BINARY_PACKED"}}, "kind 0 and encoding 5"),
+    ],
+)
+def test_valid_files_of_others_are_told_what_is_read(tmp_path, options, words):
+    path = stored(tmp_path / "a.parquet")
+    pq.write_table(pq.read_table(path), path, **options)
+    with pytest.raises(InputError, match=rf"{words}.* is read with snappy or no .* written so") as refusal:
+        list(groups(path, CONTENTS))
+    assert "\n" not in str(refusal.value)
+
+
 def test_one_or_several_pages_pass(tmp_path):
     page = header() + bytes(8)
     check(tmp_path, page)
@@ -85,12 +101,12 @@ def test_one_or_several_pages_pass(tmp_path):
         (header(count=-3) + bytes(8), "a page of -3 values"),
         (header(count=2) + bytes(8), "claim 2 values, not 3"),
         (header() + bytes(8) + header(size=2**30) + bytes(8), "claims 1073741824 bytes"),  # after the last value, too
-        (header(encoding=5) + bytes(8), "not written"),  # differences, whose blocks take memory by their own claims
-        (header(kind=1) + bytes(8), "not written"),
+        (header(encoding=5) + bytes(8), "kind 0 and encoding 5"),  # differences: their blocks take memory by their claims
+        (header(kind=1) + bytes(8), "kind 1"),
         (header(kind=2, count=2**30) + bytes(8), "dictionary of 1073741824"),
         ((header(count=1) + bytes(8) + header(kind=2) + bytes(8)), "wrong place"),
         (header()[:6] + b"\x05\x04" + header()[6:] + bytes(8), "of a form"),  # the same field once more
-        (header().replace(b"\x15", b"\x16", 2) + bytes(8), "not written"),  # 64 bits, which the library passes over
+        (header().replace(b"\x15", b"\x16", 2) + bytes(8), "kind -1"),  # 64 bits, which the library passes over
         (b"\x15" + b"\x80" * 5 + b"\x00" + header()[6:] + bytes(8), "more than 32 bits"),
         (b"\x15\xff\xff\xff\xff\x7f" + header()[6:] + bytes(8), "more than 32 bits"),
         (b"\x1c" * 5000, "of a form"),

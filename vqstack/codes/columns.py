@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.codes.manifest import Contents, Shard
-from vqstack.codes.pages import check_pages
+from vqstack.codes.pages import ForeignError, check_pages
 from vqstack.codes.storage import smallest_dtype
 from vqstack.errors import InputError
 
@@ -132,6 +132,11 @@ def groups(path: Path, contents: Contents) -> Iterator[Any]:
                     if column.path_in_schema.partition(".")[0] in columns:
                         check_pages(pages, column)
                 yield file.read_row_group(number, columns=columns, use_threads=False)
+            except ForeignError as error:
+                raise InputError(
+                    f"{path}: cannot be read ({error}): Parquet is read with snappy or no compression, data pages of "
+                    "version 1, and values plain or in a dictionary; have it written so, or encode the data set again"
+                ) from error
             except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
                 raise unreadable(path, error) from error
 

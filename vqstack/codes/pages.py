@@ -16,20 +16,24 @@ from typing import IO, Any
 
 LONGEST = 4096  # bytes of a header; written ones have some fifty
 SNAPPY = 22  # bytes that one can become: three name at most 64 that came before
-DATA, DICTIONARY = 0, 2
+DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
 TRUE, FALSE, I32, I64, BINARY, STRUCT = 1, 2, 5, 6, 8, 12
 
 
+class ForeignError(ValueError):
+    """A file that may well be valid, in a form that is not read here: another tool wrote it, or it is damaged."""
+
+
 def check_pages(file: IO[bytes], column: Any) -> None:
-    """ValueError where the pages of a column claim more than the file can hold.
+    """ValueError where the pages of a column claim more than the file can hold; ForeignError where they are of others.
 
     Args:
         file: the Parquet file.
         column: what the end of the file says of the column (``pyarrow.parquet.ColumnChunkMetaData``).
     """
     if column.compression not in ("SNAPPY", "UNCOMPRESSED"):
-        raise ValueError(f"a column is compressed by {column.compression}")
+        raise ForeignError(f"a column is compressed by {column.compression}")
     first = column.data_page_offset
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < first:
         first = column.dictionary_page_offset
@@ -63,7 +67,8 @@ class _Header:
         about = structures.get({DATA: 5, DICTIONARY: 7}.get(kind, 0), {})
         count, encoding = about.get(1, -1), about.get(2, -1)
         if encoding not in (PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY):
-            raise ValueError("a page of a kind, or encoded in a way, that is not written")
+            what = "a data page of version 2" if kind == DATA_V2 else f"a page of kind {kind} and encoding {encoding}"
+            raise ForeignError(what)
         if count < 0:  # empty ones are written: dictionaries of missing values, pages where one more would have begun
             raise ValueError(f"a page of {count} values")
         return kind, size, stored, count
