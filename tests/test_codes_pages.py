@@ -101,7 +101,7 @@ def test_one_or_several_pages_pass(tmp_path):
         (header(count=-3) + bytes(8), "a page of -3 values"),
         (header(count=2) + bytes(8), "claim 2 values, not 3"),
         (header() + bytes(8) + header(size=2**30) + bytes(8), "claims 1073741824 bytes"),  # after the last value, too
-        (header(encoding=5) + bytes(8), "kind 0 and encoding 5"),  # differences: their blocks take memory by their claims
+        (header(encoding=5) + bytes(8), "kind 0 and encoding 5"),  # differences, whose blocks are believed
         (header(kind=1) + bytes(8), "kind 1"),
         (header(kind=2, count=2**30) + bytes(8), "dictionary of 1073741824"),
         ((header(count=1) + bytes(8) + header(kind=2) + bytes(8)), "wrong place"),
