@@ -197,6 +197,31 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, accumulate):
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
+def test_a_run_goes_on_with_the_options_of_the_optimiser_that_it_is_given(tmp_path):
+    """The state of a checkpoint has those it was written with, too."""
+
+    def kill(module, step):
+        if step == 8:
+            raise Interrupted
+
+    for name in ("same", "other"):
+        with pytest.raises(Interrupted):
+            build(tmp_path / name, on_evaluation=kill, weight_decay=0.01).run()
+    before = checkpoint(tmp_path / "other")
+    for name, changes in {"same": {"weight_decay": 0.01}, "other": {"weight_decay": 0.5, "fused": False}}.items():
+        build(tmp_path / name, **changes).run()
+    same, other = checkpoint(tmp_path / "same"), checkpoint(tmp_path / "other")
+    assert before["step"] == 4
+    assert [group["weight_decay"] for group in before["optimizer"]["param_groups"]] == [0.01, 0.0]
+    assert [group["weight_decay"] for group in other["optimizer"]["param_groups"]] == [0.5, 0.0]
+    assert [group["fused"] for group in before["optimizer"]["param_groups"]] == [True, True]
+    assert [group["fused"] for group in other["optimizer"]["param_groups"]] == [None, None]
+    matrices = [name for name, value in same["module"].items() if value.ndim > 1 and name.endswith("weight")]
+    norms = [sum(float(state["module"][name].norm()) for name in matrices) for state in (other, same)]
+    assert norms[0] < norms[1]
+    assert all(step["step"] == 12 for step in other["optimizer"]["state"].values())
+
+
 def test_an_average_begins_where_a_run_without_one_goes_on(tmp_path):
     def kill(module, step):
         if step == 8:

@@ -20,7 +20,7 @@ from vqstack.checkpoint import Checkpoint, Checkpoints, on_main, write_atomicall
 from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.guard import REPORTS, Guard, poisoned
-from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
+from vqstack.fit.optimisation import Average, learning_rate, load_optimizer, networks, optimizer_for
 from vqstack.fit.outcome import CHECKPOINTS
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
@@ -311,7 +311,7 @@ class Fit:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
             # A run that began without an average has none: then it starts here, as at step 0.
             self.average.module.load_state_dict(state["average"] or state["module"])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,18 @@ def optimizer_for(module: nn.Module, settings: FitSettings, device: torch.device
         betas=(0.9, 0.99),
         fused=(settings.fused and device.type in ("cpu", "cuda")) or None,
     )
+
+
+def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Takes the moments from a checkpoint, and leaves the options as they are.
+
+    The state has the options, too, those with which it was saved: a run that goes on with others was asked to. They
+    are replaced before the state is loaded, since ``fused`` decides on which device the counts of steps belong.
+    """
+    groups = [dict(group) for group in state["param_groups"]]
+    for saved, group in zip(groups, optimizer.param_groups, strict=False):  # another number is refused below
+        saved |= {name: value for name, value in group.items() if name != "params"}
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def networks(module: nn.Module) -> list[nn.Module]:
