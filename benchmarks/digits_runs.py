@@ -62,9 +62,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=["cosine", "fsq", "lfq", "simvq"], help="other quantizers")
     options = parser.parse_args()
     recipe = read_yaml(RECIPE, RunConfig)
-    seeds = [recipe.model_copy(update={"seed": seed}) for seed in options.seeds]
-    runs = {f"seed-{config.seed}": config for config in seeds}
-    runs |= {f"{kind}-{config.seed}": with_quantizer(config, kind) for config in seeds for kind in options.kinds}
+    seeded = [recipe.model_copy(update={"seed": seed}) for seed in options.seeds]
+    runs = {f"seed-{config.seed}": config for config in seeded}
+    runs |= {f"{kind}-{config.seed}": with_quantizer(config, kind) for config in seeded for kind in options.kinds}
     path = options.out / "digits.json"
     for name, config in runs.items():
         folder = options.out / name

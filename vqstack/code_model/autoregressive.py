@@ -129,7 +129,7 @@ class AutoregressiveCodeModel(CodeModel):
     def _training_nats(
         self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None
     ) -> tuple[Tensor, Nats]:
-        if self.codebook is None or not self.training:
+        if self.soft_codebook is None or not self.training:
             nats = -self.log_prob(values, labels, parent)
             return nats.mean(), nats
         flat = self.by_site(values)

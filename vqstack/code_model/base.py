@@ -111,8 +111,8 @@ class CodeModel(nn.Module, ABC):
             nn.init.normal_(self.parent.weight, std=0.02 / features**0.5)
         nn.init.zeros_(self.to_logits.weight)  # starts as the base, or as the uniform distribution
         nn.init.zeros_(self.to_logits.bias)
-        self.codebook: Tensor | None  # in units in which the mean squared distance to the nearest other code is 1
-        self.register_buffer("codebook", None, persistent=False)
+        self.soft_codebook: Tensor | None  # in units in which the mean squared distance to the nearest other code is 1
+        self.register_buffer("soft_codebook", None, persistent=False)
         rename_state(self, _own_names(settings.depth))
         self._add_inputs()
 
@@ -191,7 +191,7 @@ class CodeModel(nn.Module, ABC):
             self.space.know(codebook)
         if self.settings.soft_targets:
             nearest = [torch.cdist(part, codebook).topk(2, largest=False).values[:, 1] for part in codebook.split(1024)]
-            self.codebook = (codebook / torch.cat(nearest).square().mean().sqrt().clamp(min=1e-6)).detach()
+            self.soft_codebook = (codebook / torch.cat(nearest).square().mean().sqrt().clamp(min=1e-6)).detach()
 
     # What the classes build their inputs and outputs from.
 
@@ -245,9 +245,9 @@ class CodeModel(nn.Module, ABC):
         Soft targets (Lee et al. 2022, RQ-Transformer): ``Q(k | z) ~ exp(-|e_k - e_z|² / T)``, T in mean squared
         distances to the nearest other code.
         """
-        if self.codebook is None:
+        if self.soft_codebook is None:
             return self.site_nats(parameters, values)
-        distances = torch.cdist(self.codebook[values[:, 0]], self.codebook).square()
+        distances = torch.cdist(self.soft_codebook[values[:, 0]], self.soft_codebook).square()
         targets = (-distances / self.settings.soft_targets).softmax(-1)
         return F.cross_entropy(parameters, targets, reduction="none")
 

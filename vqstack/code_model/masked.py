@@ -112,7 +112,7 @@ class MaskedCodeModel(CodeModel):
         parameters = self.correct(hidden, None if base is None else base[scored])
         image = scored.nonzero()[:, 0]
         nats = self.site_nats(parameters, flat[scored])
-        loss = nats if self.codebook is None or not self.training else self.site_loss(parameters, flat[scored])
+        loss = nats if self.soft_codebook is None or not self.training else self.site_loss(parameters, flat[scored])
         per_image = torch.zeros(len(flat), device=flat.device).index_add(0, image, nats * weights[image])
         return (loss * weights[image]).sum() / len(flat), per_image.detach()
 

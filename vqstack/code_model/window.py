@@ -1,7 +1,7 @@
 """The window: what a site reads of the known values around it before any attention.
 
-Attention must learn where a site's neighbours lie; on a map of 16 × 16 that takes longer than many a training run. A
-masked convolution (van den Oord et al. 2016, PixelCNN) is given it:
+Attention must learn where a site's neighbours lie; a masked convolution (van den Oord et al. 2016, PixelCNN) is given
+it:
 
     window_i = sum over offsets o of W_o embed(z_{i+o}) [i + o lies on the map and its value is known to i]
 """
