@@ -77,9 +77,9 @@ def groups_before(model):
 
 
 @pytest.mark.parametrize("groups", [0, 1, 3])
-@pytest.mark.parametrize("window", [0, 1])
-def test_causality_by_gradients(groups, window):
-    model, parent = with_parent(groups=groups, map_shape=(2, 4), window=window)
+@pytest.mark.parametrize(("window", "wavefront"), [(0, 0), (1, 0), (1, 1), (1, 2)])
+def test_causality_by_gradients(groups, window, wavefront):
+    model, parent = with_parent(groups=groups, map_shape=(2, 4), window=window, wavefront=wavefront)
     codes, above = torch.randint(0, 5, (2, 8)), parent(2)
     values = torch.randn(2, 8, 16, requires_grad=True)
     # The features of each site's own value, for all sites (the window) and for the inputs of the sequence.
@@ -96,9 +96,11 @@ def test_causality_by_gradients(groups, window):
 @torch.no_grad()
 @pytest.mark.parametrize("groups", [0, 1, 3])
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize(("window", "codebook"), [(0, False), (1, True)])
-def test_cached_equals_uncached(groups, classes, window, codebook):
-    model, parent = with_parent(groups=groups, classes=classes, window=window, codebook=codebook)
+@pytest.mark.parametrize(
+    ("window", "codebook", "wavefront"), [(0, False, 0), (1, True, 0), (1, False, 1), (1, True, 2)]
+)
+def test_cached_equals_uncached(groups, classes, window, codebook, wavefront):
+    model, parent = with_parent(groups=groups, classes=classes, window=window, codebook=codebook, wavefront=wavefront)
     codes, labels = some(model)
     flat, above = codes.flatten(1), parent(4)
     whole, context = model.logits(flat, labels, above), model.context(above)
@@ -116,9 +118,11 @@ def test_cached_equals_uncached(groups, classes, window, codebook):
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize(("window", "codebook"), [(0, False), (1, True)])
-def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, window, codebook):
-    model = build(family, groups, classes=classes, window=window, codebook=codebook)
+@pytest.mark.parametrize(
+    ("window", "codebook", "wavefront"), [(0, False, 0), (1, True, 0), (1, False, 1), (1, True, 2)]
+)
+def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, window, codebook, wavefront):
+    model = build(family, groups, classes=classes, window=window, codebook=codebook, wavefront=wavefront)
     codes, labels = some(model)
     distribution = model.distribution(len(codes), labels, torch.device("cpu"))
     walked, values, nats = [], torch.zeros(4, 6, dtype=torch.int64), torch.zeros(4)
@@ -138,9 +142,13 @@ def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, wi
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 2])
-@pytest.mark.parametrize(("window", "codebook"), [(0, False), (1, True)])
-def test_all_maps_sum_to_one(family, groups, classes, window, codebook):
-    model = build(family, groups, map_shape=(2, 2), size=3, classes=classes, window=window, codebook=codebook)
+@pytest.mark.parametrize(
+    ("window", "codebook", "wavefront"), [(0, False, 0), (1, True, 0), (1, False, 1), (1, True, 2)]
+)
+def test_all_maps_sum_to_one(family, groups, classes, window, codebook, wavefront):
+    model = build(
+        family, groups, map_shape=(2, 2), size=3, classes=classes, window=window, codebook=codebook, wavefront=wavefront
+    )
     codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
     for label in [*range(classes), *([NO_LABEL] if classes else [0])]:
         labels = torch.full((len(codes),), label) if classes else None

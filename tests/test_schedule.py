@@ -1,4 +1,4 @@
-"""Schedules: every site once, groups that never shrink, beginnings that cover the map evenly."""
+"""Schedules: every site once, beginnings that cover the map evenly, diagonals that know their neighbours."""
 
 import itertools
 
@@ -56,3 +56,21 @@ def test_even_groups_are_lattices():
     for k in range(16):
         places = {(int(site) // 16 % 4, int(site) % 16 % 4) for site in schedule.sites(k)}
         assert len(places) == 1
+
+
+@pytest.mark.parametrize("slope", [1, 2])
+@pytest.mark.parametrize("shape", [(4, 6), (5, 1), (1, 5), (3, 3)])
+def test_wavefronts_know_what_lies_left_and_above(shape, slope):
+    schedule = Schedule.wavefront(shape, slope)
+    assert sorted(schedule.order.tolist()) == list(range(shape[0] * shape[1]))
+    assert min(schedule.sizes) > 0
+    group = schedule.group.view(shape)
+    assert (group[:, 1:] > group[:, :-1]).all() and (group[1:] > group[:-1]).all()
+    assert bool((group[1:, :-1] > group[:-1, 1:]).all()) is (slope == 2 or min(shape) == 1)  # above on the right
+    for k in range(len(schedule)):
+        assert (schedule.group[schedule.sites(k)] == k).all()
+
+
+def test_the_wavefronts_of_a_square():
+    assert len(Schedule.wavefront((16, 16), 1)) == 31
+    assert len(Schedule.wavefront((16, 16), 2)) == 46

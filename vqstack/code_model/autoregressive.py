@@ -163,7 +163,7 @@ class Autoregressive(OfCodeModel[AutoregressiveCodeModel]):
 def _sources(schedule: Schedule) -> Int64[Tensor, "n"]:
     """For each site after the first group, in order, the site of the group before whose value it reads.
 
-    Groups never shrink, so every value of a group is read by the next one.
+    Where groups do not shrink every value of a group is read by the next one.
     """
     read = []
     for group in range(1, len(schedule)):

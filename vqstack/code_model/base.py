@@ -77,7 +77,11 @@ class CodeModel(nn.Module, ABC):
         self.settings, self.map_shape, self.head, self.scale = settings, map_shape, head, scale
         self.size, self.sites = head.size, map_shape[0] * map_shape[1]
         self.classes = classes if settings.labels else 0
-        self.schedule = self._schedule(min(settings.groups or self.sites, self.sites))
+        self.schedule = (
+            Schedule.wavefront(map_shape, settings.wavefront)
+            if settings.wavefront
+            else self._schedule(min(settings.groups or self.sites, self.sites))
+        )
         self.label_embedding = nn.Embedding(self.classes, settings.dim) if self.classes else None
         # A table where values are few, a linear map of the scaled value where they are many grey values.
         self.tabled = isinstance(head, CodeHead) or head.size <= 32

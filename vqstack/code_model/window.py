@@ -7,7 +7,7 @@ it:
 """
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -23,12 +23,10 @@ class Window(nn.Module):
             any may be. An offset at which no site is known gets no weights.
 
     Attributes:
-        near: the site at each offset from each site, [N, O]; site 0 where there is none.
-        inside: where there is one.
+        near: the site at each offset from each site, [N, O]; N where there is none to be read.
     """
 
     near: Tensor
-    inside: Tensor
 
     def __init__(
         self, map_shape: tuple[int, int], radius: int, dim: int, group: Int64[Tensor, "N"] | None = None
@@ -38,8 +36,7 @@ class Window(nn.Module):
         if group is not None:
             inside = inside & (group[near] < group[:, None])
         used = inside.any(0)
-        self.register_buffer("near", near[:, used], persistent=False)
-        self.register_buffer("inside", inside[:, used], persistent=False)
+        self.register_buffer("near", near.where(inside, len(near))[:, used], persistent=False)
         self.mix = nn.Linear(int(used.sum()) * dim, dim, bias=False)
 
     def forward(
@@ -55,13 +52,12 @@ class Window(nn.Module):
             sites: the sites asked for.
             known: which values are known in each image; none: all of earlier groups.
         """
-        near, visible = self.near[sites], self.inside[sites][None]
         if known is not None:
-            visible = visible & known[:, near]
+            embedded = torch.where(known[..., None], embedded, 0)
+        near = self.near[sites]
+        readable = F.pad(embedded, (0, 0, 0, 1))  # site N reads as zeros
         # By index_select: what it does backwards repeats to the bit on several threads, unlike plain indexing's.
-        around = embedded.index_select(1, near.flatten()).unflatten(1, near.shape)
-        read = torch.where(visible[..., None], around, 0)
-        return self.mix(rearrange(read, "b n o d -> b n (o d)"))
+        return self.mix(readable.index_select(1, near.flatten()).view(len(embedded), len(near), -1))
 
 
 def _neighbours(map_shape: tuple[int, int], radius: int) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
