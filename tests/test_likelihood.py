@@ -610,3 +610,23 @@ def test_bernoulli_head_refuses_more_grey_values():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_logistic_parameters_by_hand(channels):
     assert logistic_parameters(channels, 5) == 5 * {1: 3, 2: 6, 3: 10, 4: 15}[channels]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_corrections_move_means_in_units_of_their_scales(channels):
+    head = PixelHead(PixelSettings(components=2), channels, 256)
+    base, change = torch.randn(2, 3, 4, head.parameters), torch.randn(2, 3, 4, head.parameters)
+    assert torch.equal(head.correct(base, torch.zeros_like(base)), base)
+    plain, moved = (head(x.permute(0, 3, 1, 2)) for x in (base, head.correct(base, change)))
+    added = head((base + change).permute(0, 3, 1, 2))
+    asked = added.means - plain.means
+    torch.testing.assert_close(moved.means - plain.means, asked * (plain.log_scales.exp() + 1 / 255))
+    for same in ("log_weights", "log_scales", "coupling"):
+        torch.testing.assert_close(getattr(moved, same), getattr(added, same))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bernoulli", 2), ("categorical", 17)])
+def test_corrections_of_other_pixels_are_added(kind, size):
+    head = PixelHead(PixelSettings(kind=kind), 1, size)
+    base, change = torch.randn(2, 5, head.parameters), torch.randn(2, 5, head.parameters)
+    assert torch.equal(head.correct(base, change), base + change)

@@ -5,8 +5,8 @@ each site. Its network puts out P numbers a site, which a :class:`~vqstack.likel
 
     parameters of site i = base_i + to_parameters(hidden_i)
 
-The last layer starts at zero, so a model starts exactly as its base: the feed-forward decoder's distribution for a
-refiner, the uniform one for a prior (no base).
+(means of logistics move in units of their scales, see ``Head.correct``). The last layer starts at zero, so a model starts
+exactly as its base: the feed-forward decoder's distribution for a refiner, the uniform one for a prior (no base).
 """
 
 from abc import ABC, abstractmethod
@@ -236,7 +236,7 @@ class CodeModel(nn.Module, ABC):
         if self.space is not None:
             parameters = parameters + self.space.logits(hidden)
         parameters = parameters.float()
-        return parameters if base is None else base.float() + parameters
+        return parameters if base is None else self.head.correct(base.float(), parameters)
 
     def site_nats(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:
         """-ln P of single sites."""

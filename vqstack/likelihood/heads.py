@@ -12,7 +12,7 @@ from torch import Tensor
 from vqstack.errors import InputError
 from vqstack.likelihood.base import Distribution
 from vqstack.likelihood.categorical import Bernoulli, Categorical
-from vqstack.likelihood.mixture import LogisticMixture, logistic_parameters
+from vqstack.likelihood.mixture import LogisticMixture, correction_units, logistic_parameters
 
 
 class PixelSettings(BaseModel):
@@ -43,6 +43,10 @@ class Head(ABC):
     @abstractmethod
     def __call__(self, parameters: Float[Tensor, "b P h w"]) -> Distribution:
         """The distribution over maps of h × w sites."""
+
+    def correct(self, base: Float[Tensor, "*n P"], correction: Float[Tensor, "*n P"]) -> Float[Tensor, "*n P"]:
+        """The numbers of sites, moved by a correction; one of zeros leaves them as they are."""
+        return base + correction
 
 
 class CodeHead(Head):
@@ -87,3 +91,12 @@ class PixelHead(Head):
         if self.kind == "categorical":
             return Categorical(rearrange(parameters, "b (c v) h w -> b c h w v", v=self.size), torch.uint8)
         return LogisticMixture(parameters, self.channels, self.size)
+
+    def correct(self, base: Float[Tensor, "*n P"], correction: Float[Tensor, "*n P"]) -> Float[Tensor, "*n P"]:
+        """The means of logistics move in units of their scales, all else as it is written.
+
+        Many pixels are nearly certain: a step that is small for a wide logistic would throw a narrow one off its value.
+        """
+        if self.kind == "logistic_mixture":
+            correction = correction * correction_units(base, self.channels, self.size)
+        return base + correction

@@ -141,3 +141,13 @@ def log_bin(value: Tensor, mean: Tensor, log_scale: Tensor, size: int) -> Tensor
 def logistic_parameters(channels: int, components: int) -> int:
     """Numbers a pixel needs: for each component its weight, c means, c scales and c(c-1)/2 couplings."""
     return components * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def correction_units(parameters: Float[Tensor, "*n P"], channels: int, size: int) -> Float[Tensor, "*n P"]:
+    """What each number of a mixture is moved in: a mean in its scale and half a bin, the others in ones."""
+    quantities = 1 + 2 * channels + channels * (channels - 1) // 2
+    numbers = parameters.unflatten(-1, (quantities, -1))
+    log_scales = numbers[..., 1 + channels : 1 + 2 * channels, :]
+    widths = log_scales.clamp(LogisticMixture.MIN_LOG_SCALE, LogisticMixture.MAX_LOG_SCALE).exp() + 1 / (size - 1)
+    ones = torch.ones_like(numbers)
+    return torch.cat([ones[..., :1, :], widths, ones[..., 1 + channels :, :]], -2).flatten(-2)
