@@ -129,9 +129,9 @@ def test_the_first_difference_is_named():
     ("above", "stacked"),
     [
         ("cifar10_flat", "cifar10_cpu"),
-        ("cifar10_refined", "cifar10_cpu"),
+        ("cifar10_refined", "cifar10_flat"),
         ("mnist_flat", "mnist"),
-        ("mnist_masked", "mnist"),
+        ("mnist_masked", "mnist_flat"),
         ("mnist_refined", "mnist"),
     ],
 )

@@ -5,8 +5,8 @@ each site. Its network puts out P numbers a site, which a :class:`~vqstack.likel
 
     parameters of site i = base_i + to_parameters(hidden_i)
 
-(means of logistics move in units of their scales, see ``Head.correct``). The last layer starts at zero, so a model starts
-exactly as its base: the feed-forward decoder's distribution for a refiner, the uniform one for a prior (no base).
+(means of logistics move in units of their scales, see ``Head.correct``). The last layer starts at zero, so a model
+starts exactly as its base: the feed-forward decoder's distribution for a refiner, the uniform one for a prior.
 """
 
 from abc import ABC, abstractmethod
