@@ -44,7 +44,8 @@ def with_groups(model: HierarchicalModel, groups: int) -> HierarchicalModel:
     if not levels:
         raise InputError("groups: the run has no refiner of the masked family trained with masks random: give another")
     refiners = tuple(
-        r.model_copy(update={"groups": groups}) if r.level in levels else r for r in model.settings.refiners
+        r.model_copy(update={"groups": groups, "wavefront": 0}) if r.level in levels else r
+        for r in model.settings.refiners
     )
     changed = HierarchicalModel(model.settings.model_copy(update={"refiners": refiners})).to(model.device)
     changed.load_state_dict(model.state_dict())

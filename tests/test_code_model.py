@@ -542,3 +542,17 @@ def test_settings_are_checked():
         CodeModelSettings(dim=10, heads=4)
     with pytest.raises(ValueError, match="models pixels"):
         RefinerSettings(level=1, soft_targets=1.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_pixels_are_corrected_as_their_head_says(family):
+    """Recomputed from the correction that the network puts out: of narrow logistics the means hardly move."""
+    head = PixelHead(PixelSettings(components=2), 1, 256)
+    model, _ = with_parent(family, 0, head, window=1)
+    base, hidden = torch.randn(5, head.parameters), torch.randn(5, 16)
+    base[:, 4:] = -6.0  # log scales: two weights and two means come before
+    correction = model.to_logits(hidden)
+    expected = base + correction
+    expected[:, 2:4] = base[:, 2:4] + correction[:, 2:4] * (math.exp(-6) + 1 / 255)
+    torch.testing.assert_close(model.correct(hidden, base), expected)

@@ -286,6 +286,10 @@ def test_another_source_leaves_what_the_digits_brought():
         (["--seed", "-1"], "--seed: -1 does not fit: it should be greater than or equal to 0"),
         (["--prior.heads", "7"], "--prior: dim 128 is no multiple of heads 7: change one of them"),
         (
+            ["--prior.wavefront", "1"],
+            "--prior: wavefront: a site needs its neighbours' values: set window to 1 or more",
+        ),
+        (
             ["--mixed-precision", "fp8"],
             "--mixed-precision: 'fp8' is not among its values: choose one of 'no', 'fp16', 'bf16'",
         ),

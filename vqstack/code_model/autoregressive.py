@@ -1,8 +1,9 @@
 """The autoregressive code model: a causal transformer over groups of sites.
 
 ``P(z) = prod_k prod_{i in group k} P(z_i | groups before k, label, parent)``. With one site a group it is the usual
-chain in raster order. With fewer groups each step draws a whole group of sites far apart; the likelihood stays exact
-and takes one pass. x-transformers supplies the blocks; ``prefill`` and ``step`` run them with their key-value cache.
+chain in raster order. With fewer groups each step draws a whole group of sites, far apart or on a diagonal; the
+likelihood stays exact and takes one pass. x-transformers supplies the blocks; ``prefill`` and ``step`` run them with
+their key-value cache.
 """
 
 from collections.abc import Iterator

@@ -57,7 +57,7 @@ class Window(nn.Module):
         near = self.near[sites]
         readable = F.pad(embedded, (0, 0, 0, 1))  # site N reads as zeros
         # By index_select: what it does backwards repeats to the bit on several threads, unlike plain indexing's.
-        return self.mix(readable.index_select(1, near.flatten()).view(len(embedded), len(near), -1))
+        return self.mix(readable.index_select(1, near.flatten()).unflatten(1, near.shape).flatten(2))
 
 
 def _neighbours(map_shape: tuple[int, int], radius: int) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
