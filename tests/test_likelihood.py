@@ -22,7 +22,7 @@ from vqstack.likelihood import (
     logistic_parameters,
     noise,
 )
-from vqstack.likelihood.mixture import log_bin
+from vqstack.likelihood.mixture import log_bin, log_bins
 
 ALMOST_ONE = 1 - 2.0**-53
 
@@ -632,3 +632,10 @@ def test_corrections_of_other_pixels_are_added(kind, size):
     head = PixelHead(PixelSettings(kind=kind), 1, size)
     base, change = torch.randn(2, 5, head.parameters), torch.randn(2, 5, head.parameters)
     assert torch.equal(head.correct(base, change), base + change)
+
+
+@pytest.mark.parametrize("size", [3, 33, 256])
+def test_the_table_of_a_component_is_its_bins(size):
+    mean, log_scale = torch.randn(2, 5, 1) * 2, torch.linspace(-7, 20, 10).view(2, 5, 1)
+    one_by_one = torch.stack([log_bin(torch.tensor(v), mean, log_scale, size)[..., 0] for v in range(size)], -1)
+    torch.testing.assert_close(log_bins(mean, log_scale, size), one_by_one)

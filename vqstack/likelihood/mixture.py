@@ -101,12 +101,10 @@ class MixtureFactor(Ordered):
 
     @property
     def log_probs(self) -> Float[Tensor, "b n V"]:
-        grey = torch.arange(self.size, device=self.mean.device)
         table = None
         for k in range(self.mean.shape[-1]):  # one at a time: K tables at once would take K times the memory
             one = slice(k, k + 1)
-            term = log_bin(grey, self.mean[..., one], self.log_scale[..., one], self.size)
-            term = term + self.log_weights[..., one]
+            term = log_bins(self.mean[..., one], self.log_scale[..., one], self.size) + self.log_weights[..., one]
             table = term if table is None else torch.logaddexp(table, term)
         assert table is not None
         return table.log_softmax(-1)
@@ -131,11 +129,22 @@ def scaled(values: Tensor, size: int) -> Tensor:
 
 def log_bin(value: Tensor, mean: Tensor, log_scale: Tensor, size: int) -> Tensor:
     """ln P(value | one component); ``value`` holds grey values and broadcasts against the parameters."""
+    upper, lower, inside = _bin(value, mean, log_scale, size)
+    return torch.where(value == 0, F.logsigmoid(upper), torch.where(value == size - 1, F.logsigmoid(-lower), inside))
+
+
+def log_bins(mean: Float[Tensor, "*n 1"], log_scale: Float[Tensor, "*n 1"], size: int) -> Float[Tensor, "*n V"]:
+    """:func:`log_bin` of every grey value; what the outer two need is computed for them alone."""
+    upper, lower, inside = _bin(torch.arange(size, device=mean.device), mean, log_scale, size)
+    return torch.cat([F.logsigmoid(upper[..., :1]), inside[..., 1:-1], F.logsigmoid(-lower[..., -1:])], -1)
+
+
+def _bin(value: Tensor, mean: Tensor, log_scale: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a bin ends above and below, in scales from the mean, and ln P of it if it is no outer one."""
     inverse, half = torch.exp(-log_scale), 1 / (size - 1)
     distance = scaled(value, size) - mean
     upper, lower = (distance + half) * inverse, (distance - half) * inverse
-    inside = -F.softplus(-upper) - F.softplus(lower) + torch.log(-torch.expm1(-2 * half * inverse))
-    return torch.where(value == 0, F.logsigmoid(upper), torch.where(value == size - 1, F.logsigmoid(-lower), inside))
+    return upper, lower, -F.softplus(-upper) - F.softplus(lower) + torch.log(-torch.expm1(-2 * half * inverse))
 
 
 def logistic_parameters(channels: int, components: int) -> int:
