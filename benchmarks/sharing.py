@@ -60,7 +60,7 @@ def train(config: RunConfig, folder: Path) -> None:
         return
     if (folder / "phases").exists():
         raise InputError(f"{folder}: a run that was interrupted, whose seconds nobody knows: remove it")
-    run = Run(config, folder, Accelerator())
+    run = Run(config, folder, Accelerator(mixed_precision=config.mixed_precision))
     started = time.perf_counter()
     if config.joint:
         run.train_jointly()
