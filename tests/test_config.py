@@ -262,6 +262,12 @@ def test_another_source_leaves_what_the_digits_brought():
         (["--colour", "3"], "--colour: unknown option: see --help for the names"),
         (["--levels.0.widht", "3"], "--levels.0.widht: unknown option: see --help for the names"),
         (["stray"], "stray: unknown option: see --help for the names"),
+        (["--joint", "True"], "--joint: takes no value, but 'True' follows: give --joint or --no-joint"),
+        (
+            ["--refiners.0.labels", "false"],
+            "--refiners.0.labels: takes no value, but 'false' follows: give --refiners.0.labels or "
+            "--refiners.0.no-labels",
+        ),
         (
             ["--levels.0.quantizer.codebook-size", "many"],
             "--levels.0.quantizer.codebook-size: 'many' does not fit: see --help for what it takes",

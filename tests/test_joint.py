@@ -12,6 +12,7 @@ from vqstack.config import RunConfig
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run
+from vqstack.report import describe
 from vqstack.stack import Stack, StackSettings
 
 QUICK = {"steps": 4, "batch_size": 8, "warmup": 1, "evaluate_every": 2}
@@ -112,6 +113,13 @@ def test_encoders_and_decoders_do_not_share_with_each_other():
     first, second, third = (level.encoder.trunk.blocks for level in stack.levels)
     assert first[0] is second[0] is third[0]
     assert first[1] is second[1]
+
+
+@pytest.mark.parametrize(("width", "said"), [(8, "counted with each of them"), (16, "nothing is shared")])
+def test_the_report_says_whether_anything_is_shared(width, said):
+    first, _, _ = levels()
+    config = RunConfig.model_validate({"levels": [first, {**first, "map": [2, 2], "width": width}], "sharing": "trunk"})
+    assert said in describe(config, config.model_settings((1, 8, 8), 0))
 
 
 def test_shared_parameters_are_stored_once(tmp_path, pixels):

@@ -12,7 +12,7 @@ from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
 from vqstack.level import LevelSettings
-from vqstack.likelihood import Known, PixelSettings
+from vqstack.likelihood import Draw, Known, PixelSettings, noise
 from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
 from vqstack.quantizer import QuantizerSettings
 from vqstack.stack import StackSettings
@@ -353,6 +353,34 @@ def test_known_pixels_and_codes_are_kept():
     everything_known = Known(top, torch.ones(6, 1, 2, dtype=torch.bool))
     assert torch.equal(model.sample(6, known={2: everything_known}).codes[2], top)
     assert torch.equal(model.vary(top, 2, known=known).pixels[known[0].given], pixels[known[0].given])
+
+
+@pytest.mark.parametrize("family", ["masked", "autoregressive"])
+@pytest.mark.parametrize("confident", [False, True], ids=["schedule", "confidence"])
+def test_single_channels_of_a_pixel_can_be_known(family, confident):
+    refiner = {"level": 1, "family": family, "groups": 3, "window": 1}
+    model = tiny(shape=(2, 4, 4), values=5, maps=((2, 2), (1, 2)), refiners=[refiner], classes=0)
+    pixels, given = torch.randint(0, 5, (9, 2, 4, 4), dtype=torch.uint8), torch.rand(9, 2, 4, 4) < 0.5
+    codes, uniforms, draw = model.sample(9).codes[1], noise(0, range(9), 0, 32), Draw(confidence=confident)
+    sampled = model.conditional(1, codes, known=Known(pixels, given)).sample(uniforms, draw)
+    assert torch.equal(sampled[given], pixels[given])
+    free = model.conditional(1, codes).sample(uniforms, draw)
+    assert not torch.equal(free[given], pixels[given])  # nothing else would have given them
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.sample(2, torch.tensor([0])), "labels have shape (1,): give one for each of the 2 images"),
+        (lambda model: model.sample(2, torch.tensor([0, 1, 1])), "labels have shape (3,)"),
+        (lambda model: model.vary(torch.zeros(2, 3, 3).long(), 1), "codes of level 1 have shape (2, 3, 3)"),
+        (lambda model: model.vary(torch.full((2, 2, 2), 99), 1), "a code of level 1 lies outside 0 …"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(call, message):
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2), (1, 2)))
+    with pytest.raises(InputError, match=re.escape(message)):
+        call(model)
 
 
 @pytest.mark.parametrize(

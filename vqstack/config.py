@@ -282,6 +282,13 @@ def _as_option(problem: str) -> str:
     return f"--{field.replace('_', '-')}{colon}{rest}" if re.fullmatch(r"[\w.]+", field) else problem
 
 
+def _switch_before(value: str, arguments: list[str]) -> str | None:
+    """The option in front of a value that looks like that of a switch."""
+    spelled = value.lower() in ("true", "false", "yes", "no", "on", "off", "0", "1")
+    before = dict(zip(arguments[1:], arguments, strict=False)).get(value, "")
+    return before if spelled and before.startswith("--") else None
+
+
 def _reason(leave: SystemExit, printed: str, arguments: list[str]) -> str:
     """Why the command-line library left, in our words: FIELD: REASON: REMEDY.
 
@@ -295,6 +302,9 @@ def _reason(leave: SystemExit, printed: str, arguments: list[str]) -> str:
         return _as_option(explain(cause, prefix))
     text = _inside_the_box(printed)
     if match := re.match(r"Unrecognized options: (\S+?)(,|$)", text):
+        if switch := _switch_before(match[1], arguments):
+            off = re.sub(r"^(--(?:.*\.)?)", r"\1no-", switch)
+            return f"{switch}: takes no value, but {match[1]!r} follows: give {switch} or {off}"
         return f"{match[1]}: unknown option: see --help for the names"
     if match := re.match(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)", text):
         return f"{match[2]}: {match[1]} is not among its values: choose one of {match[3]}"

@@ -309,7 +309,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         if self.classes and labels is None:
             u = noise(seed, indices, levels + 1, 1)
             labels = torch.searchsorted(self.label_probs.cpu().double().cumsum(0), u[:, 0]).clamp(max=self.classes - 1)
-        labels = self._labels(labels)
+        labels = self._labels(labels, num)
         known = self._known(known, num, levels)
         prior = self.prior.distribution(num, labels, self.device, known=known.get(levels), guidance=draw.guidance)
         top = prior.sample(noise(seed, indices, levels, prior.sites), draw)
@@ -331,17 +331,28 @@ class HierarchicalModel(nn.Module, Pretrained):
         levels = len(self.stack)
         if not 1 <= level <= levels:
             raise InputError(f"level {level} does not exist: this model has levels 1 … {levels}")
+        self._check_map(codes, level)
         draws = self.settings.draws(sampling)[levels - level + 1 :]
         indices = range(first, first + len(codes))
-        labels = None if labels is None else self._labels(labels)
+        labels = None if labels is None else self._labels(labels, len(codes))
         return self._finish(
             codes.to(self.device), level, draws, seed, indices, labels, self._known(known, len(codes), level - 1)
         )
 
-    def _labels(self, labels: Labels | None) -> Labels | None:
-        """Labels where the model lives, checked; none where it knows no classes."""
+    def _check_map(self, codes: Codes, level: int) -> None:
+        """Code maps must have the level's shape and its codes."""
+        shape, size = self.stack.map_shapes[level - 1], self.stack.codebook_sizes[level - 1]
+        if tuple(codes.shape[1:]) != shape:
+            raise InputError(f"codes of level {level} have shape {tuple(codes.shape)}: they must be (images, *{shape})")
+        if ((codes < 0) | (codes >= size)).any():
+            raise InputError(f"a code of level {level} lies outside 0 … {size - 1}: give z_{level} of this model")
+
+    def _labels(self, labels: Labels | None, num: int) -> Labels | None:
+        """One label an image where the model lives, checked; none where it knows no classes."""
         if not self.classes or labels is None:
             return None
+        if tuple(labels.shape) != (num,):
+            raise InputError(f"labels have shape {tuple(labels.shape)}: give one for each of the {num} images")
         self.check_labels(labels)
         return labels.to(self.device)
 

@@ -56,7 +56,9 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         together += memory
         peak = together if config.joint else max(peak, memory)
     if config.sharing == "trunk":
-        lines.append("sharing  trunk: blocks that levels share are counted with each of them, once in the total")
+        shared = "blocks that levels share are counted with each of them, once in the total"
+        nothing = "no two levels have blocks of one width, so nothing is shared: give them the same width"
+        lines.append(f"sharing  trunk: {shared if model.stack.owners else nothing}")
     fits = [config.train_prior, *(config.train_refiners * len(config.refiners))[: len(config.refiners)]]
     names = ["prior   ", *(f"refiner {refiner.level}" for refiner in config.refiners)]
     for name, part, fit in zip(names, model.parts, fits, strict=True):

@@ -37,7 +37,8 @@ class StackSettings(BaseModel):
     sharing: Literal["none", "trunk"] = Field(
         "none",
         description="trunk: residual blocks of equal width are one instance for all levels (encoders and decoders each "
-        "among themselves), with an offset for each level; all else stays each level's own.",
+        "among themselves), with an offset for each level; all else stays each level's own. With joint all levels "
+        "train them; without, the lowest level that has them does.",
     )
 
     @model_validator(mode="after")

@@ -125,8 +125,11 @@ class MaskedCodeModel(CodeModel):
 class Masked(OfCodeModel[MaskedCodeModel]):
     """K factors (times the channels of a pixel); each costs one pass of the network.
 
-    Sites that are given from the start (``known``) are seen by every group: the model's own conditional.
+    Sites that are given from the start (``known``) are seen by every group: the model's own conditional. A pixel counts
+    as seen when all of its channels are given; the channels of others keep what is given when their turn comes.
     """
+
+    own_order = True
 
     def __init__(
         self,
@@ -139,11 +142,12 @@ class Masked(OfCodeModel[MaskedCodeModel]):
     ) -> None:
         super().__init__(model, batch, labels, device, parent)
         channels = model.head.channels
-        self.given = torch.zeros(batch, model.sites, dtype=torch.bool, device=device)
+        self.told = torch.zeros(batch, model.sites, channels, dtype=torch.bool, device=device)
         self.values = torch.zeros(batch, model.sites, channels, dtype=torch.int64, device=device)
-        if known is not None:  # a pixel counts as known when all of its channels are
+        if known is not None:
             self.values = model.by_site(known.values.to(device))
-            self.given = model.by_site(known.given.to(device).long()).bool().all(-1)
+            self.told = model.by_site(known.given.to(device).long()).bool()
+        self.given = self.told.all(-1)
 
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:
@@ -172,12 +176,14 @@ class Masked(OfCodeModel[MaskedCodeModel]):
         noise = noise.to(self.device, finest(self.device))
         everywhere = torch.arange(model.sites, device=self.device)
         values, known = self.values.clone(), self.given.clone()
+        told, given = (rearrange(x, "b n c -> b (c n)") for x in (self.told, self.values))
         for group, size in enumerate(model.schedule.sizes):
             parameters = model.correct(model.predict(values, known, self.labels, self.parent), base)
             drawn = torch.zeros(self.batch, channels * model.sites, dtype=torch.int64, device=self.device)
             confidence = torch.zeros(self.batch, channels * model.sites, device=self.device)
             for factor in model.site_factors(parameters, everywhere, drawn):
                 chosen = draw_values(factor.log_probs, noise[:, factor.sites], draw)
+                chosen = torch.where(told[:, factor.sites], given[:, factor.sites], chosen)
                 drawn[:, factor.sites] = chosen
                 confidence[:, factor.sites] = factor.log_probs.gather(-1, chosen[..., None]).squeeze(-1)
             last = group + 1 == len(model.schedule)

@@ -31,6 +31,7 @@ class Distribution(ABC):
         size: V, number of values a site can take.
         dtype: of the maps: int64 for codes, uint8 for pixels.
         device: where the parameters live.
+        own_order: whether ``draw.confidence`` makes it draw in an order of its own; it then keeps known values itself.
     """
 
     batch: int
@@ -38,6 +39,7 @@ class Distribution(ABC):
     size: int
     dtype: torch.dtype
     device: torch.device
+    own_order: bool = False
 
     @property
     def sites(self) -> int:

@@ -64,7 +64,8 @@ class Clamped(Distribution):
         return walked_log_prob(self, x)
 
     def sample(self, noise: Noise, draw: Draw = Draw()) -> Tensor:
-        return self.inner.sample(noise, draw) if draw.confidence else super().sample(noise, draw)
+        own = draw.confidence and self.inner.own_order
+        return self.inner.sample(noise, draw) if own else super().sample(noise, draw)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
         for factor in self.inner.factors(values):
