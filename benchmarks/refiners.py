@@ -66,11 +66,11 @@ def above_pixels(rows: dict[str, float]) -> float:
 
 
 def evaluations(model: HierarchicalModel) -> int:
-    """Network passes of one image that must follow one another, the pixels' feed-forward one left out.
+    """Network passes of one image that must follow one another.
 
     A decoder makes its pass also where a refiner corrects what it says.
     """
-    return sum(len(part.schedule) for part in model.parts) + len(model.stack) - 1
+    return sum(len(part.schedule) for part in model.parts) + len(model.stack)
 
 
 def parameters_above(model: HierarchicalModel) -> int:
