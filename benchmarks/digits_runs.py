@@ -1,6 +1,7 @@
-"""Train the digits recipe over seeds, and with every kind of quantizer, and tabulate what comes out.
+"""Train a recipe of the digits over seeds, and with every kind of quantizer, and tabulate what comes out.
 
-    python benchmarks/digits_runs.py --out runs/benchmarks [--seeds 0 1 2] [--kinds cosine fsq lfq simvq]
+    python benchmarks/digits_runs.py --out runs/benchmarks [--recipe recipes/digits.yaml] [--seeds 0 1 2]
+        [--kinds cosine fsq lfq simvq]
 
 Writes OUT/digits.json. A run that is there already is not trained again.
 """
@@ -59,9 +60,10 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of the recipe and of its variants"
     )
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="whose levels, refiners and prior are trained")
     parser.add_argument("--kinds", nargs="*", default=["cosine", "fsq", "lfq", "simvq"], help="other quantizers")
     options = parser.parse_args()
-    recipe = read_yaml(RECIPE, RunConfig)
+    recipe = read_yaml(options.recipe, RunConfig)
     seeded = [recipe.model_copy(update={"seed": seed}) for seed in options.seeds]
     runs = {f"seed-{config.seed}": config for config in seeded}
     runs |= {f"{kind}-{config.seed}": with_quantizer(config, kind) for config in seeded for kind in options.kinds}
