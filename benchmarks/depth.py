@@ -111,6 +111,7 @@ def plot(results: list[dict]):
     panels[1].axhline(results[0]["summary"]["floor"]["mean"], color="black", linewidth=0.8, label="other half of real")
     for axes, title in zip(panels, ("bits an image", "Fréchet distance"), strict=True):
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter("")  # labels of 3 and 4 would touch
         axes.set_xlabel(f"seconds a sample, batches of {BATCH}")
         axes.set_ylabel(title)
         axes.legend()
