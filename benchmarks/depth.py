@@ -16,6 +16,7 @@ import math
 from pathlib import Path
 
 from accelerate import Accelerator
+from matplotlib.ticker import LogLocator
 from pydantic import Field
 from refiners import row_bits, seconds_in_turn
 from samples import score
@@ -111,6 +112,8 @@ def plot(results: list[dict]):
     panels[1].axhline(results[0]["summary"]["floor"]["mean"], color="black", linewidth=0.8, label="other half of real")
     for axes, title in zip(panels, ("bits an image", "Fréchet distance"), strict=True):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")  # labels of 3 and 4 would touch
         axes.set_xlabel(f"seconds a sample, batches of {BATCH}")
         axes.set_ylabel(title)
