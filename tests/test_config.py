@@ -263,6 +263,9 @@ def test_another_source_leaves_what_the_digits_brought():
         (["--levels.0.widht", "3"], "--levels.0.widht: unknown option: see --help for the names"),
         (["stray"], "stray: unknown option: see --help for the names"),
         (["--joint", "True"], "--joint: takes no value, but 'True' follows: give --joint or --no-joint"),
+        (["--joint=True"], "--joint: takes no value, but 'True' follows: give --joint or --no-joint"),
+        (["--no-joint", "true"], "--joint: takes no value, but 'true' follows: give --joint or --no-joint"),
+        (["--joint", "0", "--seed", "0"], "0: unknown option: see --help for the names"),
         (
             ["--refiners.0.labels", "false"],
             "--refiners.0.labels: takes no value, but 'false' follows: give --refiners.0.labels or "

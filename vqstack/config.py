@@ -283,10 +283,12 @@ def _as_option(problem: str) -> str:
 
 
 def _switch_before(value: str, arguments: list[str]) -> str | None:
-    """The option in front of a value that looks like that of a switch."""
-    spelled = value.lower() in ("true", "false", "yes", "no", "on", "off", "0", "1")
-    before = dict(zip(arguments[1:], arguments, strict=False)).get(value, "")
-    return before if spelled and before.startswith("--") else None
+    """The option that was given True or False, without its no-; nothing where the value is another."""
+    if value.lower() not in ("true", "false"):
+        return None
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    option = next((a for a, b in itertools.pairwise(words) if b == value and a.startswith("--")), None)
+    return None if option is None else re.sub(r"^(--(?:.*\.)?)no-", r"\1", option)
 
 
 def _reason(leave: SystemExit, printed: str, arguments: list[str]) -> str:

@@ -343,7 +343,10 @@ class HierarchicalModel(nn.Module, Pretrained):
         """Code maps must have the level's shape and its codes."""
         shape, size = self.stack.map_shapes[level - 1], self.stack.codebook_sizes[level - 1]
         if tuple(codes.shape[1:]) != shape:
-            raise InputError(f"codes of level {level} have shape {tuple(codes.shape)}: they must be (images, *{shape})")
+            wanted = f"(images, {shape[0]}, {shape[1]})"
+            raise InputError(f"codes of level {level} have shape {tuple(codes.shape)}: they must be {wanted}")
+        if codes.is_floating_point():
+            raise InputError(f"codes of level {level} are {codes.dtype}: give integers")
         if ((codes < 0) | (codes >= size)).any():
             raise InputError(f"a code of level {level} lies outside 0 … {size - 1}: give z_{level} of this model")
 
@@ -353,6 +356,8 @@ class HierarchicalModel(nn.Module, Pretrained):
             return None
         if tuple(labels.shape) != (num,):
             raise InputError(f"labels have shape {tuple(labels.shape)}: give one for each of the {num} images")
+        if labels.is_floating_point():
+            raise InputError(f"labels are {labels.dtype}: give integers")
         self.check_labels(labels)
         return labels.to(self.device)
 

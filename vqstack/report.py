@@ -57,7 +57,7 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         peak = together if config.joint else max(peak, memory)
     if config.sharing == "trunk":
         shared = "blocks that levels share are counted with each of them, once in the total"
-        nothing = "no two levels have blocks of one width, so nothing is shared: give them the same width"
+        nothing = "no two levels have blocks of one width, so nothing is shared"
         lines.append(f"sharing  trunk: {shared if model.stack.owners else nothing}")
     fits = [config.train_prior, *(config.train_refiners * len(config.refiners))[: len(config.refiners)]]
     names = ["prior   ", *(f"refiner {refiner.level}" for refiner in config.refiners)]
