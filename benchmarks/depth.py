@@ -108,7 +108,7 @@ def plot(results: list[dict]):
         for axes, values in zip(panels, heights, strict=True):
             axes.plot(seconds, values, marker=marker, label=kind)
             for row, x, y in zip(rows, seconds, values, strict=True):
-                axes.annotate(row["short"], (x, y), textcoords="offset points", xytext=(4, 4), fontsize="small")
+                axes.annotate(row["short"], (x, y), textcoords="offset points", xytext=(-4, 6), fontsize="small")
     panels[1].axhline(results[0]["summary"]["floor"]["mean"], color="black", linewidth=0.8, label="other half of real")
     for axes, title in zip(panels, ("bits an image", "Fréchet distance"), strict=True):
         axes.set_xscale("log")
