@@ -331,7 +331,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         levels = len(self.stack)
         if not 1 <= level <= levels:
             raise InputError(f"level {level} does not exist: this model has levels 1 … {levels}")
-        self._check_map(codes, level)
+        self.stack.check_codes(codes, level)
         draws = self.settings.draws(sampling)[levels - level + 1 :]
         indices = range(first, first + len(codes))
         labels = None if labels is None else self._labels(labels, len(codes))
@@ -339,25 +339,12 @@ class HierarchicalModel(nn.Module, Pretrained):
             codes.to(self.device), level, draws, seed, indices, labels, self._known(known, len(codes), level - 1)
         )
 
-    def _check_map(self, codes: Codes, level: int) -> None:
-        """Code maps must have the level's shape and its codes."""
-        shape, size = self.stack.map_shapes[level - 1], self.stack.codebook_sizes[level - 1]
-        if tuple(codes.shape[1:]) != shape:
-            wanted = f"(images, {shape[0]}, {shape[1]})"
-            raise InputError(f"codes of level {level} have shape {tuple(codes.shape)}: they must be {wanted}")
-        if codes.is_floating_point():
-            raise InputError(f"codes of level {level} are {codes.dtype}: give integers")
-        if ((codes < 0) | (codes >= size)).any():
-            raise InputError(f"a code of level {level} lies outside 0 … {size - 1}: give z_{level} of this model")
-
     def _labels(self, labels: Labels | None, num: int) -> Labels | None:
         """One label an image where the model lives, checked; none where it knows no classes."""
         if not self.classes or labels is None:
             return None
         if tuple(labels.shape) != (num,):
             raise InputError(f"labels have shape {tuple(labels.shape)}: give one for each of the {num} images")
-        if labels.is_floating_point():
-            raise InputError(f"labels are {labels.dtype}: give integers")
         self.check_labels(labels)
         return labels.to(self.device)
 

@@ -118,6 +118,15 @@ class Stack(nn.Module):
         """K of each level."""
         return [level.quantizer.size for level in self.levels]
 
+    def check_codes(self, codes: AnyCodes, level: int) -> None:
+        """Maps of a level must have its shape and hold its codes."""
+        (rows, columns), size = self.map_shapes[level - 1], self.codebook_sizes[level - 1]
+        if tuple(codes.shape[1:]) != (rows, columns):
+            wanted = f"(images, {rows}, {columns})"
+            raise InputError(f"codes of level {level} have shape {tuple(codes.shape)}: they must be {wanted}")
+        if ((codes < 0) | (codes >= size)).any():
+            raise InputError(f"a code of level {level} lies outside 0 … {size - 1}: give z_{level} of this model")
+
     def encoder_state(self) -> dict[str, Tensor]:
         """What the codes of an image depend on: encoders, codebooks and embeddings, not decoders."""
         return {name: value for name, value in self.state_dict().items() if ".decoder." not in name}
