@@ -1,5 +1,6 @@
 """Classes of image folders, whatever else lies there, and shards and links that cannot be read."""
 
+import json
 import os
 import tarfile
 import threading
@@ -74,7 +75,7 @@ def test_class_folders_that_are_links_and_their_new_files(tmp_path, how):
     after = load_splits(settings(tmp_path / "linked", **how))
     assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
     (tmp_path / "linked").rename(tmp_path / "[linked]")
-    refused(lambda: load_splits(settings(tmp_path / "[linked]", **how)), "[linked]", "rename")
+    check(load_splits(settings(tmp_path / "[linked]", **how)))
 
 
 def test_a_folder_whose_name_looks_like_a_glob(tmp_path, how):
@@ -95,6 +96,134 @@ def test_links_that_lead_nowhere(tmp_path, how, caplog):
     refused(lambda: load_splits(settings(train, **how)), "a/x.png", "leads nowhere")
     check(load_splits(settings(train, on_error="skip", **how)))
     assert "a/x.png" in caplog.text
+
+
+SPLITS = {"train": "train", "test": "test", "validation": "val"}
+
+
+@pytest.mark.parametrize("named", ["train", "test"])
+@pytest.mark.parametrize("around", ["", "photos"], ids=["root", "inside another folder"])
+def test_a_root_of_splits_is_no_folder_of_classes(tmp_path, how, named, around):
+    """Its folders are the splits, whichever of them the root was named for."""
+    parts = {split: classes(tmp_path / around / name) for split, name in SPLITS.items()}
+    expected = load_splits(ImageSettings(source="imagefolder", files=parts, **how))
+    found = load_splits(ImageSettings(source="imagefolder", files={named: str(tmp_path)}, **how))
+    check(found)
+    for name, split in expected.items():
+        assert len(found[name]) == 12 and sorted(found[name].labels.tolist()) == sorted(split.labels.tolist())
+        assert not found[name].source["held_out"]
+
+
+def test_train_alone_in_a_root_keeps_its_labels(tmp_path, how):
+    classes(tmp_path / "root" / "Training")
+    (tmp_path / "root" / "__MACOSX").mkdir()
+    check(load_splits(settings(tmp_path / "root", **how)))
+
+
+def test_a_root_named_for_every_split(tmp_path, how):
+    for name in ("train", "test"):
+        classes(tmp_path / name, count=4)
+    found = load_splits(settings(tmp_path, test=tmp_path, **how))
+    check(found)
+    assert len(found["test"]) == 8
+    files = {"train": str(tmp_path / "train"), "validation": str(tmp_path)}
+    root = ImageSettings(source="imagefolder", files=files, **how)
+    refused(lambda: load_splits(root), "no validation images", f"test {tmp_path}/test")
+
+
+def test_splits_beside_other_folders_are_refused_with_the_command(tmp_path, how):
+    for name in ("train", "test", "extra"):
+        classes(tmp_path / name)
+    refused(lambda: load_splits(settings(tmp_path, **how)), "extra", f"--data.files train {tmp_path}/train test")
+
+
+def test_a_class_may_be_called_train(tmp_path, how):
+    split = load_splits(settings(classes(tmp_path / "x", ("bus", "train")), **how))["train"]
+    assert split.class_names == ["bus", "train"]
+
+
+def test_every_file_is_an_image_or_counted(tmp_path, how, caplog):
+    train = tmp_path / "train"
+    classes(train, ("__b", "a"))
+    (train / "a" / "0.png").rename(train / "a" / "0")  # no suffix: what it holds tells
+    (train / "a" / "1.png").rename(train / "a" / "1.photo")
+    for name in ("empty", "text", "__MACOSX"):
+        (train / name).mkdir()
+    (train / "text" / "notes.txt").write_text("no image")
+    (train / "__MACOSX" / "._0.png").write_bytes(bytes(100))
+    os.symlink(train, train / "a" / "back")
+    found = load_splits(settings(train, **how))
+    assert found["train"].class_names == ["__b", "a"]
+    assert sum(map(len, found.values())) == 12
+    left_out = found["train"].source["left_out"]
+    assert {reason: what["count"] for reason, what in left_out.items()} == {
+        "hidden": 1,
+        "no image": 1,
+        "a link to a folder around it": 1,
+    }
+    assert found["validation"].source["left_out"] == {}  # counted once
+    assert "notes.txt" in caplog.text and "._0.png" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["photo.heic", "photo.png"])
+def test_what_is_called_an_image_and_cannot_be_read_is_refused_or_counted(tmp_path, how, name):
+    train = classes(tmp_path / "train")
+    (tmp_path / "train" / "a" / name).write_bytes(b"ftypheic" * 20)
+    refused(lambda: load_splits(settings(train, **how)), name, "on_error")
+    found = load_splits(settings(train, on_error="skip", **how))
+    check(found)
+    assert sum(split.source["skipped"]["count"] for split in found.values()) == 1
+
+
+def test_a_folder_that_cannot_be_opened(tmp_path, how, monkeypatch, caplog):
+    train = classes(tmp_path / "train")
+    (tmp_path / "train" / "a" / "locked").mkdir()
+
+    def scandir(path, real=os.scandir):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refused(lambda: load_splits(settings(train, **how)), "a/locked", "Permission denied", "on_error")
+    check(load_splits(settings(train, on_error="skip", **how)))
+    assert "a/locked" in caplog.text
+
+
+def test_a_link_inside_a_class_brings_its_images(tmp_path, how):
+    classes(tmp_path / "more", ("x",), count=3)
+    train = classes(tmp_path / "train")
+    before = sum(map(len, load_splits(settings(train, **how)).values()))
+    os.symlink(tmp_path / "more" / "x", tmp_path / "train" / "a" / "linked")
+    found = load_splits(settings(train, **how))
+    check(found)
+    assert sum(map(len, found.values())) == before + 3
+
+
+def test_one_folder_alone_is_said(tmp_path, how, caplog):
+    assert load_splits(settings(classes(tmp_path / "train", ("a",)), **how))["train"].labels is None
+    assert "label" in caplog.text and f"{tmp_path}/train/a" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+def test_classes_of_a_table_beside_the_images(tmp_path, how, name, caplog):
+    train = tmp_path / "train"
+    train.mkdir()
+    rows = []
+    for number, pixels in enumerate(random_pixels(20)):
+        pixels[:] = number % 2
+        (train / f"{number}.png").write_bytes(png(pixels))
+        rows.append({"file_name": f"{number}.png", "kind": "ab"[number % 2]})
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), train / name)
+    elif name.endswith(".csv"):
+        (train / name).write_text("\n".join(["file_name,kind", *(",".join(row.values()) for row in rows)]))
+    else:
+        (train / name).write_text("\n".join(map(json.dumps, rows)))
+    assert load_splits(settings(train, **how))["train"].labels is None
+    assert name in caplog.text and "label_column" in caplog.text
+    check(load_splits(settings(train, label_column="kind", **how)))
+    refused(lambda: load_splits(settings(train, label_column="sort", **how)), "sort", "kind")
 
 
 def tar(path, labelled=True) -> bytes:

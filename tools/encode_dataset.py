@@ -25,7 +25,7 @@ from vqstack.model import HierarchicalModel
 from vqstack.phases import check_images, named_run
 from vqstack.pretrained import find_artefact
 
-OF_A_SPLIT = ("origin", "held_out", "skipped")
+OF_A_SPLIT = ("origin", "held_out", "left_out", "skipped")
 
 
 class Command(BaseModel):

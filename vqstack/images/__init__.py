@@ -1,8 +1,8 @@
 """Image data sets -> uint8 tensors: read, decoded and split once; everything after works on tensors.
 
 In reading order: ``settings``, ``decode`` (one file), ``views`` (random changes), ``files`` (on this machine),
-``records`` (sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``, ``stream`` (endless, for
-training), ``whole`` (a stream to its end). docs/data.md tells it from the user's side.
+``folders`` (of images), ``records`` (sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``,
+``stream`` (endless, for training), ``whole`` (a stream to its end). docs/data.md tells it from the user's side.
 """
 
 from vqstack.images.decode import grid, load_images, save_png

@@ -27,7 +27,7 @@ from vqstack.errors import InputError
 from vqstack.images.files import local_files
 from vqstack.images.settings import ImageSettings
 
-FORMAT = 2  # of the cache; another number makes the older folders useless
+FORMAT = 3  # of the cache; another number makes the older folders useless
 FOR_TRAINING = {"resident", "workers"}  # settings that change no pixel
 PIXELS, INDEX, LABELS, META = "pixels.npy", "index.npy", "labels.npy", "meta.json"
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import tarfile
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,32 @@ def matches(pattern: str) -> list[str]:
     return [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
 
 
+LOOP = "a link to a folder around it"
+
+
+def walk(folder: str, around: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str]]:
+    """Every file below a folder and why it cannot be read, empty where it can; links are followed, but not in circles.
+
+    Folders come out where they cannot be opened, and as ``LOOP``.
+    """
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        yield folder, f"cannot be read ({error.strerror})"
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in around:
+        yield folder, LOOP
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from walk(entry.path, around | {here})
+        else:
+            yield entry.path, "" if os.path.exists(entry.path) else "a link that leads nowhere"
+
+
 def local_files(settings: ImageSettings) -> list[str]:
     """Every file on this machine that the settings name, sorted; addresses are not among them."""
     patterns = [*settings.files.values(), *([settings.name] if settings.name and os.path.isdir(settings.name) else [])]
@@ -24,9 +51,7 @@ def local_files(settings: ImageSettings) -> list[str]:
     for pattern in patterns:
         if "://" not in pattern:
             for path in matches(pattern):
-                walked = os.walk(path, followlinks=True)  # class folders may be links
-                inside = (os.path.join(folder, file) for folder, _, files in walked for file in files)
-                found.extend(inside if os.path.isdir(path) else [path])
+                found.extend([file for file, _ in walk(path)] if os.path.isdir(path) else [path])
     return sorted(os.path.abspath(path) for path in found)
 
 

@@ -3,15 +3,13 @@
 Everything but digits and arrays goes through Hugging Face ``datasets``, mapped or streamed.
 """
 
-import glob
 import inspect
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from vqstack.errors import InputError
 from vqstack.images.files import damaged, local_files, matches
+from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.settings import SPLITS, ImageSettings
 
 logger = logging.getLogger(__name__)
@@ -39,6 +38,7 @@ class Records:
     root: str | None  # folder of an imagefolder, whose images are told apart by their path below it
     ordered: bool = False  # one file of rows: images are told apart by their position
     image_column: str | None = None
+    left_out: dict[str, Any] = field(default_factory=dict)  # as of Streamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,7 @@ class Streamed:
     label_column: str | None
     class_names: list[str] | None
     root: str | None
+    left_out: dict[str, Any]  # reason -> how many files of the folder are no images of the split, and the first
 
 
 def open_records(settings: ImageSettings) -> dict[str, Records]:
@@ -69,7 +70,15 @@ def open_records(settings: ImageSettings) -> dict[str, Records]:
 
 def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, Streamed]:
     """The splits of a source of ``datasets``, train first: rows that are not decoded, and which columns to read."""
-    loaded = _load_datasets(settings, streaming)
+    settings = without_roots(settings)
+    _check_paths(settings)
+    left_out: dict[str, dict[str, Any]] = {}
+    if settings.source == "imagefolder" and not any("://" in folder for folder in settings.files.values()):
+        opened = open_folders(settings, streaming)
+        loaded = {split: rows for split, (rows, _) in opened.items()}
+        left_out = {split: summary for split, (_, summary) in opened.items()}
+    else:
+        loaded = _load_datasets(settings, streaming)
     chosen = settings.splits if settings.source == "hub" else {}
     for name in chosen.values():
         if name not in loaded:
@@ -79,7 +88,7 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
     if not found.keys() & set(SPLITS):
         raise InputError(f"{settings}: has no split named train, validation or test; name another data set")
     return {
-        name: _columns(found[name], f"{settings}, split {name}", settings, settings.files.get(name))
+        name: _columns(found[name], f"{settings}, split {name}", settings, settings.files.get(name), left_out.get(name))
         for name in SPLITS
         if name in found
     }
@@ -164,6 +173,16 @@ def _open_array(path: str) -> Records:
     return Records(path, len(pixels), pixels.__getitem__, labels, None, None, True)
 
 
+def _check_paths(settings: ImageSettings) -> None:
+    """Every path on this machine must lead to something of the right kind."""
+    for split, pattern in settings.files.items():
+        if "://" not in pattern and not matches(pattern):
+            where = f"the {split} split of source {settings.source}"
+            raise InputError(f"{pattern}: no such file ({where}); correct the path in files")
+        if settings.source == "imagefolder" and os.path.isfile(pattern):
+            raise InputError(f"{pattern}: a file where source imagefolder wants a folder; correct the path in files")
+
+
 def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
     """All through ``datasets.load_dataset``; addresses and globs of other file systems are its business."""
     import datasets  # a second to import, and not needed for digits, arrays and what lies in the cache
@@ -171,11 +190,6 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
     if not sys.stderr.isatty():  # its bars are drawn into files, too, where errors should be one line
         datasets.disable_progress_bars()
     path, _, configuration = (str(settings.name) if settings.source == "hub" else settings.source).partition(":")
-    for split, pattern in settings.files.items():
-        if "://" not in pattern and not matches(pattern):
-            raise InputError(f"{pattern}: no such file (the {split} split of source {path}); correct the path in files")
-        if settings.source == "imagefolder" and os.path.isfile(pattern):
-            raise InputError(f"{pattern}: a file where source imagefolder wants a folder; correct the path in files")
     for link in (path for path in local_files(settings) if not os.path.exists(path)):  # the loader says nothing of them
         if settings.on_error == "refuse":
             raise InputError(f"{link}: a link that leads nowhere; mend or remove it, or set on_error to skip")
@@ -185,10 +199,7 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
     if settings.source == "hub":
         arguments["revision"] = settings.revision
     if settings.source == "imagefolder":
-        arguments["data_files"] = {split: _inside(folder) for split, folder in files.items()}
-        if not any("://" in folder for folder in files.values()):
-            # The loader drops all labels where one path is of another depth, or beside a metadata.csv: see _class_of.
-            arguments |= {"drop_labels": True, "drop_metadata": settings.label_column is None}
+        arguments["data_files"] = {split: f"{folder.rstrip('/')}/**" for split, folder in files.items()}
     try:
         with _silence():
             return dict(datasets.load_dataset(path, streaming=streaming, **arguments))
@@ -203,47 +214,9 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
         raise InputError(found or f"{settings}: cannot be loaded ({reason}); {remedy}") from error
 
 
-def _entries(folder: str) -> list["os.DirEntry[str]"]:
-    """What lies in a folder, hidden entries left out."""
-    with os.scandir(folder) as found:
-        return [entry for entry in found if not entry.name.startswith(".")]
-
-
-def _inside(folder: str) -> list[str]:
-    """Patterns of all files below a folder. ``**`` passes over links, so a linked class folder is named itself."""
-    if "://" in folder:
-        return [f"{folder.rstrip('/')}/**"]
-    children = _entries(folder)
-    linked = [entry.path for entry in children if entry.is_symlink() and entry.is_dir()]
-    if any(map(glob.has_magic, linked)):
-        raise InputError(f"{linked[0]}: a linked folder with a sign of globs (*?[) in its path; rename it")
-    if not linked:
-        return [f"{glob.escape(folder.rstrip('/'))}/**"]
-    return [glob.escape(entry.path) + ("/**" if entry.is_dir() else "") for entry in children]
-
-
-def _folder_classes(settings: ImageSettings) -> list[str]:
-    """Names of the folders inside the first split's folder; one folder alone tells nothing apart."""
-    folder = next(settings.files[name] for name in SPLITS if name in settings.files)
-    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
-    return names if len(names) > 1 else []
-
-
-def _with_class(row: dict[str, Any], column: str, root: str, numbers: dict[str, int]) -> dict[str, Any]:
-    return row | {"label": _class_of(row[column]["path"], root, numbers)}
-
-
-def _class_of(path: str, root: str, numbers: dict[str, int]) -> int:
-    """The class of an image: the folder below ``root`` that it lies in."""
-    name, inside, _ = os.path.relpath(path, root).partition(os.sep)
-    if inside and name in numbers:
-        return numbers[name]
-    known = f"the classes are the folders {', '.join(list(numbers)[:5])}{' …' if len(numbers) > 5 else ''}"
-    problem = f"its folder {name} is no class of train" if inside else "lies beside the folders of the classes"
-    raise InputError(f"{path}: {problem} ({known}); move it into one of them, or away")
-
-
-def _columns(rows: Any, where: str, settings: ImageSettings, folder: str | None) -> Streamed:
+def _columns(
+    rows: Any, where: str, settings: ImageSettings, folder: str | None, left_out: dict[str, Any] | None
+) -> Streamed:
     """Finds the columns of images and labels by their types, and switches decoding off."""
     import datasets
 
@@ -260,27 +233,15 @@ def _columns(rows: Any, where: str, settings: ImageSettings, folder: str | None)
     fitting = list(dict.fromkeys(classes + whole)) if settings.label_column else usual or classes
     label_column, class_names = settings.label_column, None
     root = os.path.abspath(folder) if settings.source == "imagefolder" and folder and "://" not in folder else None
-    numbers: dict[str, int] = {}
-    if root is not None and label_column is None:
-        numbers = {name: number for number, name in enumerate(_folder_classes(settings))}
-        if numbers and not any(entry.is_dir() for entry in _entries(root)):
-            logger.warning("%s: no folders of classes inside, so its images have no labels", where)
-            numbers = {}
     words = [name for name in LABEL_NAMES if getattr(types.get(name), "dtype", "") in ("string", "large_string")]
-    if words and not (fitting or label_column or numbers):
+    if words and not (fitting or label_column):
         logger.warning("%s: column %s holds text, so there are no labels; store class numbers", where, words[0])
     if fitting or label_column:
         label_column = _choose("label", label_column, fitting, list(types), where)
         class_names = list(types[label_column].names) if label_column in classes else None
     rows = rows.select_columns([image_column, *([label_column] if label_column else [])])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    if numbers and root is not None:
-        label_column, class_names = "label", list(numbers)
-        if isinstance(rows, datasets.Dataset):
-            rows = rows.add_column("label", [_class_of(record["path"], root, numbers) for record in rows[image_column]])
-        else:
-            rows = rows.map(partial(_with_class, column=image_column, root=root, numbers=numbers))
-    return Streamed(where, rows, image_column, label_column, class_names, root)
+    return Streamed(where, rows, image_column, label_column, class_names, root, left_out or {})
 
 
 def _open_rows(stored: Streamed) -> Records:
@@ -297,6 +258,7 @@ def _open_rows(stored: Streamed) -> Records:
         stored.class_names,
         stored.root,
         image_column=column,
+        left_out=stored.left_out,
     )
 
 

@@ -106,6 +106,8 @@ def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[
         labels = None if stored.labels is None else torch.from_numpy(stored.labels)
         pixels, index = torch.from_numpy(stored.pixels), torch.from_numpy(stored.index)
         loaded[name] = ImageSplit(pixels, labels, index, name, stored.meta, stored)
+        for reason, what in stored.meta["left_out"].items():
+            logger.warning("%s: %d left out, %s: %s", name, what["count"], reason, "; ".join(what["first"]))
         if stored.meta["skipped"]["count"]:
             count, first = stored.meta["skipped"]["count"], "; ".join(stored.meta["skipped"]["first"])
             logger.warning("%s: %d of %d images left out: %s", name, count, count + len(pixels), first)
@@ -215,11 +217,12 @@ def check_classes(labels: NDArray[np.int64], classes: int, where: str) -> NDArra
     return labels
 
 
-def described(settings: ImageSettings, name: str, origin: str, where: str) -> dict[str, Any]:
+def described(settings: ImageSettings, name: str, origin: str, stored: Records | Streamed) -> dict[str, Any]:
     return {
         "source": settings.source,
-        "origin": where,
+        "origin": stored.where,
         "held_out": name != origin,
+        "left_out": stored.left_out if name == origin else {},
         "seed": settings.seed,
         "values": settings.values,
     }
@@ -258,7 +261,7 @@ class _Mapped:
             raise InputError(f"{self.settings}: no {name} split; name a file for it or hold out a part of train")
         origin, positions = self.parts[name]
         split = self.splits[origin]
-        meta = described(self.settings, name, origin, split.where)
+        meta = described(self.settings, name, origin, split)
         meta |= {"num_classes": self.classes, "class_names": split.class_names if self.classes else None}
         _write(folder, self._batches(split, positions, FETCH), len(positions), self.settings, meta, split.image_column)
 
@@ -293,7 +296,7 @@ class _Streams:
             raise InputError(f"{self.settings}: no {name} split; name a file for it or hold out a part of train")
         origin = name if name in self.splits else "train"
         split = self.splits[origin]
-        meta = described(self.settings, name, origin, split.where)
+        meta = described(self.settings, name, origin, split)
         classes = self.settings.classes or len(split.class_names or []) or None
         if name != "train" and classes is None:
             classes = load_splits(self.settings, ["train"])["train"].num_classes

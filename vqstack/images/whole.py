@@ -102,7 +102,7 @@ def _found(
     """One split, without the images that cannot be decoded."""
     stream, of = streams[origin], stored[origin]
     failed = [of.failed[number] for number in positions.tolist() if number in of.failed]
-    meta = described(settings, name, origin, stream.where)
+    meta = described(settings, name, origin, stream)
     meta |= {"num_classes": classes, "class_names": stream.class_names if classes else None}
     meta |= {"shape": [*of.shape[:1], *(settings.size or of.shape[1:])], "skipped": skipped(failed, settings)}
     readable = np.array([number for number in positions.tolist() if number not in of.failed], dtype=np.int64)

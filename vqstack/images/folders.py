@@ -1,0 +1,253 @@
+"""Folders of images on this machine: roots of splits, class folders, and what lies there that is no image.
+
+Every file below a folder becomes an image of a class, or is counted with the reason why it is left out.
+"""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+from PIL import Image
+
+from vqstack.errors import InputError
+from vqstack.images.files import LOOP, walk
+from vqstack.images.settings import SPLITS, ImageSettings, Split
+
+logger = logging.getLogger(__name__)
+SPLIT_FOLDERS: dict[str, Split] = {
+    **{name: "train" for name in ("train", "training")},
+    **{name: "validation" for name in ("validation", "val", "valid", "dev")},
+    **{name: "test" for name in ("test", "testing")},
+}
+# Whatever is called so is meant as an image, whether Pillow can read it or not: then it is refused by name.
+NAMED_IMAGES = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .avif .heic .heif .jxl .jp2 .j2k .ppm .pgm .pbm .pnm "
+    ".ico .tga .dng .cr2 .nef .arw".split()
+)
+TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+SHARDS = 1024  # of a folder that is streamed; more of them mix the classes better
+NO_IMAGE, HIDDEN, TABLE = "no image", "hidden", "table that label_column does not ask for"
+
+
+@dataclass
+class Tree:
+    """What lies below a folder."""
+
+    root: str
+    images: list[str] = field(default_factory=list)  # paths that begin with ``root``
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # reason -> paths
+
+    def hidden(self, path: str) -> bool:
+        """Whether a name on the way from ``root`` begins with a dot."""
+        return f"{os.sep}." in path.removeprefix(self.root)
+
+    def class_of(self, path: str) -> str:
+        """The folder inside ``root`` that an image lies in; empty for one that lies beside these."""
+        first, inside, _ = os.path.relpath(path, self.root).partition(os.sep)
+        return first if inside else ""
+
+
+def _is_image(path: str) -> bool:
+    """Whether a file is called an image, or is one whatever it is called: then its header is read."""
+    if os.path.splitext(path)[1].lower() in NAMED_IMAGES:
+        return True
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # decoders raise what they like
+        return False
+
+
+def tree(folder: str, settings: ImageSettings) -> Tree:
+    """What lies below a folder; what cannot be read is refused, or left out with ``on_error: skip``."""
+    found = Tree(os.path.abspath(folder))
+    for path, problem in walk(found.root):
+        if not problem and not _storable(path):
+            problem = "its name is not UTF-8"
+        if found.hidden(path) or problem == LOOP:
+            found.left_out[problem or HIDDEN].append(path)
+        elif problem:
+            if settings.on_error == "refuse" or path == found.root:
+                shown = path.encode(errors="backslashreplace").decode()
+                raise InputError(f"{shown}: {problem}; mend or remove it, or set on_error to skip")
+            found.left_out[problem].append(path)
+        elif os.path.basename(path) in TABLES:
+            found.left_out[TABLE].append(path)
+        else:
+            (found.images if _is_image(path) else found.left_out[NO_IMAGE]).append(path)
+    found.images.sort()
+    return found
+
+
+def _storable(path: str) -> bool:
+    return path.encode(errors="replace") == path.encode(errors="surrogateescape")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of classes in one line, the first ten of them."""
+    shown = [" ".join(name.split()).encode(errors="backslashreplace").decode() for name in names[:10]]
+    return ", ".join(shown) + (f" … ({len(names)})" if len(names) > 10 else "")
+
+
+def summary(left_out: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Reason -> how many and the first of them, for a manifest."""
+    return {
+        reason: {"count": len(paths), "first": [path.encode(errors="replace").decode() for path in paths[:3]]}
+        for reason, paths in sorted(left_out.items())
+        if paths
+    }
+
+
+def without_roots(settings: ImageSettings) -> ImageSettings:
+    """The settings with folders of splits in place of a root that holds them: ``ROOT/train``, ``ROOT/test``.
+
+    InputError where a root lacks the split that it is named for, or holds other folders of images as well.
+    """
+    if settings.source != "imagefolder":
+        return settings
+    files: dict[Split, str] = {}
+    for split, folder in settings.files.items():
+        inside = {} if "://" in folder or not os.path.isdir(folder) else _splits_inside(folder)
+        if inside and (split not in inside and len(settings.files) > 1):
+            raise InputError(f"{folder}: holds {_listed(inside)} and no {split} images; {_meant(inside)}")
+        chosen = inside if len(settings.files) == 1 else {split: inside.get(split, folder)}
+        files |= chosen or {split: folder}
+    return settings.model_copy(update={"files": {split: files[split] for split in SPLITS if split in files}})
+
+
+def _splits_inside(folder: str) -> dict[Split, str]:
+    """Split -> folder, where the folders of images inside are splits; empty where they are anything else."""
+    with os.scandir(folder) as entries:
+        children = sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    children = [child for child in children if _any_image(child)]
+    if len(children) == 1 and os.path.basename(children[0]).casefold() not in SPLIT_FOLDERS:
+        return _splits_inside(children[0])  # a folder around the root
+    named = [(SPLIT_FOLDERS.get(os.path.basename(child).casefold()), child) for child in children]
+    found = {split: child for split in SPLITS for name, child in named if name == split}
+    others = [child for child in children if child not in found.values()]
+    if len(found) > 1 and "train" in found and others:
+        raise InputError(
+            f"{folder}: holds folders of splits ({_listed(found)}) and others ({os.path.basename(others[0])}); "
+            f"{_meant(found)}"
+        )
+    return {} if others else found
+
+
+def _any_image(folder: str) -> bool:
+    inside = Tree(folder)
+    return any(not (problem or inside.hidden(path)) and _is_image(path) for path, problem in walk(folder))
+
+
+def _listed(splits: Mapping[Split, str]) -> str:
+    return ", ".join(os.path.basename(folder) for folder in splits.values())
+
+
+def _meant(splits: Mapping[Split, str]) -> str:
+    return "name each: --data.files " + " ".join(f"{split} {folder}" for split, folder in splits.items())
+
+
+def open_folders(settings: ImageSettings, streaming: bool) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Split -> its rows, a data set of ``datasets`` with columns image and label, and a summary of what is left out."""
+    trees = {split: tree(folder, settings) for split, folder in settings.files.items()}
+    for split, found in trees.items():
+        if not found.images:
+            left = ", ".join(f"{len(paths)} {reason}" for reason, paths in found.left_out.items())
+            raise InputError(f"{found.root}: no images ({left or 'empty'}); correct the path of {split} in files")
+    column = settings.label_column
+    if column is None:
+        labels = _folders(trees)
+    else:
+        labels = {split: _told(found, column) for split, found in trees.items()}
+    names = sorted({label for label in next(iter(labels.values())) or () if isinstance(label, str)})
+    return {
+        split: (_rows(found, labels[split], column or "label", names, streaming), summary(found.left_out))
+        for split, found in trees.items()
+    }
+
+
+def _rows(found: Tree, labels: list[Any] | None, column: str, names: list[str], streaming: bool) -> Any:
+    import datasets  # a second to import
+
+    count = len(found.images)
+    stored = [pa.nulls(count, pa.binary()), pa.array(found.images, pa.string())]
+    columns = {"image": pa.StructArray.from_arrays(stored, ["bytes", "path"])}
+    kinds: dict[str, Any] = {"image": datasets.Image(decode=False)}
+    if labels is not None and names:
+        numbers = {name: number for number, name in enumerate(names)}
+        for path, label in zip(found.images, labels, strict=True):
+            if label not in numbers:
+                raise InputError(f"{path}: its class {label} is none of train ({listed(names)}); move it, or away")
+        columns[column] = pa.array([numbers[label] for label in labels], pa.int64())
+        kinds[column] = datasets.ClassLabel(names=names)
+    elif labels is not None:
+        columns[column] = pa.array(labels)
+        kinds |= datasets.Features.from_arrow_schema(pa.schema([(column, columns[column].type)]))
+    info = datasets.DatasetInfo(features=datasets.Features(kinds))
+    rows = datasets.Dataset(datasets.table.InMemoryTable(pa.table(columns)), info=info)
+    return rows.to_iterable_dataset(num_shards=min(count, SHARDS)) if streaming else rows
+
+
+def _folders(trees: Mapping[Split, Tree]) -> dict[Split, list[str] | None]:
+    """For each split the class folder of each image; None where there are no class folders.
+
+    One folder alone in train tells nothing apart. In another split that is read without train it is a class.
+    """
+    lies = {split: [found.class_of(path) for path in found.images] for split, found in trees.items()}
+    first = next(iter(trees))
+    classes = set(lies[first]) - {""}
+    if len(classes) <= (first == "train"):
+        tables = [path for path in trees[first].left_out.get(TABLE, ()) if classes or first == "train"]
+        if classes or tables:
+            hint = f"name {trees[first].root}/{min(classes)} if it holds class folders" if classes else ""
+            hint = f"set label_column to a column of {tables[0]}" if tables else hint
+            logger.warning("%s: no two folders of classes, so there are no labels; %s", trees[first].root, hint)
+        return {split: None for split in trees}
+    found: dict[Split, list[str] | None] = {}
+    for split, folders in lies.items():
+        found[split] = None if set(folders) == {""} else folders
+        if found[split] is None:
+            logger.warning("%s: no folders of classes inside, so its images have no labels", trees[split].root)
+            continue
+        for path, name in zip(trees[split].images, folders, strict=True):
+            if name not in classes:
+                problem = (
+                    f"its folder {name} is no class of {first}" if name else "lies beside the folders of the classes"
+                )
+                shown = listed(sorted(classes))
+                raise InputError(f"{path}: {problem} (the classes are the folders {shown}); move it into one, or away")
+    return found
+
+
+def _told(found: Tree, column: str) -> list[Any]:
+    """What the tables beside the images hold for each image in a column; None where they do not mention it."""
+    told: dict[str, Any] = {}
+    known: set[str] = set()
+    for path in found.left_out.pop(TABLE, []):
+        try:
+            table = _read_table(path)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); repair it") from error
+        known |= set(table.column_names)
+        if {"file_name", column} <= set(table.column_names):
+            files = (os.path.join(os.path.dirname(path), str(name)) for name in table["file_name"].to_pylist())
+            told |= dict(zip(map(os.path.normpath, files), table[column].to_pylist(), strict=True))
+    if not told:
+        tables = " or ".join(TABLES)
+        raise InputError(
+            f"{found.root}: label_column {column} belongs to {tables} there, beside a column file_name; columns found: "
+            f"{', '.join(sorted(known)) or 'none'}; correct it, or leave it out where folders are the classes"
+        )
+    return [told.get(path) for path in found.images]
+
+
+def _read_table(path: str) -> Any:
+    if path.endswith(".csv"):
+        return pyarrow.csv.read_csv(path)
+    return pyarrow.json.read_json(path) if path.endswith(".jsonl") else pq.read_table(path)
