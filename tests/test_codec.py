@@ -1,6 +1,7 @@
 """The codec: what is decoded is what was coded, as long as the ledger says; damage is noticed at every byte."""
 
 import binascii
+import io
 import json
 import random
 import struct
@@ -16,9 +17,19 @@ from vqstack.codec.archive import check_container, compress, restore
 from vqstack.codec.blocks import Block, BlockCodec, batch_of, check_label
 from vqstack.codec.coder import Damaged, Decoder, Encoder, code
 from vqstack.codec.container import groups, open_container, pack_archive, pack_single, single_header
-from vqstack.codec.pictures import Entry, Pictures, from_tiles, pictures_of_files, read_picture, tile_count, to_tiles
+from vqstack.codec.pictures import (
+    Entry,
+    Pictures,
+    _refuse_depth,
+    from_tiles,
+    pictures_of_files,
+    read_picture,
+    tile_count,
+    to_tiles,
+)
 from vqstack.errors import InputError
 from vqstack.images import save_png
+from vqstack.images.formats import opened as opened_image
 from vqstack.ledger import BITS
 from vqstack.likelihood import Bernoulli, Categorical, LogisticMixture, noise
 from vqstack.model import HierarchicalModel, ModelSettings
@@ -573,7 +584,14 @@ def test_pictures_that_would_lose_something_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match="more than 8 bits"):
             read_picture(tmp_path / name, 3, 256)
-    with pytest.raises(InputError, match="is a file of ICO"):
+    flat = saved(Image.fromarray(rgb), tmp_path / "flat.avif").read_bytes()
+    read_picture(tmp_path / "flat.avif", 3, 256)
+    place = flat.index(b"av1C") + 6  # the byte whose second bit says that there are more than 8 bits
+    with opened_image(tmp_path / "flat.avif") as image:  # the library that reads it would refuse such a mixture
+        image.fp = io.BytesIO(flat[:place] + bytes([flat[place] | 0x40]) + flat[place + 1 :])
+        with pytest.raises(InputError, match="more than 8 bits"):
+            _refuse_depth(image, tmp_path / "flat.avif")
+    with pytest.raises(InputError, match="none of PNG"):
         read_picture(saved(Image.fromarray(rgb), tmp_path / "icon.ico"), 3, 256)
     image = Image.fromarray(rgb)
     image.save(tmp_path / "film.gif", save_all=True, append_images=[Image.fromarray(255 - rgb)])

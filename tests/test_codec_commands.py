@@ -210,3 +210,17 @@ def test_commands_refuse_what_is_no_run_and_explain_themselves(call, tmp_path, n
     code, out, err = call(name, "--help")
     assert (code, err) == (0, "")
     assert "--out" in out
+
+
+def test_a_folder_is_what_it_is_in_data_sets(run, call, tmp_path):
+    """Every file that is called an image or is one is taken, or refused by name."""
+    for name in ("a.PNG", "b.pbm", "c.avif", "d", "e.dat"):
+        save_png(torch.zeros(1, 8, 8, dtype=torch.uint8), tmp_path / name, 17)
+    (tmp_path / "notes.txt").write_text("no picture")
+    code, out, _ = call("compress", run, tmp_path, "--out", tmp_path / "small", "--no-check")
+    assert code == 0
+    assert "5 images" in out
+    (tmp_path / "f.heic").write_text("none")
+    code, _, err = call("compress", run, tmp_path, "--out", tmp_path / "none")
+    assert code == 2
+    assert f"{tmp_path}/f.heic" in err

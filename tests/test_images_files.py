@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pydantic import ValidationError
 from test_images import refused
 
+from vqstack.codec.pictures import read_picture
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, load_images, load_splits
+from vqstack.images.decode import decode_all
 
 DOCS = Path(__file__).parents[1] / "docs" / "data.md"
+PACKAGE = Path(__file__).parents[1] / "vqstack"
 RGB = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 GREY, ALPHA = RGB[..., 0], RGB[..., 1]
 SMOOTH = np.add.outer(np.arange(8), np.arange(8)).astype(np.uint8)[..., None] * np.array([9, 5, 2], dtype=np.uint8)
@@ -108,22 +113,22 @@ KINDS = [
     Kind("PNG, 8-bit colour", "as it is", lambda: stored(RGB, "PNG"), RGB),
     Kind("PNG, 8-bit grey", "all channels equal", lambda: stored(GREY, "PNG"), three(GREY)),
     Kind("PNG, palette", "its colours", palette, RGB),
-    Kind("PNG, palette with a transparent entry", "laid on black", lambda: palette(True), without(RGB, 1, 2)),
+    Kind("PNG, palette with a transparent entry", "laid on `background`", lambda: palette(True), without(RGB, 1, 2)),
     Kind(
         "PNG, colour and alpha",
-        "laid on black",
+        "laid on `background`",
         lambda: stored(np.dstack([RGB, ALPHA]), "PNG"),
         on_black(RGB, ALPHA),
         1,
     ),
     Kind(
         "PNG, grey and alpha",
-        "laid on black",
+        "laid on `background`",
         lambda: stored(np.dstack([GREY, ALPHA]), "PNG"),
         on_black(three(GREY), ALPHA),
         1,
     ),
-    Kind("PNG, one colour declared transparent", "laid on black", key_colour, without(RGB, 2, 3)),
+    Kind("PNG, one colour declared transparent", "laid on `background`", key_colour, without(RGB, 2, 3)),
     Kind("PNG, 1 bit", "0 and 255", lambda: stored(GREY > 99, "PNG"), three(GREY > 99) * 255),
     Kind(
         "PNG, 16-bit grey",
@@ -133,7 +138,7 @@ KINDS = [
     ),
     Kind(
         "PNG, 16-bit grey, one value declared transparent",
-        "laid on black",
+        "laid on `background`",
         lambda: sixteen_bits(GREY, 0, chunk(b"tRNS", struct.pack(">H", int(GREY[2, 3]) * 257))),
         three(np.where(GREY == GREY[2, 3], 0, GREY)),
     ),
@@ -154,7 +159,7 @@ KINDS = [
     Kind("JPEG, cut off", REFUSED, lambda: stored(RGB, "JPEG")[:-40], "truncated"),
     Kind("JPEG named .png", "decoded: names do not matter", lambda: stored(SMOOTH, "JPEG", quality=95), SMOOTH, 8),
     Kind("GIF, animated", "first frame", lambda: animation("GIF"), three(GREY // 128 * 255)),
-    Kind("GIF, transparent entry", "laid on black", see_through_gif, without(RGB, 1, 2)),
+    Kind("GIF, transparent entry", "laid on `background`", see_through_gif, without(RGB, 1, 2)),
     Kind("WebP, lossless", "as it is", lambda: stored(RGB, "WEBP", lossless=True), RGB),
     Kind("WebP, animated", "first frame", lambda: animation("WEBP", lossless=True), three(GREY // 128 * 255)),
     Kind("WebP, cut off", REFUSED, lambda: stored(RGB, "WEBP", lossless=True)[:60], "cannot be read"),
@@ -195,6 +200,11 @@ KINDS = [
     ),
     Kind("zero bytes", REFUSED, lambda: b"", "cannot be read"),
     Kind("text", REFUSED, lambda: b"<html>404</html>", "cannot be read"),
+    Kind("AVIF", "decoded", lambda: stored(SMOOTH, "AVIF", quality=95), SMOOTH, 8),
+    Kind("EPS", REFUSED, lambda: stored(RGB, "EPS"), "none of PNG"),
+    Kind("PDF", REFUSED, lambda: b"%PDF-1.4 /Type /Page", "none of PNG"),
+    Kind("JPEG 2000", REFUSED, lambda: stored(RGB, "JPEG2000"), "none of PNG"),
+    Kind("ICO", REFUSED, lambda: stored(RGB, "ICO"), "none of PNG"),
     Kind("SVG", REFUSED, lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "cannot be read"),
     Kind("zeros", REFUSED, lambda: bytes(500), "cannot be read"),
     Kind("no such file", REFUSED, None, "No such file"),
@@ -219,6 +229,71 @@ def test_what_becomes_of_a_file(kind, tmp_path):
     else:
         found = load_images([path], SETTINGS)[0].permute(1, 2, 0).numpy().astype(float)
         assert abs(found - kind.expected).max() <= kind.near
+
+
+@pytest.mark.parametrize("colour", ["white", "#ff8000"])
+def test_what_is_transparent_is_laid_on_the_background(colour, tmp_path):
+    behind = np.array([255, 255, 255] if colour == "white" else [255, 128, 0])
+    hole = np.ones((8, 8), bool)
+    hole[2, 3] = False
+    files = {
+        "colours": (stored(np.dstack([RGB, ALPHA]), "PNG"), RGB, ALPHA),
+        "grey": (stored(np.dstack([GREY, ALPHA]), "PNG"), three(GREY), ALPHA),
+        "one colour": (key_colour(), RGB, hole * 255),
+        "palette": (palette(True), RGB, 255 * (np.arange(64).reshape(8, 8) != 10)),
+        "GIF": (see_through_gif(), RGB, 255 * (np.arange(64).reshape(8, 8) != 10)),
+    }
+    settings = SETTINGS.model_copy(update={"background": colour})
+    for name, (content, colours, alpha) in files.items():
+        (tmp_path / name).write_bytes(content)
+        found = load_images([tmp_path / name], settings)[0].permute(1, 2, 0).numpy()
+        share = alpha[..., None] / 255
+        assert abs(found - (colours * share + behind * (1 - share))).max() <= 1, name
+    deep = sixteen_bits(GREY, 0, chunk(b"tRNS", struct.pack(">H", int(GREY[2, 3]) * 257)))
+    (tmp_path / "deep").write_bytes(deep)
+    grey = settings.model_copy(update={"channels": 1})
+    level = np.array(Image.new("RGB", (1, 1), colour).convert("L"))[0, 0]
+    assert np.array_equal(load_images([tmp_path / "deep"], grey)[0, 0], np.where(GREY == GREY[2, 3], level, GREY))
+
+
+@pytest.mark.parametrize("colour", ["", "whit", "#12", "#11223344"])
+def test_a_background_is_an_opaque_colour(colour):
+    with pytest.raises(ValidationError, match="colour"):
+        ImageSettings(background=colour)
+
+
+def test_the_codec_sees_the_pictures_that_data_sets_see(tmp_path):
+    """What it takes at all is equal, file by file; the rest it refuses by name."""
+    taken = set()
+    for number, kind in enumerate(kind for kind in KINDS if kind.data is not None):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(kind.data())
+        try:
+            _, pixels = read_picture(path, 3, 256)
+        except InputError as error:
+            assert str(path) in str(error)
+            continue
+        taken.add(kind.what)
+        assert torch.equal(pixels, load_images([path], SETTINGS.model_copy(update={"size": None}))[0]), kind.what
+    assert taken >= {"PNG, turned by EXIF (6)", "PNG, mirrored by EXIF (2)", "JPEG, colour", "AVIF"}
+
+
+def test_only_one_place_opens_image_files_and_starts_no_program(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript, also where it is called photo.jpg."""
+    calls = [path.name for path in PACKAGE.rglob("*.py") if "Image.open(" in path.read_text("utf-8")]
+    assert calls == ["formats.py"]
+
+    def started(*arguments, **options):
+        raise AssertionError(f"a program was started: {arguments}")
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    monkeypatch.setattr("os.system", started)
+    for name in ("photo.jpg", "x.png", "x.eps", "x"):
+        (tmp_path / name).write_bytes(stored(RGB, "EPS"))
+        refused(lambda name=name: load_images([tmp_path / name], SETTINGS), name, "none of")
+        refused(lambda name=name: read_picture(tmp_path / name, 3, 256), name, "none of")
+    row = {"bytes": stored(RGB, "EPS"), "path": None}
+    assert "none of" in decode_all([row], ["row"], SETTINGS, None)[0]
 
 
 def test_the_table_in_the_docs_is_this_one():

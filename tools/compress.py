@@ -16,13 +16,10 @@ from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_spli
 from vqstack.codes import claim_folder, release_folder
 from vqstack.config import parse, run_command
 from vqstack.errors import InputError
-from vqstack.images import ImageSettings, Split, load_splits
+from vqstack.images import ImageSettings, Split, is_image, load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import named_run
 from vqstack.pretrained import find_artefact
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
-"""What is taken from a folder; a file that is named is read whatever it is called."""
 
 
 class Command(BaseModel):
@@ -67,7 +64,7 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
         return pictures_of_split(split)
     paths = list[Path]()
     for path in command.images:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(filter(is_image, path.iterdir())) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path} holds no images: name a folder with files such as PNG")
         paths += inside

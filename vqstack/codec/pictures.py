@@ -9,18 +9,18 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageFile
+from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 
 from vqstack.errors import InputError
-from vqstack.images import ImageSplit
+from vqstack.images import ImageSplit, bombs_refused, opened, upright
 from vqstack.shapes import Pixels
 
 Mode = Literal["L", "RGB"]
 MAX_PIXELS = 2**26
 """Rows times columns of the largest picture."""
-_FORMATS = {"PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"}
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py calls images that are not exact
 
@@ -83,16 +83,17 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
 
     Palettes are looked up, black and white becomes grey, opaque alpha is dropped, grey is repeated for a model of
     colours, and colours that are all grey serve a grey model: no pixel changes. Anything else is an InputError, and so
-    is a file of more than eight bits a number, which pillow would silently cut to eight.
+    is a file of more than eight bits a number, which pillow would silently cut to eight. What is coded is the picture
+    as a viewer shows it: turned and mirrored as its EXIF data say, which are not stored.
     """
     try:
-        with Image.open(path) as image:
+        with bombs_refused(), opened(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise InputError(f"{path}: holds several pictures: store each in a file of its own")
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: has more than {MAX_PIXELS} pixels: cut it into pieces")
             _refuse_depth(image, path)
-            array, mode = _to_eight_bits(image, path)
+            array, mode = _to_eight_bits(upright(image), path)
     except InputError:
         raise
     except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, …
@@ -112,11 +113,13 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
     return mode, torch.from_numpy(found.astype(np.uint8).transpose(2, 0, 1).copy())
 
 
-def _refuse_depth(image: ImageFile.ImageFile, path: Path) -> None:
-    """Formats whose depth is known here: pillow's mode says RGB for 16 bits as well."""
-    if image.format not in _FORMATS:
-        raise InputError(f"{path}: is a file of {image.format}, whose depth is not checked here: store it as PNG")
+def _refuse_depth(image: Image.Image, path: Path) -> None:
+    """The depth as each format stores it: pillow's mode says RGB for 16 bits as well."""
+    assert isinstance(image, ImageFile) and image.fp is not None
     deep = isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
+    if image.format == "AVIF":  # a flag in the settings of the decoder, beside each picture that the file holds
+        image.fp.seek(0)
+        deep = any(found[1][0] & 0x40 for found in re.finditer(rb"av1C..(.)", image.fp.read(), re.DOTALL))
     for tile in image.tile:
         parts = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         deep |= any(isinstance(part, str) and part.partition(";")[2].startswith("16") for part in parts)

@@ -1,11 +1,13 @@
 """Image data sets -> uint8 tensors: read, decoded and split once; everything after works on tensors.
 
-In reading order: ``settings``, ``decode`` (one file), ``views`` (random changes), ``files`` (on this machine),
-``folders`` (of images), ``records`` (sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``,
-``stream`` (endless, for training), ``whole`` (a stream to its end). docs/data.md tells it from the user's side.
+In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``views`` (random
+changes), ``files`` (on this machine), ``folders`` (of images), ``records`` (sources), ``parts`` (which image belongs to
+which split), ``cache``, ``splits``, ``stream`` (endless, for training), ``whole`` (a stream to its end). docs/data.md
+tells it from the user's side.
 """
 
 from vqstack.images.decode import grid, load_images, save_png
+from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
@@ -14,6 +16,7 @@ from vqstack.images.whole import WholeSplit, survey, whole_splits
 
 __all__ = [
     "SPLITS",
+    "SUFFIXES",
     "AugmentSettings",
     "ImageSettings",
     "ImageSplit",
@@ -24,16 +27,20 @@ __all__ = [
     "StreamBatch",
     "WholeSplit",
     "augment",
+    "bombs_refused",
     "center",
     "grid",
     "image_shape",
+    "is_image",
     "load_images",
     "load_splits",
     "num_classes",
     "open_stream",
+    "opened",
     "save_png",
     "split_names",
     "survey",
     "uniforms",
+    "upright",
     "whole_splits",
 ]

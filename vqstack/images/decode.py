@@ -4,15 +4,14 @@ An 8-bit number p of a file becomes the value ``round(p (V-1) / 255)``: unchange
 PNG files hold value v as ``round(255 v / (V-1))``, which reads back as v for every V. Arrays and scikit-learn's digits
 hold the values themselves; V or more is refused.
 
-Sixteen-bit grey is scaled to eight bits, transparent parts are laid on black, EXIF rotation is applied, of an animation
-the first frame is taken, colour profiles are ignored. docs/data.md has the table of what becomes of odd files.
+Sixteen-bit grey is scaled to eight bits, transparent parts are laid on ``background``, EXIF rotation is applied, of an
+animation the first frame is taken, colour profiles are ignored. docs/data.md has the table of what becomes of odd
+files.
 """
 
 import io
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqstack.errors import InputError
+from vqstack.images.formats import bombs_refused, opened, upright
 from vqstack.images.settings import ImageSettings
 from vqstack.shapes import Pixels
 
@@ -46,8 +46,8 @@ def decode(record: Any, settings: ImageSettings) -> UInt8[np.ndarray, "c h w"]:
         record = record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])
     if record is None:
         raise ValueError("no image in this row")
-    with Image.open(record) as image:
-        pixels = _channels_first(_fitted(ImageOps.exif_transpose(image), settings))
+    with opened(record) as image:
+        pixels = _channels_first(_fitted(upright(image), settings))
     return _to_values(pixels, settings.values)
 
 
@@ -66,8 +66,6 @@ def decode_all(
     def one(record: Any, name: str) -> NDArray[np.uint8] | str:
         try:
             return decode(record, settings)
-        except UnidentifiedImageError:  # says where in memory the bytes are
-            return f"{name}: cannot be read (empty, or no image that Pillow knows); repair or remove it"
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             return f"{name}: cannot be read ({reason}); repair or remove it"
@@ -77,7 +75,7 @@ def decode_all(
         return [one(record, name) for record, name in zip(records[part], names[part], strict=True)]
 
     starts = range(0, len(records), CHUNK)
-    with _bombs_refused():
+    with bombs_refused():
         parts = map(some, starts) if pool is None else pool.map(some, starts)
         images = [image for part in parts for image in part]
     wanted = size or next((image.shape[1:] for image in images if not isinstance(image, str)), None)
@@ -133,10 +131,12 @@ def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
         if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:
             raise ValueError("neither 8 nor 16 bits per pixel")
         transparent = image.info.get("transparency")  # of a 16-bit PNG one value
-        wide = np.where(wide == transparent, 0, wide) if isinstance(transparent, int) else wide
+        if isinstance(transparent, int):
+            behind = np.asarray(Image.new("L", (1, 1), settings.background)).astype(np.int64) * 257
+            wide = np.where(wide == transparent, behind, wide)
         image = Image.fromarray(((wide.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, settings.background), image.convert("RGBA"))
     image = image.convert("L" if settings.channels == 1 else "RGB")
     if settings.kept is not None and image.size != settings.kept[::-1]:
         image = ImageOps.fit(image, settings.kept[::-1], Image.Resampling.LANCZOS)
@@ -158,11 +158,3 @@ def _to_image(pixels: Tensor, values: int) -> Image.Image:
     """``round(255 v / (V-1))``, in whole numbers."""
     stored = ((pixels.cpu().numpy().astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8)
     return Image.fromarray(stored[0] if len(stored) == 1 else np.ascontiguousarray(stored.transpose(1, 2, 0)))
-
-
-@contextmanager
-def _bombs_refused() -> Iterator[None]:
-    """More pixels than Pillow's ``MAX_IMAGE_PIXELS`` are an error; Pillow alone refuses only twice as many."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
-from PIL import Image
 
 from vqstack.errors import InputError
 from vqstack.images.files import LOOP, walk
+from vqstack.images.formats import is_image
 from vqstack.images.settings import SPLITS, ImageSettings, Split
 
 logger = logging.getLogger(__name__)
@@ -26,11 +26,6 @@ SPLIT_FOLDERS: dict[str, Split] = {
     **{name: "validation" for name in ("validation", "val", "valid", "dev")},
     **{name: "test" for name in ("test", "testing")},
 }
-# Whatever is called so is meant as an image, whether Pillow can read it or not: then it is refused by name.
-NAMED_IMAGES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .avif .heic .heif .jxl .jp2 .j2k .ppm .pgm .pbm .pnm "
-    ".ico .tga .dng .cr2 .nef .arw".split()
-)
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = 1024  # of a folder that is streamed; more of them mix the classes better
 NO_IMAGE, HIDDEN, TABLE = "no image", "hidden", "table that label_column does not ask for"
@@ -54,17 +49,6 @@ class Tree:
         return first if inside else ""
 
 
-def _is_image(path: str) -> bool:
-    """Whether a file is called an image, or is one whatever it is called: then its header is read."""
-    if os.path.splitext(path)[1].lower() in NAMED_IMAGES:
-        return True
-    try:
-        with Image.open(path):
-            return True
-    except Exception:  # decoders raise what they like
-        return False
-
-
 def tree(folder: str, settings: ImageSettings) -> Tree:
     """What lies below a folder; what cannot be read is refused, or left out with ``on_error: skip``."""
     found = Tree(os.path.abspath(folder))
@@ -81,7 +65,7 @@ def tree(folder: str, settings: ImageSettings) -> Tree:
         elif os.path.basename(path) in TABLES:
             found.left_out[TABLE].append(path)
         else:
-            (found.images if _is_image(path) else found.left_out[NO_IMAGE]).append(path)
+            (found.images if is_image(path) else found.left_out[NO_IMAGE]).append(path)
     found.images.sort()
     return found
 
@@ -142,7 +126,7 @@ def _splits_inside(folder: str) -> dict[Split, str]:
 
 def _any_image(folder: str) -> bool:
     inside = Tree(folder)
-    return any(not (problem or inside.hidden(path)) and _is_image(path) for path, problem in walk(folder))
+    return any(not (problem or inside.hidden(path)) and is_image(path) for path, problem in walk(folder))
 
 
 def _listed(splits: Mapping[Split, str]) -> str:

@@ -2,7 +2,8 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, model_validator
+from PIL import ImageColor
+from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -36,6 +37,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         description="height and width kept, pixels; size is its centre, or a random crop of it; empty: size",
     )
     channels: Literal[1, 3] = Field(1, description="colour channels, count: 1 grey, 3 RGB")
+    background: str = Field(
+        "black", description="colour that transparent parts are laid on: a name, or #rrggbb; icons and drawings: white"
+    )
     values: int = Field(256, ge=2, le=256, description="values per channel, count V; pixels are 0 … V-1 (digits: 17)")
     validation: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
     test: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
@@ -76,6 +80,17 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         if data.get("source", "digits") != "digits":
             return data
         return {"values": 17, "validation": 200, "test": 297} | data | {"size": data.get("size") or (8, 8)}
+
+    @field_validator("background")
+    @classmethod
+    def _opaque(cls, colour: str) -> str:
+        try:
+            known = len(ImageColor.getrgb(colour)) == 3
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError(f"{colour} is no colour: write a name such as white, or #rrggbb")
+        return colour
 
     @model_validator(mode="after")
     def _consistent(self) -> "ImageSettings":

@@ -1,0 +1,70 @@
+"""What an image file may be, and how one is opened: data sets, ``--images`` and the codec all read through here.
+
+Only the formats listed below are tried. Others that Pillow knows start external programs (EPS runs Ghostscript), or are
+read by nobody here. Names do not matter: a JPEG that is called .png is a JPEG.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+SUFFIXES = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm "
+    ".heic .heif .jxl .jp2 .j2k .ico .tga .dng .cr2 .nef .arw".split()
+)
+"""Endings, in lower case, of what is meant as an image; those of the second line are refused by name."""
+
+
+@contextmanager
+def opened(source: str | Path | BytesIO) -> Iterator[Image.Image]:
+    """An image file of one of FORMATS, not decoded yet; of an animation the first frame is current.
+
+    Raises OSError where the file cannot be read, ValueError where it is none of FORMATS, and what decoders like.
+    """
+    try:
+        image = Image.open(source, formats=_known())
+    except UnidentifiedImageError as error:  # says where in memory the bytes are
+        raise ValueError(f"empty, or none of {', '.join(FORMATS)}") from error
+    with image:
+        yield image
+
+
+@contextmanager
+def bombs_refused() -> Iterator[None]:
+    """More pixels than Pillow's ``MAX_IMAGE_PIXELS`` are an error; Pillow alone refuses only twice as many.
+
+    Around all threads that decode, for the filters of warnings belong to the whole process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _known() -> list[str]:
+    """The formats that this build of Pillow has: some come without AVIF."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it: turned and mirrored as its EXIF data say."""
+    return ImageOps.exif_transpose(image)
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file in a folder is called an image, or is one whatever it is called: then its header is read."""
+    if not os.path.isfile(path):
+        return False
+    if os.path.splitext(path)[1].lower() in SUFFIXES:
+        return True
+    try:
+        with opened(path):
+            return True
+    except Exception:  # decoders raise what they like
+        return False
