@@ -3,7 +3,6 @@
 Without arguments it trains the digits recipe. Run the same command again to go on where it stopped.
 """
 
-import sys
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from vqstack.images import image_shape, num_classes
 from vqstack.phases import Run, check_processes, check_trackers
 from vqstack.report import describe, growing_maps
 from vqstack.run_folder import check_run_folder
+from vqstack.terminal import lines, warn
 
 RECIPES = Path(__file__).parent
 
@@ -47,7 +47,7 @@ def warn_of_done(command: Command, folder: Path, accelerator: Accelerator) -> No
     """Say which phases other settings come too late for."""
     done = ", ".join(sorted(path.parent.name for path in folder.glob("phases/*/DONE")))
     if command.override_config and done and accelerator.is_main_process:
-        print(f"warning: phases that are done stay as they are, whatever the settings: {done}", file=sys.stderr)
+        warn(f"phases that are done stay as they are, whatever the settings: {done}")
 
 
 def main(arguments: list[str]) -> None:
@@ -74,17 +74,18 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"mixed_precision {config.mixed_precision}: {error}: choose another") from error
     if accelerator.is_main_process:
         for problem in growing_maps(settings):
-            print(f"warning: {problem}", file=sys.stderr)
+            warn(problem)
     if command.dry_run:
         warn_of_done(command, folder, accelerator)
         check_processes(config, accelerator)
-        accelerator.print(to_yaml(config))
+        accelerator.print(lines(to_yaml(config)))
         # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
         known = config.data.source == "digits" or config.data.size is None
         classes = num_classes(config.data) if known else 0
-        accelerator.print(describe(config, config.model_settings(shape, classes)))
+        accelerator.print(lines(describe(config, config.model_settings(shape, classes))))
         if not known:
-            accelerator.print("labels   not counted: a prior with labels has one row of its dim more for each class")
+            unknown = "labels   not counted: a prior with labels has one row of its dim more for each class"
+            accelerator.print(lines(unknown))
         return
 
     with closing(Run(config, folder, accelerator, command.override_config)) as run:

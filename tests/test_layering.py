@@ -11,7 +11,9 @@ PACKAGE = ROOT / "vqstack"
 
 # Reading order, as in docs/design.md. A file that has become a folder of the same name keeps its place.
 ORDER = [
+    "terminal",
     "errors",
+    "reading",
     "signals",
     "checkpoint",
     "shapes",
@@ -101,6 +103,25 @@ def test_modules_import_from_above_only(path):
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_programs_import_public_modules_only(path):
     assert private(path.read_text("utf-8")) == []
+
+
+def bare_prints(source: str) -> list[int]:
+    """Lines that print something which has not been escaped."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    prints = [call for call in calls if f".{ast.unparse(call.func)}".endswith(".print")]
+    escaped = ("lines(", "plain(", "f'warning: {plain(")
+    return [call.lineno for call in prints if not all(ast.unparse(a).startswith(escaped) for a in call.args)]
+
+
+@pytest.mark.parametrize("path", [*MODULES, *PROGRAMS], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_only_what_is_escaped_is_printed(path):
+    """probe.py prints numbers to the process that started it; everything else goes to a person."""
+    assert path.name == "probe.py" or bare_prints(path.read_text("utf-8")) == []
+
+
+def test_a_bare_print_is_seen():
+    source = "print(name)\naccelerator.print(f'{name}: done')\nprint(lines(text))\nprint(flush=True)"
+    assert bare_prints(source) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from vqstack.images import ImageSettings, Split, is_image, load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import named_run
 from vqstack.pretrained import find_artefact
+from vqstack.terminal import say
 
 
 class Command(BaseModel):
@@ -104,8 +105,8 @@ def main(arguments: list[str]) -> None:
     release_folder(command.out, lock)
     if command.report is not None:
         command.report.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    print(report)
-    print(f"{report.pictures} images in {report.files} files, {report.size} bytes, in {command.out}")
+    say(report)
+    say(f"{report.pictures} images in {report.files} files, {report.size} bytes, in {command.out}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from vqstack.errors import PARTLY, InputError
 from vqstack.images import save_png
 from vqstack.model import HierarchicalModel
 from vqstack.pretrained import find_artefact
+from vqstack.terminal import say, warn
 
 
 class Command(BaseModel):
@@ -133,9 +134,9 @@ def main(arguments: list[str]) -> None:
                 progress.update()
     release_folder(command.out, lock)
     for complaint in [*refused, *complaints(damaged)]:
-        print(f"warning: {complaint}", file=sys.stderr)
+        warn(complaint)
     seconds = time.perf_counter() - began
-    print(
+    say(
         f"{exact} images exact and {shown - exact} from their upper levels in {command.out}; "
         f"{total / seconds:.1f} images/s, {numbers / seconds / 1e6:.3f} MB/s"
     )

@@ -24,6 +24,7 @@ from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, s
 from vqstack.model import HierarchicalModel
 from vqstack.phases import check_images, named_run
 from vqstack.pretrained import find_artefact
+from vqstack.terminal import lines
 
 OF_A_SPLIT = ("origin", "held_out", "left_out", "skipped")
 
@@ -110,7 +111,8 @@ def main(arguments: list[str]) -> None:
     accelerator.wait_for_everyone()
     limit = command.data.limit
     only = f"; no more than {limit} of each split, as data.limit says" if limit else ""
-    accelerator.print(f"{command.out}: {', '.join(f'{name} {n}' for name, n in counts.items())} images as codes{only}")
+    described = ", ".join(f"{name} {n}" for name, n in counts.items())
+    accelerator.print(lines(f"{command.out}: {described} images as codes{only}"))
 
 
 if __name__ == "__main__":

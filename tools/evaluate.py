@@ -27,6 +27,7 @@ from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
 from vqstack.pretrained import find_artefact
 from vqstack.quality import Quality, compare, draw_samples, images_a_side
 from vqstack.shapes import Labels, Pixels
+from vqstack.terminal import say
 
 SHOWN = 10  # images a row of the pictures
 WRITES = ("*.png", "evaluate.json", "table.txt")
@@ -182,7 +183,7 @@ def main(arguments: list[str]) -> None:
     (command.out / "evaluate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (command.out / "table.txt").write_text(text, encoding="utf-8")
     release_folder(command.out, lock)
-    print(f"{text}\n{command.out}: evaluate.json, table.txt and pictures")
+    say(f"{text}\n{command.out}: evaluate.json, table.txt and pictures")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
 from vqstack.shapes import Pixels
+from vqstack.terminal import say
 
 
 class Command(BaseModel):
@@ -208,7 +209,7 @@ def main(arguments: list[str]) -> None:
     manifest = {"images": images, "settings": settings}
     (command.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     release_folder(command.out, lock)
-    print(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
+    say(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
 
 
 if __name__ == "__main__":

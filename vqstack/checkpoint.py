@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.errors import CommandError, InputError, WriteError
+from vqstack.terminal import warn
 
 Result = TypeVar("Result")
 
@@ -279,7 +279,7 @@ class Checkpoints:
             aside = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(folder, aside)
-            print(f"warning: {folder} is damaged ({examined}); going on without it", file=sys.stderr)
+            warn(f"{folder} is damaged ({examined}); going on without it")
         return found
 
     def newest(self) -> Checkpoint | None:

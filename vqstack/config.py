@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import tyro
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vqstack import signals
@@ -25,7 +24,9 @@ from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
 from vqstack.model import ModelSettings, SamplingSettings
+from vqstack.reading import read_yaml_values, to_yaml_text
 from vqstack.stack import StackSettings
+from vqstack.terminal import escape_what_others_print, plain, say
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -148,32 +149,17 @@ class RunConfig(StackSettings):
 
 def to_yaml(config: BaseModel) -> str:
     """The resolved configuration, every field."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice in one mapping is an error; plain YAML would keep the last one unseen."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    return to_yaml_text(config.model_dump(mode="json"))
 
 
 def read_yaml(path: Path, settings: type[Settings]) -> Settings:
     """Settings from a YAML file; unknown or repeated fields, wrong values and broken files are errors of one line."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
+        values = read_yaml_values(path) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: give the path of a YAML file, such as recipes/digits.yaml") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # The library's own constructors fail in all these ways on dates, numbers and nesting that make no sense.
-        reason = str(error) if isinstance(error, yaml.YAMLError) else f"a value makes no sense: {error}"
-        raise InputError(f"{path} is not YAML ({' '.join(reason.split())}): correct that line") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not YAML ({error}): correct that line") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no fields: write them as NAME: VALUE")
     try:
@@ -187,9 +173,9 @@ def parse(settings: type[Settings], arguments: list[str], default: Settings | No
     given = [argument.split("=", 1)[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
     arguments = _spelled_out(settings, arguments, default)
     options: dict[str, Any] = {} if default is None else {"default": _made_ready(default, given, arguments)}
-    printed = io.StringIO()
+    printed, shown = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8")
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(shown):
             return tyro.cli(
                 settings,
                 args=arguments,
@@ -201,6 +187,8 @@ def parse(settings: type[Settings], arguments: list[str], default: Settings | No
         raise InputError(_as_option(explain(error))) from error
     except SystemExit as leave:
         if not leave.code:
+            shown.seek(0)
+            say(shown.read().rstrip("\n"))  # the help, whose defaults may be another person's
             raise
         raise InputError(_reason(leave, printed.getvalue(), arguments)) from None
 
@@ -353,6 +341,7 @@ def run_command(main: Callable[[list[str]], None], again: str = "to go on") -> N
 
     ``again`` is what running it once more does after a signal.
     """
+    escape_what_others_print()
     try:
         with signals.stopping(again):
             main(sys.argv[1:])
@@ -382,7 +371,7 @@ def _nobody_reads() -> bool:
 
 def _leave(line: str, code: int) -> NoReturn:
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(plain(line), file=sys.stderr, flush=True)
     except OSError:  # a log on the disk that is full: the exit code says it still, and nothing waits to be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     sys.exit(code)

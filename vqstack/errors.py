@@ -19,6 +19,8 @@ from typing import ClassVar
 from pydantic import ValidationError
 from torch.distributed import DistError
 
+from vqstack.terminal import plain
+
 BROKEN_PIPE = 141
 """Exit code where nobody reads standard output any more: that of a program which SIGPIPE ends."""
 
@@ -32,7 +34,7 @@ class CommandError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(plain(" ".join(message.split())))
 
 
 class InputError(CommandError):

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqstack.checkpoint import digest, write_atomically
 from vqstack.errors import InputError, explain
+from vqstack.reading import read_json
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
 MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
@@ -44,22 +45,6 @@ def find_artefact(folder: Path) -> Path:
         if (path / CONFIG).is_file():
             return path
     raise InputError(f"{folder} holds no trained model: give the folder of a finished run or of a released model")
-
-
-def parse_json(path: Path, limit: int) -> Any:
-    """JSON from a file that may be a stranger's. ValueError if it is longer than ``limit`` bytes or not finite."""
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"longer than {limit} bytes")
-    return json.loads(content.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no finite number")
-    return value
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -262,7 +247,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
     def _read_settings(cls, path: Path) -> tuple[BaseModel, str | None]:
         """The settings, and the checksum of the weights where the format has one (from version 2 on)."""
         try:
-            config = parse_json(path, MAX_CONFIG)
+            config = read_json(path, MAX_CONFIG)
             version, settings = config["format_version"], config["model"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path} is not the configuration of a vqstack model: fetch or export it again") from error

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from vqstack.checkpoint import on_main
 from vqstack.errors import DivergedError
+from vqstack.terminal import warn
 
 HISTORY = 20  # losses before a bad step that are reported
 REPORTS = 100  # bad steps printed and written down, and failures told apart; later ones are only counted
@@ -86,13 +86,12 @@ class Guard:
         what = "gradient" if all(map(math.isfinite, losses)) else f"loss ({', '.join(f'{x:.4g}' for x in losses)})"
         shown = ", ".join(map(str, images[:8])) + (" …" if len(images) > 8 else "")
         before = ", ".join(f"{x:.4g}" for x in list(self.losses)[-5:]) or "none"
-        print(
-            f"warning: {self.name}: the {what} of step {step} is not finite; the step is left out, "
-            f"{self.in_a_row} of at most {self.limit} in a row (images {shown}; losses before: {before})",
-            file=sys.stderr,
+        warn(
+            f"{self.name}: the {what} of step {step} is not finite; the step is left out, "
+            f"{self.in_a_row} of at most {self.limit} in a row (images {shown}; losses before: {before})"
         )
         if self.count == REPORTS:
-            print(f"warning: {self.name}: {REPORTS} bad steps; further ones are only counted", file=sys.stderr)
+            warn(f"{self.name}: {REPORTS} bad steps; further ones are only counted")
         row = {"step": step, "losses": [str(x) for x in losses], "images": images, "before": list(self.losses)}
         with (self.folder / "bad-steps.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

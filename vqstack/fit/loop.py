@@ -26,6 +26,7 @@ from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.shapes import Objective
+from vqstack.terminal import warn
 
 STREAM_EPOCH = 10_000  # images that stand for an epoch of a stream, whose length nobody knows
 
@@ -235,11 +236,10 @@ class Fit:
                 continue
             self.collapsed.append(name)
             if name not in before and self.accelerator.is_main_process:
-                print(
-                    f"warning: {self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
+                warn(
+                    f"{self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
                     f"epoch, below {least:.2f}; raise quantizer.revival, or lower learning_rate or "
-                    "quantizer.codebook_size",
-                    file=sys.stderr,
+                    "quantizer.codebook_size"
                 )
 
     def _failed(self, what: str, error: Exception) -> None:
@@ -249,7 +249,7 @@ class Fit:
             reason = f"more than {REPORTS} different failures; other ones are only counted from here on"
         self.failures[reason] = self.failures.get(reason, 0) + 1
         if self.failures[reason] == 1 and self.accelerator.is_main_process:
-            print(f"warning: {self.name}, step {self.step}: {reason}; training goes on", file=sys.stderr)
+            warn(f"{self.name}, step {self.step}: {reason}; training goes on")
 
     def _log(self, values: dict[str, float]) -> None:
         counts = {"bad_steps": self.guard.count, "failures": sum(self.failures.values())}
@@ -334,7 +334,7 @@ class Fit:
                 kept = b"".join(row for row, step in zip(rows, steps, strict=True) if step <= self.step)
                 write_atomically(path, partial(Path.write_bytes, data=kept))
                 if math.inf in steps:
-                    print(f"warning: {path} had {steps.count(math.inf)} damaged rows, left out", file=sys.stderr)
+                    warn(f"{path} had {steps.count(math.inf)} damaged rows, left out")
 
     def _finish(self) -> float:
         """Leave the module with its best weights."""

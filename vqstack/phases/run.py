@@ -41,6 +41,7 @@ from vqstack.sources import (
     encode_once,
     resident_images,
 )
+from vqstack.terminal import lines
 
 
 class Run:
@@ -184,7 +185,7 @@ class Run:
         if (folder / "DONE").exists():
             source = load_outcome(folder, module).get("taken_from")
             on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
-            self.accelerator.print(f"{name}: taken from {source}" if source else f"{name}: done before")
+            self.accelerator.print(lines(f"{name}: taken from {source}" if source else f"{name}: done before"))
             return
         on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
         fit = Fit(
@@ -203,7 +204,7 @@ class Run:
         about = {"steps": settings.steps, "validation_nats": nats}
         on_main(self.accelerator, lambda: write_outcome(folder, module.state_dict(), about))
         on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
-        self.accelerator.print(f"{name}: best validation {nats * BITS:.2f} bits an image")
+        self.accelerator.print(lines(f"{name}: best validation {nats * BITS:.2f} bits an image"))
 
     def _source(
         self,
@@ -292,7 +293,7 @@ class Run:
             f"level-{n}: {u.share:.0%} of {k} codes used, perplexity {u.perplexity:.1f} (train)"
             for n, k, u in zip(self.levels, self.model.stack.codebook_sizes, results["train"].usage, strict=True)
         )
-        self.accelerator.print(f"\nBits an image\n{text}\n\n{use}")
+        self.accelerator.print(lines(f"\nBits an image\n{text}\n\n{use}"))
         ledger = json.dumps({name: result.to_json() for name, result in results.items()}, indent=2) + "\n"
         self.model.card = (
             "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "

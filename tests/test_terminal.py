@@ -1,0 +1,61 @@
+"""What comes from files reaches the terminal as printable characters only."""
+
+import io
+import logging
+import sys
+import warnings
+
+import pytest
+
+from vqstack.config import RunConfig, parse, run_command
+from vqstack.errors import InputError
+from vqstack.terminal import lines, plain, say, warn
+
+EVIL = "\x1b[2J\x1b]0;title\x07\u202egnp.exe\u2066\r\n\x9b31m\udc80\x00\u200b\u2028end"
+
+
+def harmless(text):
+    return text.isprintable() and text.isascii()
+
+
+def test_nothing_of_a_name_but_what_can_be_seen(capsys):
+    assert harmless(plain(EVIL)) and harmless(str(InputError(EVIL)))
+    assert plain("größe 東京 100 % 😀") == "größe 東京 100 % 😀"
+    say(f"one\n{plain(EVIL)}")
+    warn(EVIL)
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 2 and captured.err.count("\n") == 1
+    assert all(map(harmless, (captured.out + captured.err).splitlines()))
+    assert captured.err.startswith("warning: ")
+    assert lines("a\nb\x1b") == "a\nb\\x1b"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_whatever_a_command_prints_is_escaped(encoding, monkeypatch):
+    """Messages, log lines, warnings and tracebacks of any library, on any terminal."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    for name in ("stdout", "stderr", "excepthook"):
+        monkeypatch.setattr(sys, name, stream if name[:3] == "std" else sys.excepthook)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def main(arguments):
+        say(EVIL + "é")
+        logging.lastResort.handle(logging.makeLogRecord({"msg": "library %s", "args": (EVIL,)}))
+        warnings.showwarning(UserWarning(EVIL), UserWarning, f"{EVIL}.py", 1)
+        sys.excepthook(KeyError, KeyError(EVIL), None)
+        raise InputError(EVIL)
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    stream.flush()
+    printed = stream.buffer.getvalue().decode(encoding)
+    assert printed.count("31m") >= 5
+    assert all(line.isprintable() for line in printed.split("\n"))
+
+
+def test_help_shows_a_strangers_defaults_escaped(capsys):
+    with pytest.raises(SystemExit):
+        parse(RunConfig, ["--help"], RunConfig(data={"source": "hub", "name": "a\x1b[2Jb"}))
+    printed = capsys.readouterr().out
+    assert "data.name" in printed
+    assert "\x1b[2J" not in printed
