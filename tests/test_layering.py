@@ -22,6 +22,8 @@ ORDER = [
     "likelihood",
     "ledger",
     "metrics",
+    "schedule",
+    "window",
     "level",
     "stack",
     "joint",

@@ -84,9 +84,9 @@ def test_padding_is_neither_scored_nor_shown():
     changed = parameters.clone()
     changed[..., 5:, :] = 100 * torch.randn(changed[..., 5:, :].shape)
     changed[..., 3:] = 100 * torch.randn(changed[..., 3:].shape)
-    torch.testing.assert_close(level.distribution(changed).log_prob(pixels), before, rtol=0, atol=0)
+    torch.testing.assert_close(level.head(level.crop(changed)).log_prob(pixels), before, rtol=0, atol=0)
     parameters.retain_grad()
-    level.distribution(parameters).log_prob(pixels).sum().backward()
+    level.head(level.crop(parameters)).log_prob(pixels).sum().backward()
     assert parameters.grad[..., 5:, :].abs().max() == 0
     assert parameters.grad[..., 3:].abs().max() == 0
     assert parameters.grad[..., :5, :3].abs().min() > 0
@@ -99,7 +99,7 @@ def test_gradients_reach_the_encoder_through_the_quantizer(kind):
     level = randomised(pixel_level(kind=kind)).train()
     vectors = level.encoder(level.features(images(16)))
     vectors.retain_grad()
-    decoded = level.distribution(level.decoder(level.quantizer(vectors).vectors))
+    decoded = level.given(level.quantizer(vectors).vectors)
     decoded.log_prob(images(16)).mean().backward()  # the likelihood alone
     assert vectors.grad.abs().sum() > 0
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in level.encoder.parameters())

@@ -106,7 +106,7 @@ class RunConfig(StackSettings):
             raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
         if self.augment.views and self.data.streaming:
             raise ValueError("augment.views stores codes of a split, and a stream is encoded on the way: leave one out")
-        check_refiners(self.refiners, len(self.levels))
+        check_refiners(self.refiners, [level.decoder for level in self.levels])
         if self.joint and self.levels_from is not None:
             raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")
         if self.joint and any(refiner.joint_encoder for refiner in self.refiners):

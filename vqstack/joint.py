@@ -64,7 +64,7 @@ class JointDecoders(nn.Module):
     @property
     def networks(self) -> list[nn.Module]:
         """The plain networks, which can be compiled."""
-        return [level.decoder for level in self.stack.levels]
+        return [network for level in self.stack.levels for network in level.networks[1:]]
 
     def trained(self) -> Iterator[nn.Parameter]:
         """Parameters of the decoders."""
@@ -86,7 +86,7 @@ class JointDecoders(nn.Module):
         for level, codes in zip(self.stack.levels, self.stack.encode(pixels), strict=True):
             with torch.no_grad():
                 vectors = level.quantizer.lookup(codes)
-            distribution = level.distribution(level.decoder(vectors))
+            distribution = level.given(vectors)
             nats = -distribution.log_prob(below).mean()
             objectives.append(Objective(nats / distribution.sites, {"nats": nats.detach()}))
             below = codes

@@ -1,8 +1,8 @@
 """One level of the hierarchy: an encoder to a code map, and a decoder that is a likelihood of what lies below.
 
 The encoder is a function, ``z_l = enc_l(z_{l-1})`` with ``z_0`` the pixels: a network, then the nearest code. The
-decoder is a product over sites whose factors all come from one network pass, ``P_dec_l(z_{l-1} | z_l)``. Both are
-trained on ``E[-ln P_dec_l(z_{l-1} | z_l)]``.
+decoder is ``P_dec_l(z_{l-1} | z_l)``: a product over sites, all from one network pass, or a window decoder whose sites
+also see the known values near them. Both are trained on ``E[-ln P_dec_l(z_{l-1} | z_l)]``.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
 from vqstack.nets import Down, Up
 from vqstack.quantizer import Quantized, QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
+from vqstack.window import DecoderSettings, WindowDecoder, Windowed, WindowNetwork
 
 
 class LevelSettings(BaseModel):
@@ -32,6 +33,7 @@ class LevelSettings(BaseModel):
     width: int = Field(64, ge=1, description="Channels of the residual blocks, count.")
     encoder_blocks: int = Field(2, ge=0, description="Residual blocks of the encoder, count.")
     decoder_blocks: int = Field(2, ge=0, description="Residual blocks of the decoder, count.")
+    decoder: DecoderSettings = Field(DecoderSettings(), description="What the decoder sees beside the code map.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of features dropped in residual blocks, training only.")
     embedding: Literal["codebook", "random"] = Field(
         "codebook", description="What the embedding of the codes below starts from (levels above 1)."
@@ -49,46 +51,63 @@ def check_scale(number: int, below: tuple[int, int], above: tuple[int, int]) -> 
 
 
 class Level(nn.Module, ABC):
-    """Encoder, quantizer and feed-forward decoder of one level.
+    """Encoder, quantizer and decoder of one level.
 
     Args:
         number: l, counted from 1 (the level that reads pixels).
         settings: see :class:`LevelSettings`.
         channels: features per site that the encoder reads.
-        outputs: numbers per site of the map below that the decoder puts out.
-        below: rows and columns of the map below.
+        head: the likelihood of a site of the map below.
+        below: rows and columns of the map below, padding included.
     """
 
     def __init__(
-        self, number: int, settings: LevelSettings, *, channels: int, outputs: int, below: tuple[int, int]
+        self, number: int, settings: LevelSettings, *, channels: int, head: Head, below: tuple[int, int]
     ) -> None:
         super().__init__()
-        self.number, self.settings, self.map_shape = number, settings, settings.map
+        self.number, self.settings, self.map_shape, self.head = number, settings, settings.map, head
         self.scale = check_scale(number, below, settings.map)
         self.quantizer = build_quantizer(settings.quantizer)
         shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
         self.encoder = Down(channels, settings.width, self.quantizer.dim, blocks=settings.encoder_blocks, **shared)
-        self.decoder = Up(self.quantizer.dim, settings.width, outputs, blocks=settings.decoder_blocks, **shared)
+        windowed = settings.decoder.family == "window"
+        outputs = settings.decoder.features if windowed else head.parameters
+        up = Up(self.quantizer.dim, settings.width, outputs, blocks=settings.decoder_blocks, **shared)
+        self.decoder: Up | WindowDecoder = up
+        if windowed:
+            self.decoder = WindowDecoder(up, WindowNetwork(settings.decoder, self.below, channels, head))
 
     @property
     def networks(self) -> list[nn.Module]:
         """The plain networks, which can be compiled."""
-        return [self.encoder, self.decoder]
+        decoder = self.decoder
+        return [self.encoder, *([decoder] if isinstance(decoder, Up) else [decoder.up, decoder.window])]
+
+    @property
+    def up(self) -> Up:
+        """The network from the code map to the resolution of the map below."""
+        return self.decoder if isinstance(self.decoder, Up) else self.decoder.up
 
     @abstractmethod
     def features(self, below: Tensor) -> Vectors:
         """What the encoder reads, as floats: [b, channels, rows, columns]."""
 
-    head: Head
-    """The likelihood that the decoder's output stands for."""
+    @abstractmethod
+    def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
+        """What a window decoder reads of known values of the map below."""
 
     def crop(self, parameters: Float[Tensor, "b P H W"]) -> Float[Tensor, "b P h w"]:
-        """The decoder's output without padding."""
+        """What stands for sites of the map below, without padding."""
         return parameters
 
-    def distribution(self, parameters: Vectors) -> Distribution:
-        """The likelihood that the decoder's output stands for."""
-        return self.head(self.crop(parameters))
+    def given(self, vectors: Vectors) -> Distribution:
+        """The distribution over the map below given vectors of z_l; gradients pass to them and to the decoder."""
+        base = self._from(self.crop(self.up(vectors)))
+        return base if isinstance(base, Windowed) else self.head(base)
+
+    def _from(self, above: Float[Tensor, "b F h w"]) -> Float[Tensor, "b P h w"] | Windowed:
+        """The decoder's numbers of each site, or what finds them where they depend on known values."""
+        return above if isinstance(self.decoder, Up) else Windowed(self.decoder.window, above, self.read)
 
     def forward(self, below: Pixels | AnyCodes) -> Objective:
         """The training objective: nats per site of the map below plus the quantizer's own loss.
@@ -100,17 +119,14 @@ class Level(nn.Module, ABC):
     def train_and_encode(self, below: Pixels | AnyCodes) -> tuple[Objective, Codes]:
         """The training objective, see :meth:`forward`, and the codes z_l that it was computed with."""
         quantized = self.quantize(below)
-        return self.objective(below, quantized, self.crop(self.decoder(quantized.vectors))), quantized.codes
+        return self.objective(below, quantized, self.given(quantized.vectors)), quantized.codes
 
     def quantize(self, below: Pixels | AnyCodes) -> Quantized:
         """z_l in training: its codes, and vectors through which the gradient reaches the encoder."""
         return self.quantizer(self.encoder(self.features(below)))
 
-    def objective(
-        self, below: Pixels | AnyCodes, quantized: Quantized, parameters: Float[Tensor, "b P h w"]
-    ) -> Objective:
-        """See :meth:`forward`; ``parameters`` are what the decoder makes of the quantized vectors, cropped."""
-        distribution = self.head(parameters)
+    def objective(self, below: Pixels | AnyCodes, quantized: Quantized, distribution: Distribution) -> Objective:
+        """See :meth:`forward`; ``distribution`` is what the decoder makes of the quantized vectors."""
         nats = -distribution.log_prob(below).mean()
         return Objective(
             nats / distribution.sites + quantized.loss,
@@ -125,15 +141,17 @@ class Level(nn.Module, ABC):
 
     def decode(self, codes: Codes) -> Distribution:
         """``P_dec_l(. | z_l)``, a distribution over the map below."""
-        return self.distribution(self.decoder(self.quantizer.lookup(codes)))
+        return self.given(self.quantizer.lookup(codes))
 
-    def outline(self, vectors: Vectors) -> tuple[Float[Tensor, "b P h w"], Float[Tensor, "b F rows columns"]]:
-        """What a refiner starts from: the decoder's output for the map below, and features of each site of z_l.
+    def outline(
+        self, vectors: Vectors
+    ) -> tuple[Float[Tensor, "b P h w"] | Windowed, Float[Tensor, "b F rows columns"]]:
+        """What a refiner starts from: the decoder's numbers for the map below, and features of each site of z_l.
 
-        The features are the codebook vectors, which are given, and what the decoder's last layer reads.
+        The features are the codebook vectors, which are given, and what the last layer of the way up reads.
         """
-        features, parameters = self.decoder.both(vectors)
-        return self.crop(parameters), torch.cat([vectors, features], 1)
+        features, above = self.up.both(vectors)
+        return self._from(self.crop(above)), torch.cat([vectors, features], 1)
 
     @property
     def outline_features(self) -> int:
@@ -160,13 +178,19 @@ class PixelLevel(Level):
     def __init__(
         self, settings: LevelSettings, shape: tuple[int, int, int], size: int, head: PixelHead, pad_to: tuple[int, int]
     ) -> None:
-        super().__init__(1, settings, channels=shape[0], outputs=head.parameters, below=pad_to)
-        self.shape, self.size, self.head, self.pad_to = shape, size, head, pad_to
+        self.shape, self.size, self.pad_to = shape, size, pad_to  # first: they say what lies below without padding
+        super().__init__(1, settings, channels=shape[0], head=head, below=pad_to)
 
     def features(self, below: Pixels) -> Vectors:
-        x = below.to(self.decoder.trunk.position.dtype) * (2 / (self.size - 1)) - 1
+        x = self._scaled(below)
         rows, columns = self.pad_to[0] - self.shape[1], self.pad_to[1] - self.shape[2]
         return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
+
+    def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
+        return self._scaled(values)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return values.to(self.encoder.trunk.position.dtype) * (2 / (self.size - 1)) - 1
 
     @property
     def below(self) -> tuple[int, int]:
@@ -187,9 +211,8 @@ class CodeLevel(Level):
 
     def __init__(self, number: int, settings: LevelSettings, below: Level) -> None:
         size, dim = below.quantizer.size, below.quantizer.dim
-        super().__init__(number, settings, channels=dim, outputs=size, below=below.map_shape)
+        super().__init__(number, settings, channels=dim, head=CodeHead(size), below=below.map_shape)
         self.embedding = nn.Embedding(size, dim)
-        self.head = CodeHead(size)
 
     @torch.no_grad()
     def start_from(self, below: Level) -> None:
@@ -200,6 +223,9 @@ class CodeLevel(Level):
         if self.settings.embedding == "codebook":
             codebook = below.quantizer.codebook()
             self.embedding.weight.copy_((codebook - codebook.mean(0)) / codebook.std().clamp(min=1e-6))
+
+    def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
+        return self.embedding(values[..., 0])
 
     def features(self, below: Codes) -> Vectors:
         return rearrange(self.embedding(below), "b h w d -> b d h w")

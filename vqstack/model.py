@@ -92,7 +92,7 @@ class ModelSettings(BaseModel):
 
     @model_validator(mode="after")
     def check(self) -> "ModelSettings":
-        check_refiners(self.refiners, len(self.stack.levels))
+        check_refiners(self.refiners, [level.decoder for level in self.stack.levels])
         return self
 
     def draws(self, sampling: SamplingSettings | None = None) -> list[Draw]:
@@ -105,11 +105,12 @@ class ModelSettings(BaseModel):
         names = ["prior", *(f"level {n}" for n in range(len(self.stack.levels), 0, -1))]
         parts = [self.prior, *(refiners.get(n) for n in range(len(self.stack.levels), 0, -1))]
         guided = [p is not None and p.labels and p.label_dropout > 0 and self.classes > 0 for p in parts]
-        masked = [p is not None and p.family == "masked" for p in parts]
+        free = [True, *(level.decoder.family != "window" for level in reversed(self.stack.levels))]  # in any order
+        masked = [p is not None and p.family == "masked" and f for p, f in zip(parts, free, strict=True)]
         draws = sampling.draws(len(self.stack.levels))
         for field, able, neutral, needs in (
             ("guidance", guided, 1.0, "a transformer with labels that was trained with label_dropout above 0"),
-            ("confidence", masked, False, "a transformer of the masked family"),
+            ("confidence", masked, False, "a transformer of the masked family over no window decoder"),
         ):
             given = getattr(sampling, field)
             if len(given) == 1 and any(able):

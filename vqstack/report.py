@@ -49,9 +49,7 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
         # own output, the quantizer three tables of distances and one of int64, which is as large as two.
-        floats = sites * (
-            6 * level.settings.width * (blocks + 2) + 4 * level.decoder.numbers + 5 * level.quantizer.size
-        )
+        floats = sites * (6 * level.settings.width * (blocks + 2) + 4 * level.up.numbers + 5 * level.quantizer.size)
         memory = 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate
         together += memory
         peak = together if config.joint else max(peak, memory)

@@ -18,8 +18,10 @@ from vqstack.codes import MapCache
 from vqstack.fit import Asked, ReadingAhead, Source
 from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, StreamBatch, augment, center, uniforms
 from vqstack.level import Level
+from vqstack.likelihood import by_site
 from vqstack.shapes import Codes, Labels, Pixels
 from vqstack.stack import Stack
+from vqstack.window import Windowed
 
 logger = logging.getLogger(__name__)
 RESIDENT = 2**30  # bytes of code maps that are kept in the device's memory
@@ -319,7 +321,10 @@ class RefinerSource:
             replaced = torch.rand(codes.shape, generator=generator) < share.view(-1, *[1] * (codes.ndim - 1))
             codes = torch.where(replaced.to(codes.device), self._replacements(codes, generator), codes)
         labels = given[0] if given else torch.full((len(codes),), NO_LABEL)
-        return below, labels.to(codes.device), *parent_of(self.level, codes, share.to(codes.device))
+        base, features, share = parent_of(self.level, codes, share.to(codes.device))
+        if isinstance(base, Windowed):
+            base = base.parameters(by_site(below, self.level.head.channels))
+        return below, labels.to(codes.device), base, features, share
 
     def _replacements(self, codes: Codes, generator: torch.Generator) -> Codes:
         """Another code for every site: a near neighbour, or what the decoder above might have drawn."""

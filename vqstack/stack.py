@@ -82,13 +82,14 @@ class Stack(nn.Module):
 
     def _share_trunks(self) -> None:
         """Block i of every encoder of a width becomes one instance, and so does block i of every decoder."""
-        for path in ("encoder", "decoder"):
+        names = {id(module): name for name, module in self.named_modules()}
+        for path in ("encoder", "up"):
             pools: dict[int, list[tuple[ResidualBlock, str]]] = {}
             for level in self.levels:
                 trunk: Trunk = getattr(level, path).trunk
                 pool = pools.setdefault(level.settings.width, [])
                 for i, block in enumerate(trunk.blocks):
-                    name = f"levels.{level.number - 1}.{path}.trunk.blocks.{i}."
+                    name = f"{names[id(trunk)]}.blocks.{i}."
                     if i < len(pool):
                         self.owners[name] = pool[i][1]
                     else:

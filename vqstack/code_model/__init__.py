@@ -1,6 +1,6 @@
 """Transformers over maps: the prior over the top map, and the refiners of the maps below it.
 
-Files in reading order: ``settings``, ``schedule``, ``base`` (what both classes share), ``autoregressive``, ``masked``,
+Files in reading order: ``settings``, ``base`` (what both classes share), ``autoregressive``, ``masked``,
 ``build`` and ``joint_encoder``.
 """
 
@@ -9,8 +9,8 @@ from vqstack.code_model.base import NO_LABEL, CodeModel, Parent
 from vqstack.code_model.build import build_code_model, build_refiner, parent_of
 from vqstack.code_model.joint_encoder import JointEncoder
 from vqstack.code_model.masked import MaskedCodeModel
-from vqstack.code_model.schedule import Schedule
 from vqstack.code_model.settings import CodeModelSettings, RefinerSettings, check_refiners
+from vqstack.schedule import Schedule
 
 __all__ = [
     "NO_LABEL",

@@ -17,10 +17,10 @@ from x_transformers import Decoder
 from x_transformers.attend import Attend
 from x_transformers.x_transformers import LayerIntermediates
 
-from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_raster
-from vqstack.code_model.schedule import Schedule
+from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
 from vqstack.likelihood import Factor, Known
+from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Labels, Nats, Pixels
 
 
@@ -83,7 +83,7 @@ class AutoregressiveCodeModel(CodeModel):
         options = {} if self.seen is None else {"attn_mask": self.seen}
         hidden = self.backbone(inputs, **options)
         raster = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(self.sites, device=hidden.device))
-        return self.correct(hidden[:, raster], by_raster(parent))
+        return self.correct(hidden[:, raster], by_raster(parent, values))
 
     def logits(
         self, codes: Int64[Tensor, "b N"], labels: Labels | None, parent: Parent | None = None
@@ -150,14 +150,14 @@ class Autoregressive(OfCodeModel[AutoregressiveCodeModel]):
 
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:
-        model, base = self.model, by_raster(self.parent)
+        model = self.model
         context = model.context(self.parent)
         hidden, cache = model.prefill(self.batch, self.labels, context)
-        for group in range(len(model.schedule)):
+        for group, base in enumerate(by_group(self.parent, model.schedule, values)):
             sites = model.schedule.sites(group).to(self.device)
             if group:
                 hidden, cache = model.step(group, model.by_site(values), context, cache)
-            parameters = model.correct(hidden, None if base is None else base[:, sites])
+            parameters = model.correct(hidden, base)
             yield from model.site_factors(parameters, sites, values)
 
 

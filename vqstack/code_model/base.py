@@ -20,12 +20,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vqstack.code_model.codebook import CodebookSpace
-from vqstack.code_model.schedule import Schedule
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
-from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known
+from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known, by_site, site_factors
 from vqstack.nets import rename_state, unfold
+from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels
+from vqstack.window import Windowed
 
 NO_LABEL = -1
 """Stands for a label that is not told."""
@@ -35,12 +36,13 @@ class Parent(NamedTuple):
     """What a refiner sees of the map above.
 
     Attributes:
-        base: parameters of the feed-forward distribution of the map below, [b, P, h, w].
+        base: parameters of the decoder's distribution of the map below, [b, P, h, w], or a window decoder, whose
+            parameters depend on known values.
         features: of each site of the parent map, [b, F, rows, columns].
         share: which share of the parent's codes may be replaced ones, [b].
     """
 
-    base: Float[Tensor, "b P h w"]
+    base: Float[Tensor, "b P h w"] | Windowed
     features: Float[Tensor, "b F rows columns"]
     share: Float[Tensor, "b"]
 
@@ -201,7 +203,7 @@ class CodeModel(nn.Module, ABC):
 
     def by_site(self, values: AnyCodes | Pixels) -> Int64[Tensor, "b N c"]:
         """Values with the sites in raster order, the channels of a site together."""
-        return rearrange(values.long().flatten(1), "b (c n) -> b n c", c=self.head.channels)
+        return by_site(values, self.head.channels)
 
     def embed(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         """Input features of known values."""
@@ -259,14 +261,7 @@ class CodeModel(nn.Module, ABC):
         self, parameters: Float[Tensor, "b n P"], sites: Int64[Tensor, "n"], values: Int64[Tensor, "b M"]
     ) -> Iterator[Factor]:
         """The factors of one group: one for codes, one a channel for pixels."""
-        distribution = self.head(rearrange(parameters, "b n p -> b p 1 n"))
-        first = torch.arange(self.head.channels, device=sites.device)[:, None] * self.sites
-        places = (first + sites).flatten()
-        chosen = values[:, places]
-        for factor in distribution.factors(chosen):
-            mine = places[factor.sites]
-            yield factor.at(mine)
-            chosen[:, factor.sites] = values[:, mine]
+        return site_factors(self.head, rearrange(parameters, "b n p -> b p 1 n"), sites, values)
 
 
 Model = TypeVar("Model", bound=CodeModel)
@@ -291,9 +286,29 @@ class OfCodeModel(Distribution, Generic[Model]):
         return self.model.log_prob(x, self.labels, self.parent)
 
 
-def by_raster(parent: Parent | None) -> Float[Tensor, "b N P"] | None:
-    """The base parameters with the sites in raster order."""
-    return None if parent is None else rearrange(parent.base, "b p h w -> b (h w) p")
+def by_raster(parent: Parent | None, values: Int64[Tensor, "b N c"]) -> Float[Tensor, "b N P"] | None:
+    """The base parameters with the sites in raster order; those of a window decoder given ``values``."""
+    if parent is None:
+        return None
+    base = parent.base.parameters(values) if isinstance(parent.base, Windowed) else parent.base
+    return rearrange(base, "b p h w -> b (h w) p")
+
+
+def by_group(
+    parent: Parent | None, schedule: Schedule, values: Int64[Tensor, "b M"]
+) -> Iterator[Float[Tensor, "b n P"] | None]:
+    """The base parameters group by group, given what ``values`` hold of the groups before when the next is asked for.
+
+    A window decoder is walked along: its diagonals are the groups of the schedule.
+    """
+    base = None if parent is None else parent.base
+    if isinstance(base, Windowed):
+        for _, numbers in base.walk(values):
+            yield rearrange(numbers, "b p 1 n -> b n p")
+        return
+    raster = None if base is None else rearrange(base, "b p h w -> b (h w) p")
+    for group in range(len(schedule)):
+        yield None if raster is None else raster[:, schedule.sites(group).to(raster.device)]
 
 
 def _own_names(depth: int) -> dict[str, str]:

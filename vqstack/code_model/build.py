@@ -39,4 +39,4 @@ def parent_of(level: Level, codes: Codes, share: torch.Tensor | None = None) -> 
     """
     with torch.autocast(codes.device.type, enabled=False):
         base, features = level.outline(level.quantizer.lookup(codes))
-    return Parent(base, features, base.new_zeros(len(codes)) if share is None else share.to(base))
+    return Parent(base, features, features.new_zeros(len(codes)) if share is None else share.to(features))

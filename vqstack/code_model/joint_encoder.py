@@ -40,7 +40,8 @@ class JointEncoder(nn.Module):
         """
         quantized = self.level.quantize(below)
         parameters, features = self.level.outline(quantized.vectors)
-        alone = self.level.objective(below, quantized, parameters)
+        assert isinstance(parameters, torch.Tensor)  # settings with a window decoder are refused
+        alone = self.level.objective(below, quantized, self.level.head(parameters))
         genuine = torch.zeros(len(below), device=parameters.device)
         refined = self.refiner(below, None, *Parent(parameters, features, genuine))
         parts = {"decoder": alone.metrics["nats"], "refiner": refined.metrics["nats"]}

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from x_transformers import Encoder
 
-from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_raster
-from vqstack.code_model.schedule import Schedule
+from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
 from vqstack.likelihood import Draw, Factor, Known, draw_values
+from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Labels, Nats, Noise, Pixels, finest
 
 
@@ -56,7 +56,8 @@ class MaskedCodeModel(CodeModel):
 
     def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
         """ln P under the schedule, exact in K passes."""
-        flat, base = self.by_site(values), by_raster(parent)
+        flat = self.by_site(values)
+        base = by_raster(parent, flat)
         total = torch.zeros(len(flat), device=flat.device)
         for group in range(len(self.schedule)):
             sites = self.schedule.sites(group).to(flat.device)
@@ -107,7 +108,8 @@ class MaskedCodeModel(CodeModel):
         weights: Float[Tensor, "b"],
     ) -> tuple[Tensor, Nats]:
         """Loss, and weighted nats of the scored sites of each image; only those pass through the last layer."""
-        flat, base = self.by_site(values), by_raster(parent)
+        flat = self.by_site(values)
+        base = by_raster(parent, flat)
         hidden = self.predict(flat, known, labels, parent)[scored]
         parameters = self.correct(hidden, None if base is None else base[scored])
         image = scored.nonzero()[:, 0]
@@ -151,13 +153,13 @@ class Masked(OfCodeModel[MaskedCodeModel]):
 
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:
-        model, base = self.model, by_raster(self.parent)
-        for group in range(len(model.schedule)):
+        model = self.model
+        for group, base in enumerate(by_group(self.parent, model.schedule, values)):
             before = model.schedule.before(torch.full((self.batch,), group, device=self.device))
             seen = torch.where(self.given[..., None], self.values, model.by_site(values))
             sites = model.schedule.sites(group).to(self.device)
             hidden = model.predict(seen, before | self.given, self.labels, self.parent)[:, sites]
-            parameters = model.correct(hidden, None if base is None else base[:, sites])
+            parameters = model.correct(hidden, base)
             yield from model.site_factors(parameters, sites, values)
 
     def sample(self, noise: Noise, draw: Draw = Draw()) -> AnyCodes | Pixels:
@@ -171,7 +173,7 @@ class Masked(OfCodeModel[MaskedCodeModel]):
         As many sites are kept in pass k as group k of the schedule has. Which ones depends on what was drawn, so these
         samples do not follow the distribution that ``log_prob`` scores.
         """
-        model, base = self.model, by_raster(self.parent)
+        model, base = self.model, by_raster(self.parent, self.values)
         channels = model.head.channels
         noise = noise.to(self.device, finest(self.device))
         everywhere = torch.arange(model.sites, device=self.device)

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vqstack.window import DecoderSettings
+
 
 class CodeModelSettings(BaseModel):
     """Settings of a transformer over codes."""
@@ -21,7 +23,7 @@ class CodeModelSettings(BaseModel):
     wavefront: int = Field(
         0,
         ge=0,
-        le=2,
+        le=17,
         description="s, columns by which a row runs ahead of the next: all sites with the same s * row + column are "
         "one group, in place of groups; 0: groups as said there. Learns nearly as fast as one site a group.",
     )
@@ -116,11 +118,32 @@ class RefinerSettings(CodeModelSettings):
         return self
 
 
-def check_refiners(refiners: tuple[RefinerSettings, ...], levels: int) -> None:
-    """Each refiner belongs to a level of its own among 1 … ``levels``."""
+def check_refiners(refiners: tuple[RefinerSettings, ...], decoders: list[DecoderSettings]) -> None:
+    """Each refiner belongs to a level of its own and draws its sites in the order of that level's decoder.
+
+    Args:
+        refiners: of any levels.
+        decoders: of level 1, 2, ….
+    """
     numbers = [refiner.level for refiner in refiners]
     for number in numbers:
-        if number > levels:
-            raise ValueError(f"refiners: level {number} does not exist: there are levels 1 … {levels}")
+        if number > len(decoders):
+            raise ValueError(f"refiners: level {number} does not exist: there are levels 1 … {len(decoders)}")
         if numbers.count(number) > 1:
             raise ValueError(f"refiners: level {number} has more than one: keep one of them")
+    for refiner in refiners:
+        decoder = decoders[refiner.level - 1]
+        if decoder.family != "window":
+            continue
+        if decoder.tile != (0, 0):
+            raise ValueError(f"refiners: level {refiner.level} is drawn in tiles, a refiner is not: set tile to 0 0")
+        if refiner.wavefront != decoder.steepness:
+            raise ValueError(
+                f"refiners: level {refiner.level} has a window decoder, which is drawn by diagonals of slope "
+                f"{decoder.steepness}: set the refiner's wavefront to {decoder.steepness}"
+            )
+        if refiner.masks == "random" or refiner.joint_encoder:
+            raise ValueError(
+                f"refiners: level {refiner.level} has a window decoder, which sees what random masks hide and trains "
+                "with its encoder by itself: leave masks and joint_encoder at their defaults"
+            )

@@ -9,7 +9,7 @@ from vqstack.likelihood.categorical import Bernoulli, Categorical
 from vqstack.likelihood.conditioned import Clamped, Guided, Known
 from vqstack.likelihood.drawing import Draw, draw_values, noise
 from vqstack.likelihood.factors import FINE, Factor, Ordered, Table
-from vqstack.likelihood.heads import CodeHead, Head, PixelHead, PixelSettings
+from vqstack.likelihood.heads import CodeHead, Head, PixelHead, PixelSettings, by_site, site_factors
 from vqstack.likelihood.mixture import LogisticMixture, logistic_parameters
 
 __all__ = [
@@ -29,8 +29,10 @@ __all__ = [
     "PixelHead",
     "PixelSettings",
     "Table",
+    "by_site",
     "draw_values",
     "logistic_parameters",
     "noise",
+    "site_factors",
     "walked_log_prob",
 ]

@@ -1,18 +1,26 @@
 """Heads: what turns the numbers of each site into a distribution over a map."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from vqstack.errors import InputError
 from vqstack.likelihood.base import Distribution
 from vqstack.likelihood.categorical import Bernoulli, Categorical
-from vqstack.likelihood.mixture import LogisticMixture, correction_units, logistic_parameters
+from vqstack.likelihood.factors import Factor
+from vqstack.likelihood.mixture import (
+    LogisticMixture,
+    around_neighbours,
+    correction_units,
+    logistic_parameters,
+    starting_point,
+)
 
 
 class PixelSettings(BaseModel):
@@ -47,6 +55,22 @@ class Head(ABC):
     def correct(self, base: Float[Tensor, "*n P"], correction: Float[Tensor, "*n P"]) -> Float[Tensor, "*n P"]:
         """The numbers of sites, moved by a correction; one of zeros leaves them as they are."""
         return base + correction
+
+    def start(self) -> Float[Tensor, "P"]:
+        """Numbers from which a network that knows nothing yet starts."""
+        return torch.zeros(self.parameters)
+
+    def relative(
+        self, parameters: Float[Tensor, "b P h w"], near: Callable[[int, int], Tensor]
+    ) -> Float[Tensor, "b P h w"]:
+        """The numbers that a likelihood needs, from those that a network gives relative to known neighbours.
+
+        Args:
+            parameters: as the network puts them out.
+            near: (row, column) to the values [b, c, h, w] at that offset from each site; the ones on the left, above,
+                and above on the left may be asked for. Scaled to [-1, 1], and 0 outside the map.
+        """
+        return parameters
 
 
 class CodeHead(Head):
@@ -100,3 +124,43 @@ class PixelHead(Head):
         if self.kind == "logistic_mixture":
             correction = correction * correction_units(base, self.channels, self.size)
         return base + correction
+
+    def start(self) -> Float[Tensor, "P"]:
+        """Logistics of different widths, none preferred."""
+        if self.kind == "logistic_mixture":
+            return starting_point(self.channels, self.parameters)
+        return super().start()
+
+    def relative(
+        self, parameters: Float[Tensor, "b P h w"], near: Callable[[int, int], Tensor]
+    ) -> Float[Tensor, "b P h w"]:
+        """Means of logistics are corrections to what the neighbours foretell, in units of their scales."""
+        if self.kind == "logistic_mixture":
+            return around_neighbours(parameters, near, self.channels, self.size)
+        return parameters
+
+
+def by_site(values: Tensor, channels: int) -> Int64[Tensor, "b N c"]:
+    """Values with the sites in raster order, the channels of a site together."""
+    return rearrange(values.long().flatten(1), "b (c n) -> b n c", c=channels)
+
+
+def site_factors(
+    head: Head, parameters: Float[Tensor, "b P 1 n"], sites: Int64[Tensor, "n"], values: Int64[Tensor, "b M"]
+) -> Iterator[Factor]:
+    """The factors of some sites of a map whose numbers are known: one for codes, one a channel for pixels.
+
+    Args:
+        head: what the numbers stand for.
+        parameters: of the sites.
+        sites: in raster order of the map.
+        values: of the whole map, channel by channel; what is chosen is read from there.
+    """
+    distribution = head(parameters)
+    first = torch.arange(head.channels, device=sites.device)[:, None] * (values.shape[1] // head.channels)
+    places = (first + sites).flatten()
+    chosen = values[:, places]
+    for factor in distribution.factors(chosen):
+        mine = places[factor.sites]
+        yield factor.at(mine)
+        chosen[:, factor.sites] = values[:, mine]

@@ -1,6 +1,6 @@
 """Pixels of many grey values: a mixture of discretized logistics whose colour channels are coupled."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -160,3 +160,40 @@ def correction_units(parameters: Float[Tensor, "*n P"], channels: int, size: int
     widths = log_scales.clamp(LogisticMixture.MIN_LOG_SCALE, LogisticMixture.MAX_LOG_SCALE).exp() + 1 / (size - 1)
     ones = torch.ones_like(numbers)
     return torch.cat([ones[..., :1, :], widths, ones[..., 1 + channels :, :]], -2).flatten(-2)
+
+
+def starting_point(channels: int, parameters: int) -> Float[Tensor, "P"]:
+    """Numbers of a pixel before anything is learned: logistics from narrow to wide, alike otherwise."""
+    numbers = torch.zeros(1 + 2 * channels + channels * (channels - 1) // 2, parameters)
+    numbers = numbers[:, : parameters // len(numbers)]
+    numbers[1 + channels : 1 + 2 * channels] = torch.linspace(-5, -2, numbers.shape[1])
+    return numbers.flatten()
+
+
+def around_neighbours(
+    parameters: Float[Tensor, "b P h w"], near: Callable[[int, int], Tensor], channels: int, size: int
+) -> Float[Tensor, "b P h w"]:
+    """Numbers of a mixture from numbers relative to known neighbours; scales and weights stay as they are.
+
+    Component k is centred on a prediction p_k from its neighbours, the same for all k that are equal modulo 5: the
+    median of left, above and left + above - corner (the edge predictor of JPEG-LS, Weinberger et al. 2000), or one of
+    these, or the corner. Couplings act on what the earlier channels lie beside their prediction:
+
+        mu_ki = p_ki + (s_ki + h) d_ki - sum_{j<i} a_kij p_kj
+    """
+    left, above, corner = near(0, -1), near(-1, 0), near(-1, -1)
+    plane = left + above - corner
+    median = torch.maximum(torch.minimum(left, above), torch.minimum(torch.maximum(left, above), plane))
+    pairs = channels * (channels - 1) // 2
+    numbers = parameters.unflatten(1, (1 + 2 * channels + pairs, -1))  # [b, quantities, K, h, w]
+    predictions = [median, left, above, plane, corner]
+    predicted = torch.stack([predictions[k % 5] for k in range(numbers.shape[2])], 2)
+    log_scales = numbers[:, 1 + channels : 1 + 2 * channels]
+    widths = log_scales.clamp(LogisticMixture.MIN_LOG_SCALE, LogisticMixture.MAX_LOG_SCALE).exp() + 1 / (size - 1)
+    means = list((predicted + widths * numbers[:, 1 : 1 + channels]).unbind(1))
+    coupling = numbers[:, 1 + 2 * channels :].tanh()
+    for i in range(channels):
+        for j in range(i):
+            means[i] = means[i] - coupling[:, i * (i - 1) // 2 + j] * predicted[:, j]
+    rest = numbers[:, 1 + channels :]
+    return torch.cat([numbers[:, :1], torch.stack(means, 1), rest], 1).flatten(1, 2)
