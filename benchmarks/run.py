@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from vqstack.likelihood import noise
 from vqstack.quantizer import QuantizerSettings, build_quantizer
 from vqstack.sources import PixelSource
 from vqstack.stack import Stack, StackSettings
+from vqstack.window import DecoderSettings
 
 SHAPE, VALUES = (3, 32, 32), 256
 MAPS = ((8, 8), (4, 4), (2, 2))
@@ -111,12 +112,14 @@ def compare(comparison: Comparison, repeats: int, device: torch.device) -> Row:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def make_stack(levels: int, device: torch.device) -> Stack:
-    """32x32x3 -> 8x8 (-> 4x4 -> 2x2), K = 512, width 64."""
+def make_stack(levels: int, device: torch.device, *, size: int = 32, **decoder: Any) -> Stack:
+    """Three channels of ``size`` pixels squared -> 8x8 (-> 4x4 -> 2x2), K = 512, width 64."""
     torch.manual_seed(0)
     quantizer = QuantizerSettings(codebook_size=512, dim=64)
-    settings = tuple(LevelSettings(map=m, quantizer=quantizer, width=64) for m in MAPS[:levels])
-    return Stack(StackSettings(levels=settings), SHAPE, VALUES).to(device).eval()
+    settings = tuple(
+        LevelSettings(map=m, quantizer=quantizer, width=64, decoder=DecoderSettings(**decoder)) for m in MAPS[:levels]
+    )
+    return Stack(StackSettings(levels=settings), (3, size, size), VALUES).to(device).eval()
 
 
 def make_pixels(count: int, device: torch.device) -> Tensor:
@@ -147,22 +150,25 @@ def bare_training(level: Level, pixels: Tensor, settings: FitSettings) -> Iterat
 
 
 def training(device: torch.device) -> Iterator[Comparison]:
-    """Level 1 through the toolkit's loop and through a bare one; neither evaluates."""
-    steps, settings = 2, FitSettings(steps=100_000, batch_size=64)
-    pixels = make_pixels(2048, device)
-    source = PixelSource(pixels)
-    bare = bare_training(make_stack(1, device).level(1), pixels, settings)
-    with tempfile.TemporaryDirectory() as folder:
-        accelerator = Accelerator(cpu=device.type == "cpu")
-        fit = Fit("benchmark", make_stack(1, device).level(1), source, source, settings, accelerator, Path(folder))
-        yield Comparison(
-            "training level 1, batch 64, EMA / bare loop",
-            lambda: [fit.training_step() for _ in range(steps)],
-            lambda: [next(bare) for _ in range(steps)],
-            "speed",
-            0.95,
-            steps * settings.batch_size,
-        )
+    """Level 1 through the toolkit's loop and through a bare one, for each decoder family; neither evaluates."""
+    steps = 2
+    for family, batch in (("product", 64), ("window", 16)):
+        settings = FitSettings(steps=100_000, batch_size=batch)
+        pixels = make_pixels(2048, device)
+        source = PixelSource(pixels)
+        bare = bare_training(make_stack(1, device, family=family).level(1), pixels, settings)
+        level = make_stack(1, device, family=family).level(1)
+        with tempfile.TemporaryDirectory() as folder:
+            accelerator = Accelerator(cpu=device.type == "cpu")
+            fit = Fit("benchmark", level, source, source, settings, accelerator, Path(folder))
+            yield Comparison(
+                f"training level 1, {family}, batch {batch}, EMA / bare loop",
+                lambda fit=fit: [fit.training_step() for _ in range(steps)],
+                lambda bare=bare: [next(bare) for _ in range(steps)],
+                "speed",
+                0.95,
+                steps * batch,
+            )
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
@@ -293,9 +299,40 @@ def prior(device: torch.device) -> Iterator[Comparison]:
     yield Comparison(f"{size} / bare loop", ours, lambda: bare_generate(weights), "time", None, BATCH)
 
 
+# --- window decoders --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def windows(device: torch.device) -> Iterator[Comparison]:
+    """Images drawn given their codes, against the network's step alone on as many sites, whose inputs lie ready."""
+    for size, batch, tile in ((32, 1, 0), (32, 64, 0), (64, 1, 0), (64, 1, 32), (64, 16, 0)):
+        level = make_stack(1, device, size=size, family="window", tile=(tile, tile)).level(1)
+        network = level.decoder.window
+        nn.init.normal_(network.leave.weight, std=0.02)
+        codes = torch.randint(512, (batch, 8, 8), device=device)
+        tiles = batch * (size // (tile or size)) ** 2
+        ready = [
+            (
+                torch.randn(tiles, n, len(network.offsets), SHAPE[0] + 1, device=device),
+                torch.randn(tiles, network.settings.features, 1, n, device=device),
+            )
+            for n in network.schedule.sizes
+        ]
+        u = noise(0, range(batch), 0, 3 * size * size)
+        split = f", tiles of {tile}x{tile}" if tile else ""
+        yield Comparison(
+            f"drawing {batch} of {size}x{size}, {len(network.schedule)} steps{split} / bare steps",
+            lambda level=level, codes=codes, u=u: level.decode(codes).sample(u),
+            lambda network=network, ready=ready: [network.step(*inputs) for inputs in ready],
+            "time",
+            None,
+            batch,
+        )
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
-LINES = {"training": training, "encoding": encoding, "lookup": lookup, "prior": prior}
+LINES = {"training": training, "encoding": encoding, "lookup": lookup, "prior": prior, "windows": windows}
 
 
 def main() -> None:
