@@ -26,8 +26,8 @@ from trades import with_groups
 from vqstack.code_model import RefinerSettings
 from vqstack.config import RunConfig, parse, read_yaml, run_command
 from vqstack.errors import InputError
-from vqstack.features import default_cache, trained_judge
-from vqstack.images import grid, load_splits
+from vqstack.features import trained_judge
+from vqstack.images import default_cache, grid, load_splits
 from vqstack.level import LevelSettings
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.plots import figure

@@ -20,8 +20,8 @@ from refiners import evaluations, same_data, seconds_in_turn
 
 from vqstack.config import run_command
 from vqstack.errors import InputError
-from vqstack.features import ImageJudge, default_cache, trained_judge
-from vqstack.images import ImageSplit, grid, load_splits
+from vqstack.features import ImageJudge, trained_judge
+from vqstack.images import ImageSplit, default_cache, grid, load_splits
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact

@@ -22,8 +22,8 @@ from samples import score
 
 from vqstack.config import run_command
 from vqstack.errors import InputError
-from vqstack.features import default_cache, trained_judge
-from vqstack.images import grid, load_splits
+from vqstack.features import trained_judge
+from vqstack.images import default_cache, grid, load_splits
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.phases import data_of_run
 from vqstack.plots import figure

@@ -10,15 +10,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# The libraries read these when they are imported, and the commands that tests start inherit them.
-_cache = tempfile.mkdtemp(prefix="vqstack-tests-")
-atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE"):
-    os.environ.pop(_name, None)
+# What a test finds around it is the same for everybody: no cache, setting, language or token of the person who runs
+# them. The libraries read these when they are imported, and the commands that tests start inherit them.
+_home = tempfile.mkdtemp(prefix="vqstack-tests-")
+atexit.register(shutil.rmtree, _home, ignore_errors=True)
+_KEPT = ("PATH", "TMPDIR", "SYSTEMROOT", "PYTHON", "PYTEST_", "COV", "LD_", "DYLD_", "CUDA_", "NVIDIA_")
+for _name in [name for name in os.environ if not name.startswith(_KEPT)]:
+    del os.environ[_name]
 os.environ.update(
-    HF_HOME=_cache,
-    VQSTACK_CACHE=_cache,
-    MPLCONFIGDIR=_cache,  # where it keeps the fonts it has found
+    HOME=_home,
+    LC_ALL="C.UTF-8",
+    HF_HOME=_home,
+    VQSTACK_CACHE=_home,
+    XDG_CACHE_HOME=_home,
+    MPLCONFIGDIR=_home,  # where it keeps the fonts it has found
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -36,6 +41,21 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)  # these networks are too small for two
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures of the session are made in an empty folder: nothing that lies in the checkout has a short name."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,14 @@
 """One of several processes that train: torchrun … rank_report.py REPORT ARGUMENTS of recipes/train_stack.py.
 
 Runs the recipe and leaves in REPORT-RANK.json what this process saw: the fingerprint of the module in training before
-and after every step, of the whole model at the end, and which code maps it encoded.
+and after every step, of the whole model at the end, and which code maps it encoded. With STOP_AFTER="PHASE STEP" in
+the environment the first process is asked to leave after that step.
 """
 
 import json
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +30,8 @@ def main(report: str, arguments: list[str]) -> None:
     def watched_step(self):
         step(self)
         seen["steps"].append([self.name, self.step, fingerprint(self.module.state_dict())])
+        if os.environ.get("STOP_AFTER") == f"{self.name} {self.step}" and self.accelerator.is_main_process:
+            signal.raise_signal(signal.SIGTERM)
 
     def watched_write(self, view, start, codes):
         write(self, view, start, codes)

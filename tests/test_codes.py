@@ -516,7 +516,7 @@ def test_the_card_quotes_what_is_foreign(tmp_path):
     images = {"train": random_images(2)}
     source = {"name": "x\n```\n# <script>alert(1)</script> & more"}
     fill(writer_of(tmp_path, images, source=source), images)
-    card = (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
     inside = card.split("```json\n")[1]
     assert inside.count("```") == 1 and inside.endswith("\n```\n")
     assert "<script>" not in card

@@ -51,7 +51,7 @@ def start(*command):
     return subprocess.run(
         [sys.executable, *map(str, command)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
     )

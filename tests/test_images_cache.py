@@ -10,7 +10,7 @@ import torch
 from test_images import png, random_pixels, refused, write_parquet
 
 from vqstack.errors import InputError
-from vqstack.images import ImageSettings, image_shape, load_splits, num_classes
+from vqstack.images import ImageSettings, default_cache, image_shape, load_splits, num_classes
 from vqstack.images.cache import key
 
 
@@ -181,3 +181,15 @@ def test_a_broken_entry_is_named(cache, settings, name, how):
         left.unlink()
     folder.rmdir()
     every_byte()
+
+
+def test_one_rule_says_where_what_serves_all_runs_is_kept(monkeypatch, tmp_path):
+    """Decoded images and classifiers alike; a variable that is set to nothing is not set."""
+    named = {"VQSTACK_CACHE": tmp_path / "a", "XDG_CACHE_HOME": tmp_path / "b", "HOME": tmp_path / "c"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, str(value))
+    assert default_cache() == tmp_path / "a"
+    monkeypatch.setenv("VQSTACK_CACHE", "")
+    assert default_cache() == tmp_path / "b" / "vqstack"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == tmp_path / "c" / ".cache" / "vqstack"

@@ -37,7 +37,7 @@ levels:
   - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0.1,
      quantizer: {codebook_size: 8, dim: 4, revival: 0.9}}
   - {map: [2, 2], width: 8, encoder_blocks: 1, decoder_blocks: 1, quantizer: {kind: cosine, codebook_size: 4, dim: 4}}
-train_levels: [{steps: 5, batch_size: 6, warmup: 2, evaluate_every: 3}]
+train_levels: [{steps: 9, batch_size: 6, warmup: 2, evaluate_every: 3}]
 prior: {depth: 1, dim: 8, heads: 2}
 train_prior: {steps: 4, batch_size: 12, accumulate: 2, warmup: 2, evaluate_every: 2}
 encode_batch: 10
@@ -52,18 +52,22 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def together(*command, processes=2) -> None:
-    """A command in two processes that talk through gloo."""
+def together(*command, processes=2, stop_after="") -> None:
+    """A command in two processes that talk through gloo; with ``stop_after`` it must leave by a signal."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     out = subprocess.run(
         [sys.executable, "-m", *launcher, *map(str, command)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         timeout=240,  # far beyond what it takes: only where one process waits for the other for ever
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        | {"STOP_AFTER": stop_after},
     )
-    assert out.returncode == 0, out.stderr[-4000:]
+    assert (out.returncode != 0) == bool(stop_after), out.stderr[-4000:]
+    if stop_after:
+        phase, step = stop_after.split()
+        assert f"Stopped: after step {step} of {phase};" in out.stderr, out.stderr[-4000:]
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +88,7 @@ def model(trained):
 
 def test_codebooks_and_weights_are_equal_before_and_after_every_step(trained):
     _, (one, two) = trained
-    phases = {"level-1": 5, "level-2": 5, "prior": 4}
+    phases = {"level-1": 9, "level-2": 9, "prior": 4}
     assert [step[:2] for step in one["steps"]] == [
         [name, n] for name, steps in phases.items() for n in range(steps + 1)
     ]
@@ -132,22 +136,47 @@ def test_the_ledger_is_that_of_one_process(trained, model):
             assert use == pytest.approx(alone["usage"][level])
 
 
-def test_training_is_that_of_one_process(tmp_path):
-    """Where nothing is drawn process by process, as dropout is, two processes differ from one by rounding alone."""
+@pytest.fixture(scope="session")
+def without_dropout(tmp_path_factory):
+    """A command that draws nothing process by process, and the run that one process has made of it."""
+    folder = tmp_path_factory.mktemp("one")
     recipe = RECIPE.replace("dropout: 0.1", "dropout: 0").replace("heads: 2}", "heads: 2, dropout: 0}")
     recipe = recipe.replace("{kind: cosine,", "{kind: cosine, revival: 0.9,")
-    (tmp_path / "same.yaml").write_text(
-        recipe.replace("blocks: 1, quantizer", "blocks: 1, dropout: 0, quantizer"), "utf-8"
-    )
-    train, given = ROOT / "recipes" / "train_stack.py", ["--config", str(tmp_path / "same.yaml"), "--out"]
-    together(train, *given, tmp_path / "two")
-    together(train, *given, tmp_path / "one", processes=1)
-    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    rows = [json.loads((tmp_path / name / "ledger.json").read_text())["test"]["rows"] for name in ("one", "two")]
+    recipe = recipe.replace("blocks: 1, quantizer", "blocks: 1, dropout: 0, quantizer")
+    (folder / "same.yaml").write_text(recipe, "utf-8")
+    given = [ROOT / "tests" / "rank_report.py", folder / "rank", "--config", folder / "same.yaml", "--out"]
+    together(*given, folder / "run", processes=1)
+    return given, folder / "run"
+
+
+def assert_same_training(one, other):
+    """Up to rounding: weights, ledger, and what the metrics say, usage of the codes included."""
+    weights, others = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    rows = [json.loads((folder / "ledger.json").read_text())["test"]["rows"] for folder in (one, other)]
     for alone, shared in zip(*rows, strict=True):
         assert shared["nats"] == pytest.approx(alone["nats"], rel=1e-5)
+    for phase in ("level-1", "level-2", "prior"):
+        logs = [(folder / "phases" / phase / "metrics.jsonl").read_text().splitlines() for folder in (one, other)]
+        for alone, shared in zip(*(map(json.loads, lines) for lines in logs), strict=True):
+            assert shared == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+def test_training_is_that_of_one_process(without_dropout, tmp_path):
+    """Where nothing is drawn process by process, as dropout is, two processes differ from one by rounding alone."""
+    given, one = without_dropout
+    together(*given, tmp_path / "two")
+    assert_same_training(one, tmp_path / "two")
+
+
+def test_another_number_of_processes_goes_on_amid_an_epoch(without_dropout, tmp_path):
+    """An epoch has 47 images, eight steps of a level. One process is stopped after four of them, two after five."""
+    given, one = without_dropout
+    together(*given, tmp_path / "run", processes=1, stop_after="level-1 4")
+    together(*given, tmp_path / "run", processes=2, stop_after="level-2 5")
+    together(*given, tmp_path / "run", processes=1)
+    assert_same_training(one, tmp_path / "run")
 
 
 def test_two_processes_write_the_bytes_of_one(trained, tmp_path):
@@ -167,7 +196,7 @@ def test_two_processes_write_the_bytes_of_one(trained, tmp_path):
 
 
 def test_a_process_whose_partner_is_killed_ends_in_one_line(tmp_path):
-    (tmp_path / "long.yaml").write_text(RECIPE.replace("steps: 5,", "steps: 100000, checkpoint_every: 2,"))
+    (tmp_path / "long.yaml").write_text(RECIPE.replace("steps: 9,", "steps: 100000, checkpoint_every: 2,"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -181,7 +210,7 @@ def test_a_process_whose_partner_is_killed_ends_in_one_line(tmp_path):
             env={**shared, "RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         for rank in "01"
     ]

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from vqstack.codes import check_folder, claim_folder, release_folder
 from vqstack.config import parse, run_command
 from vqstack.evaluation import Estimate, Evaluation, evaluate_split, fidelity_by_level, random_orders, reconstruct
-from vqstack.features import Extractor, ImageJudge, default_cache, inception, trained_judge
-from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, grid, load_splits
+from vqstack.features import Extractor, ImageJudge, inception, trained_judge
+from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, default_cache, grid, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.metrics import Fidelity
 from vqstack.model import HierarchicalModel, SamplingSettings

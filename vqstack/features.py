@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,11 +92,6 @@ class ImageJudge:
     def classes(self, pixels: Pixels) -> Labels:
         """The most likely class of each image."""
         return self._run(pixels, lambda part: self.network.last(self.network.features(part)).argmax(1))
-
-
-def default_cache() -> Path:
-    """Folder of what is computed once for all runs: ``$XDG_CACHE_HOME/vqstack``, ``~/.cache/vqstack`` by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqstack"
 
 
 def trained_judge(

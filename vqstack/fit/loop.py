@@ -91,6 +91,7 @@ class Fit:
         self.step, self.best = 0, math.inf
         self.totals = Totals()  # since the last evaluation
         self.usage = Totals()  # since the last epoch ended
+        self.seen = 0  # images in it, of all processes: each must end an epoch at the same step
         self.epoch = Totals()  # the last whole epoch, rounded up to whole steps
         self.collapsed: list[str] = []  # codebooks, at the last evaluation
         self.failures: dict[str, int] = {}  # evaluations and pictures that failed, by reason; on the main process
@@ -177,8 +178,9 @@ class Fit:
         for objective, weight in parts:
             self.totals.add(objective, weight)
             self.usage.add(objective, weight)
-        if self.usage.weight * self.accelerator.num_processes >= (len(self.train) or STREAM_EPOCH):
-            self.epoch, self.usage = self.usage, Totals()
+        self.seen += self.settings.batch_size
+        if self.seen >= (len(self.train) or STREAM_EPOCH):
+            self.epoch, self.usage, self.seen = self.usage, Totals(), 0
         if self.average is not None:
             self.average.update()
 
@@ -320,6 +322,7 @@ class Fit:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.totals.load_state(state["totals"], self.accelerator)
         self.usage.load_state(state["usage"], self.accelerator)
+        self.seen = int(state["usage"]["weight"]["weight"].sum())  # however many processes there were
         self.epoch.load_state(state["epoch"], self.accelerator)
         self.guard.load_state(state["guard"])
         self.step, self.failures = state["step"], state["failures"]

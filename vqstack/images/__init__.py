@@ -6,6 +6,7 @@ which split), ``cache``, ``splits``, ``stream`` (endless, for training), ``whole
 tells it from the user's side.
 """
 
+from vqstack.images.cache import default_cache
 from vqstack.images.decode import grid, load_images, save_png
 from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
@@ -29,6 +30,7 @@ __all__ = [
     "augment",
     "bombs_refused",
     "center",
+    "default_cache",
     "grid",
     "image_shape",
     "is_image",

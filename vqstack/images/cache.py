@@ -66,10 +66,15 @@ def lookup(settings: ImageSettings, name: str) -> Stored | None:
     return read(folder) if folder.is_dir() else None
 
 
+def default_cache() -> Path:
+    """Where what serves all runs is kept: ``$VQSTACK_CACHE``, ``$XDG_CACHE_HOME/vqstack`` or ``~/.cache/vqstack``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VQSTACK_CACHE") or Path(base) / "vqstack")
+
+
 def cache_folder() -> Path:
     """The folder of decoded images."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VQSTACK_CACHE") or Path(base) / "vqstack") / "images"
+    return default_cache() / "images"
 
 
 def key(settings: ImageSettings, name: str) -> str:
