@@ -1,6 +1,6 @@
 """Many levels that each forget a little, or few levels with refiners: bits and samples at equal sampling time.
 
-    python benchmarks/depth.py recipes/mnist.yaml --out runs/depth [--depths 2 4 8] [any override of the recipe]
+    python benchmarks/depth.py benchmarks/recipes/mnist_product.yaml --out runs/depth [--depths 2 4 8] [any override of the recipe]
 
 The first and the last level of the recipe are the first and the last of every stack; those between fall gently, in bits
 that a map can hold. Trunks are shared and all levels trained at once, then their decoders, in as many steps for every
@@ -122,7 +122,7 @@ def plot(results: list[dict]):
 
 
 def main(arguments: list[str]) -> None:
-    path, *given = arguments if arguments and not arguments[0].startswith("-") else ("recipes/mnist.yaml", *arguments)
+    path, *given = arguments if arguments and not arguments[0].startswith("-") else ("benchmarks/recipes/mnist_product.yaml", *arguments)
     command = parse(Command, given, Command(**dict(read_yaml(Path(path), RunConfig))), prog="depth.py")
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     stacks = {depth: stack_of(config, depth) for depth in command.depths}

@@ -1,6 +1,6 @@
 """What grows with the number of images: bytes on disk, memory of a process; and what a billion images would take.
 
-    python benchmarks/scaling.py [--config recipes/cifar10_cpu.yaml] [--images 10000] [--codes FOLDER]
+    python benchmarks/scaling.py [--config benchmarks/recipes/cifar10_product.yaml] [--images 10000] [--codes FOLDER]
 
 Each row of memory is a process of its own that does one thing for N and for 10 N images (the permutation: a hundred
 times as many). ``resident`` is its peak minus that of a process that only imports; ``own`` leaves out pages of files,

@@ -1,6 +1,6 @@
 """Sharing and joint training: parameters, bits and seconds of none and trunk, greedy and joint.
 
-    python benchmarks/sharing.py recipes/mnist.yaml --out runs/sharing [--data.files …] [any override of the recipe]
+    python benchmarks/sharing.py benchmarks/recipes/mnist_product.yaml --out runs/sharing [--data.files …] [any override of the recipe]
 
 Trains the four variants of a recipe (a variant that is there already is not trained again) and tabulates them. So that
 blocks can be shared, all levels get the width of the first and the largest dropout, in every variant. A joint run takes
@@ -77,7 +77,7 @@ def train(config: RunConfig, folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    path, *given = arguments if arguments and not arguments[0].startswith("-") else ("recipes/mnist.yaml", *arguments)
+    path, *given = arguments if arguments and not arguments[0].startswith("-") else ("benchmarks/recipes/mnist_product.yaml", *arguments)
     command = parse(Command, given, Command(**dict(read_yaml(Path(path), RunConfig))), prog="sharing.py")
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     results: dict[str, dict] = {}

@@ -19,7 +19,7 @@ from vqstack.model import ModelSettings
 from vqstack.quantizer import QuantizerSettings
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "benchmarks/recipes").glob("*.yaml")])
 
 
 @pytest.fixture

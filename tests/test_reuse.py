@@ -128,15 +128,15 @@ def test_the_first_difference_is_named():
 @pytest.mark.parametrize(
     ("above", "stacked"),
     [
-        ("cifar10_flat", "cifar10_cpu"),
+        ("cifar10_flat", "cifar10_product"),
         ("cifar10_refined", "cifar10_flat"),
-        ("mnist_flat", "mnist"),
+        ("mnist_flat", "mnist_product"),
         ("mnist_masked", "mnist_flat"),
-        ("mnist_refined", "mnist"),
+        ("mnist_refined", "mnist_product"),
     ],
 )
 def test_recipes_on_frozen_levels_fit_the_runs_they_name(above, stacked):
-    recipes = Path(__file__).parents[1] / "recipes"
+    recipes = Path(__file__).parents[1] / "benchmarks" / "recipes"
     ours, theirs = (read_yaml(recipes / f"{name}.yaml", RunConfig) for name in (above, stacked))
     assert ours.levels_from == Path("runs") / stacked  # where the recipe trains without --out
     for name in ("data", "augment", "levels", "pixels", "pad_to"):
