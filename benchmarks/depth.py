@@ -122,7 +122,11 @@ def plot(results: list[dict]):
 
 
 def main(arguments: list[str]) -> None:
-    path, *given = arguments if arguments and not arguments[0].startswith("-") else ("benchmarks/recipes/mnist_product.yaml", *arguments)
+    path, *given = (
+        arguments
+        if arguments and not arguments[0].startswith("-")
+        else ("benchmarks/recipes/mnist_product.yaml", *arguments)
+    )
     command = parse(Command, given, Command(**dict(read_yaml(Path(path), RunConfig))), prog="depth.py")
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     stacks = {depth: stack_of(config, depth) for depth in command.depths}

@@ -77,7 +77,11 @@ def train(config: RunConfig, folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    path, *given = arguments if arguments and not arguments[0].startswith("-") else ("benchmarks/recipes/mnist_product.yaml", *arguments)
+    path, *given = (
+        arguments
+        if arguments and not arguments[0].startswith("-")
+        else ("benchmarks/recipes/mnist_product.yaml", *arguments)
+    )
     command = parse(Command, given, Command(**dict(read_yaml(Path(path), RunConfig))), prog="sharing.py")
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     results: dict[str, dict] = {}
