@@ -1,6 +1,6 @@
 """Many levels that each forget a little, or few levels with refiners: bits and samples at equal sampling time.
 
-    python benchmarks/depth.py benchmarks/recipes/mnist_product.yaml --out runs/depth [--depths 2 4 8] [any override of the recipe]
+    python benchmarks/depth.py benchmarks/recipes/mnist_product.yaml --out runs/depth [--depths 2 4 8] [any override]
 
 The first and the last level of the recipe are the first and the last of every stack; those between fall gently, in bits
 that a map can hold. Trunks are shared and all levels trained at once, then their decoders, in as many steps for every

@@ -1,6 +1,6 @@
 """Sharing and joint training: parameters, bits and seconds of none and trunk, greedy and joint.
 
-    python benchmarks/sharing.py benchmarks/recipes/mnist_product.yaml --out runs/sharing [--data.files …] [any override of the recipe]
+    python benchmarks/sharing.py benchmarks/recipes/mnist_product.yaml --out runs/sharing [any override]
 
 Trains the four variants of a recipe (a variant that is there already is not trained again) and tabulates them. So that
 blocks can be shared, all levels get the width of the first and the largest dropout, in every variant. A joint run takes
