@@ -3,9 +3,8 @@
     python benchmarks/refiners.py REFINED FLAT [--images 2000] [--out refiners.json]
 
 REFINED is a run with refiners (benchmarks/recipes/cifar10_refined.yaml), FLAT one with a prior directly over the same
-frozen z_1 (benchmarks/recipes/cifar10_flat.yaml). Printed for the first images of the test split: bits of all rows above
-the pixels
-(feed-forward, refined, flat) and the share of the gap that is closed, where the flat prior leaves one; sequential
+frozen z_1 (benchmarks/recipes/cifar10_flat.yaml). Printed for the first images of the test split: bits of all rows
+above the pixels (feed-forward, refined, flat) and the share of the gap that is closed, where there is one; sequential
 network evaluations of one image, and the seconds it takes at batch 1, refined and flat in turn; parameters of what lies
 above z_1.
 """
