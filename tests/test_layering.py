@@ -14,6 +14,7 @@ ORDER = [
     "terminal",
     "errors",
     "reading",
+    "paths",
     "signals",
     "checkpoint",
     "shapes",

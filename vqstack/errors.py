@@ -14,6 +14,7 @@
 
 import re
 import reprlib
+from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import ValidationError
@@ -74,6 +75,23 @@ class LostError(CommandError):
             f"the connection to another process of this launch broke ({reason}): see what the first one to end "
             "printed, then run the same command again to go on"
         )
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it was raised from, the first of all last: libraries wrap what happened."""
+    at: BaseException | None = error
+    while at is not None:
+        yield at
+        at = at.__cause__
+
+
+def reason(error: BaseException) -> str:
+    """What happened, in one line, in the words of the first cause; of the system's errors with their file."""
+    first = list(causes(error))[-1]
+    if isinstance(first, OSError) and first.strerror:
+        return f"{first.strerror}: {first.filename}" if first.filename is not None else first.strerror
+    text = " ".join(str(first).split())
+    return f"{type(first).__name__}: {text}" if isinstance(first, LookupError) or not text else text
 
 
 class Stopped(BaseException):

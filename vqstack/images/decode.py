@@ -40,13 +40,12 @@ def decode(record: Any, settings: ImageSettings) -> UInt8[np.ndarray, "c h w"]:
             raise ValueError(f"value {record.max()} where {settings.values - 1} is the largest; set values to 256?")
         pixels = _channels_first(_fitted(Image.fromarray(record), settings))
         return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
-    if isinstance(record, dict):
-        if record["bytes"] is None and record["path"] is not None and settings.packed:
-            raise ValueError("the row names a file and does not hold it; store the bytes of the image")
-        record = record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])
-    if record is None:
+    stored, path = (record["bytes"], record["path"]) if isinstance(record, dict) else (None, record)
+    if stored == b"" or (stored is None and path is None):
         raise ValueError("no image in this row")
-    with opened(record) as image:
+    if stored is None and isinstance(record, dict) and settings.packed:
+        raise ValueError("the row names a file and does not hold it; store the bytes of the image")
+    with opened(path if stored is None else io.BytesIO(stored)) as image:
         pixels = _channels_first(_fitted(upright(image), settings))
     return _to_values(pixels, settings.values)
 

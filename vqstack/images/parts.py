@@ -24,7 +24,7 @@ def digest(record: Any, settings: ImageSettings, root: str | None) -> int:
 
     No path in a packed shard is opened: its image is refused or skipped when it is decoded.
     """
-    stored, path = record["bytes"], record["path"]
+    stored, path = (record["bytes"], record["path"]) if record is not None else (None, None)
     if stored is None and path is not None and not settings.packed:
         if root is not None:
             stored = path.removeprefix(root).lstrip("/").encode()

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqstack.errors import InputError
-from vqstack.images.files import damaged, local_files, matches
+from vqstack.errors import InputError, causes, reason
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.settings import SPLITS, ImageSettings
+from vqstack.images.shards import open_shards
+from vqstack.paths import matches, remote
 
 logger = logging.getLogger(__name__)
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -37,7 +38,6 @@ class Records:
     class_names: list[str] | None
     root: str | None  # folder of an imagefolder, whose images are told apart by their path below it
     ordered: bool = False  # one file of rows: images are told apart by their position
-    image_column: str | None = None
     left_out: dict[str, Any] = field(default_factory=dict)  # as of Streamed
 
 
@@ -73,7 +73,7 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
     settings = without_roots(settings)
     _check_paths(settings)
     left_out: dict[str, dict[str, Any]] = {}
-    if settings.source == "imagefolder" and not any("://" in folder for folder in settings.files.values()):
+    if settings.source == "imagefolder" and not any(map(remote, settings.files.values())):
         opened = open_folders(settings, streaming)
         loaded = {split: rows for split, (rows, _) in opened.items()}
         left_out = {split: summary for split, (_, summary) in opened.items()}
@@ -110,12 +110,14 @@ def guarded(rows: Iterable[Any], where: str, settings: ImageSettings) -> Iterato
     try:
         with _silence():
             yield from rows
-    except InputError:
-        raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        found = damaged(settings)
-        raise InputError(found or f"{where}: cannot be read ({reason}); check the files and the network") from error
+        raise _refusal(error, where, "cannot be read", "check the files and the network") from error
+
+
+def _refusal(error: Exception, where: str, what: str, remedy: str) -> InputError:
+    """The one line of an error from a library: ours where it is wrapped in there, else with the first cause."""
+    ours = next((cause for cause in causes(error) if isinstance(cause, InputError)), None)
+    return ours or InputError(f"{where}: {what} ({reason(error)}); {remedy}")
 
 
 @contextmanager
@@ -176,7 +178,7 @@ def _open_array(path: str) -> Records:
 def _check_paths(settings: ImageSettings) -> None:
     """Every path on this machine must lead to something of the right kind."""
     for split, pattern in settings.files.items():
-        if "://" not in pattern and not matches(pattern):
+        if not remote(pattern) and not matches(pattern):
             where = f"the {split} split of source {settings.source}"
             raise InputError(f"{pattern}: no such file ({where}); correct the path in files")
         if settings.source == "imagefolder" and os.path.isfile(pattern):
@@ -184,34 +186,32 @@ def _check_paths(settings: ImageSettings) -> None:
 
 
 def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
-    """All through ``datasets.load_dataset``; addresses and globs of other file systems are its business."""
+    """Split -> rows: shards on this machine, and through ``datasets.load_dataset`` the hub and addresses."""
     import datasets  # a second to import, and not needed for digits, arrays and what lies in the cache
 
     if not sys.stderr.isatty():  # its bars are drawn into files, too, where errors should be one line
         datasets.disable_progress_bars()
     path, _, configuration = (str(settings.name) if settings.source == "hub" else settings.source).partition(":")
-    for link in (path for path in local_files(settings) if not os.path.exists(path)):  # the loader says nothing of them
-        if settings.on_error == "refuse":
-            raise InputError(f"{link}: a link that leads nowhere; mend or remove it, or set on_error to skip")
-        logger.warning("%s: a link that leads nowhere, left out", link)
-    files: dict[str, str] = {str(split): pattern for split, pattern in settings.files.items()}
-    arguments: dict[str, Any] = {"name": configuration or None, "data_files": files or None}
+    arguments: dict[str, Any] = {"name": configuration or None}
     if settings.source == "hub":
         arguments["revision"] = settings.revision
-    if settings.source == "imagefolder":
-        arguments["data_files"] = {split: f"{folder.rstrip('/')}/**" for split, folder in files.items()}
+    inside = "/**" if settings.source == "imagefolder" else ""
+    addresses = {split: pattern + inside for split, pattern in settings.files.items() if remote(pattern)}
+    loaded: dict[str, Any] = {}
     try:
         with _silence():
-            return dict(datasets.load_dataset(path, streaming=streaming, **arguments))
+            for split in settings.files.keys() - addresses.keys():
+                loaded[split] = open_shards(settings, split, streaming)
+            if addresses or settings.source == "hub":
+                loaded |= datasets.load_dataset(path, streaming=streaming, data_files=addresses or None, **arguments)
     except Exception as error:  # the library raises dozens of types for a name, a network or a file that is not there
-        reason = str(error).split("\n")[0] or type(error).__name__
         remedy = "check the name, the files, the network"
-        if isinstance(error, ImportError) or isinstance(error.__cause__, ImportError):
+        if any(isinstance(cause, ImportError) for cause in causes(error)):
             remedy = (
                 'install what opens such addresses: pip install "vqstack[remote]" (https://), pip install s3fs (s3://)'
             )
-        found = damaged(settings)
-        raise InputError(found or f"{settings}: cannot be loaded ({reason}); {remedy}") from error
+        raise _refusal(error, str(settings), "cannot be loaded", remedy) from error
+    return loaded
 
 
 def _columns(
@@ -232,7 +232,7 @@ def _columns(
     usual = [name for name in LABEL_NAMES if name in (classes or whole)][:1]
     fitting = list(dict.fromkeys(classes + whole)) if settings.label_column else usual or classes
     label_column, class_names = settings.label_column, None
-    root = os.path.abspath(folder) if settings.source == "imagefolder" and folder and "://" not in folder else None
+    root = os.path.abspath(folder) if settings.source == "imagefolder" and folder and not remote(folder) else None
     words = [name for name in LABEL_NAMES if getattr(types.get(name), "dtype", "") in ("string", "large_string")]
     if words and not (fitting or label_column):
         logger.warning("%s: column %s holds text, so there are no labels; store class numbers", where, words[0])
@@ -257,7 +257,6 @@ def _open_rows(stored: Streamed) -> Records:
         labels,
         stored.class_names,
         stored.root,
-        image_column=column,
         left_out=stored.left_out,
     )
 

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from vqstack.errors import InputError
 from vqstack.images.cache import Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
-from vqstack.images.files import unreadable
 from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
 from vqstack.images.records import Records, Streamed, check_labels, guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
@@ -167,7 +166,6 @@ def _write(
     total: int,
     settings: ImageSettings,
     meta: dict[str, Any],
-    column: str | None,
 ) -> None:
     """Decodes batches into a folder of the cache; ``meta`` has all that ``ImageSplit.source`` needs but the shape."""
     index: list[int] = []
@@ -177,11 +175,8 @@ def _write(
     with Writer(folder) as writer, ThreadPoolExecutor(os.cpu_count()) as pool, progress:
         for batch in batches:
             images = decode_all(batch.records, batch.names, settings, writer.shape[1:] or settings.kept, pool)
-            for record, image in zip(batch.records, images, strict=True):
-                if isinstance(image, str):
-                    if settings.on_error == "refuse":
-                        raise InputError(unreadable(image, record, column, settings))
-                    failed.append(image)
+            failed += [image for image in images if isinstance(image, str)]
+            skipped(failed, settings)
             writer.append([image for image in images if not isinstance(image, str)])
             good = [i for i, image in enumerate(images) if not isinstance(image, str)]
             index += [batch.positions[i] for i in good]
@@ -263,7 +258,7 @@ class _Mapped:
         split = self.splits[origin]
         meta = described(self.settings, name, origin, split)
         meta |= {"num_classes": self.classes, "class_names": split.class_names if self.classes else None}
-        _write(folder, self._batches(split, positions, FETCH), len(positions), self.settings, meta, split.image_column)
+        _write(folder, self._batches(split, positions, FETCH), len(positions), self.settings, meta)
 
     def _batches(self, split: Records, positions: NDArray[np.int64], size: int) -> Iterator[_Batch]:
         for start in range(0, len(positions), size):
@@ -301,7 +296,7 @@ class _Streams:
         if name != "train" and classes is None:
             classes = load_splits(self.settings, ["train"])["train"].num_classes
         meta |= {"num_classes": classes, "class_names": split.class_names}
-        _write(folder, self._batches(split, limits[name]), self.limit, self.settings, meta, split.image_column)
+        _write(folder, self._batches(split, limits[name]), self.limit, self.settings, meta)
 
     def _batches(self, split: Streamed, limits: tuple[float, float]) -> Iterator[_Batch]:
         taken = 0

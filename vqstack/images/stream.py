@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from vqstack import signals
 from vqstack.errors import InputError
 from vqstack.images.decode import CHUNK, decode_all
-from vqstack.images.files import unreadable
 from vqstack.images.parts import bounds, digest, place
 from vqstack.images.records import Streamed, guarded, open_streams, shuffled
 from vqstack.images.settings import ImageSettings
@@ -148,8 +147,7 @@ class ImageStream:
             ready += [(image, row) for image, row in zip(images, part, strict=True) if not isinstance(image, str)]
             failed += [image for image in images if isinstance(image, str)]
             if failed and self.settings.on_error == "refuse":
-                record = next(row.record for row, image in zip(part, images, strict=True) if isinstance(image, str))
-                raise InputError(unreadable(failed[0], record, self.split.image_column, self.settings))
+                raise InputError(f"{failed[0]}, or set on_error to skip")
             while len(ready) >= self.batch:
                 yield _stacked(ready[: self.batch], failed)
                 ready, failed = ready[self.batch :], []
@@ -177,4 +175,4 @@ def _problem(message: str) -> StreamBatch:
 
 
 def _name(where: str, record: Any) -> str:
-    return f"{where}, image {record['path']}" if record["path"] else f"{where}, an image"
+    return f"{where}, image {record['path']}" if record and record["path"] else f"{where}, an image"

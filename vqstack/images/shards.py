@@ -1,0 +1,213 @@
+"""Shards on this machine, Parquet files and tar archives, as rows of ``datasets``.
+
+``datasets`` would take their paths for patterns and addresses, and wants each sample of an archive to look like the
+first one. Here a path is a path; the files of a sample need not lie side by side in an archive, its image may have any
+of the usual endings, and a sample without an image is a row without one.
+"""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vqstack.errors import InputError, reason
+from vqstack.images.formats import SUFFIXES
+from vqstack.images.settings import ImageSettings, Split
+from vqstack.paths import matches
+
+FORMAT = 1  # of the rows: ``datasets`` keeps a copy of those of a mapped source, under a hash of their parts
+ROWS = 100  # of a row group that are taken apart at a time
+SEEN = 1000  # samples of the first archive that decide on the types of what is no image
+_FIELD = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)  # KEY.FIELD; hidden files are no samples
+_READ: dict[str, Callable[[bytes], Any]] = {
+    **dict.fromkeys(("txt", "text", "transcript"), bytes.decode),
+    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int),
+    **dict.fromkeys(("json", "jsn"), json.loads),
+}
+
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+class Part(NamedTuple):
+    """What is read at a time, an archive or a row group of a Parquet file, and what its rows depend on."""
+
+    path: str
+    size: int
+    changed: int  # ns
+    group: int = 0
+    first: int = 0  # row of the file that the group begins with
+    version: int = FORMAT
+
+
+def open_shards(settings: ImageSettings, split: Split, streaming: bool) -> Any:
+    """The rows of a split whose files are on this machine, a data set of ``datasets`` whose images are not decoded.
+
+    An image is {bytes, path}, and the path says where it lies: file and row, or archive and member. One that is
+    missing has no bytes.
+    """
+    import datasets  # a second to import
+
+    paths = [os.path.abspath(path) for path in matches(settings.files[split])]
+    rows: Callable[..., Iterator[dict[str, Any]]] = _parquet_rows
+    options: dict[str, Any] = {}
+    if settings.source == "parquet":
+        parts, schema = _parquet_parts(paths)
+    else:
+        parts, rows = _tar_parts(paths), _tar_rows
+        options["image"], schema = _tar_schema(paths, settings.image_column)
+    if not parts:
+        raise InputError(f"{settings.files[split]}: holds no rows; correct the path of {split} in files")
+    made = datasets.IterableDataset if streaming else datasets.Dataset
+    features = datasets.Features.from_arrow_schema(schema)
+    return made.from_generator(rows, features=features, gen_kwargs={"parts": parts, "schema": schema, **options})
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Whatever the libraries raise for a shard becomes a line with its path."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, tarfile.TarError, pa.ArrowException, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)}); repair it, or leave it out of files") from error
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def _parquet_parts(paths: list[str]) -> tuple[list[Part], pa.Schema]:
+    """All row groups, and the columns of the first file that can be images or labels."""
+    parts: list[Part] = []
+    schema: pa.Schema | None = None
+    for path in paths:
+        with _named(path), pq.ParquetFile(path) as file:
+            if schema is None:
+                schema = pa.schema(map(_as_image, file.schema_arrow), file.schema_arrow.metadata)
+            status, first = os.stat(path), 0
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                parts += [Part(path, status.st_size, status.st_mtime_ns, group, first)] * (count > 0)
+                first += count
+    return parts, schema
+
+
+def _as_image(field: pa.Field) -> pa.Field:
+    """A column of {bytes, path} is one of images, even where no path of the first file is set, which has no type."""
+    image = pa.types.is_struct(field.type) and {inside.name for inside in field.type} == {"bytes", "path"}
+    return field.with_type(_IMAGE) if image else field
+
+
+def _parquet_rows(parts: list[Part], schema: pa.Schema) -> Iterator[dict[str, Any]]:
+    from datasets.table import table_cast
+
+    stored = [field.name for field in schema if field.type == _IMAGE]
+    for part in parts:
+        row = part.first
+        with _named(part.path), pq.ParquetFile(part.path) as file:
+            for batch in file.iter_batches(ROWS, [part.group], columns=schema.names):
+                table = pa.Table.from_batches([batch]).select(schema.names)
+                for values in table_cast(table, schema).to_pylist():
+                    yield values | {name: _placed(values[name], f"{part.path}, row {row}") for name in stored}
+                    row += 1
+
+
+def _placed(record: dict[str, Any] | None, place: str) -> dict[str, Any]:
+    """An image with the place where it lies."""
+    stored, path = (b"", None) if record is None else (record["bytes"], record["path"])
+    return {"bytes": b"" if stored is None and path is None else stored, "path": place + (f", {path}" if path else "")}
+
+
+# --- tar --------------------------------------------------------------------------------------------------------------
+
+
+def _tar_parts(paths: list[str]) -> list[Part]:
+    return [Part(path, status.st_size, status.st_mtime_ns) for path in paths for status in (os.stat(path),)]
+
+
+def _samples(archive: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Key -> field -> member, in the order in which the keys come first."""
+    found: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in archive:
+        parts = _FIELD.fullmatch(member.name)
+        if parts is not None and (member.isreg() or member.islnk() or member.issym()):
+            fields = found.setdefault(parts[1], {})
+            if parts[2] in fields:
+                raise ValueError(f"holds {member.name} twice")
+            fields[parts[2]] = member
+    return found
+
+
+def _ending(field: str) -> str:
+    return field.rpartition(".")[2].lower()
+
+
+def _is_image(field: str) -> bool:
+    return f".{_ending(field)}" in SUFFIXES
+
+
+def _tar_schema(paths: list[str], column: str | None) -> tuple[str | None, pa.Schema]:
+    """The column that takes the image of a sample whatever its ending, None for none, and all columns with their types.
+
+    The first archive with images decides. Where a sample has one image at most, its endings are alternatives; where one
+    has several, and where ``column`` asks for one, each is a column of its own.
+    """
+    for path in paths:
+        with _named(path), tarfile.open(path) as archive:
+            samples = list(_samples(archive).values())
+            images = list(dict.fromkeys(field for fields in samples for field in fields if _is_image(field)))
+            rows = [_told(archive, fields) for fields in islice(samples, SEEN)]
+            told = {name: pa.array([row.get(name) for row in rows]) for row in rows for name in row}
+        if images:
+            several = column is not None or any(sum(map(_is_image, fields)) > 1 for fields in samples)
+            columns = [(name, _IMAGE) for name in (images if several else images[:1])]
+            return None if several else images[0], pa.schema(columns + [(name, told[name].type) for name in told])
+    raise InputError(
+        f"{', '.join(paths[:1])}: holds no image ({', '.join(sorted(SUFFIXES))}); correct the path in files"
+    )
+
+
+def _told(archive: tarfile.TarFile, fields: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
+    """What the files of a sample say that are texts, numbers or JSON."""
+    chosen = {field: _READ[_ending(field)] for field in fields if _ending(field) in _READ}
+    return {field: read(_content(archive, fields[field])) for field, read in chosen.items()}
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member; of one that is a link, those of the member of the same archive that it leads to."""
+    file = archive.extractfile(member)
+    if file is None:
+        raise ValueError(f"{member.name} is no file")
+    return file.read()
+
+
+def _tar_rows(parts: list[Part], schema: pa.Schema, image: str | None) -> Iterator[dict[str, Any]]:
+    columns = [field.name for field in schema if field.type == _IMAGE]
+    for part in parts:
+        with _named(part.path), tarfile.open(part.path) as archive:
+            for key, fields in _samples(archive).items():
+                held = [field for field in fields if _is_image(field)]
+                if image is not None and len(held) > 1:
+                    raise ValueError(f"{key} has two images, {held[0]} and {held[1]}: set image_column")
+                row: dict[str, Any] = dict.fromkeys(schema.names)
+                for name in columns:
+                    field = held[0] if image is not None and held else name
+                    stored = _content(archive, fields[field]) if field in fields else b""
+                    row[name] = {"bytes": stored, "path": f"{part.path}, {key}" + (f".{field}" if stored else "")}
+                told = {name: value for name, value in _told(archive, fields).items() if name in row}
+                for name, value in told.items():
+                    _fits(value, schema.field(name), key)
+                yield row | told
+
+
+def _fits(value: Any, field: pa.Field, key: str) -> None:
+    try:
+        pa.array([value], field.type)
+    except pa.ArrowException as error:
+        raise ValueError(f"{key}.{field.name} is no {field.type}, as in the samples before it") from error

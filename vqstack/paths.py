@@ -1,0 +1,45 @@
+"""Names of files as people write them. A path that exists is that path, whatever signs it holds."""
+
+import glob
+import os
+import re
+
+_NAME = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
+
+
+def remote(path: str) -> bool:
+    """Whether this is an address, such as ``https://…`` or ``hf://…``, and no file or folder of that name is here."""
+    return "://" in path and not _split(path)[0]
+
+
+def expanded(path: str) -> str:
+    """``~`` and ``$NAME`` filled in, but not in that part of the path which exists as it stands, nor in addresses.
+
+    ValueError where a name is not set.
+    """
+    head, rest = _split(path)
+    if not rest or remote(path):
+        return path
+    rest = rest if head else os.path.expanduser(rest)
+    for found in _NAME.finditer(rest):
+        name = found[1] or found[2]
+        if name not in os.environ:
+            raise ValueError(f"{path}: {name} is not set: set it, or write the path out")
+    return head + _NAME.sub(lambda found: os.environ[found[1] or found[2]], rest)
+
+
+def matches(path: str) -> list[str]:
+    """The file or folder of that name; else those that it describes as a glob, sorted.
+
+    A leading part that exists is no glob: ``data[1]/*.parquet`` are the files in ``data[1]`` where that is a folder.
+    """
+    head, rest = _split(path)
+    return [path] if not rest else sorted(glob.glob(glob.escape(head) + rest, recursive=True))
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The longest leading part of a path that exists as it stands, and the rest."""
+    end = len(path)
+    while end > 0 and not os.path.lexists(path[:end]):
+        end = max(path.rfind("/", 0, end), 0)
+    return path[:end], path[end:]
