@@ -64,7 +64,11 @@ def decompressed(codec: BlockCodec, folder: Path, pictures: Pictures) -> tuple[i
 def round_trip(codec: BlockCodec, pictures: Pictures, name: str | None, threads: int) -> dict:
     """Compress, decompress, compare."""
     with tempfile.TemporaryDirectory() as folder:
-        report = compress(codec, pictures, Path(folder), name=name, threads=threads)
+
+        def put(file: str, content: bytes, folder: str = folder) -> None:
+            (Path(folder) / file).write_bytes(content)
+
+        report = compress(codec, pictures, put, name=name, threads=threads)
         exact, seconds = decompressed(codec, Path(folder), pictures)
         sizes = [path.stat().st_size for path in Path(folder).iterdir()]
     found = report.to_json()

@@ -187,8 +187,12 @@ def main() -> None:
     signal.signal(signal.SIGALRM, too_long)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        compress(codec, pictures, folder, name=None)
-        compress(codec, pictures, folder, name="archive")
+
+        def put(file: str, content: bytes) -> None:
+            (folder / file).write_bytes(content)
+
+        compress(codec, pictures, put, name=None)
+        compress(codec, pictures, put, name="archive")
         whole = {path.stem: path.read_bytes() for path in sorted(folder.iterdir())}
         for seed in range(options.count):
             generator = random.Random(seed)

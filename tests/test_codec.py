@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vqstack.codec import archive, container
-from vqstack.codec.archive import check_container, compress, restore
+from vqstack.codec.archive import check_container, restore
 from vqstack.codec.blocks import Block, BlockCodec, batch_of, check_label
 from vqstack.codec.coder import Damaged, Decoder, Encoder, code
 from vqstack.codec.container import groups, open_container, pack_archive, pack_single, single_header
@@ -27,7 +27,7 @@ from vqstack.codec.pictures import (
     tile_count,
     to_tiles,
 )
-from vqstack.errors import InputError
+from vqstack.errors import InputError, WriteError
 from vqstack.images import save_png
 from vqstack.images.formats import opened as opened_image
 from vqstack.ledger import BITS
@@ -94,6 +94,11 @@ def pictures(codec, count, height=None, width=None):
     pixels = torch.randint(0, codec.model.stack.values, size, generator=generator, dtype=torch.uint8)
     mode = "L" if channels == 1 else "RGB"
     return Pictures([Entry(f"p{i:03d}", height, width, mode) for i in range(count)], pixels.__getitem__)
+
+
+def compress(codec, source, folder, **options):
+    """The files of pictures, written into a folder."""
+    return archive.compress(codec, source, lambda name, content: (folder / name).write_bytes(content), **options)
 
 
 def opened(codec, path):
@@ -177,7 +182,7 @@ def test_bytes_that_nobody_wrote_end_in_damage_or_in_values():
 def test_a_block_comes_back_and_is_as_long_as_the_ledger(request, name, count, batch):
     codec = request.getfixturevalue(name)
     pixels = images(codec, count)
-    block = codec.encode(pixels, None, batch=batch, seed=7, check=True)
+    block = codec.encode(pixels, None, batch=batch, seed=7)
     assert not block.raw
     stored = list(zip(block.sections, block.checks, strict=True))
     found = codec.decode(stored, count, batch=batch, seed=7)
@@ -198,10 +203,10 @@ def test_the_label_is_the_cheapest_or_the_one_given(grey):
     for label in range(3):
         rows = grey.model.code_lengths(pixels, codes, torch.full((4,), label))
         costs.append(rows["label"] + rows["prior"])
-    block = grey.encode(pixels, None, batch=4, seed=0, check=False)
+    block = grey.encode(pixels, None, batch=4, seed=0)
     labels = grey.decode([(block.sections[0], block.checks[0])], 4, batch=4, seed=0)[0][0]
     assert torch.equal(labels, torch.stack(costs).argmin(0))
-    given = grey.encode(pixels, 2, batch=4, seed=0, check=False)
+    given = grey.encode(pixels, 2, batch=4, seed=0)
     assert grey.decode([(given.sections[0], given.checks[0])], 4, batch=4, seed=0)[0][0].tolist() == [2] * 4
 
 
@@ -234,6 +239,16 @@ def test_what_does_not_come_back_is_stored_raw(tmp_path, name):
     assert [(image.level, image.damaged) for image in found] == [(0, False)] * 3
     for i, image in enumerate(found):
         assert torch.equal(image.pixels, source.load(i))
+
+
+def test_a_header_that_says_something_else_is_noticed(grey, tmp_path, monkeypatch):
+    """The check believes what the file says: a size that is not the picture's, coded as if it were, is an error."""
+    source = pictures(grey, 2)
+    wrong = Pictures([Entry("p000", 8, 5, "L"), source.entries[1]], source.load)
+    for name in (None, "all"):
+        with pytest.raises(WriteError, match="does not come back"):
+            compress(grey, wrong, tmp_path, name=name)
+    assert not list(tmp_path.iterdir())
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -495,7 +510,7 @@ def test_more_levels_than_the_header_of_a_single_file_can_count(grey):
 @pytest.mark.parametrize("stem", ["../a", "a/b", "", ".", "..", "a\0", "a\\b", "a.level-1", "ä" * 150, "a\udcff"])
 def test_names_cannot_leave_the_folder(grey, tmp_path, stem):
     seed = container.block_seed(0, [Entry("a", 8, 8, "L")])
-    block = grey.encode(images(grey, 1), None, batch=32, seed=seed, check=False)
+    block = grey.encode(images(grey, 1), None, batch=32, seed=seed)
     where = container.environment(1, 32, grey.probe(1, 32))
     path = tmp_path / "a.vqs"
     path.write_bytes(pack_archive([Entry("a", 8, 8, "L")], [(1, block)], grey.fingerprint, where))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from vqstack.config import run_command
 from vqstack.images import ImageSettings, load_splits, save_png
 from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.output import UNFINISHED, Output
 
 TOOLS = Path(__file__).parents[1] / "tools"
 DIGITS = ("--split", "test", "--data.source", "digits")
@@ -142,6 +144,53 @@ def test_one_bad_file_of_a_folder_does_not_keep_the_others_back(run, call, folde
     for path in (tmp_path / "small").glob("*.vqs"):
         path.write_bytes(b"")
     refused(call("decompress", run, tmp_path / "small", "--out", tmp_path / "none"), "is not a whole file")
+
+
+def test_what_a_killed_command_did_not_write_is_named(run, call, folder, tmp_path):
+    names = [f"digit {i}.vqs" for i in range(5)]
+    assert call("compress", run, folder, "--single", "--out", tmp_path / "small")[0] == 0
+    killed = Output(tmp_path / "killed", "compress", expected=names)
+    for name in names[:2]:
+        killed.write(name, (tmp_path / "small" / name).read_bytes())
+    killed._settle()
+    code, out, err = call("decompress", run, tmp_path / "killed", "--out", tmp_path / "back")
+    assert code == 65
+    assert "2 images exact" in out
+    assert err.count("\n") == 1 and "3 of 5 files" in err and "digit 2.vqs to digit 4.vqs" in err
+    killed.lock.release()
+    for name in names[:2]:
+        (tmp_path / "killed" / name).unlink()
+    refused(call("decompress", run, tmp_path / "killed", "--out", tmp_path / "none"), "5 of 5 files")
+    (tmp_path / "killed" / UNFINISHED).write_text("compress\n\n")  # of an earlier version
+    (tmp_path / "killed" / names[0]).write_bytes((tmp_path / "small" / names[0]).read_bytes())
+    code, _, err = call("decompress", run, tmp_path / "killed", "--out", tmp_path / "old")
+    assert code == 65 and "nobody knows" in err
+
+
+def test_unfinished_output_is_no_folder_of_images(run, call, folder, tmp_path):
+    output = Output(tmp_path / "killed", "generate")
+    output.write("000000.png", (folder / "digit 0.png").read_bytes())
+    output._settle()
+    refused(call("compress", run, tmp_path / "killed", "--out", tmp_path / "out"), "unfinished output of generate")
+
+
+@pytest.mark.parametrize("options", [(), ("--single",)], ids=["archive", "single"])
+def test_pictures_that_change_after_they_were_read_change_nothing(run, call, folder, tmp_path, monkeypatch, options):
+    """Every picture is replaced by one of another size, and one is gone, when all have been read."""
+    kept = shutil.copytree(folder, tmp_path / "kept")
+
+    def replaced(*given, **named):
+        for path in folder.glob("digit *.png"):
+            Image.new("RGB", (30, 50)).save(path)
+        (folder / "digit 3.png").unlink()
+        return Output(*given, **named)
+
+    monkeypatch.setattr("vqstack.output.Output", replaced)
+    assert call("compress", run, folder, "--out", tmp_path / "small", *options)[0] == 0
+    monkeypatch.undo()
+    assert call("decompress", run, tmp_path / "small", "--out", tmp_path / "back")[0] == 0
+    assert len(list((tmp_path / "back").iterdir())) == 5
+    assert all(same(kept / f"digit {i}.png", tmp_path / "back" / f"digit {i}.png") for i in range(5))
 
 
 def test_another_process_gets_the_images_back(run, call, folder, tmp_path):

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import multiprocessing
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from vqstack.checkpoint import LOCK, Lock, digest
+from vqstack.checkpoint import digest
 from vqstack.codes import (
     ENCODE,
-    UNFINISHED,
     CodeDataset,
     CodeDatasetWriter,
     Contents,
     MapCache,
     StoredCodes,
-    claim_folder,
     fingerprint,
-    release_folder,
     smallest_dtype,
 )
 from vqstack.errors import InputError
+from vqstack.output import UNFINISHED, Output
 
 SHAPES = [(4, 6), (2, 3), (5,)]
 SIZES = [70000, 257, 256]
@@ -136,17 +132,6 @@ def test_the_fingerprint_sees_names_dtypes_shapes_and_bytes_and_no_order():
     assert len({fingerprint(other) for other in [state, *others]}) == len(others) + 1
 
 
-@pytest.mark.parametrize("start", ["absent", "empty"])
-def test_a_free_folder_is_claimed_and_released(tmp_path, start):
-    folder = tmp_path / "a" / "b"
-    if start == "empty":
-        folder.mkdir(parents=True)
-    lock = claim_folder(folder, "generate")
-    assert {path.name for path in folder.iterdir()} == {UNFINISHED, LOCK}
-    release_folder(folder, lock)
-    assert list(folder.iterdir()) == []
-
-
 def test_one_writer_until_it_ends(tmp_path):
     images = {"train": random_images(7)}
     folder = tmp_path / "out"
@@ -154,79 +139,24 @@ def test_one_writer_until_it_ends(tmp_path):
     second = writer_of(folder, images)
     first.claim()
     before = contents(folder)
-    for attempt in (second.claim, lambda: writer_of(folder, images), lambda: claim_folder(folder, "generate")):
+    for attempt in (second.claim, lambda: writer_of(folder, images), lambda: Output(folder, "generate")):
         refused(attempt, "another process is writing", str(folder))
     assert contents(folder) == before
-    first._lock.release()  # as the end of its process does
+    first._output.lock.release()  # as the end of its process does
     fill(first, images)
     refused(second.claim, "not empty")  # it looked at the folder while the first was at work
     assert CodeDataset(folder).splits == {"train": 7}
 
 
-def die_with_a_folder(folder):
-    lock = claim_folder(folder, "generate")  # noqa: F841  # held until the process ends
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_crash_leaves_no_lock(tmp_path):
-    child = multiprocessing.get_context("fork").Process(target=die_with_a_folder, args=(tmp_path / "out",))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-    assert (tmp_path / "out" / LOCK).exists()
-    release_folder(tmp_path / "out", claim_folder(tmp_path / "out", "generate"))
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_a_folder_with_nothing_but_a_lock_is_free(tmp_path):
-    Lock(tmp_path).release()  # of a command that was killed before it had marked the folder
-    claim_folder(tmp_path, "generate")
-
-
-def test_own_unfinished_output_is_removed_and_what_it_links_to_is_not(tmp_path):
-    (tmp_path / "kept.png").write_text("x")
-    folder = tmp_path / "out"
-    claim_folder(folder, "generate", writes=["*.png"])
-    for name in ("1.png", "2.png.tmp", f"{UNFINISHED}.tmp"):
-        (folder / name).write_text("x")
-    (folder / "link.png").symlink_to(tmp_path / "kept.png")
-    claim_folder(folder, "generate", writes=["*.png"])
-    assert {path.name for path in folder.iterdir()} == {UNFINISHED, LOCK}
-    assert (tmp_path / "kept.png").read_text() == "x"
-
-
-@pytest.mark.parametrize("name", ["thesis.tex", "chapters", "folder.png"])
-def test_what_others_put_into_unfinished_output_is_kept(tmp_path, name):
-    claim_folder(tmp_path, "generate", writes=["*.png"])
-    (tmp_path / "1.png").write_text("x")
-    if "." in name and not name.startswith("folder"):
-        (tmp_path / name).write_text("x")
-    else:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.png").write_text("x")
-    before = contents(tmp_path)
-    refused(lambda: claim_folder(tmp_path, "generate", writes=["*.png"]), str(tmp_path / name), "did not write it")
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("start", ["foreign", "finished", "file", "other", "below a file"])
-def test_a_used_folder_is_refused_and_nothing_is_touched(tmp_path, start):
-    folder = tmp_path / "out"
-    if start == "foreign":
-        folder.mkdir()
-        (folder / "thesis.tex").write_text("x")
-    elif start in ("finished", "other"):
-        lock = claim_folder(folder, "generate" if start == "finished" else ENCODE)
-        (folder / "file").write_text("x")
-        if start == "finished":
-            release_folder(folder, lock)
-        lock.release()
-    else:
-        folder.write_text("x")
-    before = contents(tmp_path)
-    target = folder / "deeper" if start == "below a file" else folder
-    refused(lambda: claim_folder(target, "generate"), str(target))
-    assert contents(tmp_path) == before
+def test_what_lies_beside_the_shards_is_kept(tmp_path):
+    writer = writer_of(tmp_path / "out", images := {"train": random_images(5)})
+    writer.claim()
+    (tmp_path / "out" / "data" / "notes.txt").write_text("x")
+    (tmp_path / "out" / "data" / f"{writer.shards[0].file}.tmp").write_text("half a shard")
+    writer._output.lock.release()
+    fill(writer_of(tmp_path / "out", images), images)
+    left = {path.name for path in (tmp_path / "out" / "data").iterdir()}
+    assert left == {"notes.txt", *(shard.file for shard in writer.shards)}
 
 
 def cache(folder, codes, vocabulary=256, print_="abc", split="train") -> MapCache:
@@ -422,10 +352,10 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch, killed
     elif killed_at == "before the card":
         monkeypatch.setattr("vqstack.codes.dataset.card", stop)
     else:
-        monkeypatch.setattr("vqstack.codes.dataset.release_folder", stop)
+        monkeypatch.setattr("vqstack.output.Output.finish", stop)
     with pytest.raises(KeyboardInterrupt):
         fill(killed, images)
-    killed._lock.release()  # as the end of its process does
+    killed._output.lock.release()  # as the end of its process does
     monkeypatch.undo()
     refused(lambda: CodeDataset(parts), "unfinished", "again")
     done = {name: (parts / name).stat().st_mtime_ns for name in contents(parts) if name.endswith(".parquet")}
@@ -441,7 +371,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(tmp_path, monkeypat
     killed = writer_of(parts, images)
     monkeypatch.setattr(killed, "finish", lambda checksums: None)
     fill(killed, images)
-    killed._lock.release()
+    killed._output.lock.release()
     path = killed.shards[1].path(parts)
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1  # in the codes: what the file says about itself stays true
@@ -469,7 +399,7 @@ def test_unfinished_output_of_something_else_is_refused(tmp_path, change):
     writer_of(folder, images).claim()
     before = contents(tmp_path)
     refused(lambda: writer_of(folder, images, **change), str(folder), "other settings")
-    refused(lambda: claim_folder(folder, "generate"), ENCODE)
+    refused(lambda: Output(folder, "generate"), ENCODE)
     assert contents(tmp_path) == before
 
 

@@ -18,9 +18,10 @@ from PIL import Image
 
 from vqstack.checkpoint import Checkpoints, digest
 from vqstack.code_model import RefinerSettings
-from vqstack.codes import UNFINISHED, CodeDataset, CodeDatasetWriter, claim_folder
+from vqstack.codes import CodeDataset, CodeDatasetWriter
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.output import UNFINISHED, Output
 from vqstack.phases import data_of_run
 
 ROOT = Path(__file__).parents[1]
@@ -593,37 +594,32 @@ def test_tools_refuse_folders_that_are_taken(call, run_folder, image_folder, tmp
 @pytest.mark.parametrize("program", [GENERATE, ENCODE], ids=lambda path: path.name)
 def test_tools_refuse_a_folder_that_another_process_writes(call, run_folder, tmp_path, program):
     out = tmp_path / "out"
-    lock = claim_folder(out, "generate")
+    output = Output(out, "generate")
     before = tree(out)
     refused(*call(program, run_folder, "--out", out), "another process is writing")
     assert tree(out) == before
-    lock.release()  # as the end of that process does, however it ends
+    output.lock.release()  # as the end of that process does, however it ends
     (out / UNFINISHED).unlink()
     assert call(program, run_folder, "--out", out)[0] == 0
     assert not (out / ".lock").exists()
 
 
-def test_unfinished_output_may_be_written_again(call, run_folder, tmp_path):
-    out = tmp_path / "out"
-    assert call(GENERATE, run_folder, "--num", 1, "--out", out, "--device", "cpu")[0] == 0
-    (out / ".vqstack-unfinished").write_text("generate\n")
-    assert call(GENERATE, run_folder, "--num", 2, "--out", out, "--device", "cpu")[0] == 0
-    assert {p.name for p in out.iterdir()} == {"000000.png", "000001.png", "grid.png", "manifest.json"}
-
-
 def test_a_failure_leaves_output_that_a_rerun_replaces(call, programs, run_folder, tmp_path, monkeypatch):
-    out, save = tmp_path / "out", programs[GENERATE].save_png
+    out, save, count = tmp_path / "out", programs[GENERATE].save_png, iter(range(70))
 
     def full(image, path, values):
-        if path.name == "000001.png":
+        if next(count) == 66:
             raise OSError("no space left on the disk")
         save(image, path, values)
 
     monkeypatch.setattr(programs[GENERATE], "save_png", full)
     with pytest.raises(OSError, match="no space left"):
-        call(GENERATE, run_folder, "--num", 3, "--out", out, "--device", "cpu")
-    assert {p.name for p in out.iterdir()} == {".lock", ".vqstack-unfinished", "000000.png"}
+        call(GENERATE, run_folder, "--num", 70, "--out", out, "--device", "cpu")
+    assert {p.name for p in out.iterdir()} == {".lock", UNFINISHED, *(f"{i:06d}.png" for i in range(64))}
     monkeypatch.undo()
+    (out / "000070.png").write_bytes(b"the user's")
+    refused(*call(GENERATE, run_folder, "--num", 1, "--out", out), "000070.png: lies in")
+    (out / "000070.png").unlink()
     assert call(GENERATE, run_folder, "--num", 1, "--out", out, "--device", "cpu", "--seed", 4)[0] == 0
     assert {p.name for p in out.iterdir()} == {"000000.png", "grid.png", "manifest.json"}
 

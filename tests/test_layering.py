@@ -17,6 +17,7 @@ ORDER = [
     "paths",
     "signals",
     "checkpoint",
+    "output",
     "shapes",
     "nets",
     "quantizer",

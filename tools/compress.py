@@ -9,15 +9,16 @@ from pathlib import Path
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
+from vqstack.checkpoint import write_atomically
 from vqstack.codec.archive import compress
 from vqstack.codec.blocks import BlockCodec, check_label
 from vqstack.codec.container import SUFFIX
 from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, safe_stem
-from vqstack.codes import claim_folder, release_folder
 from vqstack.config import parse, run_command
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, Split, is_image, load_splits
 from vqstack.model import HierarchicalModel
+from vqstack.output import Output, unfinished
 from vqstack.phases import named_run
 from vqstack.pretrained import find_artefact
 from vqstack.terminal import say
@@ -56,7 +57,6 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
         raise InputError("name image files or folders, or a split with --split, and not both")
     if command.split is not None:
         split = load_splits(command.data, [command.split])[command.split]
-        split.verify()
         if split.pixels.shape[1] != channels or command.data.values != model.stack.values:
             raise InputError(
                 f"images of {split.pixels.shape[1]} channels with {command.data.values} values do not fit the model, "
@@ -65,6 +65,8 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
         return pictures_of_split(split)
     paths = list[Path]()
     for path in command.images:
+        if path.is_dir() and (mark := unfinished(path)) is not None:
+            raise InputError(f"{path} is unfinished output of {mark.command}: finish that first, or name its files")
         inside = sorted(filter(is_image, path.iterdir())) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path} holds no images: name a folder with files such as PNG")
@@ -92,19 +94,21 @@ def main(arguments: list[str]) -> None:
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     check_label(model, command.label)
     pictures = pictures_of(command, model)
-    lock = claim_folder(command.out, "compress", writes=[f"*{SUFFIX}"])
+    stems = [entry.stem for entry in pictures.entries] if command.single else [command.name]
+    output = Output(command.out, "compress", expected=[f"{stem}{SUFFIX}" for stem in stems])
     report = compress(
         BlockCodec(model),
         pictures,
-        command.out,
+        output.write,
         name=None if command.single else command.name,
         label=command.label,
         check=command.check,
         threads=command.threads,
     )
-    release_folder(command.out, lock)
     if command.report is not None:
-        command.report.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(report.to_json(), indent=1) + "\n"
+        write_atomically(command.report, lambda aside: aside.write_text(text, encoding="utf-8"))
+    output.finish()
     say(report)
     say(f"{report.pictures} images in {report.files} files, {report.size} bytes, in {command.out}")
 

@@ -8,6 +8,7 @@ for; 65: images are missing or come from their upper levels only, and standard e
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from tqdm import tqdm
 from vqstack.codec.archive import Restored, check_container, restore
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import SUFFIX, Container, open_container
-from vqstack.codes import claim_folder, release_folder
 from vqstack.config import parse, run_command
 from vqstack.errors import PARTLY, InputError
 from vqstack.images import save_png
 from vqstack.model import HierarchicalModel
+from vqstack.output import Output, saved, unfinished
 from vqstack.pretrained import find_artefact
 from vqstack.terminal import say, warn
 
@@ -43,8 +44,13 @@ class Command(BaseModel):
 
 
 def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Container], list[str]]:
-    """The files in a folder that can be read, and why the others cannot; all of them useless is an error."""
+    """The files in a folder that can be read, and what else should be there; all of them useless is an error."""
     opened, refused = list[Container](), list[InputError]()
+    if (mark := unfinished(folder)) is not None and (not mark.expected or mark.missing(folder)):
+        names = mark.missing(folder)
+        missing = f"{len(names)} of {len(mark.expected)} files, {spanned(names)}" if names else "nobody knows how much"
+        problem = f"{folder}: {mark.command} has not finished it, missing: {missing}: run that command again"
+        refused.append(InputError(problem))
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             opened.append(checked(path, codec))
@@ -57,6 +63,11 @@ def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Container], list[str
             else InputError(f"{folder} holds no {SUFFIX} files: name the folder that compress.py wrote")
         )
     return opened, list(map(str, refused))
+
+
+def spanned(names: list[str]) -> str:
+    """The first and the last name."""
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
 def checked(path: Path, codec: BlockCodec) -> Container:
@@ -88,18 +99,18 @@ def wanted(command: Command, file: Container) -> range:
     return range(len(file.entries))[command.first :][: command.num]
 
 
-def write(image: Restored, out: Path, values: int) -> None:
+def write(image: Restored, output: Output, values: int) -> None:
     """Store what there is of an image."""
     if image.pixels is not None:
         end = f".level-{image.level}.png" if image.level else ".png"
-        save_png(image.pixels, out / f"{image.entry.stem}{end}", values)
+        output.write(f"{image.entry.stem}{end}", saved(partial(save_png, image.pixels, values=values)))
 
 
 def complaints(damaged: list[tuple[Path, int | None, str]]) -> Iterator[str]:
     """A line for each run of images (file, level, stem) that came back as far; level none: not at all."""
     for (path, level), run in groupby(damaged, lambda image: image[:2]):
         stems = [stem for _, _, stem in run]
-        names = stems[0] if len(stems) == 1 else f"{stems[0]} to {stems[-1]} ({len(stems)} images)"
+        names = spanned(stems) + (f" ({len(stems)} images)" if len(stems) > 1 else "")
         if level is None:
             yield f"{path}: {names}: damaged or cut short before the end of the top map: no image"
         else:
@@ -117,7 +128,7 @@ def main(arguments: list[str]) -> None:
     files, refused = open_files(command, codec)
     sampling = model.settings.sampling if command.sample else None
     damaged, numbers, exact, shown, began = list[tuple[Path, int | None, str]](), 0, 0, 0, time.perf_counter()
-    lock = claim_folder(command.out, "decompress", writes=["*.png"])
+    output = Output(command.out, "decompress")
     total = sum(len(wanted(command, file)) for file in files)
     with tqdm(total=total, desc="decompress", unit="img", disable=None) as progress:
         for file in files:
@@ -125,14 +136,14 @@ def main(arguments: list[str]) -> None:
                 codec, file, wanted(command, file), levels=command.levels, sampling=sampling, seed=command.seed
             )
             for image in images:
-                write(image, command.out, model.stack.values)
+                write(image, output, model.stack.values)
                 if image.damaged:
                     damaged.append((file.path, None if image.pixels is None else image.level, image.entry.stem))
                 shown += image.pixels is not None
                 exact += image.level == 0 and image.pixels is not None
                 numbers += image.entry.size
                 progress.update()
-    release_folder(command.out, lock)
+    output.finish()
     for complaint in [*refused, *complaints(damaged)]:
         warn(complaint)
     seconds = time.perf_counter() - began

@@ -7,6 +7,7 @@ as evaluate.json, table.txt and pictures.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,6 @@ import tyro
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
-from vqstack.codes import check_folder, claim_folder, release_folder
 from vqstack.config import parse, run_command
 from vqstack.evaluation import Estimate, Evaluation, evaluate_split, fidelity_by_level, random_orders, reconstruct
 from vqstack.features import Extractor, ImageJudge, inception, trained_judge
@@ -22,6 +22,7 @@ from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, default_cac
 from vqstack.ledger import BITS, table
 from vqstack.metrics import Fidelity
 from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.output import Output, check_folder, saved
 from vqstack.phases import check_images, named_run
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
 from vqstack.pretrained import find_artefact
@@ -30,7 +31,6 @@ from vqstack.shapes import Labels, Pixels
 from vqstack.terminal import say
 
 SHOWN = 10  # images a row of the pictures
-WRITES = ("*.png", "evaluate.json", "table.txt")
 
 
 class Command(BaseModel):
@@ -78,6 +78,7 @@ def features_of(
 
 def compare_samples(
     command: Command,
+    output: Output,
     model: HierarchicalModel,
     split: ImageSplit,
     count: int,
@@ -91,7 +92,7 @@ def compare_samples(
         pixels, labels = draw_samples(model, count, seed, command.sampling, command.batch_size)
         if seed == command.seeds[0]:
             shown = grid(pixels[: SHOWN**2], SHOWN, model.stack.values, max(1, 64 // model.stack.shape[1]))
-            shown.save(command.out / "samples.png")
+            output.write("samples.png", saved(partial(shown.save, format="PNG")))
         return pixels, labels
 
     return compare(draw, split, count, list(command.seeds), extract, classify)
@@ -153,10 +154,10 @@ def main(arguments: list[str]) -> None:
     accelerator = Accelerator(cpu=command.cpu)
     model.to(accelerator.device)
     count = images_a_side(command.num, split) if command.samples else 0
-    check_folder(command.out, "evaluate", writes=WRITES)
+    check_folder(command.out, "evaluate")
     compared_by = features_of(command, splits, accelerator) if command.samples else None
 
-    lock = claim_folder(command.out, "evaluate", writes=WRITES)
+    output = Output(command.out, "evaluate")
     columns = {"feed-forward": False} | ({"refined": True} if model.settings.refiners else {})
     scores = {
         name: evaluate_split(model, split, accelerator, command.batch_size, refined=refined)
@@ -164,13 +165,16 @@ def main(arguments: list[str]) -> None:
     }
     orders = random_orders(model, split, command.batch_size)
     fidelity = fidelity_by_level(model, split.pixels[:1000], command.batch_size)
-    quality = compare_samples(command, model, split, count, *compared_by) if compared_by else None
+    quality = compare_samples(command, output, model, split, count, *compared_by) if compared_by else None
 
-    plot_ledgers({name: score.ledger for name, score in scores.items()}).savefig(command.out / "ledger.png", dpi=150)
-    plot_usage(scores["feed-forward"].counts).savefig(command.out / "usage.png", dpi=150)
+    ledgers = plot_ledgers({name: score.ledger for name, score in scores.items()})
+    usage = plot_usage(scores["feed-forward"].counts)
+    output.write("ledger.png", saved(partial(ledgers.savefig, dpi=150)))
+    output.write("usage.png", saved(partial(usage.savefig, dpi=150)))
     pixels = split.pixels[:SHOWN]
     levels = reconstruct(model, model.encode(pixels.to(model.device)))
-    reconstruction_strip(pixels, levels, model.stack.values).save(command.out / "reconstructions.png")
+    strip = reconstruction_strip(pixels, levels, model.stack.values)
+    output.write("reconstructions.png", saved(partial(strip.save, format="PNG")))
     results = {
         "split": command.split,
         "ledger": {name: score.to_json() for name, score in scores.items()},
@@ -180,9 +184,9 @@ def main(arguments: list[str]) -> None:
         "settings": command.model_dump(mode="json"),
     }
     text = report(scores, orders, fidelity, quality)
-    (command.out / "evaluate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (command.out / "table.txt").write_text(text, encoding="utf-8")
-    release_folder(command.out, lock)
+    output.write("evaluate.json", (json.dumps(results, indent=1) + "\n").encode())
+    output.write("table.txt", text.encode())
+    output.finish()
     say(f"{text}\n{command.out}: evaluate.json, table.txt and pictures")
 
 

@@ -5,6 +5,7 @@ Draws from the prior down to pixels, makes variations of given images, or decode
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from vqstack.codes import CodeDataset, claim_folder, fingerprint, release_folder
+from vqstack.codes import CodeDataset, fingerprint
 from vqstack.config import parse, run_command
 from vqstack.errors import InputError
 from vqstack.images import grid, load_images, save_png
 from vqstack.likelihood import Draw
 from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.output import Output, saved
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
 from vqstack.shapes import Pixels
@@ -68,6 +70,7 @@ class Command(BaseModel):
     device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
 
 
+GRID = 32  # rows of the overview at most, and columns where labels do not give them
 DRAWING = ("temperature", "top_k", "top_p")
 
 
@@ -192,23 +195,22 @@ def main(arguments: list[str]) -> None:
     sampling = sampling_of(command, model)
     start = starting_codes(command, model)
     num = command.num or (16 if start is None else len(start))
-    lock = claim_folder(command.out, "generate", writes=("[0-9]*.png", "grid.png", "manifest.json"))
-    images, everything = [], []
+    columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
+    output, images, shown = Output(command.out, "generate"), [], torch.empty(0)
     with tqdm(total=num, desc="generate", unit="img", disable=None) as progress:
         for first, pixels, labels in generate(command, model, start, num, sampling):
             for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
-                save_png(image, command.out / f"{i:06d}.png", model.stack.values)
+                output.write(f"{i:06d}.png", saved(partial(save_png, image, values=model.stack.values)))
                 images.append({"file": f"{i:06d}.png", "index": i, "seed": command.seed, "label": label})
-            everything.append(pixels)
+            shown = pixels if not first else torch.cat([shown, pixels[: columns * GRID - len(shown)]])
             progress.update(len(pixels))
-    columns = len(command.label) if len(command.label) > 1 else max(1, round(num**0.5))
-    shown = torch.cat(everything)[: columns * 32]
     scale = max(1, 64 // model.stack.shape[1])
-    grid(shown, columns, model.stack.values, scale).save(command.out / "grid.png")
+    sheet = grid(shown[: columns * GRID], columns, model.stack.values, scale)
+    output.write("grid.png", saved(partial(sheet.save, format="PNG")))
     settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}
     manifest = {"images": images, "settings": settings}
-    (command.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    release_folder(command.out, lock)
+    output.write("manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    output.finish()
     say(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
 
 

@@ -51,6 +51,25 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, and force their names to the disk. OSError if it cannot be."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file and force it to the disk. OSError if it cannot be written."""
+    new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync(path.parent)
+
+
 def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
     """Write a file aside, force it to the disk and rename it: a reader never sees half of it. WriteError if not."""
     aside = path.with_name(path.name + ".tmp")
@@ -228,7 +247,7 @@ class Checkpoints:
         final = self.folder / f"step-{step:07d}"
         aside = self.folder / f".{final.name}.tmp"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             sha256 = write_state(aside / STATE, state)

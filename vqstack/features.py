@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqstack.checkpoint import Lock
+from vqstack.checkpoint import Lock, make_folder
 from vqstack.codes import fingerprint
 from vqstack.errors import InputError
 from vqstack.fit import Fit, FitSettings, load_outcome, write_outcome
@@ -138,7 +138,7 @@ def trained_judge(
 def _alone_in(folder: Path) -> Iterator[None]:
     """A folder of the cache, made where it is missing; another command that is writing into it is waited for."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = Lock(folder, patience=math.inf)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}): choose another --cache") from error

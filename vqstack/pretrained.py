@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqstack.checkpoint import digest, write_atomically
+from vqstack.checkpoint import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
 from vqstack.reading import read_json
 
@@ -186,7 +186,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
 
         Each file is whole or not there, ``config.json`` comes last: a folder without it holds no artefact.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for name, content in self._files().items():
             path = folder / name
             if not (path.is_file() and digest(path) == hashlib.sha256(content).hexdigest()):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from vqstack.checkpoint import make_folder
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.fit import write_outcome
@@ -64,7 +65,7 @@ class Reused:
         """
         for number, state in reversed(self.states.items()):
             folder = phases / f"level-{number}"
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_outcome(folder, state, {"taken_from": str(self.path)})
 
 

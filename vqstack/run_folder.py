@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vqstack.checkpoint import LOCK, Lock, check_unlocked, failed_write, write_atomically
+from vqstack.checkpoint import LOCK, Lock, append, check_unlocked, failed_write, make_folder, write_atomically
 from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 
@@ -135,7 +135,7 @@ def claim(
             refuse them.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}): choose another --out") from error
     try:
@@ -161,6 +161,5 @@ def _write_settings(folder: Path, config: RunConfig, override: bool, check: Call
             "override": bool(overridden),
             "changes": {name: [old, new] for name, old, new in changes},
         }
-        with (folder / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(folder / HISTORY, json.dumps(row) + "\n")
     _write_config(folder, config)

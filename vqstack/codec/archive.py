@@ -2,9 +2,11 @@
 
 import time
 import zlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -19,12 +21,13 @@ from vqstack.codec.container import (
     block_seed,
     environment,
     groups,
+    open_container,
     pack_archive,
     pack_single,
     single_header,
 )
 from vqstack.codec.pictures import Entry, Pictures, from_tiles, tile_count, to_tiles
-from vqstack.errors import InputError
+from vqstack.errors import InputError, WriteError
 from vqstack.ledger import BITS, Ledger
 from vqstack.model import SamplingSettings
 from vqstack.shapes import Pixels
@@ -104,63 +107,134 @@ class Report:
 def compress(
     codec: BlockCodec,
     pictures: Pictures,
-    out: Path,
+    put: Callable[[str, bytes], Any],
     *,
     name: str | None,
     label: int | None = None,
     check: bool = True,
     threads: int = 1,
 ) -> Report:
-    """Write pictures to the folder ``out``.
+    """Make files of pictures.
 
     Args:
         codec: of the model.
         pictures: at least one.
-        out: an existing folder.
-        name: of the archive; none: one file for each picture.
+        put: receives name and bytes of each file.
+        name: of the archive, without its suffix; none: one file for each picture.
         label: of all pictures; none: what is shortest for each.
-        check: decode every block before it is written.
+        check: get every picture back from the bytes of its file, as decompressing will, and compare; a block of which
+            one does not come back is stored raw.
         threads: of torch, here and where it is decoded.
     """
-    entries, tile, report = pictures.entries, codec.tile, Report(pictures=len(pictures.entries))
-    report.numbers, began, parts = sum(entry.size for entry in entries), time.perf_counter(), list[tuple[int, Block]]()
-    where = environment(threads, BATCH, codec.probe(threads, BATCH)) if name is not None else None
-    shares = [range(i, i + 1) for i in range(len(entries))] if name is None else groups(entries, tile)
+    entries, report = pictures.entries, Report(pictures=len(pictures.entries))
+    report.numbers, began = sum(entry.size for entry in entries), time.perf_counter()
     with tqdm(total=len(entries), desc="compress", unit="img", disable=None) as progress:
-        for number, share in enumerate(shares):
-            tiles = torch.cat([to_tiles(pictures.load(i), tile) for i in share])
-            if where is not None:
-                seed = block_seed(number, [entries[i] for i in share])
-                block = codec.encode(tiles, label, batch=BATCH, seed=seed, check=check)
-                parts.append((len(share), block))
-            else:
-                block, content = _single(codec, entries[number], tiles, label, check, threads)
-                report.size += _write(out / f"{entries[number].stem}{SUFFIX}", content)
-            report.add(block)
-            progress.update(len(share))
-    if where is not None:
-        report.size = _write(out / f"{name}{SUFFIX}", pack_archive(entries, parts, codec.fingerprint, where))
-    report.files = 1 if where is not None else len(entries)
+        for draft in [_Archive(codec, entries, threads, name)] if name else _singles(codec, entries, threads):
+            blocks = list[Block]()
+            for number, share in enumerate(draft.shares):
+                tiles = _tiles(codec, pictures, share)
+                block = codec.encode(tiles, label, batch=draft.batch, seed=draft.seed(number, False))
+                blocks.append(block if not block.raw else draft.stored(number, tiles, block))
+                progress.update(len(share))
+            content = draft.pack(blocks)
+            if check and (lost := _lost(draft, pictures, content)):
+                for number in lost:
+                    tiles = _tiles(codec, pictures, draft.shares[number])
+                    blocks[number] = draft.stored(number, tiles, blocks[number])
+                content = draft.pack(blocks)
+                if _lost(draft, pictures, content):
+                    raise WriteError(f"{draft.file}: what was read does not come back from it, not even stored raw")
+            for block in blocks:
+                report.add(block)
+            put(draft.file, content)
+            report.size, report.files = report.size + len(content), report.files + 1
     report.seconds = time.perf_counter() - began
     return report
 
 
-def _single(
-    codec: BlockCodec, entry: Entry, tiles: Pixels, label: int | None, check: bool, threads: int
-) -> tuple[Block, bytes]:
-    batch = batch_of(len(tiles))
-    where = environment(threads, batch, codec.probe(threads, batch))
-    header = single_header(entry, False, codec.sections, codec.fingerprint, where)
-    block = codec.encode(tiles, label, batch=batch, seed=zlib.crc32(header), check=check)
-    if block.raw:  # its chain of checks starts from another header
-        header = single_header(entry, True, 1, codec.fingerprint, where)
-        block = codec.store(tiles, block.ledger, seed=zlib.crc32(header))
-    return block, pack_single(header, block)
+class _Draft(ABC):
+    """A file to be: the pictures of its blocks, and how the blocks become bytes."""
+
+    file: str
+    batch: int
+    shares: list[range]
+
+    def __init__(self, codec: BlockCodec) -> None:
+        self.codec = codec
+
+    @abstractmethod
+    def seed(self, number: int, raw: bool) -> int:
+        """What the checks of a block start from."""
+
+    @abstractmethod
+    def pack(self, blocks: list[Block]) -> bytes:
+        """The file."""
+
+    def stored(self, number: int, tiles: Pixels, block: Block) -> Block:
+        """A block without the model."""
+        return self.codec.store(tiles, block.ledger, seed=self.seed(number, True))
 
 
-def _write(path: Path, content: bytes) -> int:
-    path.write_bytes(content)
-    return len(content)
+class _Archive(_Draft):
+    def __init__(self, codec: BlockCodec, entries: Sequence[Entry], threads: int, name: str) -> None:
+        super().__init__(codec)
+        self.file, self.batch, self.entries = f"{name}{SUFFIX}", BATCH, entries
+        self.shares = groups(entries, codec.tile)
+        self.where = environment(threads, BATCH, codec.probe(threads, BATCH))
+
+    def seed(self, number: int, raw: bool) -> int:
+        return block_seed(number, [self.entries[i] for i in self.shares[number]])
+
+    def pack(self, blocks: list[Block]) -> bytes:
+        parts = list(zip(map(len, self.shares), blocks, strict=True))
+        return pack_archive(self.entries, parts, self.codec.fingerprint, self.where)
+
+
+class _Single(_Draft):
+    def __init__(self, codec: BlockCodec, entry: Entry, threads: int, number: int) -> None:
+        super().__init__(codec)
+        self.file, self.batch, self.entry = f"{entry.stem}{SUFFIX}", batch_of(tile_count(entry, codec.tile)), entry
+        self.shares = [range(number, number + 1)]
+        self.where = environment(threads, self.batch, codec.probe(threads, self.batch))
+
+    def header(self, raw: bool) -> bytes:
+        sections = 1 if raw else self.codec.sections
+        return single_header(self.entry, raw, sections, self.codec.fingerprint, self.where)
+
+    def seed(self, number: int, raw: bool) -> int:
+        return zlib.crc32(self.header(raw))
+
+    def pack(self, blocks: list[Block]) -> bytes:
+        return pack_single(self.header(blocks[0].raw), blocks[0])
+
+
+def _singles(codec: BlockCodec, entries: Sequence[Entry], threads: int) -> Iterator[_Draft]:
+    return (_Single(codec, entry, threads, number) for number, entry in enumerate(entries))
+
+
+def _tiles(codec: BlockCodec, pictures: Pictures, share: range) -> Pixels:
+    return torch.cat([to_tiles(pictures.load(i), codec.tile) for i in share])
+
+
+def _lost(draft: _Draft, pictures: Pictures, content: bytes) -> list[int]:
+    """Blocks from which not every picture comes back, by what the file says alone."""
+    codec, lost = draft.codec, list[int]()
+    file = open_container(Path(draft.file), codec.tile, content)
+    restored = restore(codec, file, range(len(file.entries)))
+    many = None if len(file.entries) > 1 else True
+    with tqdm(total=len(file.entries), desc="check", unit="img", disable=many, leave=False) as progress:
+        for number, share in enumerate(draft.shares):
+            came_back = [_same(next(restored, None), pictures, i) for i in share]
+            lost += [] if all(came_back) else [number]
+            progress.update(len(share))
+    return lost
+
+
+def _same(image: "Restored | None", pictures: Pictures, number: int) -> bool:
+    entry, wanted = pictures.entries[number], pictures.load(number)
+    if image is None or image.entry != entry or image.level or image.pixels is None:
+        return False
+    return torch.equal(image.pixels, wanted[:1] if entry.mode == "L" else wanted.expand(3, -1, -1))
 
 
 # --- and back ---------------------------------------------------------------------------------------------------------

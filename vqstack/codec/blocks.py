@@ -115,15 +115,14 @@ class BlockCodec:
         return [[*labels, maps[0]], *([z] for z in maps[1:]), [pattern(stack.shape, stack.values).to(torch.uint8)]]
 
     @torch.inference_mode()
-    def encode(self, pixels: Pixels, label: int | None, *, batch: int, seed: int, check: bool) -> Block:
-        """Code images.
+    def encode(self, pixels: Pixels, label: int | None, *, batch: int, seed: int) -> Block:
+        """Code images. Whether they come back is for :func:`vqstack.codec.archive.compress` to see.
 
         Args:
             pixels: any number of images.
             label: of all images; none: for each the one with the shortest label and prior rows.
             batch: batch shape of the networks.
             seed: starts the chain of checks; the decoder must know it.
-            check: decode again and compare; if that fails, store the block raw.
         """
         codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
         labels = self._choose(codes[-1], label) if self.model.classes else None
@@ -136,9 +135,7 @@ class BlockCodec:
         sections, checks = encoder.sections(), list[int]()
         for section, tensors in zip(sections, truth, strict=True):
             checks.append(_check(section, tensors, checks[-1] if checks else seed))
-        stored = list(zip(sections, checks, strict=True))
-        fits = plausible(len(pixels), sum(map(len, sections)))
-        if fits and (not check or len(self.decode(stored, len(pixels), batch=batch, seed=seed)) == self.sections):
+        if plausible(len(pixels), sum(map(len, sections))):
             return Block(sections, checks, False, encoder.bits, ledger)
         return self.store(pixels, ledger, seed=seed)
 

@@ -9,8 +9,9 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,11 +90,12 @@ class Container:
     entries: Sequence[Entry]
     places: list[Place]
     size: int
+    content: bytes | None = None  # of a file that is not written yet
 
     def read(self, place: Place, sections: int) -> list[tuple[bytes, int]]:
         """The first ``sections`` sections of a block and their checks, as many as are there whole."""
         found, at = [], place.offset
-        with self.path.open("rb") as file:
+        with self.open() as file:
             for length in place.lengths[:sections]:
                 if at + length + CHECK > self.size:  # before memory is asked for
                     break
@@ -102,6 +104,10 @@ class Container:
                 found.append((content, _CHECK.unpack(check)[0]))
                 at += length + CHECK
         return found
+
+    def open(self) -> BufferedIOBase:
+        """The bytes of the file."""
+        return self.path.open("rb") if self.content is None else BytesIO(self.content)
 
     def present(self, place: Place) -> int:
         """Bytes of a block that are really there, whatever its lengths claim."""
@@ -223,14 +229,13 @@ def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model
     return start + packed + _body(block for _, block in parts)
 
 
-def _open_archive(path: Path, content: bytes, size: int) -> Container:
-    length, check = _ARCHIVE.unpack_from(content, _START.size)
+def _open_archive(path: Path, file: BufferedIOBase, beginning: bytes, size: int) -> Container:
+    length, check = _ARCHIVE.unpack_from(beginning, _START.size)
     start = _START.size + _ARCHIVE.size
     if length > size - start:
         raise _Broken("it ends inside its header")
-    with path.open("rb") as file:
-        file.seek(start)
-        packed = file.read(length)
+    file.seek(start)
+    packed = file.read(length)
     inflate = zlib.decompressobj()
     if zlib.crc32(packed) != check:
         raise _Broken("its header is damaged")
@@ -291,27 +296,31 @@ class _Broken(Exception):
     """Why a file is refused."""
 
 
-def open_container(path: Path, tile: tuple[int, int]) -> Container:
+def open_container(path: Path, tile: tuple[int, int], content: bytes | None = None) -> Container:
     """Reads a file's header. A file that no encoder has written is an InputError, one that is cut short is not.
 
     Args:
         path: the file.
         tile: rows and columns of the model's images.
+        content: what will be written there, of a file that is not yet.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            content = file.read(4096)
-        magic, written, flags = _START.unpack_from(content)
-        if magic != MAGIC:
-            raise _Broken("it does not start as one")
-        if written != VERSION:
-            raise _Broken(f"it has format version {written}, this program reads {VERSION}")
-        if flags & ARCHIVE and flags != ARCHIVE:
-            raise _Broken("its flags are unknown")
-        opened = (
-            _open_archive(path, content, size) if flags & ARCHIVE else _open_single(path, flags, content, size, tile)
-        )
+        size = path.stat().st_size if content is None else len(content)
+        with path.open("rb") if content is None else BytesIO(content) as file:
+            start = file.read(4096)
+            magic, written, flags = _START.unpack_from(start)
+            if magic != MAGIC:
+                raise _Broken("it does not start as one")
+            if written != VERSION:
+                raise _Broken(f"it has format version {written}, this program reads {VERSION}")
+            if flags & ARCHIVE and flags != ARCHIVE:
+                raise _Broken("its flags are unknown")
+            opened = (
+                _open_archive(path, file, start, size)
+                if flags & ARCHIVE
+                else _open_single(path, flags, start, size, tile)
+            )
+        opened = replace(opened, content=content)
         end = max((p.offset + sum(p.lengths) + CHECK * len(p.lengths) for p in opened.places), default=0)
         if not opened.places or not all(place.lengths for place in opened.places):
             raise _Broken("it holds no pictures")

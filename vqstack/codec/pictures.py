@@ -1,9 +1,11 @@
 """Image files -> values of the model, and tiles of its size; nothing is lost on the way or the picture is refused."""
 
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 
+from vqstack.checkpoint import failed_write
 from vqstack.errors import InputError
 from vqstack.images import ImageSplit, bombs_refused, opened, upright
 from vqstack.shapes import Pixels
@@ -65,17 +68,37 @@ def pictures_of_split(split: ImageSplit) -> Pictures:
 
 
 def pictures_of_files(paths: Sequence[Path], channels: int, values: int) -> Pictures:
-    """Image files; each is read once here, so that one that cannot be coded is refused before anything is written."""
-    entries, seen = list[Entry](), dict[str, Path]()
-    for path in paths:
-        if not safe_stem(path.stem):
-            raise InputError(f"{path}: its name cannot be stored: rename it")
-        if path.stem in seen:
-            raise InputError(f"{path} and {seen[path.stem]} would both come back as {path.stem}.png: rename one")
-        seen[path.stem] = path
-        mode, pixels = read_picture(path, channels, values)
-        entries.append(Entry(path.stem, pixels.shape[1], pixels.shape[2], mode))
-    return Pictures(entries, lambda i: read_picture(paths[i], channels, values)[1])
+    """Image files, all read here and only here: none is refused after something is written, or is another one then.
+
+    Their values wait in memory, and beyond 64 MiB in a temporary file without a name (``$TMPDIR``).
+    """
+    entries, seen, places = list[Entry](), dict[str, Path](), [0]
+    spool = SpooledTemporaryFile(2**26)
+    try:
+        for path in paths:
+            if not safe_stem(path.stem):
+                raise InputError(f"{path}: its name cannot be stored: rename it")
+            if path.stem in seen:
+                raise InputError(f"{path} and {seen[path.stem]} would both come back as {path.stem}.png: rename one")
+            seen[path.stem] = path
+            mode, pixels = read_picture(path, channels, values)
+            entries.append(Entry(path.stem, pixels.shape[1], pixels.shape[2], mode))
+            places.append(places[-1] + spool.write(pixels[: 1 if mode == "L" else channels].numpy().tobytes()))
+    except BaseException as error:
+        spool.close()
+        if isinstance(error, OSError):
+            raise failed_write("the temporary file of the images (TMPDIR names its folder)", error) from error
+        raise
+
+    def load(number: int) -> UInt8[Tensor, "c height width"]:
+        spool.seek(places[number])
+        content = bytearray(spool.read(places[number + 1] - places[number]))
+        stored = torch.frombuffer(content, dtype=torch.uint8).view(-1, entries[number].height, entries[number].width)
+        return stored.expand(channels, -1, -1)
+
+    pictures = Pictures(entries, load)
+    weakref.finalize(pictures, spool.close)
+    return pictures
 
 
 def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Tensor, "c height width"]]:

@@ -9,20 +9,11 @@ smallest unsigned integer that holds them.
 from vqstack.codes.cache import MapCache
 from vqstack.codes.dataset import SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
 from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard, quoted
-from vqstack.codes.storage import (
-    UNFINISHED,
-    check_folder,
-    claim_folder,
-    fingerprint,
-    release_folder,
-    smallest_dtype,
-    to_stored,
-)
+from vqstack.codes.storage import fingerprint, smallest_dtype, to_stored
 
 __all__ = [
     "ENCODE",
     "SHARD_SIZE",
-    "UNFINISHED",
     "CodeDataset",
     "CodeDatasetWriter",
     "Contents",
@@ -30,11 +21,8 @@ __all__ = [
     "MapCache",
     "Shard",
     "StoredCodes",
-    "check_folder",
-    "claim_folder",
     "fingerprint",
     "quoted",
-    "release_folder",
     "smallest_dtype",
     "to_stored",
 ]

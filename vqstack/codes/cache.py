@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqstack.checkpoint import digest, sync, write_atomically
+from vqstack.checkpoint import digest, make_folder, sync, write_atomically
 from vqstack.codes.storage import ASIDE, smallest_dtype, to_stored
 
 
@@ -63,7 +63,7 @@ class MapCache:
 
     def begin(self) -> None:
         """Takes away what is there under another fingerprint and makes room for the maps."""
-        self._maps.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._maps.parent)
         self._description.unlink(missing_ok=True)
         np.lib.format.open_memmap(self._aside, "w+", smallest_dtype(self.vocabulary), self.shape).flush()
 

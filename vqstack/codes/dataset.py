@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from vqstack.checkpoint import digest, write_atomically
+from vqstack.checkpoint import digest, make_folder, write_atomically
 from vqstack.codes.columns import check_file, groups, to_codes, to_labels, write_rows
 from vqstack.codes.footers import check_footers
 from vqstack.codes.manifest import (
@@ -31,8 +31,9 @@ from vqstack.codes.manifest import (
     read_manifest,
     shards_of,
 )
-from vqstack.codes.storage import check_folder, claim_folder, release_folder, to_stored
+from vqstack.codes.storage import ASIDE, to_stored
 from vqstack.errors import InputError
+from vqstack.output import Output, check_folder
 from vqstack.shapes import AnyCodes, Labels
 
 SHARD_SIZE = 10_000
@@ -87,8 +88,8 @@ class CodeDatasetWriter:
 
     def claim(self) -> None:
         """Marks the folder as this data set's unfinished output, which no other command may write then."""
-        self._lock = claim_folder(self.folder, ENCODE, self._plan)
-        (self.folder / "data").mkdir(exist_ok=True)
+        self._output = Output(self.folder, ENCODE, self._plan)
+        make_folder(self.folder / "data")
 
     def complete(self, shard: Shard) -> bool:
         """Whether the shard's file is there, with the bytes that were written; reads it."""
@@ -140,10 +141,9 @@ class CodeDatasetWriter:
             stored = StoredShard(file=shard.file, rows=shard.rows, sha256=checksums[shard.file])
             splits.setdefault(shard.split, []).append(stored)
         manifest = Manifest(format_version=2, splits=splits, **dict(self.contents))
-        seals = [self._seal(shard) for shard in self.shards]
-        for child in (self.folder / "data").iterdir():
-            if child.name not in checksums and child not in seals:  # what a killed process was writing
-                child.unlink()
+        for shard in self.shards:  # what a killed process was writing
+            for path in (shard.path(self.folder), self._seal(shard)):
+                path.with_name(path.name + ASIDE).unlink(missing_ok=True)
         order = ("format_version", *Contents.model_fields, "splits")
         dump = manifest.model_dump()
         self._write(MANIFEST, json.dumps({name: dump[name] for name in order}, indent=1) + "\n")
@@ -152,9 +152,9 @@ class CodeDatasetWriter:
         lines = [f"{checksums[Path(file).name]}  {file}\n" for file in files]
         lines += [f"{digest(self.folder / name)}  {name}\n" for name in (MANIFEST, "README.md")]
         self._write("SHA256SUMS", "".join(lines))
-        release_folder(self.folder, self._lock)
-        for seal in seals:  # last: a command that was killed before would encode the shard again
-            seal.unlink(missing_ok=True)
+        self._output.finish()
+        for shard in self.shards:  # last: a command that was killed before would encode the shard again
+            self._seal(shard).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, lambda aside: aside.write_text(text, "utf-8"))

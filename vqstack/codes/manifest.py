@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, ValidationError, model_validator
 
-from vqstack.codes.storage import UNFINISHED
 from vqstack.errors import InputError
+from vqstack.output import unfinished
 
 FORMAT_VERSION = 2
 ENCODE = "encode_dataset"  # the command that writes code data sets, as named in the marker of unfinished output
@@ -137,7 +137,7 @@ class Manifest(Contents):
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished code data set; InputError where there is none, or none that can be understood."""
     path = folder / MANIFEST
-    if (folder / UNFINISHED).exists():
+    if unfinished(folder) is not None:
         raise InputError(f"{folder}: is unfinished; run the command that writes it again")
     try:
         if path.stat().st_size > LARGEST_MANIFEST:

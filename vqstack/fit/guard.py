@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from vqstack.checkpoint import on_main
+from vqstack.checkpoint import append, on_main
 from vqstack.errors import DivergedError
 from vqstack.terminal import warn
 
@@ -93,8 +93,7 @@ class Guard:
         if self.count == REPORTS:
             warn(f"{self.name}: {REPORTS} bad steps; further ones are only counted")
         row = {"step": step, "losses": [str(x) for x in losses], "images": images, "before": list(self.losses)}
-        with (self.folder / "bad-steps.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self.folder / "bad-steps.jsonl", json.dumps(row) + "\n")
 
     def state(self) -> dict[str, Any]:
         """To go on from after a resume."""

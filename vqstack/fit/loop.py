@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqstack import signals
-from vqstack.checkpoint import Checkpoint, Checkpoints, on_main, write_atomically
+from vqstack.checkpoint import Checkpoint, Checkpoints, append, on_main, write_atomically
 from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.guard import REPORTS, Guard, poisoned
@@ -261,11 +261,10 @@ class Fit:
         except Exception as error:  # trackers are other people's programs, some of them over a network
             self._failed("a tracker", error)
 
-        def append() -> None:
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
+        def write() -> None:
+            append(self.folder / "metrics.jsonl", json.dumps({"step": self.step, **values}) + "\n")
 
-        on_main(self.accelerator, append)
+        on_main(self.accelerator, write)
 
     def _demand(self, received: list[int], saved: float) -> Demand:
         """What this step asks for, the same answer in every process: a signal may reach only one of them."""

@@ -2,17 +2,17 @@
 
 A split lies in a folder of its own, named by a hash of all that its pixels depend on: the settings, and path, size and
 time of change of every local file. Hub data sets are known by name and revision, remote files by their address.
-``meta.json`` comes last and has the checksums of the others and one of its own: the small files are checked when they
-are opened, the pixels, which may be many, when a program that is about to use them all asks (`check_pixels`). These
-folders lie under ``$VQSTACK_CACHE``, else ``$XDG_CACHE_HOME/vqstack``, else ``~/.cache/vqstack``, and may be deleted at
-any time.
+``meta.json`` comes last and has the checksums of the others and one of its own. A split that is not as it was written
+is decoded again. These folders lie under ``$VQSTACK_CACHE``, else ``$XDG_CACHE_HOME/vqstack``, else
+``~/.cache/vqstack``, and may be deleted at any time.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from filelock import FileLock
 from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import NDArray
 
-from vqstack.checkpoint import digest, sealed, unsealed
+from vqstack.checkpoint import digest, make_folder, sealed, sync, unsealed
 from vqstack.errors import InputError
 from vqstack.images.files import local_files
 from vqstack.images.settings import ImageSettings
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3  # of the cache; another number makes the older folders useless
 FOR_TRAINING = {"resident", "workers"}  # settings that change no pixel
@@ -43,27 +45,22 @@ class Stored:
     meta: dict[str, Any]
     sha256: str  # of the file of pixels, as it was written
 
-    def check_pixels(self) -> None:
-        """InputError where the pixels are not what was written; reads them all."""
-        if digest(self.folder / PIXELS) != self.sha256:
-            raise _broken(self.folder, f"{PIXELS} is not what was written")
-
 
 def cached(settings: ImageSettings, name: str, build: Callable[[Path], None]) -> Stored:
     """The split ``name``, from the cache or by ``build(folder)``, which writes it there.
 
-    A folder appears whole or not at all; of two processes that want the same split one builds and the other waits.
+    A folder appears whole or not at all; of two processes that want the same split one builds and the other waits. All
+    of it is read and compared with its checksums; what is damaged is built again.
     """
     folder = cache_folder() / f"{name}-{key(settings, name)}"
-    if not folder.is_dir():
-        _build(folder, build)
-    return read(folder)
+    stored = read(folder, [PIXELS, INDEX, LABELS])
+    return stored if isinstance(stored, Stored) else _build(folder, build)
 
 
 def lookup(settings: ImageSettings, name: str) -> Stored | None:
-    """The split ``name`` if the cache has it."""
-    folder = cache_folder() / f"{name}-{key(settings, name)}"
-    return read(folder) if folder.is_dir() else None
+    """The split ``name`` if the cache has it; its pixels may be damaged, which :func:`cached` finds."""
+    stored = read(cache_folder() / f"{name}-{key(settings, name)}", [INDEX, LABELS])
+    return stored if isinstance(stored, Stored) else None
 
 
 def default_cache() -> Path:
@@ -124,30 +121,26 @@ class Writer:
         (self.folder / META).write_text(sealed(json.dumps({"files": files, "meta": meta})), encoding="utf-8")
 
 
-def read(folder: Path) -> Stored:
-    """A finished folder of the cache. InputError where a file of it is damaged; the pixels are not read for that."""
+def read(folder: Path, checked: Sequence[str]) -> Stored | str:
+    """A finished folder of the cache, or what is wrong with it; of ``checked`` files the checksums are compared."""
     try:
         content = json.loads(unsealed((folder / META).read_text(encoding="utf-8")))
         files, meta = content["files"], content["meta"]
-        for name in (INDEX, LABELS):
+        for name in checked:
             if name in files and digest(folder / name) != files[name]:
                 raise ValueError(f"{name} is not what was written")
         labels = np.load(folder / LABELS, mmap_mode="c") if LABELS in files else None
         # Copy on write: torch wants arrays that can be written to, and the file must stay as it is.
         pixels = np.load(folder / PIXELS, mmap_mode="c")
         return Stored(folder, pixels, np.load(folder / INDEX, mmap_mode="c"), labels, meta, files[PIXELS])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _broken(folder, str(error)) from error
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        return str(error)
 
 
-def _broken(folder: Path, reason: str) -> InputError:
-    return InputError(f"{folder}: a broken cache of images ({reason}); delete this folder, and it is made again")
-
-
-def _build(folder: Path, build: Callable[[Path], None]) -> None:
+def _build(folder: Path, build: Callable[[Path], None]) -> Stored:
     part = folder.with_name(folder.name + ".part")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         lock = FileLock(f"{folder}.lock")
         lock.acquire()
     except OSError as error:
@@ -155,17 +148,28 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
             f"{folder.parent} cannot be written ({error.strerror}); set VQSTACK_CACHE to a folder"
         ) from error
     try:
+        stored = read(folder, [PIXELS, INDEX, LABELS])  # another process may have built it meanwhile
+        if isinstance(stored, Stored):
+            return stored
         if folder.is_dir():
-            return
+            logger.warning("%s: a damaged cache of images (%s); it is made again", folder, stored)
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: the lock is ours
         part.mkdir()
         build(part)
+        for path in (*part.iterdir(), part):
+            sync(path)
+        if folder.is_dir():
+            shutil.rmtree(folder)
         part.rename(folder)
+        sync(folder.parent)
+        built = read(folder, [])
     except OSError as error:
         raise InputError(f"{part} cannot be written ({error}); make room, or set VQSTACK_CACHE") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         lock.release()
+    assert isinstance(built, Stored), built
+    return built
 
 
 def _state(path: str) -> tuple[str, int, int]:

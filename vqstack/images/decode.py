@@ -103,9 +103,9 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     return torch.from_numpy(np.stack(images))
 
 
-def save_png(pixels: UInt8[Tensor, "c h w"], path: Path, values: int) -> None:
+def save_png(pixels: UInt8[Tensor, "c h w"], path: Path | io.BufferedIOBase, values: int) -> None:
     """Stores one image as PNG, lossless: value v as ``round(255 v / (V-1))``, V = ``values``."""
-    _to_image(pixels, values).save(path, format="PNG")
+    _to_image(pixels, values).save(path, format="PNG")  # type: ignore[arg-type]  # a stream is all it needs
 
 
 def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Image:

@@ -62,10 +62,6 @@ class ImageSplit:
         """Checksum of the pixels as they were stored."""
         return self.cache.sha256
 
-    def verify(self) -> None:
-        """InputError where the cache no longer holds the pixels that were decoded; reads them all."""
-        self.cache.check_pixels()
-
     @property
     def pixels(self) -> Pixels:
         """uint8 [n, c, h, w]: the centre of what is kept."""
@@ -92,7 +88,7 @@ class ImageSplit:
 
 
 def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[str, ImageSplit]:
-    """The named splits, each image decoded once and from then on read from the cache.
+    """The named splits, each image decoded once and from then on read from the cache, where nothing is damaged.
 
     A missing validation or test split is held out of train (:mod:`vqstack.images.parts`); inside a split, images keep
     the order of the source. Of a stream these are ``limit`` images of each split, in the order in which it gives them.

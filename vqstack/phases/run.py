@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
-from vqstack.checkpoint import on_main, write_atomically
+from vqstack.checkpoint import make_folder, on_main, write_atomically
 from vqstack.code_model import CodeModel, JointEncoder
 from vqstack.codes import MapCache, fingerprint, quoted
 from vqstack.config import RunConfig
@@ -66,7 +67,6 @@ class Run:
             labelled = any(part.labels for part in (config.prior, *config.refiners))
             if labelled and train.labels is not None and split.labels is None:
                 raise InputError(f"{name} has no labels, train has: set labels to false, or give them")
-            split.verify()
         torch.manual_seed(config.seed)
         wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes)
         wanted.draws()  # guidance without labels is known only now
@@ -187,7 +187,7 @@ class Run:
             on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
             self.accelerator.print(lines(f"{name}: taken from {source}" if source else f"{name}: done before"))
             return
-        on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
+        on_main(self.accelerator, lambda: make_folder(folder))
         fit = Fit(
             name,
             module,
@@ -274,13 +274,14 @@ class Run:
 
     def _write_picture(self, name: str, trained: nn.Module, refines: int | None, step: int) -> None:
         folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         count, seed, labels = self.config.sample_grid, self.config.seed, self.splits["validation"].labels
         shown = self.pixels("validation")[:count].to(self.accelerator.device)
         with torch.no_grad(), any_algorithms():  # a picture leaves no trace in the weights
             told = None if labels is None else labels[:count]
             images = picture(self.model, trained, refines, shown, told, count, seed)
-        grid(images.cpu(), min(count, len(images)), self.model.stack.values, 2).save(folder / f"{name}-{step:07d}.png")
+        sheet = grid(images.cpu(), min(count, len(images)), self.model.stack.values, 2)
+        write_atomically(folder / f"{name}-{step:07d}.png", partial(sheet.save, format="PNG"))
 
     def release(self) -> None:
         """Score the model, write ``ledger.json`` and the artefact ``model/``, and print the ledger."""

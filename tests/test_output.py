@@ -1,0 +1,154 @@
+"""Output folders: finished and on the disk, or marked as unfinished; nothing of anybody else is touched."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from vqstack.checkpoint import LOCK, Lock
+from vqstack.errors import InputError, WriteError
+from vqstack.output import UNFINISHED, Output, check_folder, unfinished
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused(action, *words):
+    with pytest.raises(InputError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+def killed(folder, **files):
+    """What a command leaves that was killed after it had written these files."""
+    output = Output(folder, "generate", expected=[*files, "last.png"])
+    for name, content in files.items():
+        output.write(name, content)
+    output._settle()
+    output.lock.release()
+
+
+@pytest.mark.parametrize("start", ["absent", "empty"])
+def test_a_free_folder_is_claimed_and_released(tmp_path, start):
+    folder = tmp_path / "a" / "b"
+    if start == "empty":
+        folder.mkdir(parents=True)
+    output = Output(folder, "generate", expected=["a.png", "b.png"])
+    assert {path.name for path in folder.iterdir()} == {UNFINISHED, LOCK}
+    assert unfinished(folder).missing(folder) == ["a.png", "b.png"]
+    output.write("a.png", b"x")
+    output.finish()
+    assert contents(folder) == {"a.png": b"x"}
+    assert unfinished(folder) is None
+
+
+def die_with_a_folder(folder):
+    output = Output(folder, "generate")  # noqa: F841  # held until the process ends
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_crash_leaves_no_lock(tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=die_with_a_folder, args=(tmp_path / "out",))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert (tmp_path / "out" / LOCK).exists()
+    Output(tmp_path / "out", "generate").finish()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_with_nothing_but_a_lock_is_free(tmp_path):
+    Lock(tmp_path).release()  # of a command that was killed before it had marked the folder
+    Output(tmp_path, "generate")
+
+
+def test_own_unfinished_output_is_removed(tmp_path):
+    killed(tmp_path, **{"1.png": b"x", "2.png": b"x"})
+    for name in (".tmp", ".0", ".63"):  # what it was writing
+        (tmp_path / f"{UNFINISHED}{name}").write_text("x")
+    with (tmp_path / UNFINISHED).open("a") as file:
+        file.write("half a li")
+    (tmp_path / "2.png").unlink()
+    again = Output(tmp_path, "generate")
+    assert {path.name for path in tmp_path.iterdir()} == {UNFINISHED, LOCK}
+    again.write("1.png", b"y")
+    again.finish()
+    assert contents(tmp_path) == {"1.png": b"y"}
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "chapters", "last.png", "0.png", "link.png"])
+def test_what_others_put_into_unfinished_output_is_kept(tmp_path, name):
+    """The command wrote 0.png: another file of that name is not its own, nor one that it was still going to write."""
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere.png"
+    elsewhere.write_bytes(b"x")
+    killed(folder, **{"0.png": b"x", "link.png": b"x"})
+    if name == "chapters":
+        (folder / name).mkdir()
+        (folder / name / "1.png").write_text("x")
+    elif name == "link.png":
+        (folder / name).unlink()
+        (folder / name).symlink_to(elsewhere)
+    else:
+        (folder / name).write_text("the user's")
+    before = contents(tmp_path)
+    refused(lambda: Output(folder, "generate"), str(folder / name), "did not write it")
+    refused(lambda: check_folder(folder, "generate"), str(folder / name), "did not write it")
+    assert contents(tmp_path) == before
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
+    output = Output(tmp_path, "generate")
+    (tmp_path / "a.png").write_bytes(b"the user's")
+    output.write("a.png", b"x")
+    with pytest.raises(WriteError, match=r"a\.png was put there meanwhile"):
+        output.finish()
+    assert (tmp_path / "a.png").read_bytes() == b"the user's"
+
+
+@pytest.mark.parametrize("mark", [b"generate\n\n{}\n", b"generate\n\n[3]\n", b"\xff\n", b"generate\n\n[\n"])
+def test_a_mark_that_nobody_wrote_is_refused(tmp_path, mark):
+    (tmp_path / UNFINISHED).write_bytes(mark)
+    refused(lambda: Output(tmp_path, "generate"), UNFINISHED)
+
+
+@pytest.mark.parametrize("start", ["foreign", "finished", "file", "other", "below a file"])
+def test_a_used_folder_is_refused_and_nothing_is_touched(tmp_path, start):
+    folder = tmp_path / "out"
+    if start == "foreign":
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("x")
+    elif start in ("finished", "other"):
+        output = Output(folder, "generate" if start == "finished" else "encode")
+        (folder / "file").write_text("x")
+        if start == "finished":
+            output.finish()
+        output.lock.release()
+    else:
+        folder.write_text("x")
+    before = contents(tmp_path)
+    target = folder / "deeper" if start == "below a file" else folder
+    refused(lambda: Output(target, "generate"), str(target))
+    assert contents(tmp_path) == before
+
+
+def test_what_is_marked_finished_is_on_the_disk(tmp_path, monkeypatch):
+    """At every instant the mark is there, or every byte and every name has been forced to the disk."""
+    synced, fsync = set(), os.fsync
+
+    def noted(descriptor):
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    output = Output(tmp_path / "a" / "b", "generate")
+    for number in range(130):
+        output.write(f"{number}.png", b"%d" % number)
+    output._settle()
+    synced.discard((tmp_path / "a" / "b").stat().st_ino)
+    output.finish()
+    paths = [tmp_path, *tmp_path.rglob("*")]
+    assert len(paths) == 133
+    assert all(path.stat().st_ino in synced for path in paths)
