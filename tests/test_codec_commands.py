@@ -177,20 +177,20 @@ def test_unfinished_output_is_no_folder_of_images(run, call, folder, tmp_path):
 @pytest.mark.parametrize("options", [(), ("--single",)], ids=["archive", "single"])
 def test_pictures_that_change_after_they_were_read_change_nothing(run, call, folder, tmp_path, monkeypatch, options):
     """Every picture is replaced by one of another size, and one is gone, when all have been read."""
-    kept = shutil.copytree(folder, tmp_path / "kept")
+    changing = shutil.copytree(folder, tmp_path / "changing")
 
     def replaced(*given, **named):
-        for path in folder.glob("digit *.png"):
+        for path in changing.glob("digit *.png"):
             Image.new("RGB", (30, 50)).save(path)
-        (folder / "digit 3.png").unlink()
+        (changing / "digit 3.png").unlink()
         return Output(*given, **named)
 
     monkeypatch.setattr("vqstack.output.Output", replaced)
-    assert call("compress", run, folder, "--out", tmp_path / "small", *options)[0] == 0
+    assert call("compress", run, changing, "--out", tmp_path / "small", *options)[0] == 0
     monkeypatch.undo()
     assert call("decompress", run, tmp_path / "small", "--out", tmp_path / "back")[0] == 0
     assert len(list((tmp_path / "back").iterdir())) == 5
-    assert all(same(kept / f"digit {i}.png", tmp_path / "back" / f"digit {i}.png") for i in range(5))
+    assert all(same(folder / f"digit {i}.png", tmp_path / "back" / f"digit {i}.png") for i in range(5))
 
 
 def test_another_process_gets_the_images_back(run, call, folder, tmp_path):
