@@ -305,13 +305,6 @@ def test_what_opens_addresses_is_named_where_it_is_missing(how, monkeypatch):
     refused(lambda: load_splits(address), "vqstack[remote]", "s3fs")
 
 
-def test_labels_that_are_text_are_said(tmp_path, how, caplog):
-    images = pa.array([{"bytes": png(one), "path": None} for one in random_pixels(20)])
-    pq.write_table(pa.table({"image": images, "label": list("ab") * 10}), tmp_path / "0.parquet")
-    assert load_splits(settings(tmp_path / "0.parquet", source="parquet", **how))["train"].labels is None
-    assert "column label holds text" in caplog.text
-
-
 @pytest.mark.parametrize("changes", [{"name": "x"}, {"revision": "x"}, {"splits": {"test": "x"}}])
 def test_settings_of_the_hub_are_refused_elsewhere(changes):
     with pytest.raises(ValueError, match="leave them out"):

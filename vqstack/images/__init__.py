@@ -1,9 +1,9 @@
 """Image data sets -> uint8 tensors: read, decoded and split once; everything after works on tensors.
 
 In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``views`` (random
-changes), ``files`` (on this machine), ``folders`` (of images), ``shards`` (Parquet files and archives), ``records``
-(sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``, ``stream`` (endless, for training),
-``whole`` (a stream to its end). docs/data.md tells it from the user's side.
+changes), ``files`` (on this machine), ``folders`` (of images), ``labels`` (classes), ``shards`` (Parquet files and
+archives), ``records`` (sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``, ``stream``
+(endless, for training), ``whole`` (a stream to its end). docs/data.md tells it from the user's side.
 """
 
 from vqstack.images.cache import default_cache

@@ -98,7 +98,7 @@ def without_roots(settings: ImageSettings) -> ImageSettings:
         return settings
     files: dict[Split, str] = {}
     for split, folder in settings.files.items():
-        inside = {} if "://" in folder or not os.path.isdir(folder) else _splits_inside(folder)
+        inside = _splits_inside(folder) if os.path.isdir(folder) else {}
         if inside and (split not in inside and len(settings.files) > 1):
             raise InputError(f"{folder}: holds {_listed(inside)} and no {split} images; {_meant(inside)}")
         chosen = inside if len(settings.files) == 1 else {split: inside.get(split, folder)}
@@ -146,7 +146,7 @@ def open_folders(settings: ImageSettings, streaming: bool) -> dict[str, tuple[An
             raise InputError(f"{found.root}: no images ({left or 'empty'}); correct the path of {split} in files")
     column = settings.label_column
     if column is None:
-        labels = _folders(trees)
+        labels = _folders(trees, alone=bool(settings.class_names) or "train" not in trees)
     else:
         labels = {split: _told(found, column) for split, found in trees.items()}
     names = sorted({label for label in next(iter(labels.values())) or () if isinstance(label, str)})
@@ -178,16 +178,16 @@ def _rows(found: Tree, labels: list[Any] | None, column: str, names: list[str], 
     return rows.to_iterable_dataset(num_shards=min(count, SHARDS)) if streaming else rows
 
 
-def _folders(trees: Mapping[Split, Tree]) -> dict[Split, list[str] | None]:
+def _folders(trees: Mapping[Split, Tree], alone: bool) -> dict[Split, list[str] | None]:
     """For each split the class folder of each image; None where there are no class folders.
 
-    One folder alone in train tells nothing apart. In another split that is read without train it is a class.
+    One folder ``alone`` is a class where others are known: named, or those of a model. Else it tells nothing apart.
     """
     lies = {split: [found.class_of(path) for path in found.images] for split, found in trees.items()}
     first = next(iter(trees))
     classes = set(lies[first]) - {""}
-    if len(classes) <= (first == "train"):
-        tables = [path for path in trees[first].left_out.get(TABLE, ()) if classes or first == "train"]
+    if len(classes) < (1 if alone else 2):
+        tables = trees[first].left_out.get(TABLE, [])
         if classes or tables:
             hint = f"name {trees[first].root}/{min(classes)} if it holds class folders" if classes else ""
             hint = f"set label_column to a column of {tables[0]}" if tables else hint

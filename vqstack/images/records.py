@@ -7,9 +7,9 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from vqstack.errors import InputError, causes, reason
 from vqstack.images.folders import open_folders, without_roots
-from vqstack.images.settings import SPLITS, ImageSettings
+from vqstack.images.labels import Classes, Stored, check_names, find_labels, read_as, reference, texts_in
+from vqstack.images.settings import SPLITS, ImageSettings, Split
 from vqstack.images.shards import open_shards
 from vqstack.paths import matches, remote
 
 logger = logging.getLogger(__name__)
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 IMAGES, LABELS = ("images", "pixels", "x"), ("labels", "y")  # names in .npz files
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target", "digit", "cls", "y")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +48,19 @@ class Streamed:
     where: str
     rows: Any
     image_column: str
-    label_column: str | None
-    class_names: list[str] | None
+    stored: Stored | None  # how labels are stored, None without any
+    classes: Classes  # what they mean
     root: str | None
     left_out: dict[str, Any]  # reason -> how many files of the folder are no images of the split, and the first
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes where they have any."""
+        return self.classes.names
+
+    def label(self, row: Mapping[str, Any]) -> int:
+        """The number of the class of a row; -1 without labels."""
+        return self.classes.number(self.stored.of(row), self.where) if self.stored else -1
 
 
 def open_records(settings: ImageSettings) -> dict[str, Records]:
@@ -60,11 +69,20 @@ def open_records(settings: ImageSettings) -> dict[str, Records]:
         from sklearn.datasets import load_digits  # half a second to import
 
         digits = load_digits()
-        names, labels = [str(name) for name in digits.target_names], digits.target.astype(np.int64)
-        images = digits.images.astype(np.uint8)
-        return {"train": Records(str(settings), len(images), images.__getitem__, labels, names, None, True)}
+        images, stored = digits.images.astype(np.uint8), None
+        if settings.label_column != "":
+            stored = Stored(str(settings), ("target",), "number", [str(name) for name in digits.target_names])
+        train = Records(str(settings), len(images), images.__getitem__, None, None, None, True)
+        of_train = _classes({"train": stored}, settings, lambda _: None)["train"]
+        return {"train": _labelled(train, of_train, digits.target if stored else None)}
     if settings.source == "array":
-        return {name: _open_array(settings.files[name]) for name in SPLITS if name in settings.files}
+        arrays: Mapping[Split, Any] = {
+            name: _open_array(settings.files[name], settings) for name in SPLITS if name in settings.files
+        }
+        classes = _classes(
+            {name: stored for name, (_, stored, _) in arrays.items()}, settings, lambda name: arrays[name][2]
+        )
+        return {name: _labelled(split, classes[name], values) for name, (split, _, values) in arrays.items()}
     return {name: _open_rows(stored) for name, stored in open_streams(settings, streaming=False).items()}
 
 
@@ -87,11 +105,47 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
     found = found or {ALIASES.get(str(name), str(name)): rows for name, rows in loaded.items()}
     if not found.keys() & set(SPLITS):
         raise InputError(f"{settings}: has no split named train, validation or test; name another data set")
-    return {
+    splits = {
         name: _columns(found[name], f"{settings}, split {name}", settings, settings.files.get(name), left_out.get(name))
         for name in SPLITS
         if name in found
     }
+    stored = {name: split.stored for name, split in splits.items()}
+    classes = _classes(stored, settings, lambda name: _texts(splits[name], settings, streaming, name))
+    return {name: replace(split, classes=classes[name]) for name, split in splits.items()}
+
+
+def _texts(split: Streamed, settings: ImageSettings, streaming: bool, name: Split) -> list[Any] | None:
+    """The labels of a split that are texts; None where they are known only when the stream has been read."""
+    if not streaming:
+        return _values(split)
+    pattern = settings.files.get(name) if settings.source == "parquet" else None
+    return (
+        None if split.stored is None or pattern is None or remote(pattern) else texts_in(matches(pattern), split.stored)
+    )
+
+
+def _values(split: Streamed) -> list[Any]:
+    """The labels of a mapped split as they are stored."""
+    assert split.stored is not None
+    column, *inside = split.stored.column
+    values = split.rows[column][:]
+    return [split.stored.of({column: value}) for value in values] if inside else values
+
+
+def _classes(
+    stored: Mapping[Split, Stored | None], settings: ImageSettings, values: Callable[[Split], Any]
+) -> dict[Split, Classes]:
+    """What the labels of each split mean among the classes of the first that has labels."""
+    first = next(((name, one) for name, one in stored.items() if one is not None), None)
+    if first is None and settings.class_names:
+        raise InputError(
+            f"{settings}: class_names are given, and there are no labels; leave them out, or set label_column"
+        )
+    if first is None:
+        return dict.fromkeys(stored, Classes(None))
+    known = reference(first[1], values(first[0]) if first[1].kind == "text" else None, settings)
+    return {name: Classes(known) if one is None else read_as(one, known, settings) for name, one in stored.items()}
 
 
 def shuffled(rows: Any, settings: ImageSettings, seed: int) -> Any:
@@ -136,33 +190,39 @@ def _silence() -> Iterator[None]:
 def check_labels(labels: Any, count: int, where: str, names: list[str] | None) -> NDArray[np.int64] | None:
     """Class numbers from 0, one for each image; None where the source keeps them secret (-1 everywhere)."""
     if labels.shape != (count,) or (labels.dtype.kind not in "iu" and count > 0):
-        raise InputError(f"{where}: {count} images, labels {labels.dtype}{labels.shape}; store a class number for each")
+        raise InputError(
+            f"{where}: {count} images, labels {labels.dtype}{labels.shape}; store a class number or name for each"
+        )
     if (labels == -1).all():
         return None
-    if labels.min() < 0 or (names is not None and labels.max() >= len(names)):
+    if labels.min() < 0 or labels.max() >= (len(names) if names else 2**62):
         raise InputError(f"{where}: labels from {labels.min()} to {labels.max()}; number the classes from 0")
     return labels.astype(np.int64)
 
 
-def _open_array(path: str) -> Records:
+def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | None, NDArray[Any] | None]:
     """One .npy (pixels) or .npz (images, pixels or x, with labels or y) file of uint8 [n,h,w], [n,h,w,c], [n,c,h,w].
 
-    A .npy file is memory-mapped; an .npz is an archive, of which the first of each of these names is read.
+    A .npy file is memory-mapped; an .npz is an archive, of which the first of each of these names is read, unless
+    ``image_column`` and ``label_column`` name others. The labels are given as they are stored.
     """
+    columns = ((settings.image_column, IMAGES), (settings.label_column, LABELS))
+    image_keys, label_keys = (usual if named is None else (named,) for named, usual in columns)
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
-            names, arrays = ["pixels"], {"pixels": content}
+            names, arrays, image_keys = ["pixels"], {"pixels": content}, ("pixels",)
         else:
             with content:
                 names = list(content)
-                chosen = (next((key for key in keys if key in names), None) for keys in (IMAGES, LABELS))
+                chosen = (next((key for key in keys if key in names), None) for keys in (image_keys, label_keys))
                 arrays = {key: content[key] for key in chosen if key}
     except Exception as error:  # numpy raises a different type for each way a file can be broken
         raise InputError(f"{path}: cannot be read as .npy or .npz ({error}); name a file written by numpy") from error
-    pixels = next((arrays[key] for key in IMAGES if key in arrays), None)
+    pixels = next((arrays[key] for key in image_keys if key in arrays), None)
     if pixels is None:
-        raise InputError(f"{path}: no array images, pixels or x among {', '.join(names)}; rename the array of images")
+        wanted = ", ".join(image_keys)
+        raise InputError(f"{path}: no array {wanted} among {', '.join(names)}; rename it, or set image_column")
     if pixels.dtype != np.uint8:
         raise InputError(f"{path}: the images are {pixels.dtype}, not uint8; store whole numbers from 0 to values - 1")
     first, last = (pixels.ndim == 4 and pixels.shape[axis] in (1, 3) for axis in (1, 3))
@@ -170,9 +230,25 @@ def _open_array(path: str) -> Records:
         raise InputError(f"{path}: cannot tell the channels of {pixels.shape}; store images as [n, height, width, c]")
     pixels = pixels.transpose(0, 2, 3, 1) if first else pixels  # Pillow wants channels last, and no axis for grey
     pixels = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
-    labels = next((arrays[key] for key in LABELS if key in arrays), None)
-    labels = None if labels is None else check_labels(labels, len(pixels), path, None)
-    return Records(path, len(pixels), pixels.__getitem__, labels, None, None, True)
+    labels = next((arrays[key] for key in label_keys if key in arrays), None)
+    if labels is None and settings.label_column:
+        raise InputError(f"{path}: no array {settings.label_column} among {', '.join(names)}; correct label_column")
+    others = [name for name in names if name not in arrays]
+    if labels is None and others and settings.label_column is None:
+        logger.warning("%s: no labels; if an array holds classes, set label_column: %s", path, ", ".join(others))
+    stored = None
+    if labels is not None:
+        kind = {"U": "text", "b": "bool"}.get(labels.dtype.kind, "number")
+        stored = Stored(path, (next(key for key in label_keys if key in arrays),), kind)
+    return Records(path, len(pixels), pixels.__getitem__, None, None, None, True), stored, labels
+
+
+def _labelled(split: Records, classes: Classes, values: Any) -> Records:
+    """A split with the class numbers of what it stores."""
+    if values is None:
+        return replace(split, class_names=classes.names)
+    labels = check_labels(classes.array(values, split.where), split.count, split.where, classes.names)
+    return replace(split, labels=labels, class_names=classes.names)
 
 
 def _check_paths(settings: ImageSettings) -> None:
@@ -201,9 +277,15 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
     try:
         with _silence():
             for split in settings.files.keys() - addresses.keys():
+                if settings.source == "parquet":
+                    check_names(matches(settings.files[split]), settings.label_column)
                 loaded[split] = open_shards(settings, split, streaming)
-            if addresses or settings.source == "hub":
-                loaded |= datasets.load_dataset(path, streaming=streaming, data_files=addresses or None, **arguments)
+            # Of several splits the library takes the columns of the first, and what its numbers mean, for those of all.
+            each: list[Any] = [{split: address} for split, address in addresses.items()]
+            for some in [addresses] if settings.source == "imagefolder" and addresses else each:
+                loaded |= datasets.load_dataset(path, streaming=streaming, data_files=some, **arguments)
+            if settings.source == "hub":
+                loaded |= datasets.load_dataset(path, streaming=streaming, **arguments)
     except Exception as error:  # the library raises dozens of types for a name, a network or a file that is not there
         remedy = "check the name, the files, the network"
         if any(isinstance(cause, ImportError) for cause in causes(error)):
@@ -227,38 +309,26 @@ def _columns(
     image_types = [name for name, kind in types.items() if isinstance(kind, datasets.Image)] + stored
     binary = [name for name, kind in types.items() if getattr(kind, "dtype", "") in ("binary", "large_binary")]
     image_column = _choose("image", settings.image_column, image_types or binary, list(types), where)
-    classes = [name for name, kind in types.items() if isinstance(kind, datasets.ClassLabel)]
-    whole = [name for name, kind in types.items() if "int" in str(getattr(kind, "dtype", ""))]
-    usual = [name for name in LABEL_NAMES if name in (classes or whole)][:1]
-    fitting = list(dict.fromkeys(classes + whole)) if settings.label_column else usual or classes
-    label_column, class_names = settings.label_column, None
     root = os.path.abspath(folder) if settings.source == "imagefolder" and folder and not remote(folder) else None
-    words = [name for name in LABEL_NAMES if getattr(types.get(name), "dtype", "") in ("string", "large_string")]
-    if words and not (fitting or label_column):
-        logger.warning("%s: column %s holds text, so there are no labels; store class numbers", where, words[0])
-    if fitting or label_column:
-        label_column = _choose("label", label_column, fitting, list(types), where)
-        class_names = list(types[label_column].names) if label_column in classes else None
-    rows = rows.select_columns([image_column, *([label_column] if label_column else [])])
+    labels = find_labels(types, where, settings)
+    rows = rows.select_columns([image_column, *([labels.column[0]] if labels else [])])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    return Streamed(where, rows, image_column, label_column, class_names, root, left_out or {})
+    return Streamed(where, rows, image_column, labels, Classes(None), root, left_out or {})
 
 
 def _open_rows(stored: Streamed) -> Records:
-    rows, column = stored.rows, stored.image_column
-    labels = None
-    if stored.label_column:
-        labels = check_labels(np.asarray(rows[stored.label_column][:]), len(rows), stored.where, stored.class_names)
-    images = rows.select_columns([column])
-    return Records(
+    column = stored.image_column
+    images = stored.rows.select_columns([column])
+    split = Records(
         stored.where,
-        len(rows),
+        len(images),
         lambda chosen: images[chosen.tolist()][column],
-        labels,
-        stored.class_names,
+        None,
+        None,
         stored.root,
         left_out=stored.left_out,
     )
+    return _labelled(split, stored.classes, _values(stored) if stored.stored else None)
 
 
 def _choose(what: str, named: str | None, fitting: list[str], columns: list[str], where: str) -> str:

@@ -25,11 +25,20 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         {}, description="split -> parquet or tar file, glob or URL, image folder, .npy or .npz file"
     )
     image_column: str | None = Field(None, description="column of the images; empty: the only one of an image type")
-    label_column: str | None = Field(None, description="column of the labels; empty: the only one of a class type")
+    label_column: str | None = Field(
+        None,
+        description="column of the labels, or COLUMN.MEMBER; left out: the only one of a class type; '': no labels",
+    )
     classes: int | None = Field(
         None,
         ge=1,
+        le=2**20,
         description="count of classes where the source does not name them; empty: largest label of train + 1",
+    )
+    class_names: tuple[str, ...] = Field(
+        (),
+        description="names of the classes in the order of their numbers, where the source has numbers alone or "
+        "another order; empty: those of the source",
     )
     size: Size | None = Field(None, description="height and width in pixels, covered and cropped; empty: native size")
     resize: Size | None = Field(
@@ -96,6 +105,16 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     def _consistent(self) -> "ImageSettings":
         if any(isinstance(share, float) and share >= 1 for share in (self.validation, self.test)):
             raise ValueError("validation and test are shares below 1 or counts; write a count without a decimal point")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("class_names holds a name twice: every class has its own")
+        if self.class_names and self.classes not in (None, len(self.class_names)):
+            raise ValueError(
+                f"classes is {self.classes} and class_names has {len(self.class_names)}: leave classes out"
+            )
+        if self.source == "digits" and (self.label_column or self.image_column):
+            raise ValueError(
+                "image_column and label_column are of data sets with columns, not of the digits: leave them out"
+            )
         if self.source == "digits" and (self.values, self.channels, self.size) != (17, 1, (8, 8)):
             raise ValueError("the digits are 8x8 of 17 grey values: set values to 17, channels to 1, leave size empty")
         if self.source == "hub" and not self.name:

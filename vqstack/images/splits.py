@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vqstack.errors import InputError
 from vqstack.images.cache import Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
+from vqstack.images.labels import count_classes, listed, padded
 from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
 from vqstack.images.records import Records, Streamed, check_labels, guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
@@ -84,7 +85,7 @@ class ImageSplit:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, their numbers where the source names none; empty without labels."""
-        return list(self.source["class_names"] or map(str, range(self.num_classes)))
+        return padded(self.source["class_names"], self.num_classes)
 
 
 def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[str, ImageSplit]:
@@ -103,10 +104,20 @@ def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[
         loaded[name] = ImageSplit(pixels, labels, index, name, stored.meta, stored)
         for reason, what in stored.meta["left_out"].items():
             logger.warning("%s: %d left out, %s: %s", name, what["count"], reason, "; ".join(what["first"]))
+        if name == "train" and labels is not None:
+            _say_missing(loaded[name], labels)
         if stored.meta["skipped"]["count"]:
             count, first = stored.meta["skipped"]["count"], "; ".join(stored.meta["skipped"]["first"])
             logger.warning("%s: %d of %d images left out: %s", name, count, count + len(pixels), first)
     return loaded
+
+
+def _say_missing(train: ImageSplit, labels: Labels) -> None:
+    """Classes that train has no image of."""
+    seen = set(labels.unique().tolist())
+    missing = [name for number, name in enumerate(train.class_names) if number not in seen]
+    if missing:
+        logger.warning("train: %d of %d classes have no image: %s", len(missing), train.num_classes, listed(missing))
 
 
 def split_names(settings: ImageSettings) -> list[str]:
@@ -185,7 +196,7 @@ def _write(
         if not index:
             raise InputError(f"{where}: no images left for a split; name another file or hold out less of train")
         if meta["num_classes"] is None:  # of a stream: what was seen decides
-            meta["num_classes"] = max(labels) + 1 if labels else 0
+            meta["num_classes"] = count_classes(None, max(labels), len(index), settings, where) if labels else 0
         checked = None if labels is None else check_labels(np.array(labels), len(index), where, meta["class_names"])
         if checked is not None:
             check_classes(checked, meta["num_classes"], where)
@@ -239,7 +250,8 @@ class _Mapped:
         first = next(iter(self.splits.values()))
         if first.labels is None:
             return 0
-        return self.settings.classes or len(first.class_names or []) or int(first.labels.max(initial=-1)) + 1
+        largest = int(first.labels.max(initial=-1))
+        return count_classes(first.class_names, largest, first.count, self.settings, first.where)
 
     def images(self) -> Iterator[NDArray[np.uint8]]:
         """Images of the first split, one by one."""
@@ -297,7 +309,7 @@ class _Streams:
     def _batches(self, split: Streamed, limits: tuple[float, float]) -> Iterator[_Batch]:
         taken = 0
         records: list[Any] = []
-        labels: list[int] | None = [] if split.label_column else None
+        labels: list[int] | None = [] if split.stored else None
         for row in guarded(shuffled(split.rows, self.settings, self.settings.seed), split.where, self.settings):
             if taken == self.limit:
                 break
@@ -305,7 +317,7 @@ class _Streams:
             if limits[0] <= place(digest(record, self.settings, split.root)) < limits[1]:
                 records.append(record)
                 if labels is not None:
-                    labels.append(known(row[split.label_column], split.where))
+                    labels.append(split.label(row))
                 taken += 1
                 if len(records) == FETCH:
                     yield self._batch(split, records, taken, labels)
@@ -323,13 +335,6 @@ def image_name(where: str, position: int, record: Any) -> str:
     """What a person finds the image by."""
     path = record["path"] if isinstance(record, dict) else None
     return f"{where}, image {position}" + (f" ({path})" if path else "")
-
-
-def known(label: Any, where: str) -> int:
-    """A class number, or InputError."""
-    if not isinstance(label, int):
-        raise InputError(f"{where}: an image with label {label}; store a class number for each")
-    return label
 
 
 def _readable(batch: _Batch, settings: ImageSettings) -> Iterator[NDArray[np.uint8]]:

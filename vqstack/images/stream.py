@@ -130,10 +130,10 @@ class ImageStream:
             left = max(left - seen, 0)
 
     def _label(self, row: dict[str, Any]) -> int:
-        if not (self.classes and self.split.label_column):
+        if not self.classes:
             return -1
-        label = row[self.split.label_column]
-        if not (isinstance(label, int) and 0 <= label < self.classes):
+        label = self.split.label(row)
+        if self.split.stored and not 0 <= label < self.classes:
             raise InputError(f"{self.split.where}: label {label} where {self.classes} classes are known; set classes")
         return label
 

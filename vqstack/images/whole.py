@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from vqstack.errors import InputError
 from vqstack.images.decode import decode_all
+from vqstack.images.labels import count_classes
 from vqstack.images.parts import FETCH, digest, partition, place
 from vqstack.images.records import Streamed, check_labels, guarded, open_streams
 from vqstack.images.settings import SPLITS, ImageSettings
-from vqstack.images.splits import Part, check_classes, described, image_name, known, skipped
+from vqstack.images.splits import Part, check_classes, described, image_name, skipped
 from vqstack.images.views import center
 
 
@@ -57,14 +58,15 @@ def survey(settings: ImageSettings) -> dict[str, Found]:
     first, names = next(iter(stored.values())), next(iter(streams.values())).class_names
     classes = 0
     if first.labels is not None:
-        classes = settings.classes or len(names or []) or int(first.labels.max(initial=-1)) + 1
+        where = next(iter(streams.values())).where
+        classes = count_classes(names, int(first.labels.max(initial=-1)), len(first.places), settings, where)
     parts = partition(counts, lambda name: stored[name].places, settings)
     return {name: _found(name, *parts[name], streams, stored, classes, settings) for name in SPLITS if name in parts}
 
 
 def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
     places: list[float] = []
-    labels: list[int] | None = [] if stream.label_column else None
+    labels: list[int] | None = [] if stream.stored else None
     digests: list[bytes] = []
     failed: dict[int, str] = {}
     shape: tuple[int, ...] = ()
@@ -81,7 +83,7 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
             digests += [b"" if isinstance(image, str) else _digest(image) for image in images]
             places += [place(digest(record, settings, stream.root)) for record in records]
             if labels is not None:
-                labels += [known(row[stream.label_column], stream.where) for _, row in chunk]
+                labels += [stream.label(row) for _, row in chunk]
     checked = None if labels is None else check_labels(np.array(labels), len(places), stream.where, stream.class_names)
     return _Stored(np.array(places), checked, digests, failed, shape)
 
