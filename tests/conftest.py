@@ -5,6 +5,7 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -58,9 +59,12 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+_HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+
+
 @pytest.fixture(autouse=True)
 def same_start() -> Iterator[None]:
-    """Each test starts from the same seeds and leaves torch's global modes as it found them."""
+    """Each test starts from the same seeds and leaves global modes as it found them, and signals as all found them."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -74,6 +78,8 @@ def same_start() -> Iterator[None]:
     torch.backends.cudnn.benchmark = benchmark
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+    for number, handler in _HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

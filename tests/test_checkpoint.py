@@ -9,12 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from vqstack import signals
-from vqstack.checkpoint import FORMAT_VERSION, Checkpoints, Lock, check_unlocked, digest, sealed, write_atomically
+from vqstack.checkpoint import (
+    FORMAT_VERSION,
+    LOCK,
+    Checkpoints,
+    Lock,
+    check_ours,
+    check_unlocked,
+    digest,
+    sealed,
+    write_atomically,
+)
 from vqstack.errors import InputError, Stopped, WriteError
 from vqstack.fit import write_outcome
 
@@ -199,6 +210,44 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path):
         child.join()
 
 
+@pytest.mark.parametrize("after", ["another run", "another folder", "nothing", "no lock"])
+def test_a_folder_that_is_another_one_by_now_is_not_written_into(tmp_path, after):
+    """The folder of a living run is renamed, and another one starts at its path."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    run.mkdir()
+    lock = Lock(run)
+    write_atomically(run / "file", lambda aside: aside.write_text("whole"))
+    run.rename(moved) if after != "no lock" else (run / LOCK).unlink()
+    if after.startswith("another"):
+        run.mkdir()
+    other = Lock(run) if after == "another run" else None
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for write in (
+        lambda: write_atomically(run / "file", lambda aside: aside.write_text("of the first")),
+        lambda: Checkpoints(run / "phases" / "checkpoints", 1).write(3, {"step": 3}),
+        lambda: check_ours(run / "metrics.jsonl"),
+    ):
+        with pytest.raises(WriteError, match="no longer the folder"):
+            write()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    lock.release()
+    if other is not None:
+        write_atomically(run / "file", lambda aside: aside.write_text("of the second"))
+
+
+def test_a_lock_reached_by_another_name_is_still_ours(tmp_path, monkeypatch):
+    """A relative path, and a link to the folder."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    monkeypatch.chdir(tmp_path)
+    locks = [Lock(Path("run"))]
+    for name in ("run", "link"):
+        write_atomically(Path(name) / "file", lambda aside: aside.write_text("whole"))
+    locks.pop().release()
+    locks.append(Lock(Path("link")))
+    write_atomically(Path("link") / "file", lambda aside: aside.write_text("whole"))
+
+
 def test_looking_does_not_lock(tmp_path):
     check_unlocked(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -207,15 +256,64 @@ def test_looking_does_not_lock(tmp_path):
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_leaves_at_once_or_is_noted(number):
     with signals.stopping("to go on"):
-        with pytest.raises(Stopped, match=f"{signal.Signals(number).name}; run the same command again to go on"):
-            signal.raise_signal(number)
         with pytest.raises(Stopped, match="obeyed"), signals.noted() as received:
             signal.raise_signal(number)
             assert received == [number]
             raise Stopped("obeyed")
-        with pytest.raises(Stopped, match=signal.Signals(number).name), signals.noted():
-            signal.raise_signal(number)  # nobody obeys: sent again at the end
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        with pytest.raises(Stopped, match=f"{signal.Signals(number).name}; run the same command again to go on"):
+            signal.raise_signal(number)
+    with signals.stopping(""), pytest.raises(Stopped, match=signal.Signals(number).name), signals.noted():
+        signal.raise_signal(number)  # nobody obeys: sent again at the end
+    assert {signal.getsignal(number) for number in signals.SIGNALS} == {signal.SIG_IGN}  # the command is over
+
+
+# Each case in a process of its own: several signals at once while it works, while it tidies up, and after its end.
+SALVOS = """
+import atexit, os, sys
+from vqstack import signals
+from vqstack.config import run_command
+
+def salvo():
+    for number in 3 * signals.SIGNALS:
+        os.kill(os.getpid(), number)
+
+def working(arguments):
+    atexit.register(salvo)
+    try:
+        salvo()
+    finally:
+        salvo()
+
+def noted(arguments):
+    with signals.noted():
+        salvo()
+
+def over(arguments):
+    atexit.register(salvo)
+
+for case in (working, noted, over):
+    if (child := os.fork()) == 0:
+        run_command(case)
+        sys.exit()
+    print(case.__name__, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr)
+"""
+
+
+def test_several_signals_in_quick_succession_are_one():
+    command = [sys.executable, "-c", SALVOS]
+    err = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stderr.splitlines()
+    stopped = [line for line in err if line.startswith("stopped by ") and line.endswith("to go on")]
+    assert [line for line in err if line not in stopped] == ["working 75", "noted 75", "over 0"]
+    assert len(stopped) == 2
+
+
+def test_a_signal_that_was_swallowed_is_not_the_last_to_be_heard(monkeypatch):
+    with signals.stopping(""):
+        for now in (100.0, 100.0 + signals.GRACE):
+            monkeypatch.setattr("time.monotonic", lambda now=now: now)
+            with pytest.raises(Stopped):
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # at once: what tidies up is left alone
 
 
 def test_a_worker_whose_system_names_no_sender_obeys_every_signal(monkeypatch):

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vqstack.checkpoint import Checkpoints
-from vqstack.errors import DivergedError, Stopped
+from vqstack.checkpoint import Checkpoints, Lock
+from vqstack.errors import DivergedError, Stopped, WriteError
 from vqstack.fit import (
     Average,
     Fit,
@@ -101,6 +101,23 @@ def checkpoint(folder):
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_whose_folder_was_renamed_writes_nothing_into_the_one_at_its_path(tmp_path):
+    folder, locks = tmp_path / "run" / "phases", []
+
+    def rename(module, step):
+        if step == 8:
+            (tmp_path / "run").rename(tmp_path / "moved")
+            folder.mkdir(parents=True)
+            locks.append(Lock(tmp_path / "run"))
+
+    fit = build(folder, on_evaluation=rename)
+    locks.append(Lock(tmp_path / "run"))
+    with pytest.raises(WriteError, match="no longer the folder"):
+        fit.run()
+    assert {path.name for path in (tmp_path / "run").rglob("*")} == {"phases", ".lock"}
+    assert rows(tmp_path / "moved" / "phases")[-1]["step"] == 4
 
 
 def test_each_epoch_is_a_permutation():

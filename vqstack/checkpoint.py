@@ -53,6 +53,7 @@ def sync(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it that are missing, and force their names to the disk. OSError if it cannot be."""
+    check_ours(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -61,6 +62,7 @@ def make_folder(path: Path) -> None:
 
 def append(path: Path, text: str) -> None:
     """Add text to the end of a file and force it to the disk. OSError if it cannot be written."""
+    check_ours(path)
     new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
@@ -72,6 +74,7 @@ def append(path: Path, text: str) -> None:
 
 def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
     """Write a file aside, force it to the disk and rename it: a reader never sees half of it. WriteError if not."""
+    check_ours(path)
     aside = path.with_name(path.name + ".tmp")
     try:
         aside.unlink(missing_ok=True)
@@ -118,13 +121,15 @@ class Lock:
     """The right to write into a folder, held by one process at a time.
 
     The kernel takes the lock back when the process ends, however it ends, so a crash blocks nobody. The file stays; an
-    existing one means nothing. On a network file system that has no locks, every attempt succeeds.
+    existing one means nothing. On a network file system that has no locks, every attempt succeeds. The lock is of a
+    file, and writing goes by names: :func:`check_ours` compares the two before what is written counts.
     """
 
     def __init__(self, folder: Path, patience: float = 1.0) -> None:
         """Take the lock. InputError if another process still holds it after ``patience`` seconds."""
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.release = weakref.finalize(self, os.close, descriptor)  # called, or when nobody has the lock any more
+        self.folder, self._descriptor = folder.absolute(), descriptor
         _locks.add(self)
         deadline = time.monotonic() + patience
         while not _flock(descriptor, fcntl.LOCK_EX):
@@ -133,8 +138,29 @@ class Lock:
                 raise _taken(folder)
             time.sleep(0.05)  # somebody may only be looking
 
+    def check(self) -> None:
+        """WriteError if the folder that is locked no longer has its name: it was moved, or its lock was removed."""
+        if not self.release.alive:
+            return
+        try:
+            there, ours = os.stat(self.folder / LOCK), os.fstat(self._descriptor)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise WriteError(
+                f"{self.folder} is no longer the folder that this command began to write into (it was moved or "
+                "replaced, or its .lock removed): run the command again where it is now; nothing more is written"
+            )
+
 
 _locks: "weakref.WeakSet[Lock]" = weakref.WeakSet()
+
+
+def check_ours(path: Path) -> None:
+    """WriteError if ``path`` lies in a folder that this process has locked and that meanwhile has another name."""
+    for lock in list(_locks):
+        if path.absolute().is_relative_to(lock.folder):
+            lock.check()
 
 
 def _let_go() -> None:
@@ -244,6 +270,7 @@ class Checkpoints:
 
     def write(self, step: int, state: dict[str, Any], nats: float | None = None) -> None:
         """Write a checkpoint and remove those that are not needed any more. WriteError if it cannot be written."""
+        check_ours(self.folder)
         final = self.folder / f"step-{step:07d}"
         aside = self.folder / f".{final.name}.tmp"
         try:
@@ -257,6 +284,7 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
             sync(aside)
+            check_ours(self.folder)  # writing a large state takes a while
             os.rename(aside, final)
             sync(self.folder)
         except OSError as error:

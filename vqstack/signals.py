@@ -1,20 +1,24 @@
 """Leaving when asked: SIGTERM, SIGINT and SIGUSR1, which schedulers send before they take a machine away."""
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from vqstack.errors import Stopped
 
+GRACE = 1.0  # seconds after a signal in which others change nothing: what is being tidied up is not interrupted
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Signals go to ``handler`` inside; outside the main thread, which alone may handle them, nothing changes."""
+def _handled(handler: Callable[[int, FrameType | None], None], afterwards: Any = None) -> Iterator[None]:
+    """Signals go to ``handler`` inside, then to ``afterwards`` or as before; only the main thread may handle them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -23,7 +27,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            signal.signal(number, old if afterwards is None else afterwards)
 
 
 @contextmanager
@@ -57,13 +61,22 @@ def of_parent(worker: int) -> None:
 
 @contextmanager
 def stopping(again: str) -> Iterator[None]:
-    """A signal leaves at once, with :class:`Stopped`, which says what running the command ``again`` does."""
+    """A signal leaves at once, with :class:`Stopped`, which says what running the command ``again`` does.
+
+    Afterwards signals are ignored: the command is over, and its exit code shall say how it ended.
+    """
+    deaf_until = 0.0
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(f"by {signal.Signals(number).name}; run the same command again {again}")
+        nonlocal deaf_until
+        now = time.monotonic()
+        if now >= deaf_until:
+            deaf_until = now + GRACE
+            raise Stopped(f"by {signal.Signals(number).name}; run the same command again {again}")
 
-    with _handled(stop):
+    with _handled(stop, afterwards=signal.SIG_IGN):
         yield
+        deaf_until = math.inf  # it has ended by itself
 
 
 @contextmanager
