@@ -2,6 +2,7 @@
 
 import copy
 import math
+import resource
 
 import pytest
 import torch
@@ -407,6 +408,38 @@ def test_kmeans_finds_the_clusters(kind):
     quantizer(x.view(16, 4, 6).movedim(-1, 1))
     target = F.normalize(centres, dim=1) if kind == "cosine" else centres
     assert torch.cdist(target, quantizer.codebook()).min(1).values.max() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine"])
+def test_kmeans_is_that_of_a_table_of_distances(kind, monkeypatch):
+    """Lloyd's iterations by hand, from the same K vectors; then with room for a third of them."""
+    x = torch.randn(40, 6, 8)
+    flat = x.movedim(1, -1).reshape(-1, 6)
+    flat = F.normalize(flat, dim=1) if kind == "cosine" else flat
+    for distances, iterations in ((2**31, 10), (len(flat) * 12 * 3, 10), (12 * 12, 1), (12 * 12 - 1, 0)):
+        monkeypatch.setattr("vqstack.quantizer.moving_average.KMEANS_DISTANCES", distances)
+        quantizer = make(kind, 12).train()
+        torch.manual_seed(5)
+        sample = flat[torch.randperm(len(flat))[: max(12, distances // 12 // 10)]]
+        means = sample[:12]
+        for _ in range(iterations):
+            owner = torch.cdist(sample, means).argmin(1)
+            means = torch.stack([sample[owner == k].mean(0) if (owner == k).any() else means[k] for k in range(12)])
+            means = F.normalize(means, dim=1) if kind == "cosine" else means
+        torch.manual_seed(5)
+        quantizer._initialise(x.movedim(1, -1), 1.0)
+        assert torch.allclose(quantizer.codebook(), means, atol=1e-5)
+
+
+def test_the_start_of_a_large_codebook_takes_bounded_memory_and_time():
+    """Trap: a table of all distances is 16 GiB here, and its ten passes take minutes."""
+    quantizer = make("vq", 2**16, 4).train()
+    flat = torch.randn(64, 1024, 4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    quantizer._initialise(flat, 1.0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB: 256 MiB
+    assert quantizer.state_dict()["initialised"]
+    assert (torch.pdist(quantizer.codebook()[:500]) > 0).all()
 
 
 @pytest.mark.parametrize("vectors", [1, 3, 15])

@@ -19,6 +19,7 @@ from vqstack.fit import Asked, ReadingAhead, Source
 from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, StreamBatch, augment, center, uniforms
 from vqstack.level import Level
 from vqstack.likelihood import by_site
+from vqstack.quantizer import in_chunks
 from vqstack.shapes import Codes, Labels, Pixels
 from vqstack.stack import Stack
 from vqstack.window import Windowed
@@ -296,7 +297,9 @@ class RefinerSource:
         self.neighbours: Tensor | None = None
         if settings.corruption and self.above is None:
             codebook, count = level.quantizer.codebook(), min(self.NEIGHBOURS + 1, level.quantizer.size)
-            nearest = [torch.cdist(part, codebook).topk(count, largest=False).indices for part in codebook.split(1024)]
+            nearest = [
+                torch.cdist(part, codebook).topk(count, largest=False).indices for part in in_chunks(codebook, codebook)
+            ]
             self.neighbours = torch.cat(nearest)[:, 1:]  # without the code itself
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
 from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known, by_site, site_factors
 from vqstack.nets import rename_state, unfold
+from vqstack.quantizer import in_chunks
 from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels
 from vqstack.window import Windowed
@@ -196,7 +197,8 @@ class CodeModel(nn.Module, ABC):
         if self.space is not None:
             self.space.know(codebook)
         if self.settings.soft_targets:
-            nearest = [torch.cdist(part, codebook).topk(2, largest=False).values[:, 1] for part in codebook.split(1024)]
+            parts = in_chunks(codebook, codebook)
+            nearest = [torch.cdist(part, codebook).topk(2, largest=False).values[:, 1] for part in parts]
             self.soft_codebook = (codebook / torch.cat(nearest).square().mean().sqrt().clamp(min=1e-6)).detach()
 
     # What the classes build their inputs and outputs from.

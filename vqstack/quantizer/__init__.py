@@ -9,7 +9,7 @@ Files in reading order: ``settings``, ``base`` (the interface), ``moving_average
 ``build``.
 """
 
-from vqstack.quantizer.base import Quantized, Quantizer, Usage, nearest, usage
+from vqstack.quantizer.base import Quantized, Quantizer, Usage, in_chunks, nearest, usage
 from vqstack.quantizer.build import build_quantizer
 from vqstack.quantizer.fixed import FiniteScalar, LinearlyTransformed, LookupFree
 from vqstack.quantizer.moving_average import CosineVQ, MovingAverageVQ
@@ -27,6 +27,7 @@ __all__ = [
     "Usage",
     "build_quantizer",
     "fsq_levels",
+    "in_chunks",
     "nearest",
     "usage",
 ]

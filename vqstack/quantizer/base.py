@@ -1,6 +1,7 @@
 """The interface of all quantizers, the search for the nearest code, and how a codebook is used."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +44,19 @@ def usage(counts: Int64[Tensor, "K"]) -> Usage:
     return Usage((counts > 0).double().mean().item(), torch.special.entr(p).sum().exp().item())
 
 
+def in_chunks(
+    vectors: Float[Tensor, "n d"], codebook: Float[Tensor, "K d"], max_elements: int = 2**21
+) -> Iterator[Float[Tensor, "_ d"]]:
+    """The vectors in parts, each with at most ``max_elements`` distances to the codes: a table of all has no bound."""
+    return iter(vectors.split(max(1, max_elements // len(codebook))))
+
+
 def nearest(
     vectors: Float[Tensor, "n d"], codebook: Float[Tensor, "K d"], max_elements: int = 2**21
 ) -> Int64[Tensor, "n"]:
     """Index of the closest code, ``argmin_k |c_k|²/2 - x·c_k``, in chunks of at most ``max_elements`` distances."""
-    half_squares = codebook.square().sum(1).div(2)
-    rows = max(1, max_elements // len(codebook))
-    return torch.cat([torch.addmm(half_squares, x, codebook.T, alpha=-1).argmin(1) for x in vectors.split(rows)])
+    half_squares, parts = codebook.square().sum(1).div(2), in_chunks(vectors, codebook, max_elements)
+    return torch.cat([torch.addmm(half_squares, x, codebook.T, alpha=-1).argmin(1) for x in parts])
 
 
 class Quantizer(nn.Module, ABC):

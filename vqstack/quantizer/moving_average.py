@@ -9,11 +9,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
-from vector_quantize_pytorch.vector_quantize_pytorch import kmeans
 
 from vqstack.nets import rename_state
-from vqstack.quantizer.base import NearestCode
+from vqstack.quantizer.base import NearestCode, nearest
 from vqstack.quantizer.settings import QuantizerSettings
+
+KMEANS_ITERATIONS = 10
+KMEANS_DISTANCES = 2**31  # distances at most; at 64 features two cores take some four seconds
 
 
 class MovingAverageVQ(NearestCode):
@@ -115,13 +117,27 @@ class MovingAverageVQ(NearestCode):
                 copies = data.repeat(math.ceil(self.size / len(data)), 1)
                 data = torch.cat([data, copies + 0.1 * spread * torch.randn_like(copies)])
                 data = self._state.transform_input(data)
-            means, _ = kmeans(data[None], self.size, self._state.kmeans_iters, use_cosine_sim=self.cosine)
-            self._from_first(means)
-            self._state.embed.copy_(means)
+            self._state.embed.copy_(self._from_first(self._means(data)))
         # Every code starts with the use it can expect: neither dead at the first step nor too heavy to move.
         self._state.cluster_size.fill_(mean_use)
         self._state.embed_avg.copy_(self._state.embed * mean_use)
         self._state.initted.fill_(True)
+
+    def _means(self, data: Float[Tensor, "n d"]) -> Float[Tensor, "K d"]:
+        """K-means from K of the vectors; a code that no vector is nearest to stays where it is.
+
+        At most ``KMEANS_DISTANCES`` distances: of many vectors a sample is taken, and large codebooks get fewer
+        iterations, at last none. Then each code is a vector of the batch, as many vectors as codes would give anyway.
+        """
+        room = KMEANS_DISTANCES // self.size
+        data = data[torch.randperm(len(data), device=data.device)[: max(self.size, room // KMEANS_ITERATIONS)]]
+        means = data[: self.size].clone()
+        for _ in range(min(KMEANS_ITERATIONS, room // len(data))):
+            codes = nearest(data, means)
+            sums = torch.zeros_like(means).index_add_(0, codes, data)
+            counts = torch.bincount(codes, minlength=self.size)[:, None]
+            means = torch.where(counts > 0, self._state.transform_input(sums / counts.clamp(min=1)), means)
+        return means
 
     @torch.no_grad()
     def _revive(self, vectors: Float[Tensor, "1 n d"], batch_mask: Bool[Tensor, "1 K"], seq_mask: None = None) -> None:
