@@ -18,6 +18,7 @@ ORDER = [
     "signals",
     "checkpoint",
     "output",
+    "checks",
     "shapes",
     "nets",
     "quantizer",

@@ -188,7 +188,7 @@ def test_variations_keep_the_codes_of_the_level():
     assert torch.equal(below.codes[1], sample.codes[1])
     assert torch.equal(below.pixels, sample.pixels)  # pixels of image i of seed 1 are drawn with the same noise
     for level in (0, 3):
-        with pytest.raises(InputError, match=f"level {level} does not exist"):
+        with pytest.raises(InputError, match=f"level: {level} is no whole number from 1 to 2"):
             model.vary(top, level)
 
 
@@ -199,9 +199,9 @@ def test_wrong_labels_are_refused():
         model.ledger(pixels)
     for wrong in (2, -1):
         labels = torch.tensor([1, wrong])
-        with pytest.raises(InputError, match=f"label {wrong} is out of range: this model knows 0 … 1"):
+        with pytest.raises(InputError, match=f"labels: {wrong} lies outside 0 … 1"):
             model.ledger(pixels, labels)
-        with pytest.raises(InputError, match=f"label {wrong} is out of range"):
+        with pytest.raises(InputError, match=f"labels: {wrong} lies outside"):
             model.sample(2, labels)
     free = tiny(classes=0)
     assert free.sample(2, torch.tensor([7, 7])).labels is None
@@ -374,7 +374,7 @@ def test_single_channels_of_a_pixel_can_be_known(family, confident):
         (lambda model: model.sample(2, torch.tensor([0])), "labels have shape (1,): give one for each of the 2 images"),
         (lambda model: model.sample(2, torch.tensor([0, 1, 1])), "labels have shape (3,)"),
         (lambda model: model.vary(torch.zeros(2, 3, 3).long(), 1), "codes of level 1 have shape (2, 3, 3)"),
-        (lambda model: model.vary(torch.full((2, 2, 2), 99), 1), "a code of level 1 lies outside 0 …"),
+        (lambda model: model.vary(torch.full((2, 2, 2), 99), 1), "codes of level 1: 99 lies outside 0 …"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(call, message):

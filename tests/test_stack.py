@@ -85,7 +85,7 @@ def test_padding_is_cropped():
 
 
 def test_a_code_outside_the_codebook_is_an_error():
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match="codes of level 1: -1 lies outside"):
         build().level(1).decode(torch.full((1, 4, 2), -1))
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from vqstack.checks import check_map
 from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
 from vqstack.nets import Down, Up
@@ -136,12 +137,33 @@ class Level(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, below: Pixels | AnyCodes) -> Codes:
-        """``z_l = enc_l(z_{l-1})``, [b, rows, columns]."""
+        """``z_l = enc_l(z_{l-1})``, [b, rows, columns]. InputError where the map below is none of this model."""
+        self.check_below(below)
+        return self.code(below)
+
+    @torch.no_grad()
+    def code(self, below: Pixels | AnyCodes) -> Codes:
+        """:meth:`encode` of a map that is known to fit."""
         return self.quantizer.encode(self.encoder(self.features(below)))
 
     def decode(self, codes: Codes) -> Distribution:
-        """``P_dec_l(. | z_l)``, a distribution over the map below."""
+        """``P_dec_l(. | z_l)``, a distribution over the map below. InputError where these are no codes of the level."""
+        self.check_codes(codes)
         return self.given(self.quantizer.lookup(codes))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the level lives."""
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def check_below(self, below: Pixels | AnyCodes, num: int | None = None) -> None:
+        """InputError unless these are maps z_{l-1}, of ``num`` images where it is given."""
+
+    def check_codes(self, codes: Codes, num: int | None = None, *, anywhere: bool = False) -> None:
+        """InputError unless these are maps z_l, of ``num`` images; ``anywhere``: on any device."""
+        device = None if anywhere else self.device
+        check_map(codes, f"codes of level {self.number}", self.map_shape, self.quantizer.size, device, num=num)
 
     def outline(
         self, vectors: Vectors
@@ -180,6 +202,9 @@ class PixelLevel(Level):
     ) -> None:
         self.shape, self.size, self.pad_to = shape, size, pad_to  # first: they say what lies below without padding
         super().__init__(1, settings, channels=shape[0], head=head, below=pad_to)
+
+    def check_below(self, below: Pixels, num: int | None = None) -> None:
+        check_map(below, "pixels", self.shape, self.size, self.device, torch.uint8, num)
 
     def features(self, below: Pixels) -> Vectors:
         x = self._scaled(below)
@@ -226,6 +251,10 @@ class CodeLevel(Level):
 
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         return self.embedding(values[..., 0])
+
+    def check_below(self, below: AnyCodes, num: int | None = None) -> None:
+        size = self.embedding.num_embeddings
+        check_map(below, f"codes of level {self.number - 1}", self.below, size, self.device, num=num)
 
     def features(self, below: Codes) -> Vectors:
         return rearrange(self.embedding(below), "b h w d -> b d h w")

@@ -1,5 +1,6 @@
 """The whole model: stack, refiners, prior; one likelihood for pixels and all codes, one sampler down to pixels."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from vqstack.checks import check_map, check_number
 from vqstack.code_model import (
     NO_LABEL,
     CodeModel,
@@ -176,6 +178,7 @@ class HierarchicalModel(nn.Module, Pretrained):
     @torch.no_grad()
     def count_labels(self, labels: Labels) -> None:
         """Set P(label) to the training frequencies, one count added to each class so that none is impossible."""
+        check_map(labels, "labels", (), self.classes, None)
         counts = torch.bincount(labels, minlength=self.classes).to(self.label_probs) + 1
         self.label_probs.copy_(counts / counts.sum())
 
@@ -206,9 +209,16 @@ class HierarchicalModel(nn.Module, Pretrained):
             refined: use the level's refiner, where it has one.
             known, guidance: see :meth:`vqstack.code_model.CodeModel.distribution`.
         """
+        self.stack.level(level).check_codes(codes)
+        if labels is not None and self.classes:
+            self.check_labels(labels, len(codes))
+        if known is not None:
+            known = self._known({level - 1: known}, len(codes), level - 1)[level - 1]
+        if not 0 <= guidance < math.inf:
+            raise InputError(f"guidance: {guidance} is no number from 0 on: 1 is none, 2 to 4 are usual")
         refiner = self.refiner(level) if refined else None
         if refiner is None:
-            decoded = self.stack.level(level).decode(codes)
+            decoded = self.stack.level(level).given(self.stack.level(level).quantizer.lookup(codes))
             return decoded if known is None else Clamped(decoded, known)
         told, parent = self._seen_by(refiner, level, codes, labels)
         return refiner.distribution(len(codes), told, codes.device, parent, known=known, guidance=guidance)
@@ -230,7 +240,8 @@ class HierarchicalModel(nn.Module, Pretrained):
 
         ``refined=False`` gives the rows of the feed-forward decoders.
         """
-        self.check_labels(labels)
+        self.stack.check_maps(pixels, codes)
+        self.check_labels(labels, len(pixels))
         given = labels if self.classes else None
         rows: dict[str, Nats] = {}
         if given is not None:
@@ -244,6 +255,8 @@ class HierarchicalModel(nn.Module, Pretrained):
 
     def random_order_nats(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> dict[str, Nats]:
         """One-pass estimates by row of the masked models, see :meth:`MaskedCodeModel.random_order_nats`; no ledger."""
+        self.stack.check_maps(pixels, codes)
+        self.check_labels(labels, len(pixels))
         given = labels if self.classes else None
         rows: dict[str, Nats] = {}
         if isinstance(self.prior, MaskedCodeModel):
@@ -274,14 +287,12 @@ class HierarchicalModel(nn.Module, Pretrained):
         levels = {f"level-{n}": below[n - 1] for n in range(len(maps), 0, -1)}
         return {"label": 1, "prior": maps[-1], **levels}
 
-    def check_labels(self, labels: Labels | None) -> None:
-        """Labels must be given to a conditional model and lie in 0 … classes-1."""
+    def check_labels(self, labels: Labels | None, num: int | None = None) -> None:
+        """Labels must be given to a conditional model, one for each of ``num`` images, and lie in 0 … classes-1."""
         if self.classes and labels is None:
             raise InputError(f"this model is conditional on the class: give labels 0 … {self.classes - 1}")
-        if self.classes and labels is not None:
-            wrong = labels[(labels < 0) | (labels >= self.classes)].tolist()
-            if wrong:
-                raise InputError(f"label {wrong[0]} is out of range: this model knows 0 … {self.classes - 1}")
+        if self.classes:
+            check_map(labels, "labels", (), self.classes, None if num is None else self.device, num=num)
 
     @torch.no_grad()
     def sample(
@@ -304,7 +315,7 @@ class HierarchicalModel(nn.Module, Pretrained):
             first: number of the first image.
             known: partly filled maps by level (0: pixels); the rest is drawn.
         """
-        indices = range(first, first + num)
+        indices = self._numbers(seed, first, check_number(num, "num", 0, 2**48))
         levels = len(self.stack)
         draw, *draws = self.settings.draws(sampling)
         if self.classes and labels is None:
@@ -330,11 +341,9 @@ class HierarchicalModel(nn.Module, Pretrained):
     ) -> Sample:
         """Variations: keep ``z_level``, draw everything below it. Only refiners that know classes read the labels."""
         levels = len(self.stack)
-        if not 1 <= level <= levels:
-            raise InputError(f"level {level} does not exist: this model has levels 1 … {levels}")
-        self.stack.check_codes(codes, level)
+        self.stack.level(level).check_codes(codes, anywhere=True)
         draws = self.settings.draws(sampling)[levels - level + 1 :]
-        indices = range(first, first + len(codes))
+        indices = self._numbers(seed, first, len(codes))
         labels = None if labels is None else self._labels(labels, len(codes))
         return self._finish(
             codes.to(self.device), level, draws, seed, indices, labels, self._known(known, len(codes), level - 1)
@@ -344,10 +353,15 @@ class HierarchicalModel(nn.Module, Pretrained):
         """One label an image where the model lives, checked; none where it knows no classes."""
         if not self.classes or labels is None:
             return None
-        if tuple(labels.shape) != (num,):
-            raise InputError(f"labels have shape {tuple(labels.shape)}: give one for each of the {num} images")
-        self.check_labels(labels)
+        check_map(labels, "labels", (), self.classes, None, num=num)
         return labels.to(self.device)
+
+    @staticmethod
+    def _numbers(seed: int, first: int, num: int) -> range:
+        """Numbers of the images, which name their noise with the seed."""
+        check_number(seed, "seed", 0, 2**63 - 1)
+        first = check_number(first, "first", 0, 2**63 - 1)
+        return range(first, first + num)
 
     def _known(self, known: Mapping[int, Known] | None, num: int, highest: int) -> Mapping[int, Known]:
         """Partly filled maps, checked: of levels that are drawn, of their shape, of values that there are.
@@ -359,6 +373,8 @@ class HierarchicalModel(nn.Module, Pretrained):
         sizes = [self.stack.values, *self.stack.codebook_sizes]
         for level, given_map in (known or {}).items():
             values, given = given_map.values, given_map.given
+            if values.is_floating_point() or values.dtype == torch.bool or given.dtype != torch.bool:
+                raise InputError(f"known: level {level}: values must be whole numbers, and given booleans")
             if not 0 <= level <= highest:
                 raise InputError(f"known: level {level} is not drawn here: give maps of levels 0 … {highest}")
             wanted = (num, *shapes[level])

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from vqstack.checks import check_number
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
 from vqstack.likelihood import Distribution, Draw, PixelHead, PixelSettings, noise
@@ -107,7 +108,7 @@ class Stack(nn.Module):
 
     def level(self, number: int) -> Level:
         """Level l, counted from 1."""
-        return self.levels[number - 1]
+        return self.levels[check_number(number, "level", 1, len(self.levels)) - 1]
 
     @property
     def map_shapes(self) -> list[tuple[int, int]]:
@@ -119,14 +120,13 @@ class Stack(nn.Module):
         """K of each level."""
         return [level.quantizer.size for level in self.levels]
 
-    def check_codes(self, codes: AnyCodes, level: int) -> None:
-        """Maps of a level must have its shape and hold its codes."""
-        (rows, columns), size = self.map_shapes[level - 1], self.codebook_sizes[level - 1]
-        if tuple(codes.shape[1:]) != (rows, columns):
-            wanted = f"(images, {rows}, {columns})"
-            raise InputError(f"codes of level {level} have shape {tuple(codes.shape)}: they must be {wanted}")
-        if ((codes < 0) | (codes >= size)).any():
-            raise InputError(f"a code of level {level} lies outside 0 … {size - 1}: give z_{level} of this model")
+    def check_maps(self, pixels: Pixels, codes: list[AnyCodes]) -> None:
+        """Pixels and z_1 … z_L must be maps of this model, all of the same images."""
+        self.levels[0].check_below(pixels)
+        if not isinstance(codes, list | tuple) or len(codes) != len(self):
+            raise InputError(f"codes: give a list of {len(self)} maps, z_1 … z_{len(self)}")
+        for level, z in zip(self.levels, codes, strict=True):
+            level.check_codes(z, len(pixels))
 
     def encoder_state(self) -> dict[str, Tensor]:
         """What the codes of an image depend on: encoders, codebooks and embeddings, not decoders."""
@@ -135,13 +135,15 @@ class Stack(nn.Module):
     def encode(self, pixels: Pixels, up_to: int | None = None) -> list[AnyCodes]:
         """``[z_1 … z_up_to]`` (all levels by default): codes of codes of pixels."""
         maps: list[AnyCodes] = []
-        for level in self.levels[:up_to]:
-            maps.append(level.encode(maps[-1] if maps else pixels))
+        self.levels[0].check_below(pixels)
+        for level in self.levels[: None if up_to is None else check_number(up_to, "up_to", 0, len(self))]:
+            maps.append(level.code(maps[-1] if maps else pixels))
         return maps
 
     @torch.no_grad()
     def decode(self, codes: Codes, level: int) -> Pixels:
         """The image that the most likely maps below ``z_level`` lead to."""
+        self.level(level).check_codes(codes)
         return self.descend(codes, level, [Draw(mode=True)] * level, seed=0, indices=range(len(codes)))[-1]
 
     @torch.no_grad()

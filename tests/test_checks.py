@@ -1,0 +1,169 @@
+"""What is no map of the model is refused in one sentence by every public method; nothing is cut off or broadcast."""
+
+import re
+
+import jaxtyping
+import pytest
+import torch
+from test_model import tiny
+
+from vqstack.errors import InputError
+from vqstack.likelihood import Known
+
+
+@pytest.fixture(autouse=True)
+def as_a_user_calls():
+    """Without the checks of annotations, which a user's program has not."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny(shape=(1, 4, 4), values=5, maps=((2, 2), (1, 2)), refiners=({"level": 1},))
+
+
+PIXELS = {  # what is wrong -> what a user may give in place of [7, 1, 4, 4]
+    "floats": lambda y: y / 255,
+    "whole floats": lambda y: y.float(),
+    "nan": lambda y: y.float() * torch.nan,
+    "signed": lambda y: y.long(),
+    "booleans": lambda y: y > 0,
+    "a value too large": lambda y: y + 5,
+    "one image without its axis": lambda y: y[0],
+    "channels last": lambda y: y.permute(0, 2, 3, 1),
+    "another size": lambda y: y[..., :2],
+    "three channels": lambda y: y.expand(-1, 3, -1, -1),
+    "an array": lambda y: y.numpy(),
+    "a list": lambda y: y.tolist(),
+    "none": lambda y: None,
+    "another device": lambda y: y.to("meta"),
+}
+CODES = {  # in place of [7, 2, 2]
+    "floats": lambda z: z.float(),
+    "nan": lambda z: z * torch.nan,
+    "int32": lambda z: z.int(),
+    "bytes": lambda z: z.byte(),
+    "a code too large": lambda z: z + 3,
+    "a code below 0": lambda z: z - 3,
+    "far away": lambda z: z + 2**40,
+    "flat": lambda z: z.flatten(1),
+    "transposed and cut": lambda z: z[:, :1],
+    "an axis more": lambda z: z[:, None],
+    "an array": lambda z: z.numpy(),
+    "none": lambda z: None,
+}
+LABELS = {  # in place of [7]
+    "one for all": lambda c: c[:1],
+    "a number": lambda c: 1,
+    "a scalar": lambda c: c[0],
+    "one more": lambda c: torch.cat([c, c[:1]]),
+    "a column": lambda c: c[:, None],
+    "floats": lambda c: c.float(),
+    "probabilities": lambda c: torch.rand(len(c), 2),
+    "booleans": lambda c: c > 0,
+    "int32": lambda c: c.int(),
+    "too large": lambda c: c + 2,
+    "below 0": lambda c: c - 2,
+    "of a billion": lambda c: c + 10**9,
+    "a list": lambda c: c.tolist(),
+}
+READS_PIXELS = {
+    "encode": lambda m, y, z, c: m.encode(y),
+    "ledger": lambda m, y, z, c: m.ledger(y, c),
+    "code_lengths": lambda m, y, z, c: m.code_lengths(y, z, c),
+    "decoders' rows": lambda m, y, z, c: m.code_lengths(y, z, c, refined=False),
+    "joint_log_prob": lambda m, y, z, c: m.joint_log_prob(y, z, c),
+    "random_order_nats": lambda m, y, z, c: m.random_order_nats(y, z, c),
+    "stack.encode": lambda m, y, z, c: m.stack.encode(y),
+    "level.encode": lambda m, y, z, c: m.stack.level(1).encode(y),
+}
+READS_CODES = {
+    "code_lengths": lambda m, y, z, c: m.code_lengths(y, z, c),
+    "joint_log_prob": lambda m, y, z, c: m.joint_log_prob(y, z, c),
+    "random_order_nats": lambda m, y, z, c: m.random_order_nats(y, z, c),
+    "decode": lambda m, y, z, c: m.decode(z[0], 1),
+    "conditional": lambda m, y, z, c: m.conditional(1, z[0], c),
+    "conditional of the decoder": lambda m, y, z, c: m.conditional(1, z[0], refined=False),
+    "vary": lambda m, y, z, c: m.vary(z[0], 1, c),
+    "stack.decode": lambda m, y, z, c: m.stack.decode(z[0], 1),
+    "level.decode": lambda m, y, z, c: m.stack.level(1).decode(z[0]),
+    "level.encode": lambda m, y, z, c: m.stack.level(2).encode(z[0]),
+}
+READS_LABELS = {
+    "ledger": lambda m, y, z, c: m.ledger(y, c),
+    "code_lengths": lambda m, y, z, c: m.code_lengths(y, z, c),
+    "joint_log_prob": lambda m, y, z, c: m.joint_log_prob(y, z, c),
+    "random_order_nats": lambda m, y, z, c: m.random_order_nats(y, z, c),
+    "sample": lambda m, y, z, c: m.sample(7, c),
+    "vary": lambda m, y, z, c: m.vary(z[0], 1, c),
+    "conditional": lambda m, y, z, c: m.conditional(1, z[0], c),
+}
+
+
+def right(model):
+    pixels = torch.arange(7 * 16).remainder(5).view(7, 1, 4, 4).to(torch.uint8)
+    return pixels, model.encode(pixels), torch.arange(7) % 2
+
+
+@pytest.mark.parametrize("method", {**READS_PIXELS, **READS_CODES, **READS_LABELS})
+def test_what_fits_is_taken(model, method):
+    for table in (READS_PIXELS, READS_CODES, READS_LABELS):
+        if method in table:
+            table[method](model, *right(model))
+
+
+@pytest.mark.parametrize("wrong", PIXELS)
+@pytest.mark.parametrize("method", READS_PIXELS)
+def test_pixels_that_are_none_are_refused(model, method, wrong):
+    pixels, codes, labels = right(model)
+    with pytest.raises(InputError, match="^pixels"):
+        READS_PIXELS[method](model, PIXELS[wrong](pixels), codes, labels)
+
+
+@pytest.mark.parametrize("wrong", CODES)
+@pytest.mark.parametrize("method", READS_CODES)
+def test_codes_that_are_none_are_refused(model, method, wrong):
+    pixels, codes, labels = right(model)
+    with pytest.raises(InputError, match="^codes of level 1"):
+        READS_CODES[method](model, pixels, [CODES[wrong](codes[0]), codes[1]], labels)
+
+
+@pytest.mark.parametrize("wrong", LABELS)
+@pytest.mark.parametrize("method", READS_LABELS)
+def test_labels_that_are_none_are_refused(model, method, wrong):
+    pixels, codes, labels = right(model)
+    with pytest.raises(InputError, match="^labels"):
+        READS_LABELS[method](model, pixels, codes, LABELS[wrong](labels))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, y, z, c: m.code_lengths(y, z[0], c), "codes: give a list of 2 maps"),
+        (lambda m, y, z, c: m.code_lengths(y, z[:1], c), "codes: give a list of 2 maps"),
+        (lambda m, y, z, c: m.code_lengths(y, [z[0], z[1][:1]], c), "codes of level 2 have shape (1, 1, 2)"),
+        (lambda m, y, z, c: m.code_lengths(y[:1], z, c), "codes of level 1 have shape (7, 2, 2)"),
+        (lambda m, y, z, c: m.decode(z[0], 0), "level: 0 is no whole number from 1 to 2"),
+        (lambda m, y, z, c: m.decode(z[0], -1), "level: -1 is no"),
+        (lambda m, y, z, c: m.decode(z[1], 1), "codes of level 1 have shape (7, 1, 2)"),
+        (lambda m, y, z, c: m.stack.level(0), "level: 0 is no"),
+        (lambda m, y, z, c: m.stack.encode(y, -1), "up_to: -1 is no"),
+        (lambda m, y, z, c: m.conditional(0, z[0], c), "level: 0 is no"),
+        (lambda m, y, z, c: m.conditional(1, z[0], c, guidance=float("nan")), "guidance: nan"),
+        (lambda m, y, z, c: m.conditional(1, z[0], c, known=Known(y[:1], y[:1] > 0)), "known: level 0"),
+        (lambda m, y, z, c: m.sample(7, c, known={0: Known(y / 2, y > 0)}), "known: level 0: values must be whole"),
+        (lambda m, y, z, c: m.sample(7, c, known={0: Known(y, y)}), "known: level 0: values must be whole"),
+        (lambda m, y, z, c: m.sample(-1), "num: -1 is no"),
+        (lambda m, y, z, c: m.sample(2.0), "num: 2.0 is no"),
+        (lambda m, y, z, c: m.sample(2, seed=-1), "seed: -1 is no"),
+        (lambda m, y, z, c: m.sample(2, seed=0.5), "seed: 0.5 is no"),
+        (lambda m, y, z, c: m.vary(z[0], 1, c, first=-1), "first: -1 is no"),
+        (lambda m, y, z, c: m.count_labels(torch.tensor([0, 2])), "labels: 2 lies outside 0 … 1"),
+        (lambda m, y, z, c: m.count_labels(torch.tensor([0.5])), "labels are float32"),
+    ],
+)
+def test_other_arguments_that_do_not_fit_are_refused(model, call, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        call(model, *right(model))

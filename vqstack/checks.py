@@ -1,0 +1,62 @@
+"""What public methods refuse, in one place: tensors of another type, shape, device or range, and numbers out of range.
+
+The cost is that of a minimum and a maximum, and none where the type cannot hold a wrong value.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqstack.errors import InputError
+
+
+def check_map(
+    values: Any,
+    what: str,
+    shape: tuple[int, ...],
+    size: int,
+    device: torch.device | None,
+    dtype: torch.dtype = torch.int64,
+    num: int | None = None,
+) -> None:
+    """InputError unless ``values`` is a tensor [images, \\*shape] of whole numbers 0 … size-1.
+
+    Args:
+        values: what was given.
+        what: its name, such as "codes of level 1".
+        shape: of one image's map.
+        size: number of values.
+        device: where the model is; none: anywhere, it will be moved.
+        dtype: of the values.
+        num: number of images; none: any.
+    """
+    wanted = f"{str(dtype).removeprefix('torch.')} (images{''.join(f', {n}' for n in shape)}{',' * (not shape)})"
+    if not isinstance(values, Tensor):
+        raise InputError(f"{what}: {type(values).__name__} where a tensor belongs: give {wanted}")
+    if values.dtype != dtype:
+        raise InputError(
+            f"{what} are {str(values.dtype).removeprefix('torch.')}: give {wanted} with values 0 … {size - 1}"
+        )
+    if values.ndim != len(shape) + 1 or tuple(values.shape[1:]) != shape:
+        raise InputError(f"{what} have shape {tuple(values.shape)}: they must be {wanted}")
+    if num is not None and len(values) != num:
+        raise InputError(f"{what} have shape {tuple(values.shape)}: give one for each of the {num} images")
+    if device is not None and values.device != device:
+        raise InputError(f"{what} are on {values.device}, the model is on {device}: move one of them with .to()")
+    if size <= torch.iinfo(dtype).max and values.numel():
+        for extreme in torch.stack(values.aminmax()).tolist():
+            if not 0 <= extreme < size:
+                raise InputError(f"{what}: {extreme} lies outside 0 … {size - 1}: give those of this model")
+
+
+def check_number(value: Any, what: str, least: int, most: int) -> int:
+    """A whole number from ``least`` to ``most``, as int, or InputError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        raise InputError(f"{what}: {str(value)[:80]} is no whole number from {least} to {most}")
+    return number
