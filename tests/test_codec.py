@@ -5,6 +5,7 @@ import io
 import json
 import random
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -418,8 +419,36 @@ def test_another_model_and_another_machine_are_refused(grey, tmp_path, monkeypat
             opened(other, path)
         elsewhere = BlockCodec(grey.model)
         monkeypatch.setattr(elsewhere, "probe", lambda threads, batch: "0" * 64)
-        with pytest.raises(InputError, match=r"computes otherwise \(there torch .*1 threads, batch"):
-            opened(elsewhere, path)
+        said = check_container(elsewhere, open_container(path, grey.tile))
+        assert "computes otherwise (there torch" in said and "1 threads" in said
+        assert (torch.backends.cpu.get_cpu_capability() in said.split("; here")[0]) == (path.name == "all.vqs")
+        assert check_container(grey, open_container(path, grey.tile)) is None
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("name", [None, "all"])
+def test_where_lower_levels_come_out_otherwise_the_upper_ones_are_seen(tmp_path, name, level):
+    """Another machine: from some level down it computes other probabilities, and only its checks tell it."""
+    torch.manual_seed(0)
+    codec = BlockCodec(build((1, 8, 8), 17, 3))
+    source = pictures(codec, 3)
+    compress(codec, source, tmp_path, name=name)
+    truth, conditional = shown(codec, source), codec.model.conditional
+
+    def otherwise(number, *given, **options):
+        distribution = conditional(number, *given, **options)
+        if number == level:
+            distribution.logits = distribution.logits * 1.01
+        return distribution
+
+    codec.model.conditional = otherwise
+    found = [
+        image
+        for path in sorted(tmp_path.iterdir())
+        for image in list(restore(codec, open_container(path, codec.tile), range(3)))
+    ]
+    assert [(image.level, image.damaged) for image in found] == [(level, True)] * 3
+    assert all(torch.equal(image.pixels, truth[image.entry.stem][level]) for image in found)
 
 
 def test_the_probe_depends_on_weights_and_shape(grey):
@@ -495,7 +524,6 @@ def test_an_archive_lists_no_more_pictures_than_it_can_hold(grey, tmp_path, monk
     header["blocks"] = [[256, True, [0]]] * many
     packed = zlib.compress(json.dumps(header).encode(), 9)
     path.write_bytes(content[:5] + struct.pack("<II", len(packed), zlib.crc32(packed)) + packed)
-    monkeypatch.setattr(container, "_expand", lambda *run: pytest.fail("expands a million names"))
     with pytest.raises(InputError, match="more pictures than"):
         open_container(path, grey.tile)
 
@@ -526,7 +554,79 @@ def test_names_are_stored_as_runs():
     stems = ["a", "x08", "x09", "x10", "x12", "99", "100", "b1", "b2"]
     runs = container._shorten(stems)
     assert runs == [("a", 1), ("x08", 3), ("x12", 1), ("99", 1), ("100", 1), ("b1", 2)]
-    assert [stem for run in runs for stem in container._expand(*run)] == stems
+    entries = container._Entries(runs, [(8, 8, "L", 4), (8, 9, "RGB", 5)])
+    assert [entry.stem for entry in entries[:]] == stems == [entries[i].stem for i in range(len(entries))]
+    assert [(entry.width, entry.mode) for entry in entries[3:5]] == [(8, "L"), (9, "RGB")]
+
+
+@pytest.mark.parametrize(
+    ("runs", "twin"),
+    [
+        ([("a", 1), ("b", 1)], None),
+        ([("a", 1), ("b", 1), ("a", 1)], "a"),
+        ([("x08", 3), ("x12", 1), ("x11", 1)], None),
+        ([("x08", 3), ("x10", 1)], "x10"),
+        ([("x10", 1), ("x08", 3)], "x10"),
+        ([("x010", 1), ("x08", 3)], None),
+        ([("y", 1), ("000", 10**9), ("500", 2)], "500"),
+    ],
+)
+def test_names_that_two_runs_hold_are_found_without_listing_them(runs, twin):
+    assert container.twice(runs) == twin
+
+
+def bomb(codec, path, **changes):
+    """An archive of two pictures whose header says something else, its checksum right."""
+    compress(codec, pictures(codec, 2), path.parent, name=path.stem, check=False)
+    content = path.read_bytes()
+    length, _ = struct.unpack_from("<II", content, 5)
+    text = zlib.decompress(content[13 : 13 + length])
+    text = json.dumps({**json.loads(text), **{k: v for k, v in changes.items() if k not in ("after", "more")}}).encode()
+    packed = zlib.compress(text + changes.get("more", b""), 9) + changes.get("after", b"")
+    head = content[:5] + struct.pack("<II", len(packed), zlib.crc32(packed))
+    path.write_bytes(head + packed + content[13 + length :])
+    return path
+
+
+def test_the_header_of_a_small_file_asks_for_little_memory(grey, tmp_path, monkeypatch):
+    path = tmp_path / "all.vqs"
+    open_container(bomb(grey, path), grey.tile)  # the same header, packed anew
+    cases = [
+        {"after": b"more"},  # bytes after the end of the stream
+        {"more": b" " * 2**23},  # a text longer than a file of this size can have
+        {"names": [["a1", 1]] * 2**18},  # more elements than it can have
+        {"blocks": [[1, True, [0]]] * 2**17},
+        {"shapes": [[8, 8, "L", 1]] * 2**17},
+        {"blocks": [[257, True, [1]]], "names": [["p000", 257]], "shapes": [[8, 8, "L", 257]]},
+    ]
+    paths = [bomb(grey, tmp_path / f"{number}.vqs", **case) for number, case in enumerate(cases[:-1])]
+    monkeypatch.setattr(container._Header, "model_validate_json", lambda text: pytest.fail("makes objects of it"))
+    for path in paths:
+        with pytest.raises(InputError, match="header is damaged"):
+            open_container(path, grey.tile)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="contradicts itself"):
+        open_container(bomb(grey, path, **cases[-1]), grey.tile)
+
+
+def test_pictures_that_a_header_lists_are_made_when_they_are_asked_for(grey, tmp_path):
+    """A hundred thousand names in a file of some hundred bytes cost no more than their runs."""
+    count = 2**16
+    blocks = [[256, True, [0]]] * (count // 256)
+    path = bomb(grey, tmp_path / "all.vqs", names=[["0" * 9, count]], shapes=[[8, 8, "L", count]], blocks=blocks)
+    path.write_bytes(path.read_bytes()[:-40])
+    tracemalloc.start()
+    file = open_container(path, grey.tile)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert (len(file.entries), file.entries[-1].stem) == (count, f"{count - 1:09d}")
+
+
+def test_a_raw_block_of_large_pictures_is_no_block(grey, tmp_path):
+    """An encoder gives a picture larger than a block one of its own."""
+    shapes = [[2**13, 2**13, "L", 2]]
+    path = bomb(grey, tmp_path / "all.vqs", shapes=shapes, blocks=[[2, True, [10**6]]])
+    assert outcome(grey, path, {"p000": {}, "p001": {}}) == "nothing"
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -243,7 +243,7 @@ def test_decompressing_refuses(run, call, folder, tmp_path):
     refused(call("decompress", run, archive, "--out", out, "--levels", 3), "the model has 2")
     refused(call("decompress", run, archive, "--out", out, "--seed", 3), "--sample")
     refused(call("decompress", run, archive, "--out", out, "--first", 5), "--first 5")
-    refused(call("decompress", run, archive, archive, "--out", out), "both hold")
+    refused(call("decompress", run, archive, archive, "--out", out), "both hold digit 0")
     refused(call("decompress", run, archive, "--out", folder), "is not empty")
     torch.manual_seed(1)
     other = HierarchicalModel(HierarchicalModel.from_pretrained(run).settings)

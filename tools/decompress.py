@@ -7,9 +7,8 @@ for; 65: images are missing or come from their upper levels only, and standard e
 
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 import tyro
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from vqstack.codec.archive import Restored, check_container, restore
 from vqstack.codec.blocks import BlockCodec
-from vqstack.codec.container import SUFFIX, Container, open_container
+from vqstack.codec.container import SUFFIX, Container, open_container, twice
 from vqstack.config import parse, run_command
 from vqstack.errors import PARTLY, InputError
 from vqstack.images import save_png
@@ -26,6 +25,8 @@ from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved, unfinished
 from vqstack.pretrained import find_artefact
 from vqstack.terminal import say, warn
+
+Opened = tuple[Container, str | None]  # a file, and why it may not come back here whole
 
 
 class Command(BaseModel):
@@ -43,12 +44,13 @@ class Command(BaseModel):
     num: int | None = Field(None, ge=1, description="Images of each file to get back; default: all from --first on.")
 
 
-def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Container], list[str]]:
+def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Opened], list[str]]:
     """The files in a folder that can be read, and what else should be there; all of them useless is an error."""
-    opened, refused = list[Container](), list[InputError]()
+    opened, refused = list[Opened](), list[InputError]()
     if (mark := unfinished(folder)) is not None and (not mark.expected or mark.missing(folder)):
         names = mark.missing(folder)
-        missing = f"{len(names)} of {len(mark.expected)} files, {spanned(names)}" if names else "nobody knows how much"
+        known = f"{len(names)} of {len(mark.expected)} files, {spanned(names[0], names[-1])}" if names else ""
+        missing = known or "nobody knows how much"
         problem = f"{folder}: {mark.command} has not finished it, missing: {missing}: run that command again"
         refused.append(InputError(problem))
     for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -65,32 +67,30 @@ def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Container], list[str
     return opened, list(map(str, refused))
 
 
-def spanned(names: list[str]) -> str:
-    """The first and the last name."""
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+def spanned(first: str, last: str) -> str:
+    """The first and the last of some names."""
+    return first if first == last else f"{first} to {last}"
 
 
-def checked(path: Path, codec: BlockCodec) -> Container:
-    """A file whose header is whole and that this model can decode here."""
+def checked(path: Path, codec: BlockCodec) -> Opened:
+    """A file of this model whose header is whole, and what differs where it was made."""
     file = open_container(path, codec.tile)
-    check_container(codec, file)
-    return file
+    return file, check_container(codec, file)
 
 
-def open_files(command: Command, codec: BlockCodec) -> tuple[list[Container], list[str]]:
+def open_files(command: Command, codec: BlockCodec) -> tuple[list[Opened], list[str]]:
     """All files, and why some of a folder are left out; a file that is named itself must be readable."""
-    found, refused, seen = list[Container](), list[str](), dict[str, Path]()
+    found, refused = list[Opened](), list[str]()
     for path in command.files:
         opened, left = files_of(path, codec) if path.is_dir() else ([checked(path, codec)], [])
         found, refused = found + opened, refused + left
-    for file in found:
-        path = file.path
+    for file, _ in found:
         if command.first >= len(file.entries):
-            raise InputError(f"--first {command.first}: {path} holds images 0 … {len(file.entries) - 1}")
-        for entry in file.entries:
-            if entry.stem in seen:
-                raise InputError(f"{path} and {seen[entry.stem]} both hold {entry.stem}: decompress them one by one")
-            seen[entry.stem] = path
+            raise InputError(f"--first {command.first}: {file.path} holds images 0 … {len(file.entries) - 1}")
+    stem = twice(name for file, _ in found for name in file.names)
+    if stem is not None:
+        paths = ", ".join(dict.fromkeys(str(path) for path in command.files))
+        raise InputError(f"two of the files in {paths} both hold {stem}: decompress them one by one")
     return found, refused
 
 
@@ -106,15 +106,32 @@ def write(image: Restored, output: Output, values: int) -> None:
         output.write(f"{image.entry.stem}{end}", saved(partial(save_png, image.pixels, values=values)))
 
 
-def complaints(damaged: list[tuple[Path, int | None, str]]) -> Iterator[str]:
-    """A line for each run of images (file, level, stem) that came back as far; level none: not at all."""
-    for (path, level), run in groupby(damaged, lambda image: image[:2]):
-        stems = [stem for _, _, stem in run]
-        names = spanned(stems) + (f" ({len(stems)} images)" if len(stems) > 1 else "")
-        if level is None:
-            yield f"{path}: {names}: damaged or cut short before the end of the top map: no image"
-        else:
-            yield f"{path}: {names}: damaged or cut short below level {level}: see STEM.level-{level}.png"
+@dataclass
+class Partial:
+    """Consecutive images of a file that came back as far; level none: not at all."""
+
+    path: Path
+    level: int | None
+    why: str
+    first: str
+    last: str
+    count: int = 1
+
+    def __str__(self) -> str:
+        """What is said of them."""
+        names = spanned(self.first, self.last) + (f" ({self.count} images)" if self.count > 1 else "")
+        if self.level is None:
+            return f"{self.path}: {names}: {self.why} before the end of the top map: no image"
+        return f"{self.path}: {names}: {self.why} below level {self.level}: see STEM.level-{self.level}.png"
+
+
+def note(damaged: list[Partial], image: Restored, path: Path, why: str) -> None:
+    """Add an image to what is said of those before it, or begin anew."""
+    level, stem = None if image.pixels is None else image.level, image.entry.stem
+    if damaged and (damaged[-1].path, damaged[-1].level) == (path, level):
+        damaged[-1].last, damaged[-1].count = stem, damaged[-1].count + 1
+    else:
+        damaged.append(Partial(path, level, why, stem, stem))
 
 
 def main(arguments: list[str]) -> None:
@@ -127,24 +144,25 @@ def main(arguments: list[str]) -> None:
     codec = BlockCodec(model)
     files, refused = open_files(command, codec)
     sampling = model.settings.sampling if command.sample else None
-    damaged, numbers, exact, shown, began = list[tuple[Path, int | None, str]](), 0, 0, 0, time.perf_counter()
+    damaged, numbers, exact, shown, began = list[Partial](), 0, 0, 0, time.perf_counter()
     output = Output(command.out, "decompress")
-    total = sum(len(wanted(command, file)) for file in files)
+    total = sum(len(wanted(command, file)) for file, _ in files)
     with tqdm(total=total, desc="decompress", unit="img", disable=None) as progress:
-        for file in files:
+        for file, elsewhere in files:
+            why = "damaged or cut short" + (", or computed otherwise here," if elsewhere else "")
             images = restore(
                 codec, file, wanted(command, file), levels=command.levels, sampling=sampling, seed=command.seed
             )
             for image in images:
                 write(image, output, model.stack.values)
                 if image.damaged:
-                    damaged.append((file.path, None if image.pixels is None else image.level, image.entry.stem))
+                    note(damaged, image, file.path, why)
                 shown += image.pixels is not None
                 exact += image.level == 0 and image.pixels is not None
                 numbers += image.entry.size
                 progress.update()
     output.finish()
-    for complaint in [*refused, *complaints(damaged)]:
+    for complaint in [*refused, *(elsewhere for _, elsewhere in files if elsewhere), *damaged]:
         warn(complaint)
     seconds = time.perf_counter() - began
     say(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from vqstack.codec.blocks import BATCH, Block, BlockCodec, Section, batch_of, plausible, worthwhile
 from vqstack.codec.container import (
+    BLOCK,
     SUFFIX,
     Container,
     Place,
@@ -257,24 +258,30 @@ class Restored:
     damaged: bool
 
 
-def check_container(codec: BlockCodec, file: Container) -> None:
-    """Refuse a file of another model, or of a machine that computes otherwise. Sets torch's threads to the file's."""
+def check_container(codec: BlockCodec, file: Container) -> str | None:
+    """Refuse a file of another model. Where the model computes otherwise than where the file was made: what differs.
+
+    Sections whose check fits are right all the same, so such a file is read as far as it goes. Sets torch's threads to
+    those of the file.
+    """
     where = file.environment
     if not codec.fingerprint.startswith(file.model):
         raise InputError(f"{file.path}: is for model {file.model[:8]}, this is {codec.fingerprint[:8]}: use that model")
     if not 1 <= where.threads <= 255:
         raise InputError(f"{file.path}: names {where.threads} threads: compress the images again")
     if all(place.raw for place in file.places):
-        return
+        return None
     probe = codec.probe(where.threads, where.batch)
-    if not probe.startswith(where.probe):
-        libraries = f"torch {where.torch}" + (f", constriction {where.constriction}" if where.constriction else "")
-        here = environment(where.threads, where.batch, probe)
-        raise InputError(
-            f"{file.path}: coded where the model computes otherwise (there {libraries}, probe {where.probe[:8]}; here "
-            f"torch {here.torch}, constriction {here.constriction}, probe {probe[:8]}; {where.threads} threads, batch "
-            f"{where.batch} on both sides): decompress it with those versions on a machine of that kind"
-        )
+    if probe.startswith(where.probe):
+        return None
+    here = environment(where.threads, where.batch, probe)
+    there = f"there torch {where.torch}" + (f", constriction {where.constriction}" if where.constriction else "")
+    unknown = "" if where.constriction else "; a single file does not say on which processor it was made"
+    return (
+        f"{file.path}: coded where the model computes otherwise ({there}; here torch {here.torch}, constriction "
+        f"{here.constriction}; {where.threads} threads and batches of {where.batch} on both sides{unknown}): what "
+        "comes out otherwise here is left out; decompress it with those versions on a processor of that kind"
+    )
 
 
 def restore(
@@ -317,14 +324,16 @@ def restore(
 
 def _decode(codec: BlockCodec, file: Container, place: Place, count: int, sections: int) -> list[Section]:
     """What can be read of a block; the pixels stand last."""
+    if place.count > 1 and count > BLOCK:  # no encoder makes such a block
+        return []
     if place.raw:
         stored = file.read(place, 1)
-        pixels = codec.decode_raw(*stored[0], count, seed=place.seed) if stored else None
+        pixels = codec.decode_raw(*stored[0], count, seed=file.seed(place)) if stored else None
         return [] if pixels is None else [[pixels]]
     believed = plausible(count, sum(place.lengths)) and worthwhile(count, file.present(place))
     if len(place.lengths) != codec.sections or not believed:
         return []
-    return codec.decode(file.read(place, sections), count, batch=file.environment.batch, seed=place.seed)
+    return codec.decode(file.read(place, sections), count, batch=file.environment.batch, seed=file.seed(place))
 
 
 @torch.inference_mode()

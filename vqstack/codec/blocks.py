@@ -169,7 +169,7 @@ class BlockCodec:
             content = inflate.decompress(section, size + 1)
         except zlib.error:
             return None
-        if len(content) != size or not inflate.eof:
+        if len(content) != size or not inflate.eof or inflate.unused_data:
             return None
         pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
         return pixels if _check(section, [pixels], seed) == expected else None

@@ -5,16 +5,20 @@ docs/codec.md has the layout byte by byte. Whatever a file says is checked again
 
 import binascii
 import json
+import platform
 import re
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from io import BufferedIOBase, BytesIO
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from vqstack.codec.blocks import Block, batch_of
@@ -35,9 +39,14 @@ _CHECK = struct.Struct("<I")
 _HEADER_CHECK = struct.Struct("<H")  # CRC-16 of a single file's header, which finds every burst of up to 16 bits
 
 
-def max_header(packed: int) -> int:
-    """Bytes that an archive's header may inflate to; encoders keep to it, so a small file asks for little memory."""
-    return 2**20 + 128 * packed
+def max_header(size: int) -> int:
+    """Bytes that the header of an archive of this size may inflate to, so that a small file asks for little memory."""
+    return 2**22 + 16 * size
+
+
+def max_elements(size: int) -> int:
+    """Names, numbers and lists that this header may hold. Whole files hold fewer: some ten a block, four a picture."""
+    return 2**19 + 2 * size
 
 
 def max_pictures(size: int) -> int:
@@ -50,7 +59,7 @@ class Environment:
     """What the coder's probabilities depend on besides the model's weights.
 
     Attributes:
-        torch, constriction: versions of the libraries; of a single file torch's numbers only.
+        torch, constriction: versions of the libraries, torch's with the processor's kind; of a single file 3 numbers.
         threads: of torch.
         batch: shape of the networks' batches.
         probe: the hash of :meth:`vqstack.codec.blocks.BlockCodec.probe`, or its first digits.
@@ -64,8 +73,9 @@ class Environment:
 
 
 def environment(threads: int, batch: int, probe: str) -> Environment:
-    """That of this process."""
-    return Environment(version("torch"), version("constriction"), threads, batch, probe)
+    """That of this process; torch's version is followed by the instructions that it uses of the processor."""
+    kind = f"{version('torch')} ({torch.backends.cpu.get_cpu_capability()}, {platform.machine()})"
+    return Environment(kind[:64], version("constriction"), threads, batch, probe)
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,8 @@ class Place:
     raw: bool
     lengths: Sequence[int]
     offset: int
-    seed: int
+    seed: int | None  # of the chain of checks; none: it follows from the block's number and pictures
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class Container:
     entries: Sequence[Entry]
     places: list[Place]
     size: int
+    names: Sequence[tuple[str, int]]  # a name, and how many there are that count up from it
     content: bytes | None = None  # of a file that is not written yet
 
     def read(self, place: Place, sections: int) -> list[tuple[bytes, int]]:
@@ -104,6 +116,11 @@ class Container:
                 found.append((content, _CHECK.unpack(check)[0]))
                 at += length + CHECK
         return found
+
+    def seed(self, place: Place) -> int:
+        """What starts the chain of checks of a block."""
+        entries = self.entries[place.first : place.first + place.count]
+        return block_seed(place.number, entries) if place.seed is None else place.seed
 
     def open(self) -> BufferedIOBase:
         """The bytes of the file."""
@@ -165,10 +182,11 @@ def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[
     mode: Mode = "RGB" if flags & RGB else "L"
     entry = Entry(path.stem, height, width, mode)
     place = Place(0, 1, bool(flags & RAW), lengths, at, seed)
-    _check_entries(path, [entry])
+    _check_shape(height, width)
+    _check_name(entry.stem)
     batch = batch_of(tile_count(entry, tile))
     where = Environment(".".join(map(str, numbers)), "", threads, batch, probe.hex())
-    return Container(path, model.hex(), where, [entry], [place], size)
+    return Container(path, model.hex(), where, [entry], [place], size, [(path.stem, 1)])
 
 
 # --- many pictures ----------------------------------------------------------------------------------------------------
@@ -223,10 +241,57 @@ def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     packed = zlib.compress(text, 9)
-    if len(text) > max_header(len(packed)):
-        raise InputError("the names and sizes of so many pictures are too long for one archive: write several")
     start = _START.pack(MAGIC, VERSION, ARCHIVE) + _ARCHIVE.pack(len(packed), zlib.crc32(packed))
-    return start + packed + _body(block for _, block in parts)
+    content = start + packed + _body(block for _, block in parts)
+    if len(text) > max_header(len(content)) or _elements(text) > max_elements(len(content)):
+        raise InputError("the names and sizes of so many pictures are too long for one archive: write several")
+    return content
+
+
+def _elements(text: bytes) -> int:
+    """No fewer than the strings, numbers and lists in JSON."""
+    return text.count(b",") + text.count(b"[")
+
+
+class _Entries(Sequence[Entry]):
+    """Pictures that are made when they are asked for, from runs of names and of shapes."""
+
+    def __init__(self, names: list[tuple[str, int]], shapes: list[tuple[int, int, Mode, int]]) -> None:
+        self._names, self._shapes = names, shapes
+        self._ends = [list(accumulate(run[-1] for run in runs)) for runs in (names, shapes)]
+
+    def __len__(self) -> int:
+        return self._ends[0][-1] if self._names else 0
+
+    @overload
+    def __getitem__(self, number: int) -> Entry: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Entry]: ...
+    def __getitem__(self, number: int | slice) -> Entry | list[Entry]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(len(self))[number]]
+        number = range(len(self))[number]
+        name, shape = (bisect_right(ends, number) for ends in self._ends)
+        height, width, mode, _ = self._shapes[shape]
+        stem, count = self._names[name]
+        ahead = number - self._ends[0][name] + count
+        return Entry((_next(stem, ahead) if ahead else stem) or "", height, width, mode)
+
+
+def twice(names: Iterable[tuple[str, int]]) -> str | None:
+    """A name that several of the runs hold, found without listing them."""
+    spans = list[tuple[str, int, int, int]]()
+    for stem, count in names:
+        match = _NUMBERED.fullmatch(stem)
+        if match is None and count > 1:
+            return stem
+        begin = int(match[2]) if match else 0
+        spans.append((match[1], len(match[2]), begin, begin + count) if match else (stem, 0, 0, 1))
+    spans.sort()
+    for one, other in pairwise(spans):
+        if one[:2] == other[:2] and other[2] < one[3]:
+            return other[0] + (str(other[2]).zfill(other[1]) if other[1] else "")
+    return None
 
 
 def _open_archive(path: Path, file: BufferedIOBase, beginning: bytes, size: int) -> Container:
@@ -239,26 +304,34 @@ def _open_archive(path: Path, file: BufferedIOBase, beginning: bytes, size: int)
     inflate = zlib.decompressobj()
     if zlib.crc32(packed) != check:
         raise _Broken("its header is damaged")
-    text = inflate.decompress(packed, max_header(length))
+    text = inflate.decompress(packed, max_header(size) + 1)
+    if not inflate.eof or inflate.unused_data or len(text) > max_header(size) or _elements(text) > max_elements(size):
+        raise _Broken("its header is damaged, or longer than that of a file of its size")
     header = _Header.model_validate_json(text)
     count = sum(n for n, *_ in header.blocks)
-    if not count == sum(n for *_, n in header.shapes) == sum(n for _, n in header.names) or count > BLOCK * len(
-        header.blocks
-    ):
+    same = count == sum(n for *_, n in header.shapes) == sum(n for _, n in header.names)
+    if not same or any(n > BLOCK for n, *_ in header.blocks):
         raise _Broken("its header contradicts itself")
     if count > max_pictures(size):
         raise _Broken("it lists more pictures than a file of its size can hold")
-    stems = [stem for name, number in header.names for stem in _expand(name, number)]
-    shapes = [(height, width, mode) for height, width, mode, number in header.shapes for _ in range(number)]
-    entries = [Entry(stem, *shape) for stem, shape in zip(stems, shapes, strict=True)]
-    _check_entries(path, entries)
+    for height, width, *_ in header.shapes:
+        _check_shape(height, width)
+    for stem, number in header.names:  # the names between the first and the last are as long
+        _check_name(stem)
+        if number > 1 and _next(stem, number - 1) is None:
+            raise _Broken("its header contradicts itself")
+    if twice(header.names) is not None:
+        raise _Broken("two pictures have one name")
+    entries = _Entries(header.names, header.shapes)
     places, first, offset = list[Place](), 0, start + length
     for number, (count, raw, lengths) in enumerate(header.blocks):
-        seed = block_seed(number, entries[first : first + count])
-        places.append(Place(first, count, raw, lengths, offset, seed))
+        places.append(Place(first, count, raw, lengths, offset, None, number))
         first, offset = first + count, offset + sum(lengths) + CHECK * len(lengths)
     where = Environment(header.torch, header.constriction, header.threads, header.batch, header.probe)
-    return Container(path, header.model, where, entries, places, size)
+    return Container(path, header.model, where, entries, places, size, header.names)
+
+
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,18})", re.DOTALL)
 
 
 def _shorten(stems: list[str]) -> list[tuple[str, int]]:
@@ -274,19 +347,11 @@ def _shorten(stems: list[str]) -> list[tuple[str, int]]:
 
 def _next(stem: str, ahead: int) -> str | None:
     """The name ``ahead`` places after a name that ends in ASCII digits."""
-    match = re.fullmatch(r"(.*?)([0-9]{1,18})", stem, re.DOTALL)
+    match = _NUMBERED.fullmatch(stem)
     if match is None:
         return None
     number = str(int(match[2]) + ahead).zfill(len(match[2]))
     return match[1] + number if len(number) == len(match[2]) else None
-
-
-def _expand(stem: str, count: int) -> Iterable[str]:
-    for ahead in range(count):
-        name = _next(stem, ahead) if ahead else stem
-        if name is None:
-            raise _Broken("its header contradicts itself")
-        yield name
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
@@ -334,14 +399,14 @@ def open_container(path: Path, tile: tuple[int, int], content: bytes | None = No
     return opened
 
 
-def _check_entries(path: Path, entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        if not 0 < entry.height * entry.width <= MAX_PIXELS:
-            raise _Broken(f"a picture of {entry.height} times {entry.width} pixels")
-        if not safe_stem(entry.stem):
-            raise _Broken("a picture has a name that is no file name")
-    if len({entry.stem for entry in entries}) < len(entries):
-        raise _Broken("two pictures have one name")
+def _check_shape(height: int, width: int) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise _Broken(f"a picture of {height} times {width} pixels")
+
+
+def _check_name(stem: str) -> None:
+    if not safe_stem(stem):
+        raise _Broken("a picture has a name that is no file name")
 
 
 def _body(blocks: Iterable[Block]) -> bytes:
