@@ -12,7 +12,9 @@ from vqstack.errors import InputError
 from vqstack.likelihood import (
     Bernoulli,
     Categorical,
+    Clamped,
     Draw,
+    Known,
     LogisticMixture,
     PixelHead,
     PixelSettings,
@@ -22,7 +24,7 @@ from vqstack.likelihood import (
     logistic_parameters,
     noise,
 )
-from vqstack.likelihood.mixture import log_bin, log_bins
+from vqstack.likelihood.mixture import log_bin, log_bins, mean_value
 
 ALMOST_ONE = 1 - 2.0**-53
 
@@ -503,6 +505,61 @@ def test_mode_of_coupled_channels_takes_each_in_turn():
         second = int(joint[first].sum(1).argmax())
         third = int(joint[first, second].argmax())
         assert build(1).mode().flatten().tolist() == [first, second, third]
+
+
+# --- mean ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_mean_is_the_sum_of_all_values_by_their_probability(channels, spread):
+    """From the joint table of all colours; of coupled channels only what the outer bins cut off is approximated."""
+    grey = {"channels": channels, "size": 8}
+    cases = [
+        (lambda logits: Categorical(logits, torch.uint8), (1, channels, 1, 1, 8), {}, 1e-4),
+        (Bernoulli, (1, channels, 1, 2), {}, 1e-4),
+        (LogisticMixture, (1, logistic_parameters(channels, 4), 1, 1), grey, 0.03 if channels == 1 else 0.2),
+    ]
+    for kind, shape, settings, within in cases:
+        build = repeated(kind, spread * torch.randn(shape), **settings)
+        maps, log_probs = all_log_probs(build)
+        expected = (maps.flatten(1) * log_probs.exp()[:, None]).sum(0)
+        values = torch.zeros(1, build(1).sites, dtype=torch.int64)
+        found = torch.cat([factor.mean() for factor in build(1).factors(values)], 1)[0].double()
+        assert (found - expected).abs().max() < within
+        picture = build(1).mean()
+        assert picture.dtype == torch.uint8
+        assert (picture.flatten() - found).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("size", [2, 17, 256])
+def test_mean_of_a_component_counts_bins_whatever_its_scale(size):
+    """Narrower than a bin, wider than all of them, beyond both ends."""
+    mean, log_scale = 3 * torch.rand(4000, 1) - 1.5, 27 * torch.rand(4000, 1) - 7
+    table = log_bins(mean.double(), log_scale.double(), size).exp()
+    found = mean_value(mean, log_scale, size)[:, 0]
+    assert (found - table @ torch.arange(size, dtype=torch.float64)).abs().max() < 0.03
+
+
+def test_mean_keeps_a_white_ground_white_and_knows_no_colour_between_two_others():
+    red, blue, white = (1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (1.2, 1.2, 1.2)
+    numbers = torch.zeros(1, 10, 2, 1, 2)  # weight, means, scales, couplings of two components at two pixels
+    numbers[0, 1:4, :, 0, 0] = torch.tensor([red, blue]).T
+    numbers[0, 1:4, :, 0, 1] = torch.tensor([white, white]).T
+    numbers[0, 4:7] = -3.0
+    numbers[0, 0, 0, 0, 0] = 1.0  # red has 73 %
+    between, ground = LogisticMixture(numbers.flatten(1, 2), 3, 256).mean()[0, :, 0].T.tolist()
+    assert ground == [255, 255, 255]
+    assert all(abs(a - b) < 10 for a, b in zip(between, [0.73 * 255, 0, 0.27 * 255], strict=True))
+
+
+def test_mean_leaves_known_pixels_alone_and_is_none_of_codes():
+    inner = mixture(batch=2, channels=3, size=256)
+    given = torch.rand(2, *inner.shape) < 0.5
+    known = Known(torch.randint(256, (2, *inner.shape)), given)
+    assert torch.equal(Clamped(inner, known).mean(), torch.where(given, known.values, inner.mean()).to(torch.uint8))
+    with pytest.raises(ValueError, match="codes"):
+        categorical().mean()
 
 
 # --- noise --------------------------------------------------------------------------------------------------------

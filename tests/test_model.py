@@ -419,6 +419,7 @@ def test_a_map_that_is_kept_cannot_be_known_in_part():
         ({"classes": 0, "label_dropout": 0.1}, {"guidance": (2.0,)}, "guidance needs"),
         ({"label_dropout": 0.1}, {"guidance": (2.0, 2.0, 1.0)}, "level 2 has none"),
         ({"label_dropout": 0.1}, {"guidance": (-1.0,)}, "guidance: -1.0 is negative"),
+        ({}, {"mean": (False, True, False)}, "mean needs .* level 2 has none"),
         ({}, {"confidence": (True,)}, "confidence needs a transformer of the masked family"),
         ({"family": "masked", "label_dropout": 0.1}, {"guidance": (2.0,), "confidence": (True,)}, "exclude each other"),
     ],
@@ -435,6 +436,15 @@ def test_one_value_is_for_the_parts_that_can():
     assert [d.guidance for d in draws] == [3.0, 1.0, 1.0]
     draws = model.settings.draws(SamplingSettings(confidence=(True,)))
     assert [d.confidence for d in draws] == [False, False, True]
+
+
+def test_mean_draws_the_same_codes_and_averages_the_pixels():
+    model = tiny()
+    drawn, shown = (model.sample(9, sampling=SamplingSettings(mean=(mean,))) for mean in (False, True))
+    assert all(torch.equal(drawn.codes[level], shown.codes[level]) for level in (1, 2))
+    assert torch.equal(shown.pixels, model.decode(drawn.codes[1], 1))
+    likeliest = model.sample(9, sampling=SamplingSettings(mode=(True,), mean=(True,)))
+    assert torch.equal(likeliest.pixels, model.decode(likeliest.codes[2], 2))
 
 
 def test_a_refiner_that_needs_labels_says_so():
@@ -462,7 +472,7 @@ def test_an_artefact_without_refiners_still_loads(tmp_path):
         del config["model"][name]
     for name in ("family", "groups", "label_dropout", "masks", "soft_targets"):
         del config["model"]["prior"][name]
-    for name in ("guidance", "confidence"):
+    for name in ("guidance", "confidence", "mean"):
         del config["model"]["sampling"][name]
     config = {"format_version": 1, "model": config["model"]}  # the format of that time had no checksums
     (tmp_path / "config.json").write_text(json.dumps(config))

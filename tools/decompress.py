@@ -38,7 +38,9 @@ class Command(BaseModel):
     files: tyro.conf.Positional[tuple[Path, ...]] = Field(description="Files of compress.py, and folders of them.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     levels: int | None = Field(None, ge=1, description="Code maps to read, from the top; default: all and the pixels.")
-    sample: bool = Field(False, description="Draw what is not read as generate.py does, not its most likely values.")
+    sample: bool = Field(
+        False, description="Draw what is not read as generate.py does, not as the model decodes codes."
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Names the random numbers of --sample; no unit.")
     first: int = Field(0, ge=0, description="First image of each file to get back, a count from 0.")
     num: int | None = Field(None, ge=1, description="Images of each file to get back; default: all from --first on.")

@@ -53,6 +53,9 @@ class Command(BaseModel):
     mode: tuple[bool, ...] = Field(
         (), description="Most likely value instead of a draw; alone it means True. One, or one a level."
     )
+    mean: tuple[bool, ...] = Field(
+        (), description="The mean of the pixels instead of a draw or their mode; alone it means True. Level 1 only."
+    )
     guidance: tuple[float, ...] = Field(
         (), description="Scale of classifier-free guidance, no unit; 1: none. One, or one a level."
     )
@@ -75,17 +78,23 @@ DRAWING = ("temperature", "top_k", "top_p")
 
 
 def sampling_of(command: Command, model: HierarchicalModel) -> SamplingSettings:
-    """The model's own settings with what the command line says; for stored codes the most likely image."""
+    """The model's own settings with what the command line says; for stored codes the image that ``decode`` makes."""
     given = {name: getattr(command, name) for name in SamplingSettings.model_fields if getattr(command, name)}
     if command.codes is not None and not given:
-        given = {"mode": (True,)}
-    unused = [name for name in DRAWING if name in given]
-    if unused and all(given.get("mode", [False])):
-        raise InputError(f"--{unused[0].replace('_', '-')}: nothing is drawn with --mode True: leave one of them out")
+        given = {"mode": (True,), "mean": (True,)}
+    elif "mode" in given and "mean" not in given:  # who asks for the mode gets it, whatever the model's own settings
+        given["mean"] = (False,)
     sampling = SamplingSettings(**{**model.settings.sampling.model_dump(), **given})
     draws = model.settings.draws(sampling)  # refuses wrong values before anything is written
-    if command.images or command.codes is not None:
-        check_read(command, draws[-(command.from_level or 1) :])
+    started = bool(command.images) or command.codes is not None
+    read = draws[-(command.from_level or 1) :] if started else draws
+    unused = [name for name in DRAWING if name in given]
+    if unused and all(draw.mode or draw.mean for draw in read):
+        raise InputError(
+            f"--{unused[0].replace('_', '-')}: nothing is drawn with --mode or --mean: leave one of them out"
+        )
+    if started:
+        check_read(command, read)
     return sampling
 
 

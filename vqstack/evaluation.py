@@ -112,7 +112,7 @@ def random_orders(
 
 @torch.no_grad()
 def reconstruct(model: HierarchicalModel, codes: list[AnyCodes]) -> dict[int, Pixels]:
-    """The most likely image given the codes of each level, 1 … L, on the CPU."""
+    """The image that ``decode`` makes of the codes of each level, 1 … L, on the CPU."""
     return {number: model.decode(z, number).cpu() for number, z in enumerate(codes, start=1)}
 
 

@@ -42,6 +42,11 @@ class SamplingSettings(BaseModel):
     )
     top_p: tuple[float, ...] = Field((1.0,), description="Nucleus probability in (0, 1]. One, or one a level.")
     mode: tuple[bool, ...] = Field((False,), description="Most likely value instead of drawing. One, or one a level.")
+    mean: tuple[bool, ...] = Field(
+        (False,),
+        description="Show the mean of the pixels, rounded, instead of drawing them or taking their mode; codes have no "
+        "mean. One (for the pixels), or one a level.",
+    )
     guidance: tuple[float, ...] = Field(
         (1.0,),
         description="Classifier-free guidance, no unit; 1: none, 0: without the label. One (for all parts that were "
@@ -100,7 +105,7 @@ class ModelSettings(BaseModel):
     def draws(self, sampling: SamplingSettings | None = None) -> list[Draw]:
         """One :class:`Draw` for the prior, level L, …, level 1; what these models cannot do is an error.
 
-        A single value of guidance or confidence is for the parts that can do it, of which there must be one.
+        A single value of guidance, confidence or mean is for the parts that can do it, of which there must be one.
         """
         sampling = sampling or self.sampling
         refiners = {refiner.level: refiner for refiner in self.refiners}
@@ -110,7 +115,9 @@ class ModelSettings(BaseModel):
         free = [True, *(level.decoder.family != "window" for level in reversed(self.stack.levels))]  # in any order
         masked = [p is not None and p.family == "masked" and f for p, f in zip(parts, free, strict=True)]
         draws = sampling.draws(len(self.stack.levels))
+        pixels = [part == "level 1" for part in names]
         for field, able, neutral, needs in (
+            ("mean", pixels, False, "values that are ordered, the pixels below level 1"),
             ("guidance", guided, 1.0, "a transformer with labels that was trained with label_dropout above 0"),
             ("confidence", masked, False, "a transformer of the masked family over no window decoder"),
         ):
@@ -122,6 +129,8 @@ class ModelSettings(BaseModel):
                     raise InputError(f"{field} needs {needs}; {name} has none: leave it at {neutral} there")
         if any(d.guidance != 1 and d.confidence for d in draws):
             raise InputError("guidance and confidence exclude each other: leave one of them out")
+        if draws[-1].mean and draws[-1].confidence:
+            raise InputError("mean and confidence exclude each other at level 1: leave one of them out")
         return draws
 
 
@@ -187,7 +196,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         return self.stack.encode(pixels)
 
     def decode(self, codes: Codes, level: int = 1) -> Pixels:
-        """The most likely image given ``z_level``, each map below by the mode of its feed-forward decoder."""
+        """The image given ``z_level``: code maps below by the mode of their decoders, pixels by the mean of theirs."""
         return self.stack.decode(codes, level)
 
     def conditional(

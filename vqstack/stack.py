@@ -142,9 +142,10 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Codes, level: int) -> Pixels:
-        """The image that the most likely maps below ``z_level`` lead to."""
+        """The mean pixels below the most likely maps below ``z_level``."""
         self.level(level).check_codes(codes)
-        return self.descend(codes, level, [Draw(mode=True)] * level, seed=0, indices=range(len(codes)))[-1]
+        draws = [Draw(mode=True)] * (level - 1) + [Draw(mean=True)]
+        return self.descend(codes, level, draws, seed=0, indices=range(len(codes)))[-1]
 
     @torch.no_grad()
     def descend(

@@ -300,7 +300,7 @@ def restore(
         file: the file.
         wanted: numbers of pictures, counted from 0.
         levels: code maps to read, from the top; none: everything.
-        sampling: how to draw what is not read; none: the image that ``model.decode`` makes, most likely value by value.
+        sampling: how to draw what is not read; none: the image that ``model.decode`` makes.
         seed: of the noise it is drawn with; with the tile's number in its block it names all of it.
     """
     codec.probe(file.environment.threads, file.environment.batch)

@@ -62,7 +62,13 @@ class Distribution(ABC):
         """The most likely map where sites are independent; otherwise the most likely value of each factor in turn."""
         return self._walk(None, Draw(mode=True))
 
+    def mean(self) -> Tensor:
+        """Pixels: the mean grey value of each, rounded; where sites are no product, each given those before it."""
+        return self._walk(None, Draw(mean=True))
+
     def _walk(self, noise: Tensor | None, draw: Draw) -> Tensor:
+        if draw.mean and self.dtype != torch.uint8:
+            raise ValueError("codes have no order, so no mean")
         values = torch.zeros(self.batch, self.sites, dtype=torch.int64, device=self.device)
         for factor in self.factors(values):
             chosen = None if noise is None else noise[:, factor.sites]

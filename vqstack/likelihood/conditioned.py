@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vqstack.likelihood.base import Distribution, walked_log_prob
@@ -71,4 +72,9 @@ class Clamped(Distribution):
         for factor in self.inner.factors(values):
             value, given = self.values[:, factor.sites, None], self.given[:, factor.sites, None]
             certain = torch.full_like(factor.log_probs, -torch.inf).scatter(-1, value, 0.0)
-            yield Table(factor.sites, torch.where(given, certain, factor.log_probs))
+            mean = partial(self._mean, factor, value[..., 0], given[..., 0])
+            yield Table(factor.sites, torch.where(given, certain, factor.log_probs), mean)
+
+    @staticmethod
+    def _mean(factor: Factor, value: Int64[Tensor, "b n"], given: Bool[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+        return torch.where(given, value.float(), factor.mean())

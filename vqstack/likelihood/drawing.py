@@ -22,6 +22,7 @@ class Draw(BaseModel):
         1.0, gt=0, le=1, description="Nucleus: the fewest values whose probability together reaches this share."
     )
     mode: bool = Field(False, description="Take the most likely value instead of drawing.")
+    mean: bool = Field(False, description="Pixels: take the mean grey value, rounded; goes before mode.")
     guidance: float = Field(
         1.0,
         ge=0,
@@ -34,7 +35,7 @@ class Draw(BaseModel):
     @property
     def plain(self) -> bool:
         """Whether values come with their own probabilities, so that no table has to be changed."""
-        return not self.mode and self.temperature == 1.0 and self.top_k is None and self.top_p == 1.0
+        return not self.mode and not self.mean and self.temperature == 1.0 and self.top_k is None and self.top_p == 1.0
 
 
 def noise(seed: int, indices: list[int] | range, level: int, sites: int) -> Noise:

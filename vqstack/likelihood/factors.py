@@ -38,8 +38,15 @@ class Factor(ABC):
         """For each image and site the log-probability of every value, [b, n, V], each row summing to one."""
 
     @abstractmethod
+    def _draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]: ...
+
+    @abstractmethod
+    def mean(self) -> Float[Tensor, "b n"]:
+        """The mean of each site where values are ordered: sum over v of v P(v), before rounding."""
+
     def draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
-        """The value of each site by the inverse CDF at ``noise``; the most likely one without noise."""
+        """The value of each site by the inverse CDF at ``noise``; without noise the most likely one, or the mean."""
+        return self.mean().round().long() if draw.mean else self._draw(noise, draw)
 
     def at(self, sites: Int64[Tensor, "n"]) -> "Factor":
         """The same probabilities at other sites."""
@@ -54,17 +61,27 @@ class Table(Factor):
     Args:
         sites: see :class:`Factor`.
         log_probs: see the property.
+        mean: what is better known than from the table; default: the table's.
     """
 
-    def __init__(self, sites: Int64[Tensor, "n"], log_probs: Float[Tensor, "b n V"]) -> None:
+    def __init__(
+        self,
+        sites: Int64[Tensor, "n"],
+        log_probs: Float[Tensor, "b n V"],
+        mean: Callable[[], Float[Tensor, "b n"]] | None = None,
+    ) -> None:
         super().__init__(sites)
-        self._log_probs = log_probs
+        self._log_probs, self._mean = log_probs, mean
 
     @property
     def log_probs(self) -> Float[Tensor, "b n V"]:
         return self._log_probs
 
-    def draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
+    def mean(self) -> Float[Tensor, "b n"]:
+        values = torch.arange(self._log_probs.shape[-1], device=self.sites.device, dtype=self._log_probs.dtype)
+        return self._log_probs.exp() @ values if self._mean is None else self._mean()
+
+    def _draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
         return draw_values(self.log_probs, noise, draw)
 
 
@@ -96,7 +113,7 @@ class Ordered(Factor):
         inside = torch.arange(FINE + 1, device=run.device)
         return self.cdf((run[..., None] * FINE + inside).clamp(max=self.size))
 
-    def draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
+    def _draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
         if draw.mode or noise is None:
             return self._by_parts(lambda part, _: part.most_likely())
         u = noise.clamp(max=1 - torch.finfo(noise.dtype).eps / 2)  # in float32 it may have been rounded to 1

@@ -1,6 +1,7 @@
 """Pixels of many grey values: a mixture of discretized logistics whose colour channels are coupled."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -48,10 +49,10 @@ class LogisticMixture(Distribution):
         self.device = parameters.device
 
     def _component_mean(self, channel: int, earlier: list[Tensor]) -> Float[Tensor, "b s k"]:
-        """m_ki given the scaled values [b, s] of the earlier channels."""
+        """m_ki given the scaled values [b, s, 1 or k] of the earlier channels."""
         mean, first = self.means[channel], channel * (channel - 1) // 2
         for j, x in enumerate(earlier):
-            mean = mean + self.coupling[first + j] * x[..., None]
+            mean = mean + self.coupling[first + j] * x
         return mean
 
     def log_prob(self, x: Tensor) -> Nats:
@@ -59,8 +60,20 @@ class LogisticMixture(Distribution):
         total, earlier = self.log_weights, list[Tensor]()
         for i, value in enumerate(channels):
             total = total + log_bin(value[..., None], self._component_mean(i, earlier), self.log_scales[i], self.size)
-            earlier.append(scaled(value, self.size))
+            earlier.append(scaled(value, self.size)[..., None])
         return total.logsumexp(-1).sum(1)
+
+    def channel_mean(self, channel: int) -> Float[Tensor, "b s"]:
+        """The mean grey value of a channel, whatever the earlier ones are: that of each component, by weight.
+
+        In each component the earlier channels stand at their own means, which is exact but where the outer bins cut.
+        The mean *given* the means of the earlier channels would be another: no component may have such a colour.
+        """
+        value, earlier = self.means[0], list[Tensor]()
+        for i in range(channel + 1):
+            value = mean_value(self._component_mean(i, earlier), self.log_scales[i], self.size)
+            earlier.append(scaled(value, self.size))
+        return (self.log_weights.exp() * value).sum(-1)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
         sites_per_channel = self.shape[1] * self.shape[2]
@@ -68,10 +81,10 @@ class LogisticMixture(Distribution):
         for i in range(self.shape[0]):
             mean, log_scale = self._component_mean(i, earlier), self.log_scales[i]
             sites = torch.arange(i * sites_per_channel, (i + 1) * sites_per_channel, device=self.device)
-            yield MixtureFactor(sites, posterior, mean, log_scale, self.size)
+            yield MixtureFactor(sites, posterior, mean, log_scale, self.size, partial(self.channel_mean, i))
             chosen = values[:, sites]
             posterior = (posterior + log_bin(chosen[..., None], mean, log_scale, self.size)).log_softmax(-1)
-            earlier.append(scaled(chosen, self.size))
+            earlier.append(scaled(chosen, self.size)[..., None])
 
 
 class MixtureFactor(Ordered):
@@ -79,46 +92,53 @@ class MixtureFactor(Ordered):
 
     Args:
         sites: see :class:`Factor`.
-        log_weights, mean, log_scale: of each component at each site, [b, n, k].
+        log_weights, centre, log_scale: of each component at each site, [b, n, k].
         size: V, number of grey values.
+        overall: the mean of the channel whatever the earlier ones are.
     """
 
     def __init__(
         self,
         sites: Int64[Tensor, "n"],
         log_weights: Float[Tensor, "b n k"],
-        mean: Float[Tensor, "b n k"],
+        centre: Float[Tensor, "b n k"],
         log_scale: Float[Tensor, "b n k"],
         size: int,
+        overall: Callable[[], Float[Tensor, "b n"]],
     ) -> None:
         super().__init__(sites)
-        self.log_weights, self.mean, self.log_scale = log_weights, mean, log_scale
-        self.batch, self.size = len(mean), size
+        self.log_weights, self.centre, self.log_scale = log_weights, centre, log_scale
+        self.batch, self.size, self.overall = len(centre), size, overall
 
     def part(self, places: slice) -> "MixtureFactor":
-        log_weights, mean, log_scale = (x[:, places] for x in (self.log_weights, self.mean, self.log_scale))
-        return MixtureFactor(self.sites[places], log_weights, mean, log_scale, self.size)
+        log_weights, centre, log_scale = (x[:, places] for x in (self.log_weights, self.centre, self.log_scale))
+        return MixtureFactor(
+            self.sites[places], log_weights, centre, log_scale, self.size, lambda: self.overall()[:, places]
+        )
+
+    def mean(self) -> Float[Tensor, "b n"]:
+        return self.overall()
 
     @property
     def log_probs(self) -> Float[Tensor, "b n V"]:
         table = None
-        for k in range(self.mean.shape[-1]):  # one at a time: K tables at once would take K times the memory
+        for k in range(self.centre.shape[-1]):  # one at a time: K tables at once would take K times the memory
             one = slice(k, k + 1)
-            term = log_bins(self.mean[..., one], self.log_scale[..., one], self.size) + self.log_weights[..., one]
+            term = log_bins(self.centre[..., one], self.log_scale[..., one], self.size) + self.log_weights[..., one]
             table = term if table is None else torch.logaddexp(table, term)
         assert table is not None
         return table.log_softmax(-1)
 
     def cdf(self, edges: Int64[Tensor, "*places m"], precision: torch.dtype | None = None) -> Float[Tensor, "b n m"]:
         """``P(x < edge) = sum_k pi_k s((edge - h - m_k) / s_k)``; 0 at edge 0 and 1 at edge V."""
-        precision = precision or finest(self.mean.device)
-        weights, mean = self.log_weights.to(precision).softmax(-1), self.mean.to(precision)
+        precision = precision or finest(self.centre.device)
+        weights, centre = self.log_weights.to(precision).softmax(-1), self.centre.to(precision)
         inverse = torch.exp(-self.log_scale.to(precision))
         boundary = (2 * edges.to(precision) - 1) / (self.size - 1) - 1
         total = boundary.new_zeros(())
-        for k in range(mean.shape[-1]):
+        for k in range(centre.shape[-1]):
             one = slice(k, k + 1)
-            total = total + weights[..., one] * torch.sigmoid((boundary - mean[..., one]) * inverse[..., one])
+            total = total + weights[..., one] * torch.sigmoid((boundary - centre[..., one]) * inverse[..., one])
         return torch.where(edges <= 0, 0.0, torch.where(edges >= self.size, 1.0, total))
 
 
@@ -137,6 +157,24 @@ def log_bins(mean: Float[Tensor, "*n 1"], log_scale: Float[Tensor, "*n 1"], size
     """:func:`log_bin` of every grey value; what the outer two need is computed for them alone."""
     upper, lower, inside = _bin(torch.arange(size, device=mean.device), mean, log_scale, size)
     return torch.cat([F.logsigmoid(upper[..., :1]), inside[..., 1:-1], F.logsigmoid(-lower[..., -1:])], -1)
+
+
+def mean_value(mean: Tensor, log_scale: Tensor, size: int) -> Tensor:
+    """The mean grey value of one component: ``sum_e P(x >= e)`` over e = 1 … V-1, within 0.03 of it.
+
+    From half a bin of scale on the sum is its integral, ``s (softplus(m / s) - softplus((m - (V-1)) / s))``, with m and
+    s in grey values. Of a narrower component the eight edges around the mean are added, below them all are passed.
+    """
+    last = size - 1
+    m = (mean.to(finest(mean.device)) + 1) * (last / 2)
+    s = (log_scale.to(m).exp() * (last / 2)).clamp(max=1e4 * last)  # so wide that both ends are equally likely
+    wide = s * (F.softplus(m / s) - F.softplus((m - last) / s))
+    below = m.round() - 4
+    narrow = below.clamp(0, last)
+    for j in range(1, 9):
+        edge = below + j
+        narrow = narrow + torch.sigmoid((m - edge + 0.5) / s) * ((edge >= 1) & (edge <= last))
+    return torch.where(s < 0.5, narrow, wide).to(mean)
 
 
 def _bin(value: Tensor, mean: Tensor, log_scale: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

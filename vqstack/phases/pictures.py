@@ -40,17 +40,22 @@ def picture(
     level = trained.level if isinstance(trained, JointEncoder) else trained
     if isinstance(level, Level):
         below = model.stack.encode(shown, level.number - 1)
-        maps = level.decode(level.encode(below[-1] if below else shown)).mode()
-        return torch.cat([shown, model.stack.decode(maps, level.number - 1) if below else maps])
+        decoded = level.decode(level.encode(below[-1] if below else shown))
+        return torch.cat([shown, model.stack.decode(decoded.mode(), level.number - 1) if below else decoded.mean()])
     assert isinstance(trained, CodeModel)
     if refines is None:
         with _in_place(model, "prior", trained):
             classes = torch.arange(count) % model.classes if model.classes else None
-            return model.sample(count, classes, seed=seed, sampling=SamplingSettings()).pixels
+            return model.sample(count, classes, seed=seed, sampling=_sampling(model)).pixels
     with _in_place(model.refiners, str(refines), trained):
         codes = model.encode(shown)[refines - 1]
-        varied = model.vary(codes, refines, labels, seed=seed, sampling=SamplingSettings()).pixels
+        varied = model.vary(codes, refines, labels, seed=seed, sampling=_sampling(model)).pixels
         return torch.cat([shown, varied])
+
+
+def _sampling(model: HierarchicalModel) -> SamplingSettings:
+    """Codes are drawn; pixels are averaged, but drawn where a refiner lets them see each other."""
+    return SamplingSettings(mean=(model.refiner(1) is None,))
 
 
 @contextmanager
