@@ -15,7 +15,7 @@ from PIL import Image
 from vqstack import features
 from vqstack.code_model import parent_of
 from vqstack.config import RunConfig, run_command
-from vqstack.evaluation import fidelity_by_level
+from vqstack.evaluation import fidelity_by_level, leaks
 from vqstack.fit import FitSettings
 from vqstack.images import load_splits
 from vqstack.metrics import FidelityMeter
@@ -100,6 +100,8 @@ def test_what_it_writes(call, run_folder, tmp_path):
         assert rows == pytest.approx(nats, rel=1e-5)
     bits = {column: ledger["bits"] for column, ledger in found["ledger"].items()}
     assert bits["refined"] != pytest.approx(bits["feed-forward"], rel=1e-3)
+    leaked = {n: leak.to_json() for n, leak in leaks(model, split.pixels, split.labels, batch_size=7).items()}
+    assert found["leaks"] == {f"level-{number}": leak for number, leak in leaked.items()}
     for number, codes in enumerate(model.encode(split.pixels), start=1):
         used = np.bincount(codes.flatten().numpy(), minlength=model.stack.codebook_sizes[number - 1])
         use = found["ledger"]["feed-forward"]["usage"][f"level-{number}"]

@@ -10,6 +10,7 @@ import torch
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.errors import InputError
+from vqstack.evaluation import Leak, leaks, upper_share
 from vqstack.ledger import Ledger
 from vqstack.level import LevelSettings
 from vqstack.likelihood import Draw, Known, PixelSettings, noise
@@ -445,6 +446,38 @@ def test_mean_draws_the_same_codes_and_averages_the_pixels():
     assert torch.equal(shown.pixels, model.decode(drawn.codes[1], 1))
     likeliest = model.sample(9, sampling=SamplingSettings(mode=(True,), mean=(True,)))
     assert torch.equal(likeliest.pixels, model.decode(likeliest.codes[2], 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("refiners", [(), ({"level": 2, "labels": True},)], ids=["decoders", "refined"])
+def test_leaks_are_the_mass_on_maps_with_other_codes_above(refiners):
+    """Against every map below, encoded: the shares that come back, and a bound below the mean of what is lost."""
+    model, count = tiny(shape=(1, 2, 2), maps=((2, 1), (1, 1)), refiners=refiners), 4000
+    pixels = all_maps((1, 2, 2), 2, torch.uint8).repeat(count // 16, 1, 1, 1)
+    labels = torch.arange(count) % 2
+    found = leaks(model, pixels, labels, batch_size=1000)
+    worlds = {1: all_maps((1, 2, 2), 2, torch.uint8), 2: all_maps((2, 1), 3)}
+    for level, codes in enumerate(model.encode(pixels), start=1):
+        mass, sites = torch.zeros(count), torch.zeros(count)
+        for below in worlds[level]:
+            maps = below.expand(count, *below.shape)
+            probability = model.conditional(level, codes, labels).log_prob(maps).exp()
+            same = (model.stack.level(level).encode(maps) == codes).flatten(1)
+            mass, sites = mass + probability * same.all(1), sites + probability * same.float().mean(1)
+        leak = found[level].to_json()
+        assert leak["maps"] == pytest.approx(mass.mean().item(), abs=4 * (0.25 / count) ** 0.5)
+        assert leak["sites"] == pytest.approx(sites.mean().item(), abs=4 * (0.25 / count) ** 0.5)
+        assert 0 <= leak["lost_bits_95"] <= leak["lost_bits"]
+        assert leak["lost_bits_95"] <= -mass.log2().mean() + 1e-5
+    assert found[1].maps < 0.99 * count
+
+
+def test_a_share_that_was_never_found_is_bounded():
+    assert upper_share(0, 1000) == pytest.approx(1 - 0.05 ** (1 / 1000))
+    assert upper_share(7, 7) == 1
+    share = upper_share(3, 10)  # three or fewer of ten have a chance of 5 % there
+    assert sum(math.comb(10, k) * share**k * (1 - share) ** (10 - k) for k in range(4)) == pytest.approx(0.05)
+    assert Leak(images=50, sites=0, maps=0, size=4).bits is None
 
 
 def test_a_refiner_that_needs_labels_says_so():

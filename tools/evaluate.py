@@ -1,7 +1,7 @@
 """Evaluate a model on a split: python tools/evaluate.py RUN --out FOLDER [--split test] [--no-samples].
 
-Writes the ledger, usage of the codes, reconstructions from each level, and how near samples come to held-out images,
-as evaluate.json, table.txt and pictures.
+Writes the ledger, usage of the codes, reconstructions from each level, what levels leak, and how near samples come to
+held-out images, as evaluate.json, table.txt and pictures.
 """
 
 import json
@@ -16,7 +16,16 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.config import parse, run_command
-from vqstack.evaluation import Estimate, Evaluation, evaluate_split, fidelity_by_level, random_orders, reconstruct
+from vqstack.evaluation import (
+    Estimate,
+    Evaluation,
+    Leak,
+    evaluate_split,
+    fidelity_by_level,
+    leaks,
+    random_orders,
+    reconstruct,
+)
 from vqstack.features import Extractor, ImageJudge, inception, trained_judge
 from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, default_cache, grid, load_splits
 from vqstack.ledger import BITS, table
@@ -43,6 +52,12 @@ class Command(BaseModel):
     split: Split = Field("test", description="Split that is scored and that samples are compared with.")
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
     samples: bool = Field(True, description="Draw samples and compare them with the split.")
+    leaks: int = Field(
+        1000,
+        ge=0,
+        description="Count of images, at most, below whose codes every level draws; what it drew is encoded again and "
+        "must have the same codes, or mass is lost. 0: leave that out.",
+    )
     num: int | None = Field(
         None,
         ge=1,
@@ -102,6 +117,7 @@ def report(
     scores: dict[str, Evaluation],
     orders: dict[str, Estimate],
     fidelity: dict[int, Fidelity],
+    leaked: dict[int, Leak],
     quality: Quality | None,
 ) -> str:
     """Everything as one table to read."""
@@ -117,6 +133,15 @@ def report(
     for number, (use, near) in enumerate(zip(usage, fidelity.values(), strict=True), start=1):
         psnr, ssim = (("-" if x is None else f"{x:.{n}f}") for x, n in ((near.psnr, 2), (near.ssim, 3)))
         lines.append(f"{number:5}  {use.share:6.1%}  {use.perplexity:10.1f}  {psnr:>8}  {ssim:>6}")
+    if leaked:
+        images = leaked[1].images
+        lines += ["", f"What each level draws below the codes of {images} images, encoded again: shares that come back"]
+        lines.append("level     sites      maps   bits lost, at least   with 95 % confidence")
+        for number, leak in leaked.items():
+            found = leak.to_json()
+            least = "-" if leak.bits is None else f"{leak.bits:.2f}"
+            surely = f"{'at least' if leak.maps else 'more than'} {leak.surely:.2f}"
+            lines.append(f"{number:5}  {found['sites']:8.2%}  {found['maps']:8.2%}  {least:>20}  {surely:>21}")
     if quality is not None:
         of = f"{quality.images} a side, {len(quality.comparisons)} seeds, ± their standard deviation"
         lines += ["", f"Samples ({of})", f"{'':18}  {'samples':>18}  {'other half of real':>18}"]
@@ -165,6 +190,8 @@ def main(arguments: list[str]) -> None:
     }
     orders = random_orders(model, split, command.batch_size)
     fidelity = fidelity_by_level(model, split.pixels[:1000], command.batch_size)
+    first, of_first = split.pixels[: command.leaks], None if split.labels is None else split.labels[: command.leaks]
+    leaked = leaks(model, first, of_first, command.batch_size) if command.leaks else {}
     quality = compare_samples(command, output, model, split, count, *compared_by) if compared_by else None
 
     ledgers = plot_ledgers({name: score.ledger for name, score in scores.items()})
@@ -180,10 +207,11 @@ def main(arguments: list[str]) -> None:
         "ledger": {name: score.to_json() for name, score in scores.items()},
         "random_orders": {row: asdict(of) for row, of in orders.items()},
         "reconstruction": {f"level-{number}": asdict(near) for number, near in fidelity.items()},
+        "leaks": {f"level-{number}": leak.to_json() for number, leak in leaked.items()},
         "samples": quality and {"features": command.features, **quality.to_json()},
         "settings": command.model_dump(mode="json"),
     }
-    text = report(scores, orders, fidelity, quality)
+    text = report(scores, orders, fidelity, leaked, quality)
     output.write("evaluate.json", (json.dumps(results, indent=1) + "\n").encode())
     output.write("table.txt", text.encode())
     output.finish()

@@ -1,5 +1,6 @@
-"""Scores of a model over a split: the ledger, how each codebook is used, how near reconstructions come."""
+"""Scores of a model over a split: ledger, use of each codebook, what levels leak, how near reconstructions come."""
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,10 +11,11 @@ from tqdm import tqdm
 
 from vqstack.images import ImageSplit
 from vqstack.ledger import Ledger, Row
+from vqstack.likelihood import noise
 from vqstack.metrics import Fidelity, FidelityMeter
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Usage, usage
-from vqstack.shapes import AnyCodes, Nats, Pixels, finest
+from vqstack.shapes import AnyCodes, Labels, Nats, Pixels, finest
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,84 @@ def random_orders(
             for name, nats in model.random_order_nats(pixels, model.encode(pixels), labels).items():
                 found.setdefault(name, []).append(nats.cpu())
     return {name: Estimate.of(torch.cat(nats)) for name, nats in found.items()}
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How much of what a level draws has other codes above it: mass that the likelihood of ``z = enc(y)`` never uses.
+
+    For codes z_l of an image, ``share = P_dec_l({z_{l-1} : enc_l(z_{l-1}) = z_l} | z_l)`` costs ``-log2 share`` bits.
+    Averaged over images that is at least ``-log2`` of the mean share (Jensen), which draws estimate.
+
+    Attributes:
+        images: how many z_l were drawn below, once each.
+        sites, maps: sites, and whole maps, of z_l that came back.
+        size: sites of one map.
+    """
+
+    images: int
+    sites: int
+    maps: int
+    size: int
+
+    @property
+    def bits(self) -> float | None:
+        """Bits an image that are lost at least, as estimated; none where no map came back."""
+        return abs(math.log2(self.maps / self.images)) if self.maps else None
+
+    @property
+    def surely(self) -> float:
+        """Bits an image that are lost at least, with a confidence of 95 %."""
+        return -math.log2(upper_share(self.maps, self.images))
+
+    def to_json(self) -> dict:
+        """Shares, and the bounds in bits an image."""
+        shares = {"sites": self.sites / (self.images * self.size), "maps": self.maps / self.images}
+        return {"images": self.images, **shares, "lost_bits": self.bits, "lost_bits_95": self.surely}
+
+
+def upper_share(found: int, of: int, confidence: float = 0.95) -> float:
+    """The largest share under which ``found`` or fewer ``of`` so many still have a chance of 1 - confidence.
+
+    (Clopper and Pearson 1934, one-sided; ``1 - (1 - confidence)^(1 / of)`` where none was found.)
+    """
+    if found == of:
+        return 1.0
+    k = torch.arange(found + 1, dtype=torch.float64)
+    n = torch.tensor(float(of), dtype=torch.float64)
+    ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    low, high = found / of, 1.0
+    for _ in range(60):
+        share = (low + high) / 2
+        chance = (ways + k * math.log(share) + (n - k) * math.log1p(-share)).exp().sum()
+        low, high = (share, high) if chance > 1 - confidence else (low, share)
+    return high
+
+
+@torch.no_grad()
+def leaks(
+    model: HierarchicalModel, pixels: Pixels, labels: Labels | None, batch_size: int = 64, seed: int = 0
+) -> dict[int, Leak]:
+    """What each level draws below the codes of images, encoded again; refiners included.
+
+    Args:
+        model: in eval mode.
+        pixels, labels: the images.
+        batch_size: images at a time; does not change the result but at a tie.
+        seed: of the draws, which follow the likelihood whatever the model's sampling settings.
+    """
+    names = range(1, len(model.stack) + 1)
+    sites, maps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    for batch in tqdm(torch.arange(len(pixels)).split(batch_size), desc="leaks", leave=False, disable=None):
+        told = None if labels is None or not model.classes else labels[batch].to(model.device)
+        for number, codes in enumerate(model.encode(pixels[batch].to(model.device)), start=1):
+            below = model.conditional(number, codes, told)
+            drawn = below.sample(noise(seed, batch.tolist(), number - 1, below.sites))
+            back = (model.stack.level(number).encode(drawn) == codes).flatten(1)
+            sites[number] += int(back.sum())
+            maps[number] += int(back.all(1).sum())
+    sizes = [rows * columns for rows, columns in model.stack.map_shapes]
+    return {n: Leak(len(pixels), sites[n], maps[n], sizes[n - 1]) for n in names}
 
 
 @torch.no_grad()

@@ -54,8 +54,9 @@ def picture(
 
 
 def _sampling(model: HierarchicalModel) -> SamplingSettings:
-    """Codes are drawn; pixels are averaged, but drawn where a refiner lets them see each other."""
-    return SamplingSettings(mean=(model.refiner(1) is None,))
+    """Codes are drawn; pixels are averaged, but drawn where a refiner or a window lets them see each other."""
+    product = model.refiner(1) is None and model.stack.level(1).settings.decoder.family == "product"
+    return SamplingSettings(mean=(product,))
 
 
 @contextmanager
