@@ -136,6 +136,7 @@ def test_files_of_a_run(run_folder, recipe):
         ".lock",
         "codes",
         "config.yaml",
+        "images.json",
         "ledger.json",
         "model",
         "phases",

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, and with which settings a run may go on."""
+"""The folder of a run: who may write there, and with which settings and images a run may go on."""
 
 import datetime
 import hashlib
@@ -9,18 +9,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vqstack.checkpoint import LOCK, Lock, append, check_unlocked, failed_write, make_folder, write_atomically
+from vqstack.checkpoint import (
+    LOCK,
+    Lock,
+    append,
+    check_unlocked,
+    failed_write,
+    make_folder,
+    sealed,
+    unsealed,
+    write_atomically,
+)
 from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
 
-CONFIG, HISTORY = "config.yaml", "config-history.jsonl"
+CONFIG, HISTORY, IMAGES = "config.yaml", "config-history.jsonl", "images.json"
 SEAL = "# sha256 "  # begins the first line of config.yaml, which ends with the checksum of all lines below it
 # What a run may change when it goes on: none of it moves the weights.
 MAY_CHANGE = {"encode_batch", "sample_grid", "sampling", "trackers"}
+SHOWN = 8  # changes that one line names
 MAY_CHANGE_IN_TRAINING = {"checkpoint_every", "checkpoint_minutes", "collapse", "keep", "max_bad_steps"}
 
 
 Change = tuple[str, Any, Any]  # dotted name, old and new value
+Images = dict[str, Any]  # as vqstack.images.identity describes them
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[Change]:
@@ -50,8 +62,8 @@ def read_config(folder: Path) -> RunConfig:
         first, _, rest = path.read_bytes().partition(b"\n")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): allow reading it") from error
-    sealed = not re.match(rb"[a-z_]+:", first)
-    if sealed and first != f"{SEAL}{hashlib.sha256(rest).hexdigest()}".encode():
+    has_seal = not re.match(rb"[a-z_]+:", first)
+    if has_seal and first != f"{SEAL}{hashlib.sha256(rest).hexdigest()}".encode():
         raise InputError(
             f"{path} is not what the run wrote (its checksum differs): put back what was there, or start the run with "
             "--override-config; settings change on the command line, not in this file"
@@ -61,24 +73,55 @@ def read_config(folder: Path) -> RunConfig:
 
 def _write_config(folder: Path, config: RunConfig) -> None:
     text = to_yaml(config)
-    sealed = f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
-    write_atomically(folder / CONFIG, lambda aside: aside.write_text(sealed, encoding="utf-8"))
+    text = f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+    write_atomically(folder / CONFIG, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def _changes(folder: Path, config: RunConfig, override: bool) -> list[Change]:
-    """Where ``config`` differs from the settings that the run in ``folder`` was last started with.
+def read_images(folder: Path) -> Images | None:
+    """What the run in ``folder`` keeps of its images (:func:`vqstack.images.identity`); None where it keeps nothing.
+
+    InputError where that is not what the run wrote. Runs of the first versions kept nothing.
+    """
+    path = folder / IMAGES
+    try:
+        return json.loads(unsealed(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not what the run wrote ({error}): put back what was there, or add --override-config to go on "
+            "with the images of today"
+        ) from error
+
+
+def changed_images(folder: Path, images: Images) -> list[Change]:
+    """Where ``images`` differ from those that the run in ``folder`` keeps; nothing where it kept none."""
+    before = read_images(folder)
+    return [] if before is None else list(differences(before, images, "images"))
+
+
+def _changes(folder: Path, config: RunConfig, images: Images | None, override: bool) -> list[Change]:
+    """Where settings and images differ from those that the run in ``folder`` was last started with.
 
     Where these cannot be known any more, that is the one difference, and an error without an override.
     """
     if not (folder / CONFIG).is_file():
         return []
+    found: list[Change] = []
     try:
         before = read_config(folder)
+        found += differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
     except InputError as error:
         if not override:
             raise
-        return [(CONFIG, str(error), "replaced")]
-    return list(differences(before.model_dump(mode="json"), config.model_dump(mode="json")))
+        found.append((CONFIG, str(error), "replaced"))
+    try:
+        found += changed_images(folder, images) if images is not None else []
+    except InputError as error:
+        if not override:
+            raise
+        found.append((IMAGES, str(error), "replaced"))
+    return found
 
 
 def check_run_folder(folder: Path, config: RunConfig, override: bool = False) -> None:
@@ -100,39 +143,49 @@ def check_run_folder(folder: Path, config: RunConfig, override: bool = False) ->
     if existing != folder or not any(folder.iterdir()):
         return
     check_unlocked(folder)
-    _check_contents(folder, config, override)
+    _check_contents(folder, config, None, override)
 
 
-def _check_contents(folder: Path, config: RunConfig, override: bool) -> None:
+def _check_contents(folder: Path, config: RunConfig, images: Images | None, override: bool) -> None:
     if not (folder / CONFIG).is_file():
-        if {path.name for path in folder.iterdir()} <= {LOCK, f"{CONFIG}.tmp"}:
+        if {path.name for path in folder.iterdir()} <= {LOCK, IMAGES, f"{IMAGES}.tmp", f"{CONFIG}.tmp"}:
             return  # a run that was killed before it had written anything
         raise InputError(f"{folder} holds something else than a run: choose another folder with --out")
-    refused = _shown(_changes(folder, config, override))
-    if refused and not override:
+    changes = _changes(folder, config, images, override)
+    if (refused := _shown(changes)) and not override:
+        kinds = {"images" if name.startswith("images.") else "settings": 0 for name, _, _ in changes}
         raise InputError(
-            f"{folder} holds a run with other settings ({refused}): go on with the old ones, choose another --out, or "
-            "add --override-config"
+            f"{folder} holds a run with other {' and '.join(kinds)} ({refused}): go on with the old ones, choose "
+            "another --out, or add --override-config"
         )
 
 
 def _shown(changes: list[Change]) -> str:
     """The changes that need an override, as a line; empty without any."""
-    return "; ".join(f"{name}: {old} → {new}" for name, old, new in changes if not may_change(name))
+    lines = [f"{name}: {old} → {new}" for name, old, new in changes if not may_change(name)]
+    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return "; ".join(lines[:SHOWN]) + more
 
 
 def claim(
-    folder: Path, config: RunConfig, override: bool = False, check: Callable[[str], None] = lambda changed: None
+    folder: Path,
+    config: RunConfig,
+    override: bool = False,
+    check: Callable[[str], None] = lambda changed: None,
+    images: Images | None = None,
+    keep: bool = False,
 ) -> Lock:
-    """Make the folder, take its lock, and write the settings; those that changed go into the history too.
+    """Make the folder, take its lock, and write settings and images; those that changed go into the history too.
 
     InputError if the folder cannot be made, another process writes into it, or has left there what
-    :func:`check_run_folder` refuses.
+    :func:`check_run_folder` refuses, or if the images are not those that the run began with.
 
     Args:
         folder, config, override: as in :func:`check_run_folder`.
         check: is called with the changes that needed the override, if there are any, before they are written; may
             refuse them.
+        images: what there is now; None: neither compared nor written.
+        keep: let the run keep those that it began with, even with an override: nothing is trained any more.
     """
     try:
         make_folder(folder)
@@ -141,8 +194,14 @@ def claim(
     try:
         lock = Lock(folder)
         try:
-            _check_contents(folder, config, override)  # again: another process may have been here meanwhile
-            _write_settings(folder, config, override, check)
+            _check_contents(folder, config, images, override)  # again: another process may have been here meanwhile
+            changes = _changes(folder, config, images, override)
+            _write_history(folder, changes, check)
+            damaged = any(name == IMAGES for name, _, _ in changes)
+            if images is not None and (damaged or not (keep and (folder / IMAGES).exists())):
+                text = sealed(json.dumps(images))
+                write_atomically(folder / IMAGES, lambda aside: aside.write_text(text, encoding="utf-8"))
+            _write_config(folder, config)
         except BaseException:
             lock.release()
             raise
@@ -151,8 +210,7 @@ def claim(
     return lock
 
 
-def _write_settings(folder: Path, config: RunConfig, override: bool, check: Callable[[str], None]) -> None:
-    changes = _changes(folder, config, override)
+def _write_history(folder: Path, changes: list[Change], check: Callable[[str], None]) -> None:
     if overridden := _shown(changes):
         check(overridden)
     if changes:
@@ -162,4 +220,3 @@ def _write_settings(folder: Path, config: RunConfig, override: bool, check: Call
             "changes": {name: [old, new] for name, old, new in changes},
         }
         append(folder / HISTORY, json.dumps(row) + "\n")
-    _write_config(folder, config)

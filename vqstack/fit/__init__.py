@@ -8,12 +8,13 @@ stopped.
 from vqstack.fit.batches import Asked, Order, ReadingAhead, Source, shares
 from vqstack.fit.loop import Fit
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
-from vqstack.fit.outcome import load_outcome, shapes_left, write_outcome
+from vqstack.fit.outcome import DONE, load_outcome, shapes_left, write_outcome
 from vqstack.fit.seeds import any_algorithms, deterministic_algorithms, seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 
 __all__ = [
+    "DONE",
     "Asked",
     "Average",
     "EvaluationError",

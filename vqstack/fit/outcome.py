@@ -30,7 +30,11 @@ def load_outcome(folder: Path, module: nn.Module) -> dict[str, Any]:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise _unusable(folder, error) from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{folder / BEST} does not fit ({reason}): give the settings and images that it was trained with, or "
+            "choose another --out"
+        ) from error
     module.eval()
     return about
 

@@ -2,13 +2,15 @@
 
 In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``views`` (random
 changes), ``files`` (on this machine), ``folders`` (of images), ``labels`` (classes), ``shards`` (Parquet files and
-archives), ``records`` (sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``, ``stream``
-(endless, for training), ``whole`` (a stream to its end). docs/data.md tells it from the user's side.
+archives), ``records`` (sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``,
+``identity`` (what tells them from others), ``stream`` (endless, for training), ``whole`` (a stream to its end).
+docs/data.md tells it from the user's side.
 """
 
 from vqstack.images.cache import default_cache
 from vqstack.images.decode import grid, load_images, save_png
 from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
+from vqstack.images.identity import identity
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
@@ -32,6 +34,7 @@ __all__ = [
     "center",
     "default_cache",
     "grid",
+    "identity",
     "image_shape",
     "is_image",
     "load_images",

@@ -76,7 +76,7 @@ def cache_folder() -> Path:
 
 def key(settings: ImageSettings, name: str) -> str:
     """Name of a split in the cache."""
-    files = [_state(path) for path in local_files(settings)]
+    files = [state(path) for path in local_files(settings)]
     what = [FORMAT, name, settings.model_dump(mode="json", exclude=FOR_TRAINING), files]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -172,7 +172,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> Stored:
     return built
 
 
-def _state(path: str) -> tuple[str, int, int]:
+def state(path: str) -> tuple[str, int, int]:
     """Path, size in bytes and time of change in ns; of a link that leads nowhere the path alone."""
     try:
         status = os.stat(path)

@@ -261,6 +261,26 @@ def _check_paths(settings: ImageSettings) -> None:
             raise InputError(f"{pattern}: a file where source imagefolder wants a folder; correct the path in files")
 
 
+def origins(settings: ImageSettings) -> list[list[str]]:
+    """Name and state of every file that lies elsewhere: its ETag or time of change, or the commit of the hub."""
+    import datasets
+
+    path, _, configuration = (str(settings.name) if settings.source == "hub" else settings.source).partition(":")
+    inside = "/**" if settings.source == "imagefolder" else ""
+    files = {str(split): pattern + inside for split, pattern in settings.files.items() if remote(pattern)}
+    options = {"revision": settings.revision} if settings.source == "hub" else {}
+    try:
+        with _silence():
+            found = datasets.load_dataset_builder(path, name=configuration or None, data_files=files or None, **options)
+    except Exception as error:  # dozens of types, as in _load_datasets
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{settings}: cannot say which files it has ({reason}); check the network") from error
+    pairs = (
+        pair for of in (found.config.data_files or {}).values() for pair in zip(of, of.origin_metadata, strict=True)
+    )
+    return [[os.path.basename(file), *map(str, state)] for file, state in pairs]
+
+
 def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
     """Split -> rows: shards on this machine, and through ``datasets.load_dataset`` the hub and addresses."""
     import datasets  # a second to import, and not needed for digits, arrays and what lies in the cache

@@ -11,6 +11,7 @@ from torch import nn
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.fit import shapes_left
+from vqstack.run_folder import Images, read_images
 
 # What shards weights: averages, checkpoints and the frozen levels below need them whole.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -59,3 +60,30 @@ def check_shapes_left(phases: Path, modules: Mapping[str, nn.Module], changed: s
                 f"{wanted.get(name, 'missing')} here; changed: {changed}): give those that it was trained with, or "
                 "choose another --out"
             )
+
+
+def check_classes_left(folder: Path, modules: Mapping[str, nn.Module], images: Images) -> None:
+    """Where phases have left weights that know classes, the classes must be the same, in the same order.
+
+    Args:
+        folder: of the run.
+        modules: what each phase trains, by its name.
+        images: those of today, as :func:`vqstack.images.identity` describes them.
+    """
+    try:
+        before = read_images(folder)
+    except InputError:
+        return  # damaged: nothing is known of them, which the override allows
+    old, new = (list((of or images)["train"].get("classes", {})) for of in (before, images))
+    if old == new:
+        return
+    for phase, module in modules.items():
+        if getattr(module, "classes", 0) and shapes_left(folder / "phases" / phase):
+            raise InputError(
+                f"{folder / 'phases' / phase} was trained on the classes {_short(old)}, the images have {_short(new)}: "
+                "put back the images that it began with, or choose another --out"
+            )
+
+
+def _short(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" … ({len(names)})" if len(names) > 10 else "") or "none"

@@ -22,16 +22,25 @@ from vqstack.codes import MapCache, fingerprint, quoted
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
-from vqstack.fit import Fit, FitSettings, Source, any_algorithms, deterministic_algorithms, load_outcome, write_outcome
-from vqstack.images import AugmentSettings, center, grid, load_splits, open_stream
+from vqstack.fit import (
+    DONE,
+    Fit,
+    FitSettings,
+    Source,
+    any_algorithms,
+    deterministic_algorithms,
+    load_outcome,
+    write_outcome,
+)
+from vqstack.images import AugmentSettings, center, grid, identity, load_splits, open_stream
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.ledger import BITS, table
 from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel
-from vqstack.phases.checks import check_processes, check_shapes_left
+from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
 from vqstack.phases.pictures import picture
 from vqstack.reuse import Reused, reused_levels
-from vqstack.run_folder import claim
+from vqstack.run_folder import Images, claim, read_images
 from vqstack.shapes import Labels, Pixels
 from vqstack.sources import (
     CodeSource,
@@ -52,7 +61,7 @@ class Run:
         config: what to train.
         folder: receives everything; see docs/design.md for its files.
         accelerator: device, processes, precision. Built first: modules look at the processes when they are built.
-        override: let the settings differ from those that a run in the folder began with.
+        override: let settings and images differ from those that a run in the folder began with.
     """
 
     def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator, override: bool = False) -> None:
@@ -75,20 +84,28 @@ class Run:
         self.model.to(accelerator.device).eval()
         if config.channels_last:
             self.model.stack.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if train.labels is not None and self.model.classes:
-            self.model.count_labels(train.labels.to(accelerator.device))
         self.stored = resident_images(self.splits, config.data.resident, accelerator.device)
         if config.deterministic:
             deterministic_algorithms()
-        on_main(accelerator, lambda: self._claim(reused, override))
+        images = on_main(accelerator, lambda: self._claim(reused, override))
+        if self.model.classes:  # those that the prior was trained on, which today's need not be
+            counts = torch.tensor(list(images["train"]["classes"].values()))
+            self.model.count_labels(torch.arange(len(counts)).repeat_interleave(counts).to(accelerator.device))
 
-    def _claim(self, reused: Reused | None, override: bool) -> None:
-        phases = self.folder / "phases"
-        self._lock = claim(
-            self.folder, self.config, override, lambda changed: check_shapes_left(phases, self._modules(), changed)
-        )
+    def _claim(self, reused: Reused | None, override: bool) -> Images:
+        """Take the folder, unless it holds a run of other settings or images; the images that the run keeps."""
+        phases, modules = self.folder / "phases", self._modules()
+        images = identity(self.config.data, self.splits)
+
+        def check(changed: str) -> None:
+            check_classes_left(self.folder, modules, images)
+            check_shapes_left(phases, modules, changed)
+
+        finished = all((phases / name / DONE).exists() for name in modules)
+        self._lock = claim(self.folder, self.config, override, check, images, keep=finished)
         if reused is not None:
             reused.write(phases)
+        return read_images(self.folder) or images
 
     def _modules(self) -> dict[str, nn.Module]:
         """What each phase trains, by its name."""
@@ -182,7 +199,7 @@ class Run:
     ) -> None:
         folder = self.folder / "phases" / name
         checkpoints = folder / "checkpoints"
-        if (folder / "DONE").exists():
+        if (folder / DONE).exists():
             source = load_outcome(folder, module).get("taken_from")
             on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
             self.accelerator.print(lines(f"{name}: taken from {source}" if source else f"{name}: done before"))
@@ -284,7 +301,13 @@ class Run:
         write_atomically(folder / f"{name}-{step:07d}.png", partial(sheet.save, format="PNG"))
 
     def release(self) -> None:
-        """Score the model, write ``ledger.json`` and the artefact ``model/``, and print the ledger."""
+        """Score the model, write ``ledger.json`` and the artefact ``model/``, and print the ledger.
+
+        What was released before, and still is what the phases left, stays: also where the images have changed.
+        """
+        if on_main(self.accelerator, self._released_before):
+            self.accelerator.print(lines(f"{self.folder / 'model'} and its ledger: released before"))
+            return
         results = {
             name: evaluate_split(self.model, self.splits[name], self.accelerator, self.config.encode_batch)
             for name in ("train", "test")
@@ -307,6 +330,33 @@ class Run:
             self.model.save_files(self.folder / "model")
 
         on_main(self.accelerator, write)
+
+    def _released_before(self) -> bool:
+        """Whether the folder holds this model and its ledger already; other defaults of sampling are written into it.
+
+        P(label) is that of the release, by which images may be compressed already.
+        """
+        folder = self.folder / "model"
+        try:
+            released: HierarchicalModel = HierarchicalModel.from_pretrained(folder)
+            json.loads((self.folder / "ledger.json").read_text(encoding="utf-8"))
+        except (InputError, OSError, ValueError):
+            return False  # there is none, or it is damaged: it is made from what the phases left
+        ours, theirs = self.model.state_dict(), released.state_dict()
+        weights = ours.keys() - {"label_probs"}
+        if (
+            not released.card
+            or ours.keys() != theirs.keys()
+            or not all(torch.equal(ours[n].cpu(), theirs[n]) for n in weights)
+        ):
+            return False
+        self.model.label_probs.copy_(released.label_probs)
+        wanted = self.model.settings
+        if wanted.model_copy(update={"sampling": released.settings.sampling}) != released.settings:
+            return False
+        self.model.card = released.card
+        self.model.save_files(folder)
+        return True
 
 
 @contextmanager

@@ -1,0 +1,209 @@
+"""The images of a run are part of it: others are refused, and what was released stays whatever becomes of them."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from test_images import png, random_pixels, write_parquet
+from test_reuse import config, train
+
+from vqstack.errors import InputError
+from vqstack.phases import Run
+
+
+def write(folder, counts, seed=0):
+    """Arrays of 8x8 images: split -> how many."""
+    folder.mkdir(exist_ok=True)
+    for name, count in counts.items():
+        values = np.random.default_rng([seed, *name.encode()])
+        pixels = values.integers(0, 17, (count, 8, 8), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", images=pixels, labels=np.arange(count) % 3)
+    return folder
+
+
+COUNTS = {"train": 24, "validation": 8, "test": 8}
+
+
+def settings(**changes):
+    files = {name: f"data/{name}.npz" for name in COUNTS}
+    return config(data={"source": "array", "files": files, "values": 17, "size": (8, 8)}, **changes)
+
+
+def tree(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run beside its images, and the same run stopped after its first level; tests take copies."""
+    folder = tmp_path_factory.mktemp("whole")
+    write(folder / "data", COUNTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run = Run(settings(), folder / "stopped", Accelerator(cpu=True))
+        run.train_level(1)
+        run.close()
+        train(settings(), folder / "finished")
+    return folder
+
+
+@pytest.fixture
+def images(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def stopped(images):
+    return images.parent / "stopped"
+
+
+@pytest.fixture
+def finished(images):
+    return images.parent / "finished"
+
+
+def rewrite(path, **changes):
+    with np.load(path) as content:
+        np.savez(path, **{**content, **changes})
+
+
+def turned(folder):
+    with np.load(folder / "train.npz") as content:
+        rewrite(folder / "train.npz", images=content["images"][::-1])
+
+
+CHANGES = {
+    "more": (lambda folder: write(folder, {"train": 26}), "images.train.count: 24 → 26"),
+    "others": (lambda folder: write(folder, {"train": 24}, seed=1), "images.train.pixels"),
+    "test": (lambda folder: write(folder, {"test": 8}, seed=1), "images.test.pixels"),
+    "labels": (lambda folder: rewrite(folder / "train.npz", labels=np.arange(24)[::-1] % 3), "images.train.labels"),
+    "class": (lambda folder: rewrite(folder / "train.npz", labels=np.arange(24) % 4), "train.classes.3: None → 6"),
+    "order": (turned, "images.train.pixels"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stopped_run_is_not_gone_on_with_on_other_images(stopped, images, change):
+    before = tree(stopped)
+    CHANGES[change][0](images)
+    with pytest.raises(InputError) as refused:
+        Run(settings(), stopped, Accelerator(cpu=True))
+    assert CHANGES[change][1] in str(refused.value)
+    assert "--override-config" in str(refused.value)
+    assert tree(stopped) == before
+
+
+def test_images_that_only_look_new_are_the_same(stopped, images, tmp_path):
+    for name in COUNTS:
+        os.utime(images / f"{name}.npz", (1, 1))
+    Run(settings(), stopped, Accelerator(cpu=True)).close()
+    kept = (stopped / "images.json").read_bytes()
+    assert json.loads(kept.splitlines()[0])["train"]["classes"] == {"0": 8, "1": 8, "2": 8}
+
+
+def test_an_override_goes_on_with_the_images_of_today(stopped, images):
+    write(images, {"train": 26})
+    Run(settings(), stopped, Accelerator(cpu=True), override=True).close()
+    (row,) = map(json.loads, (stopped / "config-history.jsonl").read_text().splitlines())
+    assert row["override"] and row["changes"]["images.train.count"] == [24, 26]
+    Run(settings(), stopped, Accelerator(cpu=True)).close()  # they are its images now
+
+
+@pytest.mark.parametrize("change", ["more", "test", "labels"])
+def test_what_a_run_released_stays(finished, images, change, capsys):
+    """Another P(label) would be another model, which refuses what the released one has compressed."""
+    before = tree(finished)
+    CHANGES[change][0](images)
+    with pytest.raises(InputError, match="other images"):
+        Run(settings(), finished, Accelerator(cpu=True))
+    assert tree(finished) == before
+    run = Run(settings(), finished, Accelerator(cpu=True), override=True)
+    for level in run.levels:
+        run.train_level(level)
+    run.train_prior()
+    run.release()
+    run.close()
+    after = tree(finished)
+    assert {name for name in after if before.get(name) != after[name]} == {
+        p for p in after if p.name.startswith("config-")
+    }
+    assert "released before" in capsys.readouterr().out
+
+
+def test_what_an_older_run_released_stays(finished, images):
+    """It kept nothing of its images."""
+    (finished / "images.json").unlink()
+    before = tree(finished / "model"), (finished / "ledger.json").read_bytes()
+    write(images, {"train": 26})
+    train(settings(), finished)
+    assert (tree(finished / "model"), (finished / "ledger.json").read_bytes()) == before
+
+
+@pytest.mark.parametrize("lost", ["ledger.json", "model/config.json", "model/README.md", "model/model.safetensors"])
+def test_a_release_that_was_lost_is_made_again(finished, images, lost):
+    before = tree(finished)
+    (finished / lost).unlink()
+    train(settings(), finished)
+    assert tree(finished) == before
+    if not lost.endswith("README.md"):  # which has no checksum
+        shutil.copy(finished / "config.yaml", finished / lost)  # damaged
+        train(settings(), finished)
+        assert tree(finished) == before
+
+
+def test_other_defaults_of_sampling_are_released_without_scoring_again(finished, images):
+    before = tree(finished)
+    model = train(settings(sampling={"temperature": (0.5,)}), finished)
+    assert model.settings.sampling.temperature == (0.5,)
+    after = tree(finished)
+    changed = {str(name) for name in after if before.get(name) != after[name]}
+    assert changed == {"config.yaml", "config-history.jsonl", "model/config.json"}
+
+
+def test_classes_in_another_order_are_refused_even_with_an_override(images, tmp_path):
+    """The prior would take one class for another."""
+    folders = tmp_path / "folders"
+    for number, name in enumerate("bcd"):
+        (folders / name).mkdir(parents=True)
+        for i in range(8):
+            (folders / name / f"{i}.png").write_bytes(png(np.full((1, 8, 8), number * 5 + i % 3, dtype=np.uint8)))
+    data = {"source": "imagefolder", "files": {"train": str(folders)}, "values": 17, "size": (8, 8)}
+    whole = config(data=data)
+    train(whole, tmp_path / "run")
+    (folders / "d").rename(folders / "a")
+    before = tree(tmp_path / "run")
+    with pytest.raises(InputError, match="b, c, d.*a, b, c"):
+        Run(whole, tmp_path / "run", Accelerator(cpu=True), override=True)
+    assert tree(tmp_path / "run") == before
+
+
+def test_a_damaged_record_of_the_images_is_refused(stopped, images):
+    (stopped / "images.json").write_bytes((stopped / "images.json").read_bytes().replace(b"24", b"25"))
+    with pytest.raises(InputError, match="images.json is not what the run wrote"):
+        Run(settings(), stopped, Accelerator(cpu=True))
+    Run(settings(), stopped, Accelerator(cpu=True), override=True).close()
+    Run(settings(), stopped, Accelerator(cpu=True)).close()
+
+
+@pytest.mark.parametrize("change", ["lost", "more", "touched"])
+def test_a_stream_is_known_by_the_state_of_its_files(tmp_path, change):
+    """What is kept of a stream for scoring tells little of the rest."""
+    for number in range(3):
+        write_parquet(tmp_path / f"{number}.parquet", random_pixels(12 + number, size=(8, 8)))
+    data = {"source": "parquet", "files": {"train": str(tmp_path / "*.parquet")}, "streaming": True, "limit": 4}
+    streamed = config(data={**data, "values": 17, "size": (8, 8), "workers": 0, "validation": 0.2, "test": 0.2})
+    Run(streamed, tmp_path / "run", Accelerator(cpu=True)).close()
+    Run(streamed, tmp_path / "run", Accelerator(cpu=True)).close()
+    if change == "lost":
+        (tmp_path / "2.parquet").unlink()
+    elif change == "more":
+        shutil.copy(tmp_path / "2.parquet", tmp_path / "3.parquet")
+    else:
+        os.utime(tmp_path / "2.parquet", (1, 1))
+    with pytest.raises(InputError, match=r"images\.files"):
+        Run(streamed, tmp_path / "run", Accelerator(cpu=True))
