@@ -442,3 +442,10 @@ def test_the_estimate_counts_the_quantizers_tables(train_stack, capsys):
     config = read_yaml(ROOT / "recipes" / "digits.yaml", RunConfig)
     vectors = math.prod(config.levels[0].map) * config.train_levels[0].batch_size
     assert float(found) > (3 * 4 + 8) * 65536 * vectors / 2**20  # three tables of float32 and one of int64
+
+
+def test_the_estimate_counts_the_libraries(train_stack, capsys):
+    """A process that has only started takes most of what a tiny run takes."""
+    train_stack.main(["--dry-run", "--train-levels.0.batch-size", "1"])
+    found = re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")
+    assert float(found) > 350

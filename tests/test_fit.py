@@ -120,6 +120,22 @@ def test_a_run_whose_folder_was_renamed_writes_nothing_into_the_one_at_its_path(
     assert rows(tmp_path / "moved" / "phases")[-1]["step"] == 4
 
 
+def test_a_phase_goes_on_with_the_threads_it_began_with(tmp_path, capsys):
+    def stop(module, step):
+        raise Interrupted
+
+    few = {"steps": 2, "evaluate_every": 1}
+    torch.set_num_threads(2)
+    with pytest.raises(Interrupted):
+        build(tmp_path, on_evaluation=lambda module, step: step == 2 and stop(module, step), **few).run()
+    torch.set_num_threads(1)
+    seen = []
+    build(tmp_path, on_evaluation=lambda module, step: seen.append(torch.get_num_threads()), **few).run()
+    assert seen == [2]
+    assert "began with 2 threads" in capsys.readouterr().err
+    assert checkpoint(tmp_path)["threads"] == 2
+
+
 def test_each_epoch_is_a_permutation():
     order = Order(10, 4, seed=3)
     seen = torch.cat([order.indices(step) for step in range(15)])

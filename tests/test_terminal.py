@@ -9,7 +9,7 @@ import pytest
 
 from vqstack.config import RunConfig, parse, run_command
 from vqstack.errors import InputError
-from vqstack.terminal import lines, plain, say, warn
+from vqstack.terminal import Progress, lines, plain, say, warn
 
 EVIL = "\x1b[2J\x1b]0;title\x07\u202egnp.exe\u2066\r\n\x9b31m\udc80\x00\u200b\u2028end"
 
@@ -59,3 +59,25 @@ def test_help_shows_a_strangers_defaults_escaped(capsys):
     printed = capsys.readouterr().out
     assert "data.name" in printed
     assert "\x1b[2J" not in printed
+
+
+def test_where_there_is_no_terminal_progress_is_plain_lines(monkeypatch, capsys):
+    """Soon after the start, then each half minute, however often it is asked; with what was said last."""
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with Progress(total=200, desc="level-1\x1b[2J", unit="img") as progress:
+        for step in range(200):  # a second each
+            now += 1
+            progress.set_postfix_str(f"loss {step}", refresh=False)
+            progress.update()
+    printed = capsys.readouterr().err.split("\n")
+    assert printed.pop() == ""
+    assert len(printed) == 7
+    assert [int(line.rpartition("loss ")[2].rstrip("]")) for line in printed] == [3 + 30 * n for n in range(7)]
+    assert all("/200 [" in line and line.startswith("level-1") and line.isprintable() for line in printed)
+
+
+def test_progress_of_what_is_quick_or_silenced_says_nothing(capsys):
+    for disable in (False, None, True):
+        assert list(Progress(range(3), disable=disable)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
 from vqstack.codec.archive import Restored, check_container, restore
 from vqstack.codec.blocks import BlockCodec
@@ -24,7 +23,7 @@ from vqstack.images import save_png
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved, unfinished
 from vqstack.pretrained import find_artefact
-from vqstack.terminal import say, warn
+from vqstack.terminal import Progress, say, warn
 
 Opened = tuple[Container, str | None]  # a file, and why it may not come back here whole
 
@@ -149,7 +148,7 @@ def main(arguments: list[str]) -> None:
     damaged, numbers, exact, shown, began = list[Partial](), 0, 0, 0, time.perf_counter()
     output = Output(command.out, "decompress")
     total = sum(len(wanted(command, file)) for file, _ in files)
-    with tqdm(total=total, desc="decompress", unit="img", disable=None) as progress:
+    with Progress(total=total, desc="decompress", unit="img", disable=None) as progress:
         for file, elsewhere in files:
             why = "damaged or cut short" + (", or computed otherwise here," if elsewhere else "")
             images = restore(

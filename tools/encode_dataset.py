@@ -16,7 +16,6 @@ import tyro
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
 from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, StoredCodes, fingerprint
 from vqstack.config import parse, run_command
@@ -24,7 +23,7 @@ from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, s
 from vqstack.model import HierarchicalModel
 from vqstack.phases import check_images, named_run
 from vqstack.pretrained import find_artefact
-from vqstack.terminal import lines
+from vqstack.terminal import Progress, lines
 
 OF_A_SPLIT = ("origin", "held_out", "left_out", "skipped")
 
@@ -101,7 +100,7 @@ def main(arguments: list[str]) -> None:
     accelerator.wait_for_everyone()  # all have the same list before one of them makes it shorter
     rank, world = accelerator.process_index, accelerator.num_processes
     model.to(accelerator.device)
-    with tqdm(missing[rank::world], desc="encode", unit="shard", disable=None) as mine:
+    with Progress(missing[rank::world], desc="encode", unit="shard", disable=None) as mine:
         for shard in mine:
             writer.write(shard, encoded(shard, splits[shard.split], model, command.batch_size))
     accelerator.wait_for_everyone()

@@ -12,7 +12,6 @@ import torch
 import tyro
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
 from vqstack.codes import CodeDataset, fingerprint
 from vqstack.config import parse, run_command
@@ -24,7 +23,7 @@ from vqstack.output import Output, saved
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
 from vqstack.shapes import Pixels
-from vqstack.terminal import say
+from vqstack.terminal import Progress, say
 
 
 class Command(BaseModel):
@@ -206,7 +205,7 @@ def main(arguments: list[str]) -> None:
     num = command.num or (16 if start is None else len(start))
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
     output, images, shown = Output(command.out, "generate"), [], torch.empty(0)
-    with tqdm(total=num, desc="generate", unit="img", disable=None) as progress:
+    with Progress(total=num, desc="generate", unit="img", disable=None) as progress:
         for first, pixels, labels in generate(command, model, start, num, sampling):
             for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
                 output.write(f"{i:06d}.png", saved(partial(save_png, image, values=model.stack.values)))

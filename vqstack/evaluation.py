@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from vqstack.images import ImageSplit
 from vqstack.ledger import Ledger, Row
@@ -16,6 +15,7 @@ from vqstack.metrics import Fidelity, FidelityMeter
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Usage, usage
 from vqstack.shapes import AnyCodes, Labels, Nats, Pixels, finest
+from vqstack.terminal import Progress
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def evaluate_split(
     nats = torch.zeros(len(names), dtype=precision, device=accelerator.device)
     counts = [torch.zeros(k, dtype=torch.int64, device=accelerator.device) for k in model.stack.codebook_sizes]
     batches = mine.split(batch_size) if len(mine) else ()  # of few images a process may have none
-    for indices in tqdm(batches, desc=f"ledger of {split.name}", leave=False, disable=None):
+    quiet = not accelerator.is_main_process
+    for indices in Progress(batches, desc=f"ledger of {split.name}", leave=False, disable=quiet):
         pixels = split.pixels[indices].to(accelerator.device)
         labels = None if split.labels is None else split.labels[indices].to(accelerator.device)
         codes = model.encode(pixels)
@@ -178,7 +179,7 @@ def leaks(
     """
     names = range(1, len(model.stack) + 1)
     sites, maps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    for batch in tqdm(torch.arange(len(pixels)).split(batch_size), desc="leaks", leave=False, disable=None):
+    for batch in Progress(torch.arange(len(pixels)).split(batch_size), desc="leaks", leave=False, disable=None):
         told = None if labels is None or not model.classes else labels[batch].to(model.device)
         for number, codes in enumerate(model.encode(pixels[batch].to(model.device)), start=1):
             below = model.conditional(number, codes, told)
@@ -205,7 +206,7 @@ def fidelity_by_level(model: HierarchicalModel, pixels: Pixels, batch_size: int 
         batch_size: images at a time.
     """
     meters = {number: FidelityMeter(model.stack.values) for number in range(1, len(model.stack) + 1)}
-    for batch in tqdm(pixels.split(batch_size), desc="reconstruct", leave=False, disable=None):
+    for batch in Progress(pixels.split(batch_size), desc="reconstruct", leave=False, disable=None):
         for number, found in reconstruct(model, model.encode(batch.to(model.device))).items():
             meters[number].add(found, batch)
     return {number: meter.read() for number, meter in meters.items()}

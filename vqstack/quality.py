@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from tqdm import tqdm
 
 from vqstack.errors import InputError
 from vqstack.features import Extractor
@@ -13,6 +12,7 @@ from vqstack.images import ImageSplit
 from vqstack.metrics import frechet_distance, precision_recall
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.shapes import Labels, Pixels
+from vqstack.terminal import Progress
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def draw_samples(
     """Samples number 0 … num - 1 of a seed, on the CPU, and their classes, drawn from P(label) where there are any."""
     samples = [
         model.sample(min(batch_size, num - first), seed=seed, sampling=sampling, first=first)
-        for first in tqdm(range(0, num, batch_size), desc=f"samples of seed {seed}", leave=False, disable=None)
+        for first in Progress(range(0, num, batch_size), desc=f"samples of seed {seed}", leave=False, disable=None)
     ]
     labels = [sample.labels.cpu() for sample in samples if sample.labels is not None]
     return torch.cat([sample.pixels.cpu() for sample in samples]), torch.cat(labels) if labels else None

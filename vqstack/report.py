@@ -8,6 +8,7 @@ from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.pretrained import without_memory
 
+PROCESS = 400 * 2**20  # bytes of a process that has loaded the libraries and trains next to nothing, on the CPU
 TENSORS = 10**5  # more than any model that could be trained has
 
 
@@ -68,7 +69,8 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
     total = sum(p.numel() for p in model.parameters())
     lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")
     lines.append(
-        f"memory   about {peak / 2**20:,.0f} MiB a process for weights, gradients, AdamW, averages and activations of "
-        f"the largest phase, and {channels * rows * columns / 2**20 * 1000:,.2f} MiB for each 1,000 images"
+        f"memory   about {(PROCESS + peak) / 2**20:,.0f} MiB a process for the libraries, and for weights, gradients, "
+        "AdamW, averages and activations of the largest phase, and "
+        f"{channels * rows * columns / 2**20 * 1000:,.2f} MiB for each 1,000 images"
     )
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from vqstack.likelihood import by_site
 from vqstack.quantizer import in_chunks
 from vqstack.shapes import Codes, Labels, Pixels
 from vqstack.stack import Stack
+from vqstack.terminal import Progress
 from vqstack.window import Windowed
 
 logger = logging.getLogger(__name__)
@@ -263,7 +264,9 @@ def encode_once(
     accelerator.wait_for_everyone()
     views, count = cache.shape[:2]
     parts = [(view, start) for view in range(views) for start in range(0, count, batch_size)]
-    for view, start in parts[accelerator.process_index :: accelerator.num_processes]:
+    mine = parts[accelerator.process_index :: accelerator.num_processes]
+    quiet = not accelerator.is_main_process
+    for view, start in Progress(mine, desc=f"codes of level {level}", leave=False, disable=quiet):
         indices = torch.arange(start, min(start + batch_size, count))
         (pixels,) = images.batch(indices, torch.full_like(indices, view) if images.augmentation.active else None)
         cache.write(view, start, stack.encode(pixels, level)[-1])

@@ -7,10 +7,13 @@ terminal, a direction mark turn a name around, a newline forge a second message,
 import io
 import logging
 import sys
+import time
 import traceback
 import warnings
 from types import TracebackType
 from typing import Any
+
+from tqdm import tqdm
 
 
 def plain(text: object) -> str:
@@ -34,6 +37,35 @@ def say(text: object) -> None:
 def warn(text: object) -> None:
     """Print one line that begins with ``warning:`` to standard error, escaped."""
     print(f"warning: {plain(text)}", file=sys.stderr)
+
+
+class Progress(tqdm):
+    """How far something is: a bar on a terminal; elsewhere plain lines, soon after the start and twice a minute.
+
+    Arguments are those of tqdm; ``disable`` silences both.
+    """
+
+    FIRST, EVERY = 4.0, 30.0  # seconds from the start to the first line, and between lines at most (or one step)
+
+    def __init__(self, *args: Any, disable: bool | None = False, **options: Any) -> None:
+        self._plain = not sys.stderr.isatty()
+        if self._plain:
+            options |= {"mininterval": 0, "miniters": 1}  # asked at every step, which display() looks at by itself
+        self._due = time.monotonic() + self.FIRST
+        super().__init__(*args, disable=bool(disable), **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if not self._plain:
+            return bool(super().display(msg, pos))
+        if time.monotonic() >= self._due:
+            print(plain(self.format_meter(**{**self.format_dict, "ncols": 0})), file=sys.stderr, flush=True)
+            self._due = time.monotonic() + self.EVERY
+        return True
+
+    def close(self) -> None:
+        if self._plain:
+            self.disable = True  # a line that was printed is not cleared
+        super().close()
 
 
 class _Plain(logging.Formatter):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from vqstack.codec.blocks import BATCH, Block, BlockCodec, Section, batch_of, plausible, worthwhile
 from vqstack.codec.container import (
@@ -32,6 +31,7 @@ from vqstack.errors import InputError, WriteError
 from vqstack.ledger import BITS, Ledger
 from vqstack.model import SamplingSettings
 from vqstack.shapes import Pixels
+from vqstack.terminal import Progress
 
 
 @dataclass
@@ -129,7 +129,7 @@ def compress(
     """
     entries, report = pictures.entries, Report(pictures=len(pictures.entries))
     report.numbers, began = sum(entry.size for entry in entries), time.perf_counter()
-    with tqdm(total=len(entries), desc="compress", unit="img", disable=None) as progress:
+    with Progress(total=len(entries), desc="compress", unit="img", disable=None) as progress:
         for draft in [_Archive(codec, entries, threads, name)] if name else _singles(codec, entries, threads):
             blocks = list[Block]()
             for number, share in enumerate(draft.shares):
@@ -223,7 +223,7 @@ def _lost(draft: _Draft, pictures: Pictures, content: bytes) -> list[int]:
     file = open_container(Path(draft.file), codec.tile, content)
     restored = restore(codec, file, range(len(file.entries)))
     many = None if len(file.entries) > 1 else True
-    with tqdm(total=len(file.entries), desc="check", unit="img", disable=many, leave=False) as progress:
+    with Progress(total=len(file.entries), desc="check", unit="img", disable=many, leave=False) as progress:
         for number, share in enumerate(draft.shares):
             came_back = [_same(next(restored, None), pictures, i) for i in share]
             lost += [] if all(came_back) else [number]

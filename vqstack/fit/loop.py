@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from enum import IntEnum
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vqstack import signals
 from vqstack.checkpoint import Checkpoint, Checkpoints, append, on_main, write_atomically
@@ -26,7 +24,7 @@ from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.shapes import Objective
-from vqstack.terminal import warn
+from vqstack.terminal import Progress, warn
 
 STREAM_EPOCH = 10_000  # images that stand for an epoch of a stream, whose length nobody knows
 
@@ -93,6 +91,7 @@ class Fit:
         self.usage = Totals()  # since the last epoch ended
         self.seen = 0  # images in it, of all processes: each must end an epoch at the same step
         self.epoch = Totals()  # the last whole epoch, rounded up to whole steps
+        self.loss, self.scored = math.nan, ""  # of the last step here, and the last evaluation, to be shown
         self.collapsed: list[str] = []  # codebooks, at the last evaluation
         self.failures: dict[str, int] = {}  # evaluations and pictures that failed, by reason; on the main process
         self._group: Any = None
@@ -108,22 +107,23 @@ class Fit:
         batch, saved = self.settings.batch_size, time.monotonic()
         with (
             signals.noted() as received,
-            tqdm(
+            Progress(
                 total=self.settings.steps * batch,
                 initial=self.step * batch,
                 desc=self.name,
                 unit="img",
                 unit_scale=True,
-                disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
+                disable=not self.accelerator.is_main_process,
             ) as progress,
         ):
             while self.step < self.settings.steps:
                 self.training_step()
+                progress.set_postfix_str(f"loss {self.loss:.4g}{self.scored}", refresh=False)
                 progress.update(batch)
                 evaluated = self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps
                 nats, better = self.evaluation_step() if evaluated else (None, "")
                 if nats is not None:
-                    progress.set_postfix_str(f"validation {nats / math.log(2):.2f} bits")
+                    self.scored = f", validation {nats / math.log(2):.2f} bits"
                 demand = self._demand(received, saved)
                 every = self.settings.checkpoint_every
                 due = evaluated or demand or (every and self.step % every == 0)
@@ -167,7 +167,7 @@ class Fit:
         loss = torch.stack([objective.loss.detach().float() for objective, _ in parts]).mean()
         # One look at the device a step. The norm is the same in every process, so the decision is, too.
         size, loss_here = torch.stack([loss if norm is None else norm.detach().float(), loss]).tolist()
-        fine = math.isfinite(size)
+        self.loss, fine = loss_here, math.isfinite(size)
         if fine or self.accelerator.scaler is not None:  # the scaler leaves the step out by itself, and learns from it
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -280,6 +280,7 @@ class Fit:
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
+            "threads": torch.get_num_threads(),
             "better": better,
             "module": self.module.state_dict(),
             "average": self.average.module.state_dict() if self.average else {},
@@ -310,7 +311,19 @@ class Fit:
                 ) from error
         on_main(self.accelerator, self._cut_metrics)
 
+    def _keep_threads(self, began: int) -> None:
+        """Sums are rounded by the number of threads: a phase on the CPU goes on with as many as it began with."""
+        now = torch.get_num_threads()
+        if began != now and self.accelerator.device.type == "cpu":
+            torch.set_num_threads(began)
+            if self.accelerator.is_main_process:
+                warn(
+                    f"{self.name} began with {began} threads and goes on with as many, not with {now}: with others its "
+                    "weights would not be those of a run that was never stopped"
+                )
+
     def _load(self, state: dict[str, Any]) -> None:
+        self._keep_threads(state.get("threads", torch.get_num_threads()))  # the first checkpoints had none
         self.module.load_state_dict(state["module"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:

@@ -1,5 +1,6 @@
 """Means of metrics: over the steps between two evaluations, and over a whole split."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from vqstack.fit.batches import Source, shares
 from vqstack.fit.seeds import seed_everything
 from vqstack.quantizer import usage
 from vqstack.shapes import Objective
+from vqstack.terminal import Progress
 
 
 class EvaluationError(Exception):
@@ -88,7 +90,8 @@ def evaluate(
     rank, world = accelerator.process_index, accelerator.num_processes
     seed_everything(seed, rank)
     try:
-        for indices, weight in shares(len(source), batch_size, rank, world):
+        parts, batches = shares(len(source), batch_size, rank, world), math.ceil(len(source) / world / batch_size)
+        for indices, weight in Progress(parts, total=batches, desc="validation", leave=False, disable=rank > 0):
             with accelerator.autocast():
                 totals.add(module(*source.batch(indices, None)), weight)
     except Exception as error:  # whatever it is, training goes on without this evaluation, which is reported

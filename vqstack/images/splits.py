@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from vqstack.errors import InputError
 from vqstack.images.cache import Stored, Writer, cached, lookup
@@ -25,6 +24,7 @@ from vqstack.images.records import Records, Streamed, check_labels, guarded, ope
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
 from vqstack.images.views import center
 from vqstack.shapes import Labels, Pixels
+from vqstack.terminal import Progress
 
 logger = logging.getLogger(__name__)
 NAMED = 5  # images that could not be read which are named
@@ -178,7 +178,7 @@ def _write(
     index: list[int] = []
     labels: list[int] | None = []
     failed: list[str] = []
-    progress = tqdm(total=total, desc="reading images", unit="img", disable=None, leave=False)
+    progress = Progress(total=total, desc="reading images", unit="img", disable=None, leave=False)
     with Writer(folder) as writer, ThreadPoolExecutor(os.cpu_count()) as pool, progress:
         for batch in batches:
             images = decode_all(batch.records, batch.names, settings, writer.shape[1:] or settings.kept, pool)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from vqstack.errors import InputError
 from vqstack.images.decode import decode_all
@@ -26,6 +25,7 @@ from vqstack.images.records import Streamed, check_labels, guarded, open_streams
 from vqstack.images.settings import SPLITS, ImageSettings
 from vqstack.images.splits import Part, check_classes, described, image_name, skipped
 from vqstack.images.views import center
+from vqstack.terminal import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
     failed: dict[int, str] = {}
     shape: tuple[int, ...] = ()
     rows = iter(
-        tqdm(_rows(stream, settings), desc=f"looking through {stream.where}", unit="img", disable=None, leave=False)
+        Progress(_rows(stream, settings), desc=f"looking through {stream.where}", unit="img", disable=None, leave=False)
     )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while chunk := list(islice(rows, FETCH)):
