@@ -55,8 +55,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test works in a folder of its own."""
+    """Each test works in a folder of its own, and what it prints does not depend on how busy the machine is."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vqstack.terminal.Progress.FIRST", float("inf"))
 
 
 _HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}

@@ -64,6 +64,7 @@ def test_help_shows_a_strangers_defaults_escaped(capsys):
 def test_where_there_is_no_terminal_progress_is_plain_lines(monkeypatch, capsys):
     """Soon after the start, then each half minute, however often it is asked; with what was said last."""
     now = 1000.0
+    monkeypatch.setattr(Progress, "FIRST", 4.0)
     monkeypatch.setattr("time.monotonic", lambda: now)
     with Progress(total=200, desc="level-1\x1b[2J", unit="img") as progress:
         for step in range(200):  # a second each
