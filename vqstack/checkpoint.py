@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.errors import CommandError, InputError, WriteError
+from vqstack.reading import check_plain
 from vqstack.terminal import warn
 
 Result = TypeVar("Result")
@@ -94,6 +95,7 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    check_plain(path)
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -186,6 +188,7 @@ def _flock(descriptor: int, kind: int) -> bool:
 
 def check_unlocked(folder: Path) -> None:
     """InputError if another process writes into ``folder`` now; changes nothing."""
+    check_plain(folder / LOCK)
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:
@@ -354,6 +357,7 @@ def unsealed(text: str) -> str:
 
 def _read_mark(folder: Path) -> "_Mark | str":
     """The mark of a checkpoint, or what is wrong with it; InputError if a newer program wrote it."""
+    check_plain(folder / MARK)
     try:
         content = json.loads(unsealed((folder / MARK).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """The whole model: stack, refiners, prior; one likelihood for pixels and all codes, one sampler down to pixels."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -95,10 +95,13 @@ class ModelSettings(BaseModel):
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     image_shape: tuple[int, int, int] = Field(description="Channels (count), rows and columns (pixels) of the images.")
     values: int = Field(256, ge=2, le=256, description="V, count of grey values a channel: pixels are 0 … V-1.")
-    classes: int = Field(0, ge=0, description="Count of class labels; 0: none.")
+    classes: int = Field(0, ge=0, le=10**6, description="Count of class labels; 0: none.")
 
     @model_validator(mode="after")
     def check(self) -> "ModelSettings":
+        channels, rows, columns = self.image_shape
+        if channels not in (1, 3) or min(rows, columns) < 1:
+            raise ValueError(f"image_shape: {self.image_shape} is no shape of grey (1) or colour (3) images")
         check_refiners(self.refiners, [level.decoder for level in self.stack.levels])
         return self
 
@@ -183,6 +186,20 @@ class HierarchicalModel(nn.Module, Pretrained):
     def refiner(self, level: int) -> CodeModel | None:
         """The refiner of a level, where it has one."""
         return self.refiners[str(level)] if str(level) in self.refiners else None  # type: ignore[return-value]
+
+    def check_numbers(self) -> None:
+        """ValueError as of every model, and where P(label) is no distribution in which every class is possible."""
+        super().check_numbers()
+        if self.classes and not (self.label_probs.min() > 0 and abs(self.label_probs.double().sum() - 1) < 1e-4):
+            raise ValueError("label_probs: frequencies that are zero or below, or do not add up to 1")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HierarchicalModel":
+        """InputError where numbers would become others than float32: likelihoods would no longer be exact."""
+        if fn(torch.zeros(0)).dtype != torch.float32:
+            raise InputError(
+                "a model stays in float32 (codebooks and likelihoods need it): run it under torch.autocast for less"
+            )
+        return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def count_labels(self, labels: Labels) -> None:

@@ -25,11 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqstack.checkpoint import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
-from vqstack.reading import read_json
+from vqstack.reading import check_plain, read_json
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
 MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
 LARGE = 2**16  # numbers in a table that is only described
+LARGEST = 1e9  # of a weight or an average: a layer or two of larger ones, and float32 ends
 SPARE = 2**28  # bytes of memory that a model may take besides what its file holds: tables that are computed, not stored
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -164,6 +165,42 @@ def _from_hub(model_id: str, name: str, options: dict[str, Any]) -> Path:
         ) from error
 
 
+def _check_card(path: Path) -> None:
+    """InputError where the card is a link that leads out of its folder: its text goes along when a model is published.
+
+    In the cache of the hub files are links to ``blobs/`` beside ``snapshots/``; these are of the same model.
+    """
+    check_plain(path)
+    folder = path.parent.resolve()
+    blobs = [folder.parent.parent / "blobs"] * (folder.parent.name == "snapshots")
+    if path.is_symlink() and path.resolve().parent not in [folder, *blobs]:
+        raise InputError(f"{path} is a link that leads out of its folder: put the file itself there, or remove it")
+
+
+def _rebuilt(
+    cls: type[Any],
+    settings: BaseModel,
+    parameters: dict[str, tuple[Tensor, bool]],
+    buffers: dict[str, Tensor],
+    modes: list[bool],
+    card: str,
+) -> Any:
+    """A model from what :meth:`Pretrained.__reduce__` gives."""
+    with torch.random.fork_rng(devices=[]):
+        model = cls(settings)
+    for name, (value, learns) in parameters.items():
+        parameter = model.get_parameter(name)
+        parameter.data = value
+        parameter.requires_grad_(learns)
+    for name, value in buffers.items():
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, value)
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    model.card = card
+    return model
+
+
 def _read_card(path: Path) -> str:
     """The text of a model card without the front matter, which is written anew."""
     with path.open("rb") as file:
@@ -200,6 +237,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         assert isinstance(self, nn.Module)
         settings = self.settings
         assert isinstance(settings, BaseModel)
+        self.check_parts()
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
         weights = save(tensors, metadata={"format": "pt"})
         header = "---\nlibrary_name: vqstack\nlicense: apache-2.0\ntags:\n- vector-quantization\n---\n\n"
@@ -207,6 +245,49 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         described = {"model": settings.model_dump(mode="json"), "weights": hashlib.sha256(weights).hexdigest()}
         config = {"format_version": FORMAT_VERSION, **described, "checksum": _checksum(described)}
         return {WEIGHTS: weights, CARD: card.encode(), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
+
+    def check_parts(self) -> None:
+        """InputError, naming the first, where a part is not the one that the settings build: loading would not find it.
+
+        Compared are the types of all modules, what they print of themselves, and the types and shapes of their numbers.
+        """
+        assert isinstance(self, nn.Module)
+        with torch.random.fork_rng(devices=[]):
+            wanted = without_memory(lambda: cast(nn.Module, type(self)(self.settings)), 10**6)  # type: ignore[call-arg]
+        theirs, ours = dict(wanted.named_modules()), dict(self.named_modules())
+        for name in sorted({*theirs, *ours}):
+            a, b = theirs.get(name), ours.get(name)
+            if a is None or b is None or type(a) is not type(b) or a.extra_repr() != b.extra_repr():
+                found, built = (
+                    "nothing" if x is None else f"{type(x).__name__}({x.extra_repr()})"[:80] for x in (b, a)
+                )
+                raise InputError(
+                    f"{name} is {found} where the settings build {built}, so the model could not be loaded again: put "
+                    "the part that the settings name in its place before saving, or save its state_dict yourself"
+                )
+        stored, needed = (
+            {name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in state.items()}
+            for state in (self.state_dict(), wanted.state_dict())
+        )
+        if stored != needed:
+            raise InputError(f"{_first_difference(stored, needed)}, so the model could not be loaded again")
+
+    def check_numbers(self) -> None:
+        """ValueError where numbers of a state that was loaded cannot be those of a model."""
+        assert isinstance(self, nn.Module)
+        for name, tensor in self.state_dict().items():
+            if tensor.is_floating_point() and tensor.numel():
+                low, high = torch.stack(tensor.aminmax()).tolist()
+                if not -LARGEST <= low <= high <= LARGEST:
+                    raise ValueError(f"{name[:80]} holds {low if abs(low) > abs(high) else high}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Models are pickled as settings and numbers; parts that are not of the settings are refused."""
+        assert isinstance(self, nn.Module)
+        self.check_parts()
+        parameters = {name: (p.detach(), p.requires_grad) for name, p in self.named_parameters()}
+        modes = [module.training for module in self.modules()]
+        return _rebuilt, (type(self), self.settings, parameters, dict(self.named_buffers()), modes, self.card)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
@@ -237,8 +318,11 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         model = cls(settings)  # type: ignore[call-arg]
         try:
             model.load_state_dict(load_file(path, device="cpu"))  # type: ignore[attr-defined]
-        except (SafetensorError, RuntimeError, OSError) as error:
+            model.check_numbers()
+        except (SafetensorError, RuntimeError, OSError, ValueError) as error:
             raise _misfit(path, error) from error
+        if folder is not None:
+            _check_card(folder / CARD)
         with suppress(InputError):  # a model needs none
             model.card = _read_card(find(CARD))
         return model.to(map_location).eval()  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraint
 
 from vqstack.errors import InputError
 from vqstack.output import unfinished
+from vqstack.reading import read_json
 
 FORMAT_VERSION = 2
 ENCODE = "encode_dataset"  # the command that writes code data sets, as named in the marker of unfinished output
@@ -140,9 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
     if unfinished(folder) is not None:
         raise InputError(f"{folder}: is unfinished; run the command that writes it again")
     try:
-        if path.stat().st_size > LARGEST_MANIFEST:
-            raise InputError(f"{path}: more than {LARGEST_MANIFEST} bytes, no manifest; encode the data set again")
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path, LARGEST_MANIFEST)
     except OSError as error:
         raise InputError(f"{folder}: no code data set there ({error}); name a folder of {ENCODE}") from error
     except (ValueError, RecursionError) as error:

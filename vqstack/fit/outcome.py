@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqstack.checkpoint import Checkpoints, digest, write_atomically, write_state
 from vqstack.errors import InputError
+from vqstack.reading import check_plain
 
 BEST, DONE, CHECKPOINTS = "best.pt", "DONE", "checkpoints"
 
@@ -55,6 +56,8 @@ def shapes_left(folder: Path) -> dict[str, tuple[int, ...]]:
 def _read(folder: Path, mapped: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What was said about a finished phase, and its weights; ``mapped`` leaves them on the disk until looked at."""
     try:
+        check_plain(folder / DONE)
+        check_plain(folder / BEST)
         about = json.loads((folder / DONE).read_text(encoding="utf-8"))
         if digest(folder / BEST) != about.get("sha256", digest(folder / BEST)):  # the first version wrote none
             raise ValueError("it is not what was written")
