@@ -198,7 +198,7 @@ HUGE = 10**7
         ({"stack__levels__0__width": HUGE}, "does not fit its config.json"),
         ({"stack__levels__0__encoder_blocks": HUGE}, "the settings ask for more than"),
         ({"image_shape": [1, HUGE * 8, HUGE * 8]}, "does not fit its config.json"),
-        ({"classes": HUGE}, "does not fit its config.json"),
+        ({"classes": HUGE}, "classes: 10000000 does not fit"),
     ],
     ids=str,
 )
