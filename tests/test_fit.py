@@ -60,10 +60,10 @@ class Images:
         return (pixels,)
 
 
-def level(kind="vq", dropout=0.3, seed=0):
+def level(kind="vq", dropout=0.3, seed=0, family="product"):
     torch.manual_seed(seed)
     quantizer = {"kind": kind, "codebook_size": 9 if kind == "fsq" else 8, "dim": 4, "revival": 0.9}
-    settings = LevelSettings(map=(2, 2), width=8, quantizer=quantizer, dropout=dropout)
+    settings = LevelSettings(map=(2, 2), width=8, quantizer=quantizer, dropout=dropout, decoder={"family": family})
     return PixelLevel(settings, (1, 4, 4), 2, PixelHead(PixelSettings(), 1, 2), (4, 4))
 
 
@@ -209,21 +209,21 @@ def test_average_by_hand():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("kind", ["vq", "lfq"])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, accumulate):
-    whole = build(tmp_path / "whole", level(kind), accumulate=accumulate)
+@pytest.mark.parametrize(("kind", "family"), [("vq", "product"), ("vq", "window"), ("lfq", "product")])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, family, accumulate):
+    whole = build(tmp_path / "whole", level(kind, family=family), accumulate=accumulate)
     best = whole.run()
 
     def kill(module, step):
         if step == 8:
             raise Interrupted
 
-    killed = build(tmp_path / "parts", level(kind), on_evaluation=kill, accumulate=accumulate)
+    killed = build(tmp_path / "parts", level(kind, family=family), on_evaluation=kill, accumulate=accumulate)
     with pytest.raises(Interrupted):
         killed.run()
     assert checkpoint(tmp_path / "parts")["step"] == 4
     torch.manual_seed(99)  # nothing may hang on the state of the process that goes on
-    resumed = build(tmp_path / "parts", level(kind, seed=5), accumulate=accumulate)
+    resumed = build(tmp_path / "parts", level(kind, seed=5, family=family), accumulate=accumulate)
     assert resumed.run() == best
     assert equal(checkpoint(tmp_path / "parts"), checkpoint(tmp_path / "whole"))
     assert equal(resumed.module.state_dict(), whole.module.state_dict())

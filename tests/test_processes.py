@@ -35,7 +35,7 @@ data: {source: digits, limit: 47, validation: 1, test: 3}
 augment: {shift: 1, views: 2}
 levels:
   - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0.1,
-     quantizer: {codebook_size: 8, dim: 4, revival: 0.9}}
+     decoder: {family: window, radius: 1, width: 8, features: 4}, quantizer: {codebook_size: 8, dim: 4, revival: 0.9}}
   - {map: [2, 2], width: 8, encoder_blocks: 1, decoder_blocks: 1, quantizer: {kind: cosine, codebook_size: 4, dim: 4}}
 train_levels: [{steps: 9, batch_size: 6, warmup: 2, evaluate_every: 3}]
 prior: {depth: 1, dim: 8, heads: 2}

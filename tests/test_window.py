@@ -251,3 +251,11 @@ def test_a_refiner_walks_along_with_the_decoder_that_it_corrects(family):
 def test_refiners_that_take_another_order_are_refused(changes):
     with pytest.raises(ValueError, match="window decoder"):
         small_model(({"level": 1, "family": "autoregressive", **changes},))
+
+
+def test_the_network_is_a_plain_module_that_exports():
+    """Tensors in, tensors out: what torch traces says what the module says, of other values too."""
+    network = pixel_level((3, 4, 6), tile=(2, 3)).decoder.window
+    known, features = torch.rand(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
+    exported = torch.export.export(network, (known, features)).module()
+    torch.testing.assert_close(exported(known / 2, features), network(known / 2, features))

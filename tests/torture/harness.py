@@ -41,7 +41,8 @@ COMPRESS, DECOMPRESS = "tools/compress.py", "tools/decompress.py"
 RECIPE = """
 data: {source: digits, limit: 64}
 levels:
-  - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0.1, quantizer: {codebook_size: 8, dim: 4}}
+  - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0.1, quantizer: {codebook_size: 8, dim: 4},
+     decoder: {family: window, radius: 1, width: 8, features: 4}}
   - {map: [2, 2], width: 8, encoder_blocks: 1, decoder_blocks: 1, quantizer: {codebook_size: 4, dim: 4}}
 train_levels: [{steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}]
 refiners: [{level: 2, groups: 4, depth: 1, dim: 8, heads: 2, corruption: 0.2}]
