@@ -56,7 +56,7 @@ def call(monkeypatch, capsys, tmp_path):
     """The command in this process, its classifier trained for a moment only: (exit code, stdout, stderr)."""
     quick = FitSettings(steps=4, batch_size=8, warmup=1, evaluate_every=4)
     monkeypatch.setattr(features, "TRAINING", quick)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path / "cache" / "vqstack"))
     spec = importlib.util.spec_from_file_location("command_evaluate", TOOL)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
