@@ -129,7 +129,7 @@ def test_what_it_writes(call, run_folder, tmp_path):
     assert [row["seed"] for row in samples["seeds"]] == [4, 5]
     assert all(0 <= row["accuracy"] <= 1 and row["floor"] > 0 for row in samples["seeds"])
     assert found["settings"]["sampling"]["temperature"] == [0.5]  # the model's own, as nothing else was said
-    assert [p.name[:11] for p in (tmp_path / "cache" / "vqstack").iterdir()] == ["classifier-"]
+    assert len(list((tmp_path / "cache" / "vqstack").glob("classifier-*"))) == 1
 
 
 def test_another_split_without_samples(call, run_folder, tmp_path):
@@ -144,7 +144,7 @@ def test_another_split_without_samples(call, run_folder, tmp_path):
     model = HierarchicalModel.from_pretrained(run_folder / "model")
     split = load_splits(data_of_run(run_folder))["validation"]
     assert found["ledger"]["refined"]["bits"] == pytest.approx(model.ledger(split.pixels, split.labels).bits)
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("classifier-*"))
 
 
 def test_the_batch_size_does_not_matter(run_folder):
