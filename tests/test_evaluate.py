@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -52,11 +53,11 @@ def run_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(monkeypatch, capsys, tmp_path_factory):
     """The command in this process, its classifier trained for a moment only: (exit code, stdout, stderr)."""
     quick = FitSettings(steps=4, batch_size=8, warmup=1, evaluate_every=4)
     monkeypatch.setattr(features, "TRAINING", quick)
-    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path / "cache" / "vqstack"))
+    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path_factory.mktemp("cache")))
     spec = importlib.util.spec_from_file_location("command_evaluate", TOOL)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
@@ -129,7 +130,7 @@ def test_what_it_writes(call, run_folder, tmp_path):
     assert [row["seed"] for row in samples["seeds"]] == [4, 5]
     assert all(0 <= row["accuracy"] <= 1 and row["floor"] > 0 for row in samples["seeds"])
     assert found["settings"]["sampling"]["temperature"] == [0.5]  # the model's own, as nothing else was said
-    assert len(list((tmp_path / "cache" / "vqstack").glob("classifier-*"))) == 1
+    assert len(list(Path(os.environ["VQSTACK_CACHE"]).glob("classifier-*"))) == 1
 
 
 def test_another_split_without_samples(call, run_folder, tmp_path):
@@ -144,7 +145,7 @@ def test_another_split_without_samples(call, run_folder, tmp_path):
     model = HierarchicalModel.from_pretrained(run_folder / "model")
     split = load_splits(data_of_run(run_folder))["validation"]
     assert found["ledger"]["refined"]["bits"] == pytest.approx(model.ledger(split.pixels, split.labels).bits)
-    assert not list((tmp_path / "cache").rglob("classifier-*"))
+    assert not list(Path(os.environ["VQSTACK_CACHE"]).glob("classifier-*"))
 
 
 def test_the_batch_size_does_not_matter(run_folder):
