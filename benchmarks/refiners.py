@@ -74,9 +74,9 @@ def evaluations(model: HierarchicalModel) -> int:
 
 
 def parameters_above(model: HierarchicalModel) -> int:
-    """Parameters of the levels above 1, of their refiners and of the prior."""
+    """Parameters of the levels above 1, of their refiners and of the prior; what they share is counted once."""
     above = [*model.stack.levels[1:], model.prior, *(model.refiner(n) for n in range(2, len(model.stack) + 1))]
-    return sum(parameter.numel() for part in above if part is not None for parameter in part.parameters())
+    return sum(p.numel() for p in {p for part in above if part is not None for p in part.parameters()})
 
 
 def seconds_in_turn(sides: list[Callable[[], object]], repeats: int = 5) -> list[float]:

@@ -32,6 +32,8 @@ def tiny(
     pixels="auto",
     sampling=None,
     refiners=(),
+    unified=False,
+    sizes=None,
     **prior,
 ):
     """Two levels of tiny codebooks; every weight is drawn from a normal distribution."""
@@ -39,12 +41,13 @@ def tiny(
         LevelSettings(
             map=m, width=8, encoder_blocks=1, decoder_blocks=1, quantizer={"kind": kind, "codebook_size": k, "dim": 3}
         )
-        for m, k in zip(maps, KINDS[kind], strict=True)
+        for m, k in zip(maps, sizes or KINDS[kind][: len(maps)], strict=True)
     )
     settings = ModelSettings(
         stack=StackSettings(levels=levels, pixels=PixelSettings(kind=pixels, components=2), pad_to=pad_to),
         prior=CodeModelSettings(**{"depth": 1, "dim": 8, "heads": 2, **prior}),
         refiners=tuple(RefinerSettings(depth=1, dim=8, heads=2, **refiner) for refiner in refiners),
+        unified=unified,
         sampling=sampling or SamplingSettings(),
         image_shape=shape,
         values=values,

@@ -183,7 +183,7 @@ def main(arguments: list[str]) -> None:
     compared_by = features_of(command, splits, accelerator) if command.samples else None
 
     output = Output(command.out, "evaluate")
-    columns = {"feed-forward": False} | ({"refined": True} if model.settings.refiners else {})
+    columns = {"feed-forward": False} | ({"refined": True} if model.refiners else {})
     scores = {
         name: evaluate_split(model, split, accelerator, command.batch_size, refined=refined)
         for name, refined in columns.items()

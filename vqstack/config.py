@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vqstack import signals
 from vqstack.checkpoint import CANNOT_WRITE, failed_write
-from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners
+from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified
 from vqstack.errors import BROKEN_PIPE, CommandError, InputError, LostError, Stopped, explain
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
@@ -48,6 +48,11 @@ class RunConfig(StackSettings):
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
     refiners: tuple[RefinerSettings, ...] = Field(
         (), description="Transformers that correct the decoders of chosen levels, trained on the frozen codes."
+    )
+    unified: bool = Field(
+        False,
+        description="One transformer, with the settings of the prior, for the maps of codes of all levels: prior and "
+        "refiners of the levels above 1 in one, trained with train_prior on all of them at once.",
     )
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     train_levels: tuple[FitSettings, ...] = Field(
@@ -106,7 +111,10 @@ class RunConfig(StackSettings):
             raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
         if self.augment.views and self.data.streaming:
             raise ValueError("augment.views stores codes of a split, and a stream is encoded on the way: leave one out")
-        check_refiners(self.refiners, [level.decoder for level in self.levels])
+        decoders = [level.decoder for level in self.levels]
+        check_refiners(self.refiners, decoders)
+        if self.unified:
+            check_unified(self.prior, self.refiners, decoders)
         if self.joint and self.levels_from is not None:
             raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")
         if self.joint and any(refiner.joint_encoder for refiner in self.refiners):
@@ -128,6 +136,7 @@ class RunConfig(StackSettings):
             stack=StackSettings(**{name: getattr(self, name) for name in StackSettings.model_fields}),
             prior=self.prior,
             refiners=self.refiners,
+            unified=self.unified,
             sampling=self.sampling,
             image_shape=image_shape,  # type: ignore[arg-type]
             values=self.data.values,

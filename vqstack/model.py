@@ -1,7 +1,7 @@
 """The whole model: stack, refiners, prior; one likelihood for pixels and all codes, one sampler down to pixels."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,19 +11,26 @@ from torch import Tensor, nn
 from vqstack.checks import check_map, check_number
 from vqstack.code_model import (
     NO_LABEL,
+    SHARED,
+    AutoregressiveCodeModel,
     CodeModel,
     CodeModelSettings,
     MaskedCodeModel,
     Parent,
     RefinerSettings,
+    UnifiedCodeModel,
+    before_map,
     build_code_model,
     build_refiner,
     check_refiners,
+    check_unified,
     parent_of,
+    segments_of,
 )
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
 from vqstack.likelihood import Clamped, Distribution, Draw, Known, noise
+from vqstack.nets import store_once
 from vqstack.pretrained import Pretrained
 from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels, finest
 from vqstack.stack import Stack, StackSettings
@@ -92,6 +99,7 @@ class ModelSettings(BaseModel):
     stack: StackSettings = Field(StackSettings(), description="The levels.")
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
     refiners: tuple[RefinerSettings, ...] = Field((), description="Corrections to the decoders of chosen levels.")
+    unified: bool = Field(False, description="The prior's transformer also refines every level above 1.")
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     image_shape: tuple[int, int, int] = Field(description="Channels (count), rows and columns (pixels) of the images.")
     values: int = Field(256, ge=2, le=256, description="V, count of grey values a channel: pixels are 0 … V-1.")
@@ -102,8 +110,16 @@ class ModelSettings(BaseModel):
         channels, rows, columns = self.image_shape
         if channels not in (1, 3) or min(rows, columns) < 1:
             raise ValueError(f"image_shape: {self.image_shape} is no shape of grey (1) or colour (3) images")
-        check_refiners(self.refiners, [level.decoder for level in self.stack.levels])
+        decoders = [level.decoder for level in self.stack.levels]
+        check_refiners(self.refiners, decoders)
+        if self.unified:
+            check_unified(self.prior, self.refiners, decoders)
         return self
+
+    @property
+    def every_refiner(self) -> tuple[RefinerSettings, ...]:
+        """The refiners, those included that are the prior's transformer."""
+        return self.refiners + (segments_of(self.prior, len(self.stack.levels)) if self.unified else ())
 
     def draws(self, sampling: SamplingSettings | None = None) -> list[Draw]:
         """One :class:`Draw` for the prior, level L, …, level 1; what these models cannot do is an error.
@@ -111,7 +127,7 @@ class ModelSettings(BaseModel):
         A single value of guidance, confidence or mean is for the parts that can do it, of which there must be one.
         """
         sampling = sampling or self.sampling
-        refiners = {refiner.level: refiner for refiner in self.refiners}
+        refiners = {refiner.level: refiner for refiner in self.every_refiner}
         names = ["prior", *(f"level {n}" for n in range(len(self.stack.levels), 0, -1))]
         parts = [self.prior, *(refiners.get(n) for n in range(len(self.stack.levels), 0, -1))]
         guided = [p is not None and p.labels and p.label_dropout > 0 and self.classes > 0 for p in parts]
@@ -163,10 +179,18 @@ class HierarchicalModel(nn.Module, Pretrained):
         self.prior = build_code_model(settings.prior, top.map_shape, codes.size, settings.classes, codes.dim)
         self.refiners = nn.ModuleDict(
             {
-                str(refiner.level): build_refiner(refiner, self.stack.level(refiner.level), settings.classes)
-                for refiner in settings.refiners
+                str(refiner.level): build_refiner(
+                    refiner,
+                    self.stack.level(refiner.level),
+                    settings.classes,
+                    self.prior.backbone if settings.unified and refiner.level > 1 else None,
+                )
+                for refiner in settings.every_refiner
             }
         )
+        if settings.unified:
+            lower = [f"refiners.{number}." for number in range(2, len(self.stack) + 1)]
+            store_once(self, {f"{name}{part}": f"prior.{part}" for name in lower for part in SHARED})
         self.classes = max(part.classes for part in self.parts)
         """Number of class labels that some part is conditional on; 0: none."""
         uniform = torch.full((self.classes,), 1 / max(self.classes, 1))
@@ -201,6 +225,16 @@ class HierarchicalModel(nn.Module, Pretrained):
             )
         return super()._apply(fn, recurse)
 
+    @property
+    def segments(self) -> list[AutoregressiveCodeModel]:
+        """With ``unified`` the parts that share a backbone: of z_L, …, z_1."""
+        return [self.prior, *(self.refiner(number) for number in range(len(self.stack), 1, -1))]  # type: ignore[list-item]
+
+    @property
+    def unified(self) -> UnifiedCodeModel | None:
+        """The transformer of all maps of codes, where there is one."""
+        return UnifiedCodeModel(self.segments) if self.settings.unified else None
+
     @torch.no_grad()
     def count_labels(self, labels: Labels) -> None:
         """Set P(label) to the training frequencies, one count added to each class so that none is impossible."""
@@ -222,16 +256,21 @@ class HierarchicalModel(nn.Module, Pretrained):
         codes: AnyCodes,
         labels: Labels | None = None,
         *,
+        above: Sequence[AnyCodes] | None = None,
         refined: bool = True,
         known: Known | None = None,
         guidance: float = 1.0,
     ) -> Distribution:
         """``P(z_{level-1} | z_level)``, over pixels for level 1; what scoring, sampling and coding all walk.
 
+        With ``unified`` it is ``P(z_{level-1} | z_level, z_{level+1} … z_L)`` for levels above 1.
+
         Args:
             level: l.
             codes: z_l.
             labels: of the images; a refiner that is conditional on the class but was trained to do without takes none.
+            above: z_{level+1} … z_L as they were drawn or are scored; default: the encodings of z_level. Only the
+                transformer of ``unified`` reads them.
             refined: use the level's refiner, where it has one.
             known, guidance: see :meth:`vqstack.code_model.CodeModel.distribution`.
         """
@@ -246,18 +285,40 @@ class HierarchicalModel(nn.Module, Pretrained):
         if refiner is None:
             decoded = self.stack.level(level).given(self.stack.level(level).quantizer.lookup(codes))
             return decoded if known is None else Clamped(decoded, known)
-        told, parent = self._seen_by(refiner, level, codes, labels)
+        told, parent = self._seen_by(refiner, level, codes, labels, above)
         return refiner.distribution(len(codes), told, codes.device, parent, known=known, guidance=guidance)
 
     def _seen_by(
-        self, refiner: CodeModel, level: int, codes: AnyCodes, labels: Labels | None
+        self,
+        refiner: CodeModel,
+        level: int,
+        codes: AnyCodes,
+        labels: Labels | None,
+        above: Sequence[AnyCodes] | None = None,
     ) -> tuple[Labels | None, Parent]:
         """The labels that a refiner reads, and what it sees of the codes above."""
         if refiner.classes and labels is None:
             if not refiner.settings.label_dropout:
                 raise InputError(f"the refiner of level {level} is conditional on the class: give labels")
             labels = torch.full((len(codes),), NO_LABEL, device=codes.device)
-        return labels if refiner.classes else None, parent_of(self.stack.level(level), codes)
+        parent = parent_of(self.stack.level(level), codes)
+        if self.settings.unified and level > 1:
+            higher = self._encodings(codes, level) if above is None else above
+            if len(higher) != len(self.stack) - level:
+                raise InputError(f"above: {len(higher)} maps: give z_{level + 1} … z_{len(self.stack)}, or none")
+            for number, z in enumerate(higher, start=level + 1):
+                self.stack.level(number).check_codes(z, len(codes))
+            maps = [codes, *higher][::-1]
+            sees = (parent_of(self.stack.level(len(self.stack) - i), z) for i, z in enumerate(maps[:-1]))
+            parent = parent._replace(before=before_map(self.segments, maps, [None, *sees]))
+        return labels if refiner.classes else None, parent
+
+    def _encodings(self, codes: AnyCodes, level: int) -> list[AnyCodes]:
+        """z_{level+1} … z_L of codes z_level."""
+        maps = [codes]
+        for number in range(level + 1, len(self.stack) + 1):
+            maps.append(self.stack.level(number).encode(maps[-1]))
+        return maps[1:]
 
     def code_lengths(
         self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, *, refined: bool = True
@@ -275,7 +336,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         rows["prior"] = -self.prior.log_prob(codes[-1], given)
         for number in range(len(self.stack), 0, -1):
             below = codes[number - 2] if number > 1 else pixels
-            conditional = self.conditional(number, codes[number - 1], given, refined=refined)
+            conditional = self.conditional(number, codes[number - 1], given, above=codes[number:], refined=refined)
             rows[f"level-{number}"] = -conditional.log_prob(below)
         return rows
 
@@ -425,8 +486,13 @@ class HierarchicalModel(nn.Module, Pretrained):
         labels: Labels | None,
         known: Mapping[int, Known],
     ) -> Sample:
+        higher = self._encodings(codes, level) if self.settings.unified else []
+
         def conditional(number: int, above: AnyCodes, draw: Draw) -> Distribution:
-            return self.conditional(number, above, labels, known=known.get(number - 1), guidance=draw.guidance)
+            seen = list(higher)
+            higher.insert(0, above)
+            options = {"known": known.get(number - 1), "guidance": draw.guidance}
+            return self.conditional(number, above, labels, above=seen, **options)  # type: ignore[arg-type]
 
         *maps, pixels = self.stack.descend(codes, level, draws, seed, indices, conditional)
         return Sample(pixels, {level - i: z for i, z in enumerate([codes, *maps])}, labels)

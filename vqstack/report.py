@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
@@ -59,13 +60,19 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         nothing = "no two levels have blocks of one width, so nothing is shared"
         lines.append(f"sharing  trunk: {shared if model.stack.owners else nothing}")
     fits = [config.train_prior, *(config.train_refiners * len(config.refiners))[: len(config.refiners)]]
-    names = ["prior   ", *(f"refiner {refiner.level}" for refiner in config.refiners)]
-    for name, part, fit in zip(names, model.parts, fits, strict=True):
-        parameters = sum(p.numel() for p in part.parameters())
-        around = 0 if part.window is None else part.window.mix.in_features  # gathered, and again without the unknown
-        floats = part.sites * (16 * part.settings.dim * part.settings.depth + 3 * part.head.parameters + 2 * around)
+    names = ["unified " if config.unified else "prior   ", *(f"refiner {refiner.level}" for refiner in config.refiners)]
+    trained: list[list[Any]] = [model.segments if config.unified else [model.prior]]
+    trained += [[model.refiner(refiner.level)] for refiner in config.refiners]
+    for name, parts, fit in zip(names, trained, fits, strict=True):
+        parameters = sum(p.numel() for p in {p for part in parts for p in part.parameters()})  # shared ones once
+        floats = 0
+        for part in parts:
+            kept = 16 * part.settings.dim * part.settings.depth + 3 * part.head.parameters
+            # What a window reads is gathered, and again without the unknown.
+            floats += part.sites * (kept + (0 if part.window is None else 2 * part.window.mix.in_features))
         peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
-        lines.append(f"{name} {part.sites} sites in {len(part.schedule)} groups, {parameters:,} parameters")
+        sites, groups = sum(part.sites for part in parts), sum(len(part.schedule) for part in parts)
+        lines.append(f"{name} {sites} sites in {groups} groups, {parameters:,} parameters")
     total = sum(p.numel() for p in model.parameters())
     lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")
     lines.append(

@@ -327,7 +327,7 @@ class RefinerSource:
             replaced = torch.rand(codes.shape, generator=generator) < share.view(-1, *[1] * (codes.ndim - 1))
             codes = torch.where(replaced.to(codes.device), self._replacements(codes, generator), codes)
         labels = given[0] if given else torch.full((len(codes),), NO_LABEL)
-        base, features, share = parent_of(self.level, codes, share.to(codes.device))
+        base, features, share = parent_of(self.level, codes, share.to(codes.device))[:3]
         if isinstance(base, Windowed):
             base = base.parameters(by_site(below, self.level.head.channels))
         return below, labels.to(codes.device), base, features, share
@@ -340,3 +340,36 @@ class RefinerSource:
         assert self.above is not None
         drawn = self.above.decode(self.above.encode(codes))
         return drawn.sample(torch.rand(len(codes), drawn.sites, generator=generator, dtype=torch.float64))
+
+
+class UnifiedSource:
+    """Maps of all levels with what each says of the map below: what the transformer of all maps is trained on.
+
+    Args:
+        lowest: gives z_1, and labels if the transformer reads them.
+        stack: frozen.
+    """
+
+    def __init__(self, lowest: Source, stack: Stack) -> None:
+        self.lowest, self.stack = lowest, stack
+
+    def __len__(self) -> int:
+        return len(self.lowest)
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """Pass on to where the maps come from."""
+        if isinstance(self.lowest, ReadingAhead):
+            self.lowest.announce(batches)
+
+    @torch.no_grad()
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        codes, *given = self.lowest.batch(indices, epochs)
+        maps, parents = [codes], list[tuple[Tensor, Tensor]]()
+        for level in self.stack.levels[1:]:
+            maps.append(level.encode(maps[-1]))
+            base, features = parent_of(level, maps[-1])[:2]
+            if isinstance(base, Windowed):
+                base = base.parameters(by_site(maps[-2], level.head.channels))
+            parents.append((base, features))
+        labels = given[0] if given else torch.full((len(codes),), NO_LABEL, device=codes.device)
+        return labels.to(codes.device), *maps[::-1], *(tensor for pair in parents[::-1] for tensor in pair)

@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from x_transformers import Decoder
 from x_transformers.attend import Attend
 from x_transformers.x_transformers import LayerIntermediates
 
-from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_group, by_raster
+from vqstack.code_model.base import Before, CodeModel, OfCodeModel, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
-from vqstack.likelihood import Factor, Known
+from vqstack.likelihood import Distribution, Factor, Known
 from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Labels, Nats, Pixels
 
@@ -32,22 +33,27 @@ class AutoregressiveCodeModel(CodeModel):
     class. A site attends to all inputs of its own group and the groups before, none of which holds a value of its own
     group or a later one (as in parallelized autoregressive generation, Wang et al. 2024).
 
+    Where models share a backbone, their maps may be segments of one sequence: what is said of all groups before holds
+    for the places of the segments before, too (see :mod:`vqstack.code_model.unified`).
+
     Args: see :class:`CodeModel`.
     """
 
     source: Tensor  # for each place of the sequence after the first group, the site whose value is its input
     order: Tensor  # the sites in the order of the sequence
-    seen: Tensor | None  # places that a place attends to; none: all before it
 
     def _add_inputs(self) -> None:
         self.begin = nn.Parameter(torch.randn(self.settings.dim) * 0.02)
         self.register_buffer("source", _sources(self.schedule), persistent=False)
         self.register_buffer("order", self.schedule.order, persistent=False)
-        self.register_buffer("seen", None if self._one_by_one else _seen(self.schedule), persistent=False)
+        if len(self.schedule) < self.sites:
+            # The library's cache wants a causal decoder; which places see which is said by the mask, and a step with
+            # the cache sees all of its own group.
+            for attend in self._attention():
+                attend.causal = False
 
-    @property
-    def _one_by_one(self) -> bool:
-        return len(self.schedule) == self.sites
+    def _attention(self) -> list[Attend]:
+        return [module for module in self.backbone.modules() if isinstance(module, Attend)]
 
     def _schedule(self, groups: int) -> Schedule:
         if groups == self.sites:
@@ -59,14 +65,7 @@ class AutoregressiveCodeModel(CodeModel):
         return Window(self.map_shape, radius, self.settings.dim, self.schedule.group) if radius else None
 
     def _backbone(self, **settings: Any) -> nn.Module:
-        decoder = Decoder(**settings)
-        if not self._one_by_one:
-            # The library's cache wants a causal decoder; which places see which is said by the mask, and a step with
-            # the cache sees all of its own group.
-            for module in decoder.modules():
-                if isinstance(module, Attend):
-                    module.causal = False
-        return decoder
+        return Decoder(**settings)
 
     def _begin(self, batch: int, labels: Labels | None) -> Float[Tensor, "b 1 d"]:
         return self.begin.expand(batch, 1, -1) + self.label_features(batch, labels)
@@ -75,13 +74,39 @@ class AutoregressiveCodeModel(CodeModel):
         self, values: Int64[Tensor, "b N c"], labels: Labels | None, parent: Parent | None
     ) -> Float[Tensor, "b N P"]:
         """Parameters of every site given the groups before its own, in one pass; raster order."""
-        batch, first = len(values), self.schedule.sizes[0]
-        begin = self._begin(batch, labels).expand(-1, first, -1)
+        inputs, group = self.inputs(values, labels, parent), self.groups
+        before = None if parent is None else parent.before
+        if before is not None:
+            inputs = torch.cat([before.inputs(labels), inputs], 1)
+            group = torch.cat([before.group, group + before.group[-1] + 1])
+        return self.outputs(self.attend(inputs, group)[:, -self.sites :], values, parent)
+
+    @property
+    def groups(self) -> Int64[Tensor, "N"]:
+        """The number of the group of each place of the sequence."""
+        return self.schedule.group.to(self.order.device)[self.order]
+
+    def inputs(
+        self, values: Int64[Tensor, "b N c"], labels: Labels | None, parent: Parent | None
+    ) -> Float[Tensor, "b N d"]:
+        """What the network reads at each place of the sequence: of no value of the place's own group or a later one."""
+        begin = self._begin(len(values), labels).expand(-1, self.schedule.sizes[0], -1)
         inputs = torch.cat([begin, self.embed(values[:, self.source])], 1) + self.context(parent)[:, self.order]
-        if self.window is not None:
-            inputs = inputs + self.window(self.embed(values), self.order)
-        options = {} if self.seen is None else {"attn_mask": self.seen}
-        hidden = self.backbone(inputs, **options)
+        return inputs if self.window is None else inputs + self.window(self.embed(values), self.order)
+
+    def attend(self, inputs: Float[Tensor, "b M d"], group: Int64[Tensor, "M"], **options: Any) -> Any:
+        """The network over places, each of which sees those of its own group and of groups before.
+
+        Gives features [b, M, d]; with ``return_hiddens`` the cache, too.
+        """
+        if not all(attend.causal for attend in self._attention()):
+            options["attn_mask"] = group[:, None] >= group[None, :]
+        return self.backbone(inputs, **options)
+
+    def outputs(
+        self, hidden: Float[Tensor, "b N d"], values: Int64[Tensor, "b N c"], parent: Parent | None
+    ) -> Float[Tensor, "b N P"]:
+        """Parameters of every site, in raster order, from what the network puts out at the places of the sequence."""
         raster = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(self.sites, device=hidden.device))
         return self.correct(hidden[:, raster], by_raster(parent, values))
 
@@ -92,17 +117,27 @@ class AutoregressiveCodeModel(CodeModel):
         return self._site_parameters(codes[..., None], labels, parent)
 
     def prefill(
-        self, batch: int, labels: Labels | None, context: Float[Tensor, "#b N d"]
+        self,
+        batch: int,
+        labels: Labels | None,
+        context: Float[Tensor, "#b N d"],
+        before: Before | None = None,
     ) -> tuple[Float[Tensor, "b n d"], LayerIntermediates]:
         """What the network puts out for the sites of the first group, and the cache.
 
         Args:
             batch, labels: number of images, one label each.
             context: of every site, see :meth:`CodeModel.context`.
+            before: what stands before the map in its sequence; read in one pass.
         """
         first = self.schedule.sizes[0]
         inputs = self._begin(batch, labels) + context[:, self.order[:first]]
-        return self.backbone(inputs, return_hiddens=True)
+        if before is None:
+            return self.backbone(inputs, return_hiddens=True)
+        inputs = torch.cat([before.inputs(labels), inputs.expand(batch, -1, -1)], 1)
+        group = F.pad(before.group, (0, first), value=int(before.group[-1]) + 1)
+        hidden, cache = self.attend(inputs, group, return_hiddens=True)
+        return hidden[:, -first:], cache
 
     def step(
         self, group: int, values: Int64[Tensor, "b N c"], context: Float[Tensor, "#b N d"], cache: LayerIntermediates
@@ -123,21 +158,25 @@ class AutoregressiveCodeModel(CodeModel):
         return self.backbone(inputs, cache=cache, cache_age=inputs.shape[1], return_hiddens=True)
 
     def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
-        parameters = self._site_parameters(self.by_site(values), labels, parent)
+        return self._over_map(self._site_parameters(self.by_site(values), labels, parent)).log_prob(values)
+
+    def _over_map(self, parameters: Float[Tensor, "b N P"]) -> Distribution:
         rows, columns = self.map_shape
-        return self.head(rearrange(parameters, "b (h w) p -> b p h w", h=rows, w=columns)).log_prob(values)
+        return self.head(rearrange(parameters, "b (h w) p -> b p h w", h=rows, w=columns))
 
     def _training_nats(
         self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None
     ) -> tuple[Tensor, Nats]:
+        return self.score(self._site_parameters(self.by_site(values), labels, parent), values)
+
+    def score(self, parameters: Float[Tensor, "b N P"], values: AnyCodes | Pixels) -> tuple[Tensor, Nats]:
+        """Of parameters of every site the loss, nats an image averaged over the batch, and -ln P of each image."""
         if self.soft_codebook is None or not self.training:
-            nats = -self.log_prob(values, labels, parent)
+            nats = -self._over_map(parameters).log_prob(values)
             return nats.mean(), nats
-        flat = self.by_site(values)
-        parameters = self._site_parameters(flat, labels, parent).flatten(0, 1)
-        loss = self.site_loss(parameters, flat.flatten(0, 1))
-        nats = self.site_nats(parameters.detach(), flat.flatten(0, 1)).view(len(values), -1).sum(1)
-        return loss.sum() / len(values), nats
+        flat, parameters = self.by_site(values).flatten(0, 1), parameters.flatten(0, 1)
+        nats = self.site_nats(parameters.detach(), flat).view(len(values), -1).sum(1)
+        return self.site_loss(parameters, flat).sum() / len(values), nats
 
     def _distribution(
         self, batch: int, labels: Labels | None, device: torch.device, parent: Parent | None, known: Known | None
@@ -152,7 +191,8 @@ class Autoregressive(OfCodeModel[AutoregressiveCodeModel]):
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:
         model = self.model
         context = model.context(self.parent)
-        hidden, cache = model.prefill(self.batch, self.labels, context)
+        before = None if self.parent is None else self.parent.before
+        hidden, cache = model.prefill(self.batch, self.labels, context, before)
         for group, base in enumerate(by_group(self.parent, model.schedule, values)):
             sites = model.schedule.sites(group).to(self.device)
             if group:
@@ -171,9 +211,3 @@ def _sources(schedule: Schedule) -> Int64[Tensor, "n"]:
         before, size = schedule.sites(group - 1), schedule.sizes[group]
         read.append(before[torch.arange(size) * len(before) // size])
     return torch.cat(read) if read else torch.empty(0, dtype=torch.int64)
-
-
-def _seen(schedule: Schedule) -> Bool[Tensor, "N N"]:
-    """Which places of the sequence a place attends to: those of its own group and of groups before."""
-    group = schedule.group[schedule.order]
-    return group[:, None] >= group[None, :]

@@ -10,7 +10,7 @@ starts exactly as its base: the feed-forward decoder's distribution for a refine
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -33,6 +33,18 @@ NO_LABEL = -1
 """Stands for a label that is not told."""
 
 
+class Before(NamedTuple):
+    """What stands before a map in a sequence of maps (see :mod:`vqstack.code_model.unified`).
+
+    Attributes:
+        inputs: of the network at each place, [b, M, d], given the labels that are told.
+        group: number of the group of each place, [M], none smaller than the one before it.
+    """
+
+    inputs: Callable[[Labels | None], Float[Tensor, "b M d"]]
+    group: Int64[Tensor, "M"]
+
+
 class Parent(NamedTuple):
     """What a refiner sees of the map above.
 
@@ -41,11 +53,13 @@ class Parent(NamedTuple):
             parameters depend on known values.
         features: of each site of the parent map, [b, F, rows, columns].
         share: which share of the parent's codes may be replaced ones, [b].
+        before: where the map is a segment of a sequence, what stands before it.
     """
 
     base: Float[Tensor, "b P h w"] | Windowed
     features: Float[Tensor, "b F rows columns"]
     share: Float[Tensor, "b"]
+    before: Before | None = None
 
 
 class CodeModel(nn.Module, ABC):
@@ -59,6 +73,7 @@ class CodeModel(nn.Module, ABC):
         scale: rows and columns that one site of the parent map covers; none: no parent.
         features: features of each site of the parent map.
         vector_dim: numbers of a codebook vector of the codes that are modelled.
+        backbone: of another model with the same settings, to be shared with it; none: one of its own.
 
     Attributes:
         sites: N.
@@ -75,6 +90,7 @@ class CodeModel(nn.Module, ABC):
         scale: tuple[int, int] | None = None,
         features: int = 0,
         vector_dim: int = 0,
+        backbone: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.map_shape, self.head, self.scale = settings, map_shape, head, scale
@@ -101,7 +117,7 @@ class CodeModel(nn.Module, ABC):
             self.parent = nn.Conv2d(features, settings.dim * scale[0] * scale[1], 1, bias=False)
             self.corruption = nn.Parameter(torch.zeros(settings.dim))
         self.window = self._window()
-        self.backbone = self._backbone(
+        self.backbone = backbone or self._backbone(
             dim=settings.dim,
             depth=settings.depth,
             heads=settings.heads,
@@ -184,13 +200,18 @@ class CodeModel(nn.Module, ABC):
             distribution = Guided(distribution, without, guidance)
         return distribution if known is None else Clamped(distribution, known)
 
-    def forward(self, values: AnyCodes | Pixels, labels: Labels | None = None, *parent: Tensor) -> Objective:
+    def forward(self, values: AnyCodes | Pixels, labels: Labels | None = None, *parent: Tensor | None) -> Objective:
         """Nats per site; in training some labels are hidden. ``parent`` holds the fields of a :class:`Parent`."""
-        if self.training and self.settings.label_dropout and labels is not None:
-            hidden = torch.rand(labels.shape, device=labels.device) < self.settings.label_dropout
-            labels = labels.masked_fill(hidden, NO_LABEL)
-        loss, nats = self._training_nats(values, labels, Parent(*parent) if parent else None)
+        loss, nats = self._training_nats(values, self.hide(labels), Parent(*parent) if parent else None)  # type: ignore[arg-type]
         return Objective(loss / self.sites, {"nats": nats.mean().detach()})
+
+    def hide(self, labels: Labels | None) -> Labels | None:
+        """The labels, in training without those of some images."""
+        if not self.training or not self.settings.label_dropout or labels is None:
+            return labels
+        return labels.masked_fill(
+            torch.rand(labels.shape, device=labels.device) < self.settings.label_dropout, NO_LABEL
+        )
 
     def know_codebook(self, codebook: Float[Tensor, "K v"]) -> None:
         """Tell the model, before training, which codes are near each other: for soft targets and for its space."""

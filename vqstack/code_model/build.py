@@ -1,6 +1,7 @@
 """Code models from their settings: a prior over codes, a refiner of a level; what a refiner sees of its level."""
 
 import torch
+from torch import nn
 
 from vqstack.code_model.autoregressive import AutoregressiveCodeModel
 from vqstack.code_model.base import CodeModel, Parent
@@ -21,11 +22,20 @@ def build_code_model(
     return _FAMILIES[settings.family](settings, map_shape, head, classes, vector_dim=vector_dim)
 
 
-def build_refiner(settings: RefinerSettings, level: Level, classes: int) -> CodeModel:
-    """A model of what lies below a level, given that level's codes; starts as the level's own decoder."""
+def build_refiner(
+    settings: RefinerSettings, level: Level, classes: int, backbone: nn.Module | None = None
+) -> CodeModel:
+    """A model of what lies below a level, given that level's codes; starts as the level's own decoder.
+
+    Args:
+        settings, level: of the refiner; whose map below it models.
+        classes: number of class labels in the data; 0: none.
+        backbone: of another model, to be shared with it; none: one of its own.
+    """
     family = _FAMILIES[settings.family]
     vector_dim = level.embedding.embedding_dim if isinstance(level, CodeLevel) else 0
-    return family(settings, level.below, level.head, classes, level.scale, level.outline_features, vector_dim)
+    above = (level.scale, level.outline_features)
+    return family(settings, level.below, level.head, classes, *above, vector_dim, backbone)
 
 
 @torch.no_grad()

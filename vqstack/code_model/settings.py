@@ -118,6 +118,32 @@ class RefinerSettings(CodeModelSettings):
         return self
 
 
+def segments_of(prior: CodeModelSettings, levels: int) -> tuple[RefinerSettings, ...]:
+    """With one transformer for all maps of codes: what models z_{L-1} … z_1, with the prior's settings."""
+    return tuple(RefinerSettings(level=level, **prior.model_dump()) for level in range(levels, 1, -1))
+
+
+def check_unified(
+    prior: CodeModelSettings, refiners: tuple[RefinerSettings, ...], decoders: list[DecoderSettings]
+) -> None:
+    """One transformer for all maps of codes is autoregressive, and is itself what refines the levels above 1."""
+    if len(decoders) < 2:
+        raise ValueError("unified: there is one map of codes, and nothing to unite: leave unified out")
+    if prior.family != "autoregressive":
+        raise ValueError(f"unified: prior.family is {prior.family}: set it to autoregressive, or leave unified out")
+    for refiner in refiners:
+        if refiner.level > 1:
+            raise ValueError(
+                f"unified: the transformer refines level {refiner.level} itself: leave its refiner or unified out"
+            )
+    for number, decoder in enumerate(decoders[1:], start=2):
+        if decoder.family == "window" and (decoder.tile != (0, 0) or prior.wavefront != decoder.steepness):
+            raise ValueError(
+                f"unified: level {number} has a window decoder, whose diagonals the transformer must follow: set "
+                f"prior.wavefront to {decoder.steepness} and its tile to 0 0"
+            )
+
+
 def check_refiners(refiners: tuple[RefinerSettings, ...], decoders: list[DecoderSettings]) -> None:
     """Each refiner belongs to a level of its own and draws its sites in the order of that level's decoder.
 

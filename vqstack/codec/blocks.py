@@ -201,16 +201,21 @@ class BlockCodec:
 
         shapes = model.stack.map_shapes
         above = batched(shapes[-1], None if truth is None else truth[0][-1], prior)
+        higher: list[AnyCodes] = []
         coder.mark("prior")
         yield [above] if labels is None else [labels, above]
         for section, level in enumerate(range(len(shapes), 0, -1), start=1):
 
-            def conditional(first: int, rows: int, level: int = level, above: Tensor = above) -> Distribution:
+            def conditional(
+                first: int, rows: int, level: int = level, above: Tensor = above, higher: list[AnyCodes] = higher
+            ) -> Distribution:
                 given = None if labels is None else filled(labels, first, rows)
-                return model.conditional(level, filled(above, first, rows), given)
+                seen = [filled(z, first, rows) for z in higher]
+                return model.conditional(level, filled(above, first, rows), given, above=seen)
 
             shape = shapes[level - 2] if level > 1 else model.stack.shape
-            above = batched(shape, None if truth is None else truth[section][0], conditional)
+            below = batched(shape, None if truth is None else truth[section][0], conditional)
+            higher, above = [above, *higher], below
             coder.mark(f"level-{level}")
             yield [above if level > 1 else above.to(torch.uint8)]
 

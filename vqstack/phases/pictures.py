@@ -1,13 +1,13 @@
 """Pictures of where training stands."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from vqstack.code_model import CodeModel, JointEncoder
+from vqstack.code_model import CodeModel, JointEncoder, UnifiedCodeModel
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.level import Level
 from vqstack.model import HierarchicalModel, SamplingSettings
@@ -27,7 +27,7 @@ def picture(
 
     Args:
         model: everything around what is being trained.
-        trained: levels, a level, a refiner or the prior; may be an average of the weights.
+        trained: levels, a level, a refiner, the prior or the transformer of all maps; may be an average of the weights.
         refines: the level, where it is a refiner.
         shown: images of the first row, where there is one, on the model's device.
         labels: of these images.
@@ -42,9 +42,13 @@ def picture(
         below = model.stack.encode(shown, level.number - 1)
         decoded = level.decode(level.encode(below[-1] if below else shown))
         return torch.cat([shown, model.stack.decode(decoded.mode(), level.number - 1) if below else decoded.mean()])
-    assert isinstance(trained, CodeModel)
-    if refines is None:
-        with _in_place(model, "prior", trained):
+    assert isinstance(trained, CodeModel | UnifiedCodeModel)
+    if isinstance(trained, UnifiedCodeModel) or refines is None:
+        prior, *lower = trained.segments if isinstance(trained, UnifiedCodeModel) else [trained]
+        with ExitStack() as places:
+            places.enter_context(_in_place(model, "prior", prior))
+            for number, segment in zip(range(len(model.stack), 1, -1), lower, strict=False):
+                places.enter_context(_in_place(model.refiners, str(number), segment))
             classes = torch.arange(count) % model.classes if model.classes else None
             return model.sample(count, classes, seed=seed, sampling=_sampling(model)).pixels
     with _in_place(model.refiners, str(refines), trained):

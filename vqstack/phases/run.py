@@ -1,5 +1,7 @@
 """What is trained in which order: the levels, each on the codes of the frozen ones below, then refiners, then prior.
 
+One transformer for all maps of codes (``unified``) is trained in the prior's place, as phase ``transformer``.
+
 A finished phase leaves ``DONE`` in its folder and is not repeated.
 """
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vqstack.checkpoint import make_folder, on_main, write_atomically
-from vqstack.code_model import CodeModel, JointEncoder
+from vqstack.code_model import CodeModel, JointEncoder, UnifiedCodeModel
 from vqstack.codes import MapCache, fingerprint, quoted
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
@@ -48,6 +50,7 @@ from vqstack.sources import (
     PixelSource,
     RefinerSource,
     StreamSource,
+    UnifiedSource,
     encode_once,
     resident_images,
 )
@@ -113,7 +116,8 @@ class Run:
         levels: dict[str, nn.Module] = {f"level-{n}": self._level_or_both(n) for n in self.levels}
         if self.config.joint:
             levels = {"joint": JointLevels(stack), "decoders": JointDecoders(stack)}
-        return levels | {f"refiner-{n}": self._refiner(n) for n in self.refined} | {"prior": self.model.prior}
+        above = {"prior": self.model.prior} if self.model.unified is None else {"transformer": self.model.unified}
+        return levels | {f"refiner-{n}": self._refiner(n) for n in self.refined} | above
 
     def close(self) -> None:
         """Let other processes write into the folder."""
@@ -183,10 +187,18 @@ class Run:
         return refiner
 
     def train_prior(self) -> None:
-        """``pri* = argmin E[-ln P_pri(z_L | label)]``, the stack frozen."""
-        prior, levels = self.model.prior, len(self.levels)
+        """``pri* = argmin E[-ln P_pri(z_L | label)]``, the stack frozen.
+
+        With ``unified`` over all maps of codes at once, ``argmin E[-ln P(z_1 … z_L | label)]``.
+        """
+        prior, unified, levels = self.model.prior, self.model.unified, len(self.levels)
         prior.know_codebook(self.model.stack.level(levels).quantizer.codebook())
-        self._fit("prior", prior, levels, self.config.train_prior, prior.classes > 0)
+        if unified is None:
+            self._fit("prior", prior, levels, self.config.train_prior, prior.classes > 0)
+            return
+        for number in self.levels[1:]:
+            self._refiner(number)
+        self._fit("transformer", unified, 1, self.config.train_prior, unified.classes > 0)
 
     def _fit(
         self,
@@ -208,8 +220,8 @@ class Run:
         fit = Fit(
             name,
             module,
-            self._source("train", below, settings, labelled, refines),
-            self._source("validation", below, None, labelled, refines),
+            self._source("train", below, settings, labelled, refines, isinstance(module, UnifiedCodeModel)),
+            self._source("validation", below, None, labelled, refines, isinstance(module, UnifiedCodeModel)),
             settings,
             self.accelerator,
             folder,
@@ -230,12 +242,15 @@ class Run:
         fit: FitSettings | None = None,
         labelled: bool = False,
         refines: int | None = None,
+        unified: bool = False,
     ) -> Source:
         """Images (below = 0) or codes of level ``below``: stored ones, or encoded on the fly.
 
         ``fit`` is given for training, where images may be augmented or streamed; ``refines`` adds what the refiner of
-        that level sees of the map above.
+        that level sees of the map above, ``unified`` all maps above and what each says of the one below it.
         """
+        if unified:
+            return UnifiedSource(self._source(split, below, fit, labelled), self.model.stack)
         if refines is not None:
             stack, settings = self.model.stack, self.config.refiners[self.refined.index(refines)]
             above = stack.level(refines + 1) if refines < len(stack) else None
