@@ -13,6 +13,7 @@ from pydantic import Field
 from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
 from vqstack.errors import InputError
 from vqstack.images import image_shape, num_classes
+from vqstack.paths import path_of
 from vqstack.phases import Run, check_processes, check_trackers
 from vqstack.report import describe, growing_maps
 from vqstack.run_folder import check_run_folder
@@ -37,9 +38,9 @@ def config_path(arguments: list[str]) -> Path:
     """The value of --config, which is needed before the other arguments make sense."""
     for i, argument in enumerate(arguments):
         if argument.startswith("--config="):
-            return Path(argument.removeprefix("--config="))
+            return path_of(argument.removeprefix("--config="))
         if argument == "--config" and i + 1 < len(arguments):
-            return Path(arguments[i + 1])
+            return path_of(arguments[i + 1])
     return RECIPES / "digits.yaml"
 
 

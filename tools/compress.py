@@ -21,6 +21,7 @@ from vqstack.model import HierarchicalModel
 from vqstack.output import Output, unfinished
 from vqstack.phases import named_run
 from vqstack.pretrained import find_artefact
+from vqstack.reading import reading
 from vqstack.terminal import say
 
 
@@ -65,9 +66,11 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
         return pictures_of_split(split)
     paths = list[Path]()
     for path in command.images:
-        if path.is_dir() and (mark := unfinished(path)) is not None:
+        with reading(path):
+            folder = path.is_dir()
+            inside = sorted(filter(is_image, path.iterdir())) if folder else [path]
+        if folder and (mark := unfinished(path)) is not None:
             raise InputError(f"{path} is unfinished output of {mark.command}: finish that first, or name its files")
-        inside = sorted(filter(is_image, path.iterdir())) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path} holds no images: name a folder with files such as PNG")
         paths += inside

@@ -23,6 +23,7 @@ from vqstack.images import save_png
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved, unfinished
 from vqstack.pretrained import find_artefact
+from vqstack.reading import reading
 from vqstack.terminal import Progress, say, warn
 
 Opened = tuple[Container, str | None]  # a file, and why it may not come back here whole
@@ -48,13 +49,15 @@ class Command(BaseModel):
 def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Opened], list[str]]:
     """The files in a folder that can be read, and what else should be there; all of them useless is an error."""
     opened, refused = list[Opened](), list[InputError]()
+    with reading(folder):
+        inside = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX))
     if (mark := unfinished(folder)) is not None and (not mark.expected or mark.missing(folder)):
         names = mark.missing(folder)
         known = f"{len(names)} of {len(mark.expected)} files, {spanned(names[0], names[-1])}" if names else ""
         missing = known or "nobody knows how much"
         problem = f"{folder}: {mark.command} has not finished it, missing: {missing}: run that command again"
         refused.append(InputError(problem))
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in inside:
         try:
             opened.append(checked(path, codec))
         except InputError as error:  # one bad file does not keep the others back
@@ -83,7 +86,9 @@ def open_files(command: Command, codec: BlockCodec) -> tuple[list[Opened], list[
     """All files, and why some of a folder are left out; a file that is named itself must be readable."""
     found, refused = list[Opened](), list[str]()
     for path in command.files:
-        opened, left = files_of(path, codec) if path.is_dir() else ([checked(path, codec)], [])
+        with reading(path):
+            folder = path.is_dir()
+        opened, left = files_of(path, codec) if folder else ([checked(path, codec)], [])
         found, refused = found + opened, refused + left
     for file, _ in found:
         if command.first >= len(file.entries):

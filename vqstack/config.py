@@ -4,6 +4,7 @@ Values come from the recipe's YAML file, then from the command line; both are st
 """
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -19,15 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vqstack import signals
 from vqstack.checkpoint import CANNOT_WRITE, failed_write
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified
-from vqstack.errors import BROKEN_PIPE, CommandError, InputError, LostError, Stopped, explain
+from vqstack.errors import BROKEN_PIPE, CommandError, InputError, LostError, Stopped, explain, reason
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
 from vqstack.model import ModelSettings, SamplingSettings
+from vqstack.paths import path_of
 from vqstack.reading import read_yaml_values, to_yaml_text
 from vqstack.stack import StackSettings
 from vqstack.terminal import escape_what_others_print, plain, say
 
+NO_PATH = {errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -166,13 +169,15 @@ def read_yaml(path: Path, settings: type[Settings]) -> Settings:
     try:
         values = read_yaml_values(path) or {}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: give the path of a YAML file, such as recipes/digits.yaml") from error
+        raise InputError(
+            f"{path} cannot be read ({reason(error)}): give the path of a YAML file, such as recipes/digits.yaml"
+        ) from error
     except ValueError as error:
         raise InputError(f"{path} is not YAML ({error}): correct that line") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no fields: write them as NAME: VALUE")
     try:
-        return settings.model_validate(values)
+        return _filled_in(settings.model_validate(values))
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error)}") from error
 
@@ -185,13 +190,14 @@ def parse(settings: type[Settings], arguments: list[str], default: Settings | No
     printed, shown = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8")
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(shown):
-            return tyro.cli(
+            found = tyro.cli(
                 settings,
                 args=arguments,
                 prog=prog or Path(sys.argv[0]).name,
                 config=(tyro.conf.AvoidSubcommands,),
                 **options,
             )
+        return _filled_in(found)
     except ValidationError as error:
         raise InputError(_as_option(explain(error))) from error
     except SystemExit as leave:
@@ -200,6 +206,22 @@ def parse(settings: type[Settings], arguments: list[str], default: Settings | No
             say(shown.read().rstrip("\n"))  # the help, whose defaults may be another person's
             raise
         raise InputError(_reason(leave, printed.getvalue(), arguments)) from None
+
+
+def _filled_in(settings: Settings) -> Settings:
+    """The settings with ``~`` and ``$NAME`` filled in, in every path."""
+    changes: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            filled: Any = _filled_in(value)
+        elif isinstance(value, tuple):
+            filled = tuple(path_of(one) if isinstance(one, Path) else one for one in value)
+        else:
+            filled = path_of(value) if isinstance(value, Path) else value
+        if filled != value:
+            changes[name] = filled
+    return settings.model_copy(update=changes) if changes else settings
 
 
 def _spelled_out(settings: type[BaseModel], arguments: list[str], default: BaseModel | None) -> list[str]:
@@ -390,4 +412,6 @@ def _ending(error: OSError | RuntimeError) -> CommandError | None:
     """How an error from below ends a command; None for one that only a traceback explains."""
     if isinstance(error, RuntimeError):
         return LostError.of(error)
-    return failed_write(error.filename or "a file", error) if error.errno in CANNOT_WRITE else None
+    if error.errno in CANNOT_WRITE:
+        return failed_write(error.filename or "a file", error)
+    return InputError(f"{error.filename}: {error.strerror}: name another path") if error.errno in NO_PATH else None

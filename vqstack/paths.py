@@ -3,6 +3,9 @@
 import glob
 import os
 import re
+from pathlib import Path
+
+from vqstack.errors import InputError
 
 _NAME = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 
@@ -26,6 +29,14 @@ def expanded(path: str) -> str:
         if name not in os.environ:
             raise ValueError(f"{path}: {name} is not set: set it, or write the path out")
     return head + _NAME.sub(lambda found: os.environ[found[1] or found[2]], rest)
+
+
+def path_of(path: Path | str) -> Path:
+    """A path with what :func:`expanded` fills in; InputError where a name is not set."""
+    try:
+        return Path(expanded(str(path)))
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def matches(path: str) -> list[str]:

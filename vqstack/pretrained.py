@@ -6,6 +6,7 @@ Loading runs no code from the folder and unpickles nothing. Push and pull come f
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqstack.checkpoint import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
-from vqstack.reading import check_plain, read_json
+from vqstack.reading import check_plain, read_json, reading
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
 MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
@@ -37,14 +38,20 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 def holds_artefact(folder: Path) -> bool:
     """Whether the folder is that of a finished run or of a released model."""
-    return (folder / "model" / CONFIG).is_file() or (folder / CONFIG).is_file()
+    try:
+        return (folder / "model" / CONFIG).is_file() or (folder / CONFIG).is_file()
+    except OSError:  # `find_artefact` says why
+        return False
 
 
 def find_artefact(folder: Path) -> Path:
     """The artefact in a run's folder, or the folder itself if it is one."""
-    for path in (folder / "model", folder):
-        if (path / CONFIG).is_file():
-            return path
+    with reading(folder):
+        if os.path.lexists(folder):
+            os.stat(folder)  # what is there and cannot be opened is another matter than a folder without a model
+        for path in (folder / "model", folder):
+            if (path / CONFIG).is_file():
+                return path
     raise InputError(f"{folder} holds no trained model: give the folder of a finished run or of a released model")
 
 

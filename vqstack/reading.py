@@ -10,6 +10,8 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ import yaml
 from vqstack.errors import InputError
 
 MAX_YAML = 2**17  # bytes; that of digits has 4,000, each further level 1,300
+
+
+@contextmanager
+def reading(path: Path | str, remedy: str = "mend it, or name another one") -> Iterator[None]:
+    """Around what only reads: an error of the system is wrong input, told with its file and its reason."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: cannot be read ({error.strerror or error}): {remedy}") from error
 
 
 def check_plain(path: Path | str) -> None:

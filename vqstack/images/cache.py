@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from vqstack.checkpoint import digest, make_folder, sealed, sync, unsealed
 from vqstack.errors import InputError
 from vqstack.images.files import local_files
 from vqstack.images.settings import ImageSettings
+from vqstack.reading import reading
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +83,23 @@ def key(settings: ImageSettings, name: str) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Around what only writes, so that a source that cannot be read is not taken for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error}); make room, or set VQSTACK_CACHE") from error
+
+
 class Writer:
     """Writes a split into a folder, batch by batch, however many images there will be; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
         self.shape: tuple[int, ...] = ()  # [c, h, w], known once there is an image
-        self._file = (folder / PIXELS).open("wb")
+        with _writing(folder):
+            self._file = (folder / PIXELS).open("wb")
 
     def __enter__(self) -> "Writer":
         return self
@@ -103,22 +115,24 @@ class Writer:
 
     def append(self, images: list[NDArray[np.uint8]]) -> None:
         """Adds images [c, h, w], all of one shape."""
-        if images and not self.shape:
-            self.shape = images[0].shape
-            self._header()
-        for image in images:
-            self._file.write(np.ascontiguousarray(image).data)
+        with _writing(self.folder):
+            if images and not self.shape:
+                self.shape = images[0].shape
+                self._header()
+            for image in images:
+                self._file.write(np.ascontiguousarray(image).data)
         self.count += len(images)
 
     def finish(self, index: list[int], labels: NDArray[np.int64] | None, meta: dict[str, Any]) -> None:
         """Ends the split: position of each image in its source, labels where there are any, the rest as JSON."""
-        self._header()
-        self._file.flush()
-        np.save(self.folder / INDEX, np.array(index, dtype=np.int64))
-        if labels is not None:
-            np.save(self.folder / LABELS, labels)
-        files = {path.name: digest(path) for path in sorted(self.folder.iterdir())}
-        (self.folder / META).write_text(sealed(json.dumps({"files": files, "meta": meta})), encoding="utf-8")
+        with _writing(self.folder):
+            self._header()
+            self._file.flush()
+            np.save(self.folder / INDEX, np.array(index, dtype=np.int64))
+            if labels is not None:
+                np.save(self.folder / LABELS, labels)
+            files = {path.name: digest(path) for path in sorted(self.folder.iterdir())}
+            (self.folder / META).write_text(sealed(json.dumps({"files": files, "meta": meta})), encoding="utf-8")
 
 
 def read(folder: Path, checked: Sequence[str]) -> Stored | str:
@@ -154,17 +168,18 @@ def _build(folder: Path, build: Callable[[Path], None]) -> Stored:
         if folder.is_dir():
             logger.warning("%s: a damaged cache of images (%s); it is made again", folder, stored)
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: the lock is ours
-        part.mkdir()
-        build(part)
-        for path in (*part.iterdir(), part):
-            sync(path)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        part.rename(folder)
-        sync(folder.parent)
+        with _writing(part):
+            part.mkdir()
+        with reading(folder.name):
+            build(part)
+        with _writing(part):
+            for path in (*part.iterdir(), part):
+                sync(path)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            part.rename(folder)
+            sync(folder.parent)
         built = read(folder, [])
-    except OSError as error:
-        raise InputError(f"{part} cannot be written ({error}); make room, or set VQSTACK_CACHE") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         lock.release()
@@ -173,9 +188,9 @@ def _build(folder: Path, build: Callable[[Path], None]) -> Stored:
 
 
 def state(path: str) -> tuple[str, int, int]:
-    """Path, size in bytes and time of change in ns; of a link that leads nowhere the path alone."""
+    """Path, size in bytes and time of change in ns; of what cannot be reached the path alone."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:
+    except OSError:
         return path, -1, -1  # what becomes of it is decided where it is read
     return path, status.st_size, status.st_mtime_ns

@@ -29,8 +29,8 @@ def opened(source: str | Path | BytesIO) -> Iterator[Image.Image]:
     """
     try:
         image = Image.open(source, formats=_known())
-    except UnidentifiedImageError as error:  # says where in memory the bytes are
-        raise ValueError(f"empty, or none of {', '.join(FORMATS)}") from error
+    except UnidentifiedImageError:  # says where in memory the bytes are
+        raise ValueError(f"empty, or none of {', '.join(FORMATS)}") from None
     with image:
         yield image
 
@@ -59,10 +59,12 @@ def upright(image: Image.Image) -> Image.Image:
 
 def is_image(path: str | Path) -> bool:
     """Whether a file in a folder is called an image, or is one whatever it is called: then its header is read."""
-    if not os.path.isfile(path):
+    if os.path.isdir(path):
         return False
     if os.path.splitext(path)[1].lower() in SUFFIXES:
-        return True
+        return True  # a link that leads nowhere, too: it is refused by name where it is opened
+    if not os.path.isfile(path):
+        return False
     try:
         with opened(path):
             return True

@@ -218,7 +218,8 @@ def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | N
                 chosen = (next((key for key in keys if key in names), None) for keys in (image_keys, label_keys))
                 arrays = {key: content[key] for key in chosen if key}
     except Exception as error:  # numpy raises a different type for each way a file can be broken
-        raise InputError(f"{path}: cannot be read as .npy or .npz ({error}); name a file written by numpy") from error
+        problem = f"{path}: cannot be read as .npy or .npz ({reason(error)})"
+        raise InputError(f"{problem}; name a file written by numpy") from error
     pixels = next((arrays[key] for key in image_keys if key in arrays), None)
     if pixels is None:
         wanted = ", ".join(image_keys)

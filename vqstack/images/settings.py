@@ -5,6 +5,8 @@ from typing import Any, Literal
 from PIL import ImageColor
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
+from vqstack.paths import expanded
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Size = tuple[PositiveInt, PositiveInt]
@@ -100,6 +102,11 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         if not known:
             raise ValueError(f"{colour} is no colour: write a name such as white, or #rrggbb")
         return colour
+
+    @field_validator("files")
+    @classmethod
+    def _filled_in(cls, files: dict[Split, str]) -> dict[Split, str]:
+        return {split: expanded(path) for split, path in files.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> "ImageSettings":

@@ -128,7 +128,12 @@ def _placed(record: dict[str, Any] | None, place: str) -> dict[str, Any]:
 
 
 def _tar_parts(paths: list[str]) -> list[Part]:
-    return [Part(path, status.st_size, status.st_mtime_ns) for path in paths for status in (os.stat(path),)]
+    parts: list[Part] = []
+    for path in paths:
+        with _named(path):
+            status = os.stat(path)
+        parts.append(Part(path, status.st_size, status.st_mtime_ns))
+    return parts
 
 
 def _samples(archive: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:

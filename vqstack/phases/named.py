@@ -7,14 +7,17 @@ from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit
 from vqstack.model import HierarchicalModel
+from vqstack.paths import path_of
 from vqstack.pretrained import holds_artefact
+from vqstack.reading import reading
 from vqstack.run_folder import CONFIG, read_config
 
 
 def config_of_run(folder: Path) -> RunConfig | None:
     """The configuration of a run, named by its folder or by its artefact; None for an artefact without its run."""
-    of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
-    run = next((place for place in (folder, of_artefact) if (place / CONFIG).is_file()), None)
+    with reading(folder):
+        of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
+        run = next((place for place in (folder, of_artefact) if (place / CONFIG).is_file()), None)
     return None if run is None else read_config(run)
 
 
@@ -24,12 +27,19 @@ def data_of_run(folder: Path) -> ImageSettings:
     return ImageSettings() if config is None else config.data
 
 
+def _place(argument: str) -> Path:
+    try:
+        return path_of(argument)
+    except InputError:  # no path at all, or one that is refused where it is parsed
+        return Path(argument)
+
+
 def named_run(arguments: list[str]) -> tuple[Path, ImageSettings] | None:
     """The run that a command line names, and its images, the defaults of what else the line says; None for none.
 
     A model without its run says nothing of its images: then the line has to, or InputError.
     """
-    run = next((Path(argument) for argument in arguments if holds_artefact(Path(argument))), None)
+    run = next((place for place in map(_place, arguments) if holds_artefact(place)), None)
     config = None if run is None else config_of_run(run)
     if run is not None and config is not None:
         return run, config.data
