@@ -1,0 +1,96 @@
+"""Paths as people write them, and what cannot be read: told apart from what cannot be written, with the reason."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import BaseModel, Field
+from test_images import refused
+
+from vqstack.config import RunConfig, parse, read_yaml
+from vqstack.errors import InputError
+from vqstack.images import ImageSettings, is_image, load_splits
+from vqstack.images.cache import Writer
+from vqstack.pretrained import find_artefact
+from vqstack.reading import reading
+
+
+class Command(BaseModel):
+    """A command line."""
+
+    out: Path = Field(description="a path")
+    images: tuple[Path, ...] = Field((), description="paths")
+    data: ImageSettings = Field(ImageSettings(), description="images")
+
+
+def test_paths_are_filled_in_on_the_command_line_and_in_yaml(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    given = [
+        "--out=~/out",
+        "--images",
+        "$DATA/a",
+        "${DATA}/b",
+        "--data.source",
+        "array",
+        "--data.files",
+        "train",
+        "~/x",
+    ]
+    command = parse(Command, given, prog="x")
+    assert command.out == tmp_path / "out"
+    assert command.images == (tmp_path / "data" / "a", tmp_path / "data" / "b")
+    assert command.data.files == {"train": str(tmp_path / "x")}
+    (tmp_path / "a.yaml").write_text("levels_from: ~/run\ndata: {source: array, files: {train: $DATA/a.npy}}\n")
+    config = read_yaml(tmp_path / "a.yaml", RunConfig)
+    assert (config.levels_from, config.data.files["train"]) == (tmp_path / "run", str(tmp_path / "data" / "a.npy"))
+    refused(lambda: parse(Command, ["--out", "$NOWHERE/out"], prog="x"), "NOWHERE is not set")
+
+
+@pytest.mark.parametrize("source", ["parquet", "webdataset", "imagefolder", "array"])
+def test_a_link_loop_and_a_link_through_a_file_are_named(tmp_path, source):
+    (tmp_path / "file").write_text("x")
+    os.symlink("loop", tmp_path / "loop")
+    os.symlink(tmp_path / "file" / "inside", tmp_path / "through")
+    for name in ("loop", "through", "file/inside", "x" * 300):
+        path = tmp_path / name
+        files = ImageSettings(source=source, files={"train": str(path)}, size=(4, 4))
+        refused(lambda files=files: load_splits(files, ["train"]), str(path))
+    refused(lambda: find_artefact(tmp_path / "loop"), "loop", os.strerror(errno.ELOOP))
+    refused(lambda: read_yaml(tmp_path / "loop", RunConfig), "loop", os.strerror(errno.ELOOP))
+    os.symlink("loop.png", tmp_path / "loop.png")
+    assert is_image(tmp_path / "loop.png")  # so that a folder with it is refused by name, not short of one image
+
+
+def test_what_cannot_be_opened_is_read_and_not_written(tmp_path, monkeypatch):
+    def closed(*arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path))
+
+    monkeypatch.setattr("os.stat", closed)
+    with pytest.raises(InputError, match=rf"{tmp_path}: cannot be read \(Permission denied\)"):
+        with reading("x"):
+            os.stat(tmp_path)
+    refused(lambda: find_artefact(tmp_path), str(tmp_path), "cannot be read", "Permission denied")
+
+
+def test_a_source_that_fails_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """While a split is decoded into the cache both can happen."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 5, 7), np.uint8))
+    settings = ImageSettings(source="array", files={"train": str(tmp_path / "a.npy")}, validation=0, test=0)
+
+    def failing(code):
+        def fail(*arguments):
+            raise OSError(code, os.strerror(code), "/somewhere")
+
+        return fail
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vqstack.images.splits.decode_all", failing(errno.EIO))
+        refused(lambda: load_splits(settings, ["train"]), "/somewhere: cannot be read", "Input/output")
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "_header", failing(errno.ENOSPC))
+        refused(lambda: load_splits(settings, ["train"]), "cannot be written", "No space", "VQSTACK_CACHE")
+    assert len(load_splits(settings, ["train"])["train"]) == 4
