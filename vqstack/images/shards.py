@@ -214,5 +214,5 @@ def _tar_rows(parts: list[Part], schema: pa.Schema, image: str | None) -> Iterat
 def _fits(value: Any, field: pa.Field, key: str) -> None:
     try:
         pa.array([value], field.type)
-    except pa.ArrowException as error:
-        raise ValueError(f"{key}.{field.name} is no {field.type}, as in the samples before it") from error
+    except pa.ArrowException:
+        raise ValueError(f"{key}.{field.name} is no {field.type}, as in the samples before it") from None
