@@ -15,7 +15,7 @@ from PIL import Image
 
 from vqstack.codec import archive, container
 from vqstack.codec.archive import check_container, restore
-from vqstack.codec.blocks import Block, BlockCodec, batch_of, check_label
+from vqstack.codec.blocks import Block, BlockCodec, batch_of, given_label
 from vqstack.codec.coder import Damaged, Decoder, Encoder, code
 from vqstack.codec.container import groups, open_container, pack_archive, pack_single, single_header
 from vqstack.codec.pictures import (
@@ -212,10 +212,10 @@ def test_the_label_is_the_cheapest_or_the_one_given(grey):
 
 
 def test_labels_that_do_not_fit_are_refused(grey, colour):
-    for codec, label in ((grey, 3), (grey, -1), (colour, 0)):
+    for codec, label in ((grey, "3"), (grey, "-1"), (grey, "cat"), (colour, "0")):
         with pytest.raises(InputError, match="label"):
-            check_label(codec.model, label)
-    check_label(colour.model, None)
+            given_label(codec.model, label)
+    given_label(colour.model, None)
 
 
 @pytest.mark.parametrize("name", [None, "all"])

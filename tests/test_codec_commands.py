@@ -216,7 +216,7 @@ def refused(result, message):
         (("missing.png", *DIGITS), "not both"),
         (("--split", "test"), "is a model without its run"),
         (("--split", "holdout", *DIGITS[2:]), "holdout"),
-        ((*DIGITS, "--label", 10), "labels: 10 lies outside 0 … 9"),
+        ((*DIGITS, "--label", 10), "label 10 is no class"),
         ((*DIGITS, "--threads", 0), "threads"),
         ((*DIGITS, "--name", "a/b"), "--name a/b"),
         ((*DIGITS, "--name", "a", "--single"), "--single writes none"),

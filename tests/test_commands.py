@@ -307,7 +307,8 @@ def test_generated_images(run_folder, image_folder):
     manifest = json.loads((image_folder / "manifest.json").read_text())
     labels = [3, 7, 3, 7, 3, 7, 3, 7, 3]
     wanted = [
-        {"file": n, "index": i, "seed": 5, "label": y} for i, (n, y) in enumerate(zip(names, labels, strict=True))
+        {"file": n, "index": i, "seed": 5, "label": y, "class": str(y)}
+        for i, (n, y) in enumerate(zip(names, labels, strict=True))
     ]
     assert manifest["images"] == wanted
     assert manifest["settings"]["num"] == 9
@@ -496,14 +497,14 @@ def test_wrong_input_as_a_process(tmp_path, run_folder):
         ]
         missing, label = pool.map(lambda command: start(*command), commands)
     refused(missing.returncode, missing.stdout, missing.stderr, "missing.yaml")
-    refused(label.returncode, label.stdout, label.stderr, "--label: 10 is out of range: choose 0 … 9")
+    refused(label.returncode, label.stdout, label.stderr, "label 10 is no class of this model: choose among 0, 1")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--num", 2, "--label", 10], "--label: 10 is out of range"),
+        (["--num", 2, "--label", 10], "label 10 is no class"),
         (["--num", 2, "--label", -1], "label"),
         (["--num", 2, "--label", "seven"], "seven"),
         (["--num", -1], "num"),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.checkpoint import write_atomically
 from vqstack.codec.archive import compress
-from vqstack.codec.blocks import BlockCodec, check_label
+from vqstack.codec.blocks import BlockCodec, given_label
 from vqstack.codec.container import SUFFIX
 from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, safe_stem
 from vqstack.config import parse, run_command
@@ -37,7 +37,7 @@ class Command(BaseModel):
     name: str = Field("images", description="Stem of the archive's file name.")
     split: Split | None = Field(None, description="Compress a split of --data instead of image files.")
     data: ImageSettings = Field(ImageSettings(), description="Where --split is taken from; default: data of the run.")
-    label: int | None = Field(None, description="Class of all images; default: for each the one that costs least.")
+    label: str | None = Field(None, description="Class of all images, a name or number; default: what costs least.")
     check: bool = Field(True, description="Decode before writing and compare; what fails is stored without the model.")
     threads: int = Field(1, ge=1, le=255, description="Threads of torch, count; whoever decompresses will use as many.")
     report: Path | None = Field(None, description="Receives the summary as JSON.")
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     if not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
-    check_label(model, command.label)
+    label = given_label(model, command.label)
     pictures = pictures_of(command, model)
     stems = [entry.stem for entry in pictures.entries] if command.single else [command.name]
     output = Output(command.out, "compress", expected=[f"{stem}{SUFFIX}" for stem in stems])
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
         pictures,
         output.write,
         name=None if command.single else command.name,
-        label=command.label,
+        label=label,
         check=command.check,
         threads=command.threads,
     )

@@ -21,7 +21,7 @@ from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, Stored
 from vqstack.config import parse, run_command
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel
-from vqstack.phases import check_images, named_run
+from vqstack.phases import check_images, in_classes_of, named_run
 from vqstack.pretrained import find_artefact
 from vqstack.terminal import Progress, lines
 
@@ -81,12 +81,15 @@ def main(arguments: list[str]) -> None:
     accelerator = Accelerator(cpu=command.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     splits = every_split(command.data, accelerator)
     check_images(splits, command.data, model)
+    splits = in_classes_of(model, splits)
+    labelled = [split for split in splits.values() if split.labelled]
     contents = Contents(
         map_shapes=[list(shape) for shape in model.stack.map_shapes],
         vocabularies=model.stack.codebook_sizes,
         fingerprint=fingerprint(model.stack.encoder_state()),
         source=source_of(splits),
-        labelled=any(split.labelled for split in splits.values()),
+        labelled=bool(labelled),
+        class_names=labelled[0].class_names if labelled else [],
     )
     # What was encoded before a kill, or is encoded by another process, must have been the same images.
     settings = {"images": {n: s.fingerprint for n, s in splits.items()}, "batch_size": command.batch_size}

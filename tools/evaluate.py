@@ -32,7 +32,7 @@ from vqstack.ledger import BITS, table
 from vqstack.metrics import Fidelity
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.output import Output, check_folder, saved
-from vqstack.phases import check_images, named_run
+from vqstack.phases import check_images, in_classes_of, named_run
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
 from vqstack.pretrained import find_artefact
 from vqstack.quality import Quality, compare, draw_samples, images_a_side
@@ -173,8 +173,9 @@ def main(arguments: list[str]) -> None:
     figure()  # refuses before anything is written where there is nothing to plot with
     names = SPLITS if command.samples else (command.split,)
     splits = load_splits(command.data, names)
-    split = splits[command.split]
     check_images(splits, command.data, model)
+    splits = in_classes_of(model, splits)
+    split = splits[command.split]
     model.check_labels(split.labels)
     accelerator = Accelerator(cpu=command.cpu)
     model.to(accelerator.device)

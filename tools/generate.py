@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vqstack.codes import CodeDataset, fingerprint
 from vqstack.config import parse, run_command
 from vqstack.errors import InputError
-from vqstack.images import grid, load_images, save_png
+from vqstack.images import grid, load_images, numerals, save_png
 from vqstack.likelihood import Draw
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.output import Output, saved
@@ -34,10 +34,10 @@ class Command(BaseModel):
     run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     num: int | None = Field(None, ge=1, description="Count of images; default: 16, or one for each image or code map.")
-    label: tuple[int, ...] = Field(
+    label: tuple[str, ...] = Field(
         (),
-        description="Class number of the images, no unit; several are cycled. Default: drawn from P(label). With "
-        "--images or --codes only where a refiner below reads it.",
+        description="Class of the images, its name, else its number; several are cycled. Default: drawn from P(label). "
+        "With --images or --codes only where a refiner below reads it.",
     )
     seed: int = Field(
         0, ge=0, le=2**63 - 1, description="With the image's number it names all random numbers; no unit."
@@ -125,8 +125,7 @@ def check(command: Command, model: HierarchicalModel) -> None:
     if command.label and not model.classes:
         raise InputError("--label: this model knows no classes: leave it out")
     for label in command.label:
-        if not 0 <= label < model.classes:
-            raise InputError(f"--label: {label} is out of range: choose 0 … {model.classes - 1}")
+        model.settings.class_number(label)  # refuses what is no class
 
 
 def check_refined_labels(command: Command, model: HierarchicalModel) -> None:
@@ -183,8 +182,8 @@ def generate(
     """Batches of (number of the first image, images, labels)."""
     for first in range(0, num, command.batch_size):
         count = min(command.batch_size, num - first)
-        wanted = [command.label[i % len(command.label)] for i in range(first, first + count)] if command.label else None
-        given = None if wanted is None else torch.tensor(wanted)
+        asked = [model.settings.class_number(label) for label in command.label]
+        given = torch.tensor([asked[i % len(asked)] for i in range(first, first + count)]) if asked else None
         if start is not None:
             chosen = start[torch.arange(first, first + count, device=start.device) % len(start)]
             level = command.from_level or 1
@@ -209,7 +208,9 @@ def main(arguments: list[str]) -> None:
         for first, pixels, labels in generate(command, model, start, num, sampling):
             for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
                 output.write(f"{i:06d}.png", saved(partial(save_png, image, values=model.stack.values)))
-                images.append({"file": f"{i:06d}.png", "index": i, "seed": command.seed, "label": label})
+                name = None if label is None else [*model.settings.class_names, *numerals(model.classes)][label]
+                about = {"file": f"{i:06d}.png", "index": i, "seed": command.seed, "label": label, "class": name}
+                images.append(about)
             shown = pixels if not first else torch.cat([shown, pixels[: columns * GRID - len(shown)]])
             progress.update(len(pixels))
     scale = max(1, 64 // model.stack.shape[1])

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
@@ -133,7 +133,9 @@ class RunConfig(StackSettings):
             found |= {f"{name}.{i}": fit for i, fit in enumerate(value)} if isinstance(value, tuple) else {name: value}
         return found
 
-    def model_settings(self, image_shape: tuple[int, ...], classes: int) -> ModelSettings:
+    def model_settings(
+        self, image_shape: tuple[int, ...], classes: int, class_names: Sequence[str] = ()
+    ) -> ModelSettings:
         """The settings of the model for images of a shape (c, h, w)."""
         return ModelSettings(
             stack=StackSettings(**{name: getattr(self, name) for name in StackSettings.model_fields}),
@@ -144,6 +146,7 @@ class RunConfig(StackSettings):
             image_shape=image_shape,  # type: ignore[arg-type]
             values=self.data.values,
             classes=classes,
+            class_names=tuple(class_names),
         )
 
     def check_shapes(self, rows: int, columns: int) -> None:

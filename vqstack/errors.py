@@ -14,7 +14,7 @@
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from pydantic import ValidationError
@@ -98,6 +98,12 @@ class Stopped(BaseException):
     """A signal asked the command to leave. No Exception, so that nothing on the way takes it for an error."""
 
     exit_code: ClassVar[int] = 75
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in one line, the first ten of them."""
+    names = list(names)
+    return (", ".join(names[:10]) or "none") + (f" … ({len(names)})" if len(names) > 10 else "")
 
 
 def explain(error: ValidationError, prefix: str = "") -> str:

@@ -1,6 +1,7 @@
 """The whole model: stack, refiners, prior; one likelihood for pixels and all codes, one sampler down to pixels."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from vqstack.code_model import (
     parent_of,
     segments_of,
 )
-from vqstack.errors import InputError
+from vqstack.errors import InputError, listed
 from vqstack.ledger import Ledger
 from vqstack.likelihood import Clamped, Distribution, Draw, Known, noise
 from vqstack.nets import store_once
@@ -105,6 +106,10 @@ class ModelSettings(BaseModel):
     values: int = Field(256, ge=2, le=256, description="V, count of grey values a channel: pixels are 0 … V-1.")
     classes: int = Field(0, ge=0, le=10**6, description="Count of class labels; 0: none.")
 
+    class_names: tuple[str, ...] = Field(
+        (), description="Names of the classes in the order of their numbers; empty: not known, as in older models."
+    )
+
     @model_validator(mode="after")
     def check(self) -> "ModelSettings":
         channels, rows, columns = self.image_shape
@@ -114,12 +119,23 @@ class ModelSettings(BaseModel):
         check_refiners(self.refiners, decoders)
         if self.unified:
             check_unified(self.prior, self.refiners, decoders)
+        if self.class_names and not len(set(self.class_names)) == len(self.class_names) == self.classes:
+            raise ValueError(f"class_names: {len(set(self.class_names))} different names for {self.classes} classes")
         return self
 
     @property
     def every_refiner(self) -> tuple[RefinerSettings, ...]:
         """The refiners, those included that are the prior's transformer."""
         return self.refiners + (segments_of(self.prior, len(self.stack.levels)) if self.unified else ())
+
+    def class_number(self, name: str) -> int:
+        """The number of the class of that name; a number where no class is called so. InputError for none of both."""
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if re.fullmatch("[0-9]{1,9}", name) and int(name) < self.classes:
+            return int(name)
+        known = listed(self.class_names) if self.class_names else f"0 … {self.classes - 1}"
+        raise InputError(f"label {name} is no class of this model: choose among {known}")
 
     def draws(self, sampling: SamplingSettings | None = None) -> list[Draw]:
         """One :class:`Draw` for the prior, level L, …, level 1; what these models cannot do is an error.

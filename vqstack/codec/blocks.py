@@ -254,9 +254,8 @@ def _check(section: bytes, tensors: Section, before: int) -> int:
     return check
 
 
-def check_label(model: HierarchicalModel, label: int | None) -> None:
-    """A label may be given to a conditional model only, and must be one that it knows."""
+def given_label(model: HierarchicalModel, label: str | None) -> int | None:
+    """The number of a class that may be given to a conditional model only, and must be one that it knows."""
     if label is not None and not model.classes:
         raise InputError("--label: this model knows no classes; leave it out")
-    if label is not None:
-        model.check_labels(torch.tensor([label]))
+    return None if label is None else model.settings.class_number(label)

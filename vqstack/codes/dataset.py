@@ -199,6 +199,11 @@ class CodeDataset:
         return list(self._manifest.vocabularies)
 
     @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of their numbers; empty without labels, and in older data sets."""
+        return list(self._manifest.class_names)
+
+    @property
     def source(self) -> dict[str, Any]:
         """Where the images came from."""
         return self._manifest.source

@@ -76,6 +76,7 @@ class Contents(BaseModel):
         fingerprint: of the encoder (:func:`vqstack.codes.fingerprint`).
         source: where the images came from, as JSON.
         labelled: whether there is a column of labels; in splits whose labels are not known it is null.
+        class_names: names of the classes that the labels number; empty: not known, as in older data sets.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -87,6 +88,7 @@ class Contents(BaseModel):
     fingerprint: Annotated[str, StringConstraints(max_length=256)]
     source: dict[str, Any]
     labelled: bool
+    class_names: list[str] = []
 
     @model_validator(mode="after")
     def _fits(self) -> "Contents":

@@ -11,6 +11,7 @@ from vqstack.images.cache import default_cache
 from vqstack.images.decode import grid, load_images, save_png
 from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
 from vqstack.images.identity import identity
+from vqstack.images.labels import mapped, numerals
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
@@ -39,7 +40,9 @@ __all__ = [
     "is_image",
     "load_images",
     "load_splits",
+    "mapped",
     "num_classes",
+    "numerals",
     "open_stream",
     "opened",
     "save_png",

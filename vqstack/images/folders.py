@@ -6,7 +6,7 @@ Every file below a folder becomes an image of a class, or is counted with the re
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from vqstack.errors import InputError
+from vqstack.errors import InputError, listed
 from vqstack.images.files import LOOP, walk
 from vqstack.images.formats import is_image
 from vqstack.images.settings import SPLITS, ImageSettings, Split
@@ -72,12 +72,6 @@ def tree(folder: str, settings: ImageSettings) -> Tree:
 
 def _storable(path: str) -> bool:
     return path.encode(errors="replace") == path.encode(errors="surrogateescape")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names of classes in one line, the first ten of them."""
-    shown = [" ".join(name.split()).encode(errors="backslashreplace").decode() for name in names[:10]]
-    return ", ".join(shown) + (f" … ({len(names)})" if len(names) > 10 else "")
 
 
 def summary(left_out: Mapping[str, list[str]]) -> dict[str, Any]:

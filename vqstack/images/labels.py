@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vqstack.errors import InputError
+from vqstack.errors import InputError, listed
 from vqstack.images.settings import ImageSettings
 
 logger = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target", "digit", "cls", "y")
-FEW = 1000  # classes that any number of images may have; more need an image each
-NAMES_SIZE = 2**19  # bytes of all names, which the configuration of a model holds
+FEW, MOST = 1000, 2**15  # classes without names: so many may be there whatever the images, and so many at most
+NAMES_SIZE = 2**19  # bytes of all names, each on a line of its own: the configuration of a model holds them
 KINDS = {"string": "text", "large_string": "text", "bool": "bool"}
 
 
@@ -77,13 +77,6 @@ class Classes:
         return np.array([self.number(label, where) for label in found.tolist()], dtype=np.int64)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names of classes in one line, the first ten of them."""
-    names = list(names)
-    shown = [" ".join(name.split()).encode(errors="backslashreplace").decode() for name in names[:10]]
-    return (", ".join(shown) or "none") + (f" … ({len(names)})" if len(names) > 10 else "")
-
-
 def mapped(names: Sequence[str], known: Sequence[str], where: str, whose: str) -> list[int]:
     """For each class its number among those that are known; InputError with both lists where one is missing."""
     numbers = {name: number for number, name in enumerate(known)}
@@ -126,7 +119,7 @@ def reference(first: Stored, values: Iterable[Any] | None, settings: ImageSettin
                 "them with class_names, or set label_column to '' for none"
             )
         names = sorted({value for value in values if value is not None})
-    if names and len(json.dumps(names)) > NAMES_SIZE:
+    if names and sum(len(json.dumps(name)) + 8 for name in names) > NAMES_SIZE:
         raise InputError(
             f"{first.where}: {len(names)} names of classes take more than {NAMES_SIZE} bytes; shorten them"
         )
@@ -165,7 +158,7 @@ def count_classes(
         where: to begin a message with.
     """
     count = settings.classes or len(names or []) or largest + 1
-    if not names and images is not None and count > max(images, FEW):
+    if not names and images is not None and count > min(max(images, FEW), MOST):
         what = f"classes is {count}" if settings.classes else f"label {largest} would make {count} classes"
         raise InputError(f"{where}: {what} where there are {images} images; number the classes from 0, or correct it")
     return count

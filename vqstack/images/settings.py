@@ -34,7 +34,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     classes: int | None = Field(
         None,
         ge=1,
-        le=2**20,
+        le=2**15,
         description="count of classes where the source does not name them; empty: largest label of train + 1",
     )
     class_names: tuple[str, ...] = Field(

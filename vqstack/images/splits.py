@@ -2,9 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqstack.errors import InputError
+from vqstack.errors import InputError, listed
 from vqstack.images.cache import Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
-from vqstack.images.labels import count_classes, listed, padded
+from vqstack.images.labels import count_classes, padded
 from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
 from vqstack.images.records import Records, Streamed, check_labels, guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
@@ -76,6 +76,14 @@ class ImageSplit:
     def part(self, places: slice) -> Part:
         """Images ``places`` of the split, in its order."""
         return Part(self.pixels[places], None if self.labels is None else self.labels[places], self.index[places])
+
+    def renumbered(self, numbers: Sequence[int], names: Sequence[str]) -> "ImageSplit":
+        """The same images among other classes: ``numbers`` has the new number of each class, ``names`` all classes."""
+        assert self.labels is not None
+        labels = torch.tensor(numbers)[self.labels]
+        return replace(
+            self, labels=labels, source=self.source | {"num_classes": len(names), "class_names": list(names)}
+        )
 
     @property
     def num_classes(self) -> int:

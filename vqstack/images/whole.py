@@ -7,9 +7,9 @@ few numbers an image, and what comes out is what the same files give without str
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vqstack.errors import InputError
 from vqstack.images.decode import decode_all
-from vqstack.images.labels import count_classes
+from vqstack.images.labels import count_classes, padded
 from vqstack.images.parts import FETCH, digest, partition, place
 from vqstack.images.records import Streamed, check_labels, guarded, open_streams
 from vqstack.images.settings import SPLITS, ImageSettings
@@ -132,6 +132,18 @@ class WholeSplit:
 
     def __len__(self) -> int:
         return len(self.found.positions)
+
+    @property
+    def class_names(self) -> list[str]:
+        """As of ImageSplit."""
+        return padded(self.source["class_names"], self.source["num_classes"])
+
+    def renumbered(self, numbers: Sequence[int], names: Sequence[str]) -> "WholeSplit":
+        """As of ImageSplit."""
+        assert self.found.labels is not None
+        source = self.source | {"num_classes": len(names), "class_names": list(names)}
+        labels = np.array(numbers)[self.found.labels]
+        return WholeSplit(self.settings, self.stream, replace(self.found, labels=labels, source=source))
 
     @property
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ and ``run``.
 """
 
 from vqstack.phases.checks import check_processes, check_trackers
-from vqstack.phases.named import check_images, config_of_run, data_of_run, named_run
+from vqstack.phases.named import check_images, config_of_run, data_of_run, in_classes_of, named_run
 from vqstack.phases.run import Run
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "check_trackers",
     "config_of_run",
     "data_of_run",
+    "in_classes_of",
     "named_run",
 ]

@@ -1,16 +1,21 @@
 """The run that a command is about: its configuration and its images."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from vqstack.config import RunConfig
-from vqstack.errors import InputError
-from vqstack.images import ImageSettings, ImageSplit, WholeSplit
+from vqstack.errors import InputError, listed
+from vqstack.images import ImageSettings, ImageSplit, WholeSplit, mapped, numerals
 from vqstack.model import HierarchicalModel
 from vqstack.paths import path_of
 from vqstack.pretrained import holds_artefact
 from vqstack.reading import reading
 from vqstack.run_folder import CONFIG, read_config
+
+logger = logging.getLogger(__name__)
+AnySplit = TypeVar("AnySplit", ImageSplit, WholeSplit, ImageSplit | WholeSplit)
 
 
 def config_of_run(folder: Path) -> RunConfig | None:
@@ -59,3 +64,29 @@ def check_images(
                 f"{name}: images of {shape} with {settings.values} values do not fit the model, which wants "
                 f"{model.stack.shape} with {model.stack.values}: set --data.size, --data.channels and --data.values"
             )
+
+
+def in_classes_of(model: HierarchicalModel, splits: Mapping[str, AnySplit]) -> dict[str, AnySplit]:
+    """The splits with the labels that the model gives their classes, by name; InputError where it lacks one.
+
+    Older models know how many classes there are and not their names: then these must be as many, and a warning says
+    what is taken for granted. A model that reads no labels takes them as they are.
+    """
+    return {name: _renumbered(model, name, split) for name, split in splits.items()}
+
+
+def _renumbered(model: HierarchicalModel, name: str, split: AnySplit) -> AnySplit:
+    known, names = model.settings.class_names, split.class_names
+    if not model.classes or not split.labelled or names == list(known):
+        return split
+    if known:
+        return split.renumbered(mapped(names, known, name, "the model"), known)
+    if names != numerals(len(names)):
+        if len(names) != model.classes:
+            raise InputError(
+                f"{name}: its classes are {listed(names)}, and the model knows no names for its {model.classes}: give "
+                "the command of its run again, which adds them, or name as many classes with data.class_names"
+            )
+        said = "%s: this older model knows no names of classes; its 0 … %d are taken for %s"
+        logger.warning(said, name, len(names) - 1, listed(names))
+    return split

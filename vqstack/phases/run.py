@@ -80,7 +80,7 @@ class Run:
             if labelled and train.labels is not None and split.labels is None:
                 raise InputError(f"{name} has no labels, train has: set labels to false, or give them")
         torch.manual_seed(config.seed)
-        wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes)
+        wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes, train.class_names)
         wanted.draws()  # guidance without labels is known only now
         reused = reused_levels(config, wanted, folder / "phases")
         self.model = HierarchicalModel(wanted)
