@@ -28,6 +28,7 @@ ORDER = [
     "schedule",
     "window",
     "level",
+    "cluster",
     "stack",
     "joint",
     "code_model",

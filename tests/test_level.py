@@ -99,7 +99,8 @@ def test_gradients_reach_the_encoder_through_the_quantizer(kind):
     level = randomised(pixel_level(kind=kind)).train()
     vectors = level.encoder(level.features(images(16)))
     vectors.retain_grad()
-    decoded = level.given(level.quantizer(vectors).vectors)
+    quantized = level.quantizer(vectors)
+    decoded = level.given(quantized.vectors, quantized.codes)
     decoded.log_prob(images(16)).mean().backward()  # the likelihood alone
     assert vectors.grad.abs().sum() > 0
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in level.encoder.parameters())

@@ -114,12 +114,13 @@ class RunConfig(StackSettings):
             raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
         if self.augment.views and self.data.streaming:
             raise ValueError("augment.views stores codes of a split, and a stream is encoded on the way: leave one out")
-        decoders = [level.decoder for level in self.levels]
-        check_refiners(self.refiners, decoders)
+        check_refiners(self.refiners, self.levels)
         if self.unified:
-            check_unified(self.prior, self.refiners, decoders)
+            check_unified(self.prior, self.refiners, self.levels)
         if self.joint and self.levels_from is not None:
             raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")
+        if self.joint and any(level.quantizer.kind == "cluster" for level in self.levels):
+            raise ValueError("joint trains all levels at once, and clusters are made of a finished one: leave one out")
         if self.joint and any(refiner.joint_encoder for refiner in self.refiners):
             raise ValueError("joint trains the levels with their decoders alone: leave it or joint_encoder out")
         return self

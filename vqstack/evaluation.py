@@ -139,7 +139,7 @@ class Leak:
     @property
     def surely(self) -> float:
         """Bits an image that are lost at least, with a confidence of 95 %."""
-        return -math.log2(upper_share(self.maps, self.images))
+        return abs(math.log2(upper_share(self.maps, self.images)))
 
     def to_json(self) -> dict:
         """Shares, and the bounds in bits an image."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -19,9 +19,9 @@ from vqstack.checks import check_map
 from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
 from vqstack.nets import Down, Up
-from vqstack.quantizer import Quantized, QuantizerSettings, build_quantizer
+from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
-from vqstack.window import DecoderSettings, WindowDecoder, Windowed, WindowNetwork
+from vqstack.window import DecoderSettings, WindowDecoder, Windowed, WindowNetwork, limited
 
 
 class LevelSettings(BaseModel):
@@ -67,16 +67,23 @@ class Level(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.number, self.settings, self.map_shape, self.head = number, settings, settings.map, head
+        self.vector_dim = channels if isinstance(head, CodeHead) else 0  # numbers of a vector of the codes below
         self.scale = check_scale(number, below, settings.map)
-        self.quantizer = build_quantizer(settings.quantizer)
+        self.quantizer = self._codebook()
         shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
-        self.encoder = Down(channels, settings.width, self.quantizer.dim, blocks=settings.encoder_blocks, **shared)
+        self.encoder = self._encoder(channels, shared)
         windowed = settings.decoder.family == "window"
         outputs = settings.decoder.features if windowed else head.parameters
         up = Up(self.quantizer.dim, settings.width, outputs, blocks=settings.decoder_blocks, **shared)
         self.decoder: Up | WindowDecoder = up
         if windowed:
             self.decoder = WindowDecoder(up, WindowNetwork(settings.decoder, self.below, channels, head))
+
+    @abstractmethod
+    def _codebook(self) -> Codebook: ...
+
+    @abstractmethod
+    def _encoder(self, channels: int, shared: dict[str, Any]) -> nn.Module: ...
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -90,10 +97,6 @@ class Level(nn.Module, ABC):
         return self.decoder if isinstance(self.decoder, Up) else self.decoder.up
 
     @abstractmethod
-    def features(self, below: Tensor) -> Vectors:
-        """What the encoder reads, as floats: [b, channels, rows, columns]."""
-
-    @abstractmethod
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         """What a window decoder reads of known values of the map below."""
 
@@ -101,14 +104,21 @@ class Level(nn.Module, ABC):
         """What stands for sites of the map below, without padding."""
         return parameters
 
-    def given(self, vectors: Vectors) -> Distribution:
+    def support(self, codes: Codes) -> Bool[Tensor, "b P h w"] | None:
+        """The decoder's numbers that stay below codes z_l; the others become -inf. None: all stay."""
+        return None
+
+    def given(self, vectors: Vectors, codes: Codes) -> Distribution:
         """The distribution over the map below given vectors of z_l; gradients pass to them and to the decoder."""
-        base = self._from(self.crop(self.up(vectors)))
+        base = self._from(self.crop(self.up(vectors)), codes)
         return base if isinstance(base, Windowed) else self.head(base)
 
-    def _from(self, above: Float[Tensor, "b F h w"]) -> Float[Tensor, "b P h w"] | Windowed:
+    def _from(self, above: Float[Tensor, "b F h w"], codes: Codes) -> Float[Tensor, "b P h w"] | Windowed:
         """The decoder's numbers of each site, or what finds them where they depend on known values."""
-        return above if isinstance(self.decoder, Up) else Windowed(self.decoder.window, above, self.read)
+        support = self.support(codes)
+        if isinstance(self.decoder, Up):
+            return limited(above, support)
+        return Windowed(self.decoder.window, above, self.read, support)
 
     def forward(self, below: Pixels | AnyCodes) -> Objective:
         """The training objective: nats per site of the map below plus the quantizer's own loss.
@@ -120,11 +130,11 @@ class Level(nn.Module, ABC):
     def train_and_encode(self, below: Pixels | AnyCodes) -> tuple[Objective, Codes]:
         """The training objective, see :meth:`forward`, and the codes z_l that it was computed with."""
         quantized = self.quantize(below)
-        return self.objective(below, quantized, self.given(quantized.vectors)), quantized.codes
+        return self.objective(below, quantized, self.given(quantized.vectors, quantized.codes)), quantized.codes
 
+    @abstractmethod
     def quantize(self, below: Pixels | AnyCodes) -> Quantized:
         """z_l in training: its codes, and vectors through which the gradient reaches the encoder."""
-        return self.quantizer(self.encoder(self.features(below)))
 
     def objective(self, below: Pixels | AnyCodes, quantized: Quantized, distribution: Distribution) -> Objective:
         """See :meth:`forward`; ``distribution`` is what the decoder makes of the quantized vectors."""
@@ -141,15 +151,14 @@ class Level(nn.Module, ABC):
         self.check_below(below)
         return self.code(below)
 
-    @torch.no_grad()
+    @abstractmethod
     def code(self, below: Pixels | AnyCodes) -> Codes:
         """:meth:`encode` of a map that is known to fit."""
-        return self.quantizer.encode(self.encoder(self.features(below)))
 
     def decode(self, codes: Codes) -> Distribution:
         """``P_dec_l(. | z_l)``, a distribution over the map below. InputError where these are no codes of the level."""
         self.check_codes(codes)
-        return self.given(self.quantizer.lookup(codes))
+        return self.given(self.quantizer.lookup(codes), codes)
 
     @property
     def device(self) -> torch.device:
@@ -166,14 +175,14 @@ class Level(nn.Module, ABC):
         check_map(codes, f"codes of level {self.number}", self.map_shape, self.quantizer.size, device, num=num)
 
     def outline(
-        self, vectors: Vectors
+        self, vectors: Vectors, codes: Codes
     ) -> tuple[Float[Tensor, "b P h w"] | Windowed, Float[Tensor, "b F rows columns"]]:
         """What a refiner starts from: the decoder's numbers for the map below, and features of each site of z_l.
 
         The features are the codebook vectors, which are given, and what the last layer of the way up reads.
         """
         features, above = self.up.both(vectors)
-        return self._from(self.crop(above)), torch.cat([vectors, features], 1)
+        return self._from(self.crop(above), codes), torch.cat([vectors, features], 1)
 
     @property
     def outline_features(self) -> int:
@@ -186,7 +195,31 @@ class Level(nn.Module, ABC):
         return self.map_shape[0] * self.scale[0], self.map_shape[1] * self.scale[1]
 
 
-class PixelLevel(Level):
+class EncodingLevel(Level):
+    """A level whose encoder is a network and a quantizer."""
+
+    quantizer: Quantizer
+
+    def _codebook(self) -> Codebook:
+        return build_quantizer(self.settings.quantizer)
+
+    def _encoder(self, channels: int, shared: dict[str, Any]) -> nn.Module:
+        settings = self.settings
+        return Down(channels, settings.width, self.quantizer.dim, blocks=settings.encoder_blocks, **shared)
+
+    @abstractmethod
+    def features(self, below: Tensor) -> Vectors:
+        """What the encoder reads, as floats: [b, channels, rows, columns]."""
+
+    def quantize(self, below: Pixels | AnyCodes) -> Quantized:
+        return self.quantizer(self.encoder(self.features(below)))
+
+    @torch.no_grad()
+    def code(self, below: Pixels | AnyCodes) -> Codes:
+        return self.quantizer.encode(self.encoder(self.features(below)))
+
+
+class PixelLevel(EncodingLevel):
     """Level 1: pixels to codes. Images may be padded to a size that divides; padding is neither scored nor shown.
 
     Args:
@@ -215,7 +248,7 @@ class PixelLevel(Level):
         return self._scaled(values)
 
     def _scaled(self, values: Tensor) -> Tensor:
-        return values.to(self.encoder.trunk.position.dtype) * (2 / (self.size - 1)) - 1
+        return values.to(self.up.trunk.position.dtype) * (2 / (self.size - 1)) - 1
 
     @property
     def below(self) -> tuple[int, int]:
@@ -225,7 +258,7 @@ class PixelLevel(Level):
         return parameters[..., : self.shape[1], : self.shape[2]]
 
 
-class CodeLevel(Level):
+class CodeLevel(EncodingLevel):
     """Levels above 1: a code map to a smaller one, read through an embedding of the codes below.
 
     Args:

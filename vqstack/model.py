@@ -115,10 +115,9 @@ class ModelSettings(BaseModel):
         channels, rows, columns = self.image_shape
         if channels not in (1, 3) or min(rows, columns) < 1:
             raise ValueError(f"image_shape: {self.image_shape} is no shape of grey (1) or colour (3) images")
-        decoders = [level.decoder for level in self.stack.levels]
-        check_refiners(self.refiners, decoders)
+        check_refiners(self.refiners, self.stack.levels)
         if self.unified:
-            check_unified(self.prior, self.refiners, decoders)
+            check_unified(self.prior, self.refiners, self.stack.levels)
         if self.class_names and not len(set(self.class_names)) == len(self.class_names) == self.classes:
             raise ValueError(f"class_names: {len(set(self.class_names))} different names for {self.classes} classes")
         return self
@@ -299,7 +298,7 @@ class HierarchicalModel(nn.Module, Pretrained):
             raise InputError(f"guidance: {guidance} is no number from 0 on: 1 is none, 2 to 4 are usual")
         refiner = self.refiner(level) if refined else None
         if refiner is None:
-            decoded = self.stack.level(level).given(self.stack.level(level).quantizer.lookup(codes))
+            decoded = self.stack.level(level).given(self.stack.level(level).quantizer.lookup(codes), codes)
             return decoded if known is None else Clamped(decoded, known)
         told, parent = self._seen_by(refiner, level, codes, labels, above)
         return refiner.distribution(len(codes), told, codes.device, parent, known=known, guidance=guidance)

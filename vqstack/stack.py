@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from vqstack.checks import check_number
+from vqstack.cluster import ClusterLevel, check_clusters
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
 from vqstack.likelihood import Distribution, Draw, PixelHead, PixelSettings, noise
-from vqstack.nets import ResidualBlock, Trunk, store_once
+from vqstack.nets import ResidualBlock, ScalingPath, store_once
 from vqstack.quantizer import QuantizerSettings
 from vqstack.shapes import AnyCodes, Codes, Pixels
 
@@ -41,6 +42,11 @@ class StackSettings(BaseModel):
         "among themselves), with an offset for each level; all else stays each level's own. With joint all levels "
         "train them; without, the lowest level that has them does.",
     )
+
+    @model_validator(mode="after")
+    def check_levels(self) -> "StackSettings":
+        check_clusters(self.levels)
+        return self
 
     @model_validator(mode="after")
     def check_sharing(self) -> "StackSettings":
@@ -74,7 +80,8 @@ class Stack(nn.Module):
         head = PixelHead(settings.pixels, shape[0], values)
         levels: list[Level] = [PixelLevel(settings.levels[0], shape, values, head, padded)]
         for number, level in enumerate(settings.levels[1:], start=2):
-            levels.append(CodeLevel(number, level, levels[-1]))
+            kind = ClusterLevel if level.quantizer.kind == "cluster" else CodeLevel
+            levels.append(kind(number, level, levels[-1]))
         self.levels = cast(list[Level], nn.ModuleList(levels))
         self.owners: dict[str, str] = {}
         """Shared blocks by name: where a later level has one, and where the level has it that comes first."""
@@ -87,7 +94,10 @@ class Stack(nn.Module):
         for path in ("encoder", "up"):
             pools: dict[int, list[tuple[ResidualBlock, str]]] = {}
             for level in self.levels:
-                trunk: Trunk = getattr(level, path).trunk
+                network = getattr(level, path)
+                if not isinstance(network, ScalingPath):  # the table of a cluster level
+                    continue
+                trunk = network.trunk
                 pool = pools.setdefault(level.settings.width, [])
                 for i, block in enumerate(trunk.blocks):
                     name = f"{names[id(trunk)]}.blocks.{i}."

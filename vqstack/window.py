@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -180,12 +180,17 @@ class Windowed(Distribution):
         network: see :class:`WindowNetwork`.
         features: what the map above says of each site, [b, F, h, w].
         read: values of sites [b, n, channels] to what the network reads of them, [b, n, c].
+        support: numbers of each site that stay; the others become -inf. None: all.
     """
 
     def __init__(
-        self, network: WindowNetwork, features: Float[Tensor, "b F h w"], read: Callable[[Tensor], Tensor]
+        self,
+        network: WindowNetwork,
+        features: Float[Tensor, "b F h w"],
+        read: Callable[[Tensor], Tensor],
+        support: Bool[Tensor, "b P h w"] | None = None,
     ) -> None:
-        self.network, self.features, self.read = network, features, read
+        self.network, self.features, self.read, self.support = network, features, read, support
         self.batch, self.device = len(features), features.device
         head = network.head
         of_one_image = head(torch.zeros(1, head.parameters, *network.map_shape, device=self.device))
@@ -194,7 +199,7 @@ class Windowed(Distribution):
     def parameters(self, values: Int64[Tensor, "b N channels"]) -> Float[Tensor, "b P h w"]:
         """Numbers of every site given the values in its window."""
         known = rearrange(self.read(values), "b (h w) c -> b c h w", h=self.network.map_shape[0])
-        return self.network(known, self.features)
+        return limited(self.network(known, self.features), self.support)
 
     def log_prob(self, x: AnyCodes | Pixels) -> Nats:
         return self.network.head(self.parameters(by_site(x, self.network.head.channels))).log_prob(x)
@@ -221,9 +226,15 @@ class Windowed(Distribution):
             mine = network.schedule.sites(group).to(self.device)
             sites = numbers[:, mine].flatten()
             found = network.step(known[:, place[mine, None] + offsets], features[:, :, None, mine])
-            yield sites, rearrange(found, "(b t) p 1 n -> b p 1 (t n)", b=self.batch)
+            mine_only = None if self.support is None else self.support.flatten(2)[:, :, None, sites]
+            yield sites, limited(rearrange(found, "(b t) p 1 n -> b p 1 (t n)", b=self.batch), mine_only)
             chosen = self.read(by_site(values, network.head.channels)[:, sites])
             known[:, place[mine], :-1] = rearrange(chosen, "b (t n) c -> (b t) n c", n=len(mine))
+
+
+def limited(numbers: Float[Tensor, "b P h w"], support: Bool[Tensor, "b P h w"] | None) -> Float[Tensor, "b P h w"]:
+    """Logits whose values outside of the support are impossible."""
+    return numbers if support is None else numbers.masked_fill(~support, -torch.inf)
 
 
 def _with_inside(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c+1 h w"]:

@@ -7,7 +7,7 @@ from vqstack.code_model.autoregressive import AutoregressiveCodeModel
 from vqstack.code_model.base import CodeModel, Parent
 from vqstack.code_model.masked import MaskedCodeModel
 from vqstack.code_model.settings import CodeModelSettings, RefinerSettings
-from vqstack.level import CodeLevel, Level
+from vqstack.level import Level
 from vqstack.likelihood import CodeHead
 from vqstack.shapes import Codes
 
@@ -33,9 +33,8 @@ def build_refiner(
         backbone: of another model, to be shared with it; none: one of its own.
     """
     family = _FAMILIES[settings.family]
-    vector_dim = level.embedding.embedding_dim if isinstance(level, CodeLevel) else 0
     above = (level.scale, level.outline_features)
-    return family(settings, level.below, level.head, classes, *above, vector_dim, backbone)
+    return family(settings, level.below, level.head, classes, *above, level.vector_dim, backbone)
 
 
 @torch.no_grad()
@@ -48,5 +47,5 @@ def parent_of(level: Level, codes: Codes, share: torch.Tensor | None = None) -> 
         share: of replaced codes in each image, [b]; none: they are all genuine.
     """
     with torch.autocast(codes.device.type, enabled=False):
-        base, features = level.outline(level.quantizer.lookup(codes))
+        base, features = level.outline(level.quantizer.lookup(codes), codes)
     return Parent(base, features, features.new_zeros(len(codes)) if share is None else share.to(features))

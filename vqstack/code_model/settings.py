@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vqstack.window import DecoderSettings
+from vqstack.level import LevelSettings
 
 
 class CodeModelSettings(BaseModel):
@@ -124,10 +124,10 @@ def segments_of(prior: CodeModelSettings, levels: int) -> tuple[RefinerSettings,
 
 
 def check_unified(
-    prior: CodeModelSettings, refiners: tuple[RefinerSettings, ...], decoders: list[DecoderSettings]
+    prior: CodeModelSettings, refiners: tuple[RefinerSettings, ...], levels: tuple[LevelSettings, ...]
 ) -> None:
     """One transformer for all maps of codes is autoregressive, and is itself what refines the levels above 1."""
-    if len(decoders) < 2:
+    if len(levels) < 2:
         raise ValueError("unified: there is one map of codes, and nothing to unite: leave unified out")
     if prior.family != "autoregressive":
         raise ValueError(f"unified: prior.family is {prior.family}: set it to autoregressive, or leave unified out")
@@ -136,7 +136,12 @@ def check_unified(
             raise ValueError(
                 f"unified: the transformer refines level {refiner.level} itself: leave its refiner or unified out"
             )
-    for number, decoder in enumerate(decoders[1:], start=2):
+    for number, level in enumerate(levels[1:], start=2):
+        if level.quantizer.kind == "cluster":
+            raise ValueError(
+                f"unified: level {number} is a cluster level, whose decoder allows some codes only: leave one out"
+            )
+        decoder = level.decoder
         if decoder.family == "window" and (decoder.tile != (0, 0) or prior.wavefront != decoder.steepness):
             raise ValueError(
                 f"unified: level {number} has a window decoder, whose diagonals the transformer must follow: set "
@@ -144,21 +149,28 @@ def check_unified(
             )
 
 
-def check_refiners(refiners: tuple[RefinerSettings, ...], decoders: list[DecoderSettings]) -> None:
+def check_refiners(refiners: tuple[RefinerSettings, ...], levels: tuple[LevelSettings, ...]) -> None:
     """Each refiner belongs to a level of its own and draws its sites in the order of that level's decoder.
 
     Args:
         refiners: of any levels.
-        decoders: of level 1, 2, ….
+        levels: level 1, 2, ….
     """
     numbers = [refiner.level for refiner in refiners]
     for number in numbers:
-        if number > len(decoders):
-            raise ValueError(f"refiners: level {number} does not exist: there are levels 1 … {len(decoders)}")
+        if number > len(levels):
+            raise ValueError(f"refiners: level {number} does not exist: there are levels 1 … {len(levels)}")
         if numbers.count(number) > 1:
             raise ValueError(f"refiners: level {number} has more than one: keep one of them")
     for refiner in refiners:
-        decoder = decoders[refiner.level - 1]
+        level = levels[refiner.level - 1]
+        for name in ("corruption", "soft_targets", "joint_encoder"):
+            if level.quantizer.kind == "cluster" and getattr(refiner, name):
+                raise ValueError(
+                    f"refiners: {name} asks for codes outside of their cluster, or for an encoder, and level "
+                    f"{refiner.level} has neither: leave it at 0"
+                )
+        decoder = level.decoder
         if decoder.family != "window":
             continue
         if decoder.tile != (0, 0):

@@ -36,6 +36,7 @@ class Guided(Distribution):
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
         for one, other in zip(self.given.factors(values), self.without.factors(values), strict=True):
             mixed = other.log_probs + self.scale * (one.log_probs - other.log_probs)
+            mixed = mixed.masked_fill(other.log_probs == -torch.inf, -torch.inf)  # impossible with and without a label
             yield Table(one.sites, mixed.log_softmax(-1))
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vqstack.checkpoint import make_folder, on_main, write_atomically
+from vqstack.cluster import ClusterLevel, neighbours
 from vqstack.code_model import CodeModel, JointEncoder, UnifiedCodeModel
 from vqstack.codes import MapCache, fingerprint, quoted
 from vqstack.config import RunConfig
@@ -146,10 +147,29 @@ class Run:
         level = self.model.stack.level(number)
         if isinstance(level, CodeLevel):
             level.start_from(self.model.stack.level(number - 1))
+        if isinstance(level, ClusterLevel) and not (self.folder / "phases" / f"level-{number}" / "DONE").exists():
+            self._learn_clusters(level)
         settings = self.config.train_levels
         with _frozen(self.model.stack.borrowed(number)):
             module = self._level_or_both(number)
             self._fit(f"level-{number}", module, number - 1, settings[0 if len(settings) == 1 else number - 1])
+
+    @torch.no_grad()
+    def _learn_clusters(self, level: ClusterLevel) -> None:
+        """The table of a cluster level, from the training images as they are scored: the same however often it is made.
+
+        Counts are whole numbers, so the number of processes makes no difference.
+        """
+        stack, below, pixels = self.model.stack, self.model.stack.level(level.number - 1), self.pixels("train")
+        size, device = below.quantizer.size, self.accelerator.device
+        counts = torch.zeros(size, dtype=torch.int64, device=device)
+        beside = torch.zeros(size, size, dtype=torch.int64, device=device)
+        mine = torch.arange(len(pixels))[self.accelerator.process_index :: self.accelerator.num_processes]
+        for indices in mine.split(self.config.encode_batch) if len(mine) else ():
+            codes = stack.encode(pixels[indices.to(pixels.device)].to(device), below.number)[-1]
+            counts += torch.bincount(codes.flatten(), minlength=size)
+            beside += neighbours(codes, size)
+        level.learn_from(below, self.accelerator.reduce(counts), self.accelerator.reduce(beside))
 
     def _level_or_both(self, number: int) -> Level | JointEncoder:
         """The level, with its refiner where the settings train its encoder with both."""

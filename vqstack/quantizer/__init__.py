@@ -9,13 +9,14 @@ Files in reading order: ``settings``, ``base`` (the interface), ``moving_average
 ``build``.
 """
 
-from vqstack.quantizer.base import Quantized, Quantizer, Usage, in_chunks, nearest, usage
+from vqstack.quantizer.base import Codebook, Quantized, Quantizer, Usage, in_chunks, nearest, usage
 from vqstack.quantizer.build import build_quantizer
 from vqstack.quantizer.fixed import FiniteScalar, LinearlyTransformed, LookupFree
 from vqstack.quantizer.moving_average import CosineVQ, MovingAverageVQ
 from vqstack.quantizer.settings import QuantizerSettings, fsq_levels
 
 __all__ = [
+    "Codebook",
     "CosineVQ",
     "FiniteScalar",
     "LinearlyTransformed",

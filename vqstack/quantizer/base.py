@@ -59,14 +59,12 @@ def nearest(
     return torch.cat([torch.addmm(half_squares, x, codebook.T, alpha=-1).argmin(1) for x in parts])
 
 
-class Quantizer(nn.Module, ABC):
-    """Vectors to codes and back. ``forward`` is for training, ``encode`` and ``lookup`` for everything else.
+class Codebook(nn.Module, ABC):
+    """Codes to vectors.
 
     Attributes:
         size: K, number of codes.
         dim: d, features of a code vector.
-        accumulating: set by the training loop while gradients are being accumulated, so that moving averages are
-            updated once an optimiser step and not once a micro-batch.
     """
 
     def __init__(self, settings: QuantizerSettings) -> None:
@@ -74,6 +72,31 @@ class Quantizer(nn.Module, ABC):
         self.settings = settings
         self.size = settings.codebook_size
         self.dim = settings.dim
+
+    def lookup(self, codes: Codes) -> Vectors:
+        """The vectors of codes, laid out as a map. A code outside 0 … K-1 is an error (it never wraps around)."""
+        with torch.autocast(codes.device.type, enabled=False):
+            vectors = self._lookup(codes.flatten(1))
+        return rearrange(vectors, "b n d -> b d n").reshape(len(codes), self.dim, *codes.shape[1:])
+
+    def _lookup(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        return F.embedding(codes, self.codebook())
+
+    @abstractmethod
+    def codebook(self) -> Float[Tensor, "K d"]:
+        """All code vectors."""
+
+
+class Quantizer(Codebook):
+    """Vectors to codes and back. ``forward`` is for training, ``encode`` and ``lookup`` for everything else.
+
+    Attributes:
+        accumulating: set by the training loop while gradients are being accumulated, so that moving averages are
+            updated once an optimiser step and not once a micro-batch.
+    """
+
+    def __init__(self, settings: QuantizerSettings) -> None:
+        super().__init__(settings)
         self.accumulating = False
 
     def forward(self, vectors: Vectors) -> Quantized:
@@ -99,19 +122,6 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(vectors.device.type, enabled=False):
             codes = self._encode(rearrange(vectors.float(), "b d ... -> b (...) d"))
         return codes.long().reshape(shape[0], *shape[2:])
-
-    def lookup(self, codes: Codes) -> Vectors:
-        """The vectors of codes, laid out as a map. A code outside 0 … K-1 is an error (it never wraps around)."""
-        with torch.autocast(codes.device.type, enabled=False):
-            vectors = self._lookup(codes.flatten(1))
-        return rearrange(vectors, "b n d -> b d n").reshape(len(codes), self.dim, *codes.shape[1:])
-
-    def _lookup(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        return F.embedding(codes, self.codebook())
-
-    @abstractmethod
-    def codebook(self) -> Float[Tensor, "K d"]:
-        """All code vectors."""
 
     @abstractmethod
     def _encode(self, flat: Float[Tensor, "b n d"]) -> Tensor: ...

@@ -11,10 +11,11 @@ class QuantizerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["vq", "cosine", "fsq", "lfq", "simvq"] = Field(
+    kind: Literal["vq", "cosine", "fsq", "lfq", "simvq", "cluster"] = Field(
         "vq",
         description="vq: nearest code, codebook by moving average; cosine: the same on the unit sphere; fsq: finite "
-        "scalar quantization; lfq: lookup-free, one bit a dimension; simvq: a linear map of a frozen codebook.",
+        "scalar quantization; lfq: lookup-free, one bit a dimension; simvq: a linear map of a frozen codebook; "
+        "cluster (above level 1): a table from each code of the same map below to one of codebook_size clusters.",
     )
     codebook_size: int = Field(64, ge=2, le=2**20, description="K, count of codes.")
     dim: int = Field(32, ge=1, description="d, count of features of a code vector.")
@@ -46,6 +47,11 @@ class QuantizerSettings(BaseModel):
     fsq_levels: tuple[int, ...] | None = Field(
         None,
         description="Values of each dimension, count (fsq); their product is codebook_size. Default: balanced.",
+    )
+    merge: Literal["neighbours", "vectors"] = Field(
+        "neighbours",
+        description="Which codes come into one cluster (cluster): those found beside the same codes, or those whose "
+        "vectors are near.",
     )
     entropy: float = Field(0.1, ge=0, description="Weight of the entropy loss, which is in nats a site (lfq), no unit.")
 
