@@ -29,7 +29,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
-    OMP_NUM_THREADS="2",
+    OMP_NUM_THREADS="1",  # tensors are tiny: a second thread would spin
 )
 
 from jaxtyping import install_import_hook  # noqa: E402
