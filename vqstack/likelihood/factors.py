@@ -17,6 +17,8 @@ from vqstack.likelihood.drawing import Draw, draw_values
 
 FINE = 16
 """Values told apart by the second step."""
+PLAIN = 0.8
+"""Probability from which a picture shows black or white itself: the mean would be a little grey."""
 PART = 2**16
 """Probabilities that a table holds at a time where it need not be whole: half a megabyte, which the caches hold and the
 allocator keeps, where larger tables would be mapped, and cleared, anew each time."""
@@ -27,7 +29,12 @@ class Factor(ABC):
 
     Args:
         sites: their numbers in raster order, [n].
+
+    Attributes:
+        size: V, number of values.
     """
+
+    size: int
 
     def __init__(self, sites: Int64[Tensor, "n"]) -> None:
         self.sites = sites
@@ -46,7 +53,17 @@ class Factor(ABC):
 
     def draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
         """The value of each site by the inverse CDF at ``noise``; without noise the most likely one, or the mean."""
-        return self.mean().round().long() if draw.mean else self._draw(noise, draw)
+        return self._picture() if draw.mean else self._draw(noise, draw)
+
+    @abstractmethod
+    def ends(self) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        """P(first value) and P(last value) of each site."""
+
+    def _picture(self) -> Int64[Tensor, "b n"]:
+        """The mean, rounded; black and white where they hold most of the mass, so that plain grounds stay plain."""
+        first, last = self.ends()
+        value = self.mean().round().long().masked_fill(first >= PLAIN, 0)
+        return torch.where(last >= PLAIN, self.size - 1, value)
 
     def at(self, sites: Int64[Tensor, "n"]) -> "Factor":
         """The same probabilities at other sites."""
@@ -71,7 +88,7 @@ class Table(Factor):
         mean: Callable[[], Float[Tensor, "b n"]] | None = None,
     ) -> None:
         super().__init__(sites)
-        self._log_probs, self._mean = log_probs, mean
+        self._log_probs, self._mean, self.size = log_probs, mean, log_probs.shape[-1]
 
     @property
     def log_probs(self) -> Float[Tensor, "b n V"]:
@@ -80,6 +97,9 @@ class Table(Factor):
     def mean(self) -> Float[Tensor, "b n"]:
         values = torch.arange(self._log_probs.shape[-1], device=self.sites.device, dtype=self._log_probs.dtype)
         return self._log_probs.exp() @ values if self._mean is None else self._mean()
+
+    def ends(self) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        return self._log_probs[..., 0].exp(), self._log_probs[..., -1].exp()
 
     def _draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
         return draw_values(self.log_probs, noise, draw)
@@ -90,11 +110,9 @@ class Ordered(Factor):
 
     Attributes:
         batch: b, number of images.
-        size: V, number of values.
     """
 
     batch: int
-    size: int
 
     @abstractmethod
     def cdf(self, edges: Int64[Tensor, "*places m"], precision: torch.dtype | None = None) -> Float[Tensor, "b n m"]:
@@ -103,6 +121,10 @@ class Ordered(Factor):
     @abstractmethod
     def part(self, places: slice) -> "Ordered":
         """The factor of some of its sites."""
+
+    def ends(self) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        below = self.cdf(torch.tensor([1, self.size - 1], device=self.sites.device))
+        return below[..., 0], 1 - below[..., 1]
 
     def coarse(self) -> Float[Tensor, "b n m"]:
         """P(x < edge) at the edges of all runs of 16 values."""
