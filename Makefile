@@ -36,7 +36,7 @@ demo: $(STAMP)  ## train on scikit-learn's handwritten digits, then draw 100 sam
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest
 
-# One part: make torture PART=kills (writes, damage, mutants, memory). FORM=--short takes four minutes and writes nothing.
+# One part: make torture PART=kills (writes, cuts, damage, mutants, memory). FORM=--short takes five minutes, writes nothing.
 torture: $(STAMP)  ## kill, fill, damage and mutate everything; counts go to tests/torture/latest.json
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py $(PART) $(or $(FORM),--out tests/torture/latest.json)
 

@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import signal
+import stat
 
 import pytest
+from torture.disk import Disk, differing
+from torture.disk import output as out
 
 from vqstack.checkpoint import LOCK, Lock
 from vqstack.errors import InputError, WriteError
@@ -152,3 +155,25 @@ def test_what_is_marked_finished_is_on_the_disk(tmp_path, monkeypatch):
     paths = [tmp_path, *tmp_path.rglob("*")]
     assert len(paths) == 133
     assert all(path.stat().st_ino in synced for path in paths)
+
+
+@pytest.mark.parametrize("forgotten", ["", "files", "folders"])
+def test_a_power_cut_is_seen_by_what_is_not_forced_to_the_disk(tmp_path, monkeypatch, forgotten):
+    """The law of the torture holds for an output, and fails for one that leaves out a kind of fsync."""
+    with Disk(tmp_path) as disk, monkeypatch.context() as patch:
+        force = os.fsync
+
+        def forgetful(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode) != (forgotten == "folders") or not forgotten:
+                force(descriptor)
+
+        patch.setattr(os, "fsync", forgetful)
+        output = Output(tmp_path / "out", "generate")
+        for number in range(12):
+            output.write(f"{number}.png", b"%d" % number)
+        output.finish()
+        last, written = disk.now(), disk.written()
+    wrong = [found for tree in disk.cuts for found in out(tree, written)]
+    wrong += [name for tree in last for name in differing(tree, written)]
+    assert len(written) == 12
+    assert bool(wrong) == bool(forgotten), wrong

@@ -37,7 +37,7 @@ pyarrow.set_cpu_count(1)
 sklearn.datasets.load_digits()
 
 TRAIN, ENCODE, GENERATE = "recipes/train_stack.py", "tools/encode_dataset.py", "tools/generate.py"
-COMPRESS, DECOMPRESS = "tools/compress.py", "tools/decompress.py"
+COMPRESS, DECOMPRESS, EVALUATE = "tools/compress.py", "tools/decompress.py", "tools/evaluate.py"
 RECIPE = """
 data: {source: digits, limit: 64}
 levels:
@@ -81,7 +81,7 @@ def load(program: str) -> Any:
     return module
 
 
-PROGRAMS = {program: load(program) for program in (TRAIN, ENCODE, GENERATE, COMPRESS, DECOMPRESS)}
+PROGRAMS = {program: load(program) for program in (TRAIN, ENCODE, GENERATE, COMPRESS, DECOMPRESS, EVALUATE)}
 
 
 @dataclass

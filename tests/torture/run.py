@@ -1,8 +1,8 @@
 """Break everything that promises not to break: python tests/torture/run.py [PART …] [--short] [--out FILE].
 
-Parts: kills, writes, damage, mutants, memory; all of them by default. Prints one line for each and every failure, and
-leaves with 1 if there are any. ``--out`` receives the counts, and the damaged files go into ``damage.md`` beside it;
-parts that were not run keep what was there.
+Parts: kills, writes, cuts, damage, mutants, memory; all of them by default. Prints one line for each and every
+failure, and leaves with 1 if there are any. ``--out`` receives the counts, and the damaged files go into ``damage.md``
+beside it; parts that were not run keep what was there.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PARTS = ["kills", "writes", "damage", "mutants", "memory"]
+PARTS = ["kills", "writes", "cuts", "damage", "mutants", "memory"]
 
 
 def main() -> int:
