@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from vqstack.checkpoint import Checkpoints, digest
 from vqstack.code_model import RefinerSettings
-from vqstack.codes import CodeDataset, CodeDatasetWriter
+from vqstack.codes import CodeDataset, CodeDatasetWriter, StoredCodes
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.output import UNFINISHED, Output
@@ -319,6 +320,32 @@ def test_generated_images(run_folder, image_folder):
     model = HierarchicalModel.from_pretrained(run_folder / "model")
     sample = model.sample(9, torch.tensor(labels), seed=5)
     assert torch.equal(torch.stack([greys(image_folder / name) for name in names]), sample.pixels)
+
+
+def test_stored_codes_wait_on_the_disk(run_folder, programs, monkeypatch):
+    """Memory does not grow with the number of code maps, and after the last one comes the first."""
+    generate, model = programs[GENERATE], HierarchicalModel.from_pretrained(run_folder / "model")
+
+    class Many:
+        splits = {"test": 100}
+
+        def check(self, *_):
+            pass
+
+        def blocks(self, _):
+            for i in range(100):
+                yield StoredCodes(torch.tensor([i]), None, [torch.from_numpy(np.full((1, 256, 256), i))])
+
+    monkeypatch.setattr(generate, "CodeDataset", lambda _: Many())
+    tracemalloc.start()
+    try:
+        count, maps = generate.starting_codes(generate.Command(run=run_folder, out=Path("x"), codes=Path("y")), model)
+        found = [int(next(maps)[0, 0]) for _ in range(250)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (count, found) == (100, [*range(100), *range(100), *range(50)])
+    assert peak < 5 * 2**20  # of 50 MiB
 
 
 @pytest.mark.parametrize("given", [["--label", 3, 7], []], ids=["labels", "no labels"])

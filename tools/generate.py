@@ -6,6 +6,8 @@ Draws from the prior down to pixels, makes variations of given images, or decode
 import json
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
+from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 
 import torch
@@ -140,27 +142,34 @@ def check_refined_labels(command: Command, model: HierarchicalModel) -> None:
             raise InputError(f"--label: missing, and the refiner of level {number} needs a class: give one or several")
 
 
-def starting_codes(command: Command, model: HierarchicalModel) -> torch.Tensor | None:
-    """The codes to start from, for variations and stored codes; none when drawing from the prior."""
+def starting_codes(command: Command, model: HierarchicalModel) -> tuple[int, Iterator[torch.Tensor]] | None:
+    """How many code maps there are to start from, and the maps one by one, again and again; none: drawn by the prior.
+
+    Stored maps are read shard by shard. They are read once before that, so that a damaged one is found in time.
+    """
     level = command.from_level or 1
     if command.codes is not None:
         stored, split = CodeDataset(command.codes), command.split or "test"
         stored.check(fingerprint(model.stack.encoder_state()), model.stack.map_shapes, model.stack.codebook_sizes)
-        if split not in stored.splits:
+        if not stored.splits.get(split):
             raise InputError(f"--split: {split} is not in {command.codes}: choose one of {', '.join(stored.splits)}")
-        parts, left = [], command.num or stored.splits[split]
-        for block in stored.blocks(split):  # no more than are wanted
-            parts.append(block.codes[level - 1][:left])
-            left -= len(parts[-1])
-            if left <= 0:
-                break
-        return torch.cat(parts)
+        count = stored.splits[split]
+        for _ in islice(maps_of(stored, split, level), min(command.num or count, count)):
+            pass
+        return count, chain.from_iterable(maps_of(stored, split, level) for _ in repeat(None))
     if command.images:
         channels, rows, columns = model.stack.shape
         changes = {"size": (rows, columns), "channels": channels, "values": model.stack.values}
         pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
-        return model.stack.encode(pixels.to(model.device), level)[-1]
+        maps = model.stack.encode(pixels.to(model.device), level)[-1]
+        return len(maps), cycle(maps)
     return None
+
+
+def maps_of(stored: CodeDataset, split: str, level: int) -> Iterator[torch.Tensor]:
+    """The code maps of a level, in their order."""
+    for block in stored.blocks(split):
+        yield from block.codes[level - 1]
 
 
 def chosen_device(name: str | None) -> torch.device:
@@ -177,7 +186,11 @@ def chosen_device(name: str | None) -> torch.device:
 
 
 def generate(
-    command: Command, model: HierarchicalModel, start: torch.Tensor | None, num: int, sampling: SamplingSettings
+    command: Command,
+    model: HierarchicalModel,
+    start: Iterator[torch.Tensor] | None,
+    num: int,
+    sampling: SamplingSettings,
 ) -> Iterator[tuple[int, Pixels, list[int | None]]]:
     """Batches of (number of the first image, images, labels)."""
     for first in range(0, num, command.batch_size):
@@ -185,7 +198,7 @@ def generate(
         asked = [model.settings.class_number(label) for label in command.label]
         given = torch.tensor([asked[i % len(asked)] for i in range(first, first + count)]) if asked else None
         if start is not None:
-            chosen = start[torch.arange(first, first + count, device=start.device) % len(start)]
+            chosen = torch.stack(list(islice(start, count)))
             level = command.from_level or 1
             sample = model.vary(chosen, level, given, seed=command.seed, sampling=sampling, first=first)
         else:
@@ -200,25 +213,25 @@ def main(arguments: list[str]) -> None:
     check(command, model)
     model.to(chosen_device(command.device))
     sampling = sampling_of(command, model)
-    start = starting_codes(command, model)
-    num = command.num or (16 if start is None else len(start))
+    available, start = starting_codes(command, model) or (16, None)
+    num = command.num or available
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
-    output, images, shown = Output(command.out, "generate"), [], torch.empty(0)
+    output, rows, shown = Output(command.out, "generate"), BytesIO(), torch.empty(0)
     with Progress(total=num, desc="generate", unit="img", disable=None) as progress:
         for first, pixels, labels in generate(command, model, start, num, sampling):
             for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
                 output.write(f"{i:06d}.png", saved(partial(save_png, image, values=model.stack.values)))
                 name = None if label is None else [*model.settings.class_names, *numerals(model.classes)][label]
                 about = {"file": f"{i:06d}.png", "index": i, "seed": command.seed, "label": label, "class": name}
-                images.append(about)
+                rows.write(b",\n" * bool(i) + json.dumps(about).encode())
             shown = pixels if not first else torch.cat([shown, pixels[: columns * GRID - len(shown)]])
             progress.update(len(pixels))
     scale = max(1, 64 // model.stack.shape[1])
     sheet = grid(shown[: columns * GRID], columns, model.stack.values, scale)
     output.write("grid.png", saved(partial(sheet.save, format="PNG")))
     settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}
-    manifest = {"images": images, "settings": settings}
-    output.write("manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    ending = b'\n],\n"settings": ' + json.dumps(settings, indent=1).encode() + b"\n}\n"
+    output.write("manifest.json", b'{"images": [\n' + rows.getvalue() + ending)
     output.finish()
     say(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
 
