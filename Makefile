@@ -24,11 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# `accelerate launch` gives each process one CPU thread unless OMP_NUM_THREADS says otherwise. Training resumes or
-# returns at once when it is run again; the samples are made anew, because generate.py overwrites nothing.
+# Training resumes or returns at once when it is run again; the samples are made anew, because generate.py overwrites
+# nothing. How many threads train is measured (vqstack/fit/threads.py).
 demo: $(STAMP)  ## train on scikit-learn's handwritten digits, then draw 100 samples
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(BIN)/python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)')} \
-		$(BIN)/accelerate launch recipes/train_stack.py --out $(RUN)
+	$(BIN)/accelerate launch recipes/train_stack.py --out $(RUN)
 	@rm -rf $(SAMPLES)
 	$(BIN)/python tools/generate.py $(RUN) --num 100 --label 0 1 2 3 4 5 6 7 8 9 --out $(SAMPLES)
 	@echo "the samples: $(SAMPLES)/grid.png   the ledger: $(RUN)/ledger.json"

@@ -1,5 +1,6 @@
 """One phase of training: steps, evaluations, checkpoints, resume."""
 
+import copy
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vqstack import signals
 from vqstack.checkpoint import Checkpoint, Checkpoints, append, on_main, write_atomically
 from vqstack.errors import DivergedError, InputError, Stopped
+from vqstack.fit import threads
 from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.guard import REPORTS, Guard, poisoned
 from vqstack.fit.optimisation import Average, learning_rate, load_optimizer, networks, optimizer_for
@@ -73,6 +75,7 @@ class Fit:
         module.to(accelerator.device).train()
         self.average = Average(module, settings.ema) if settings.ema else None
         optimizer = optimizer_for(module, settings, accelerator.device)
+        self.compiled = compile_module
         if compile_module:  # the plain networks only: what stands around them is small and changes shape
             for network in networks(module):
                 network.compile(dynamic=False)
@@ -104,6 +107,7 @@ class Fit:
         Stopped after a signal, once the step is finished and a checkpoint written.
         """
         self._resume()
+        self._choose_threads()
         batch, saved = self.settings.batch_size, time.monotonic()
         with (
             signals.noted() as received,
@@ -310,6 +314,26 @@ class Fit:
                     "give those it was written with, or choose another --out"
                 ) from error
         on_main(self.accelerator, self._cut_metrics)
+
+    def _choose_threads(self) -> None:
+        """The number of threads of a phase that begins on the CPU, measured once and noted in its folder."""
+        accelerator, note = self.accelerator, self.folder / "threads"
+        most = threads.cores(accelerator.num_processes)
+        alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+        if not alone or self.step or self.compiled or most == 1 or threads.asked_for():
+            return
+        if not note.exists():
+            indices, epochs = self._micro_batches(0)[0]
+
+            def work() -> None:  # of a copy, so that nothing is learned
+                seed_everything(self.seed, 0, 0)
+                copy.deepcopy(self.module)(*self.train.batch(indices, epochs)).loss.backward()
+
+            number = threads.quickest(work, most)
+            write_atomically(note, lambda aside: aside.write_text(f"{number}\n", encoding="utf-8"))
+        number = int(note.read_text(encoding="utf-8"))
+        torch.set_num_threads(number)
+        accelerator.print(f"{self.name}: {number} of {most} threads, by a measurement of its first steps")
 
     def _keep_threads(self, began: int) -> None:
         """Sums are rounded by the number of threads: a phase on the CPU goes on with as many as it began with."""

@@ -1,0 +1,42 @@
+"""How many threads a phase trains with on the CPU: as many as a few steps show to be quicker.
+
+The tensors of small models keep no two threads busy, and threads that wait spin: beside other programs they cost more
+than they give. ``accelerate launch`` gives each process one thread where ``OMP_NUM_THREADS`` is not set, so that 1 is
+nobody's wish there.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+GAIN = 0.9
+"""Largest share of one thread's time that more threads may take to be worth it."""
+
+
+def asked_for() -> bool:
+    """Whether a person named a number of threads (``OMP_NUM_THREADS``)."""
+    value = os.environ.get("OMP_NUM_THREADS")
+    return value is not None and not (value == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ)
+
+
+def cores(processes: int) -> int:
+    """Cores for each of the processes of a launch."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // processes)
+
+
+def quickest(work: Callable[[], object], most: int, repeats: int = 3) -> int:
+    """1, or ``most`` where ``work`` takes at most nine tenths of its time then; medians of turns, after a warm-up."""
+    before, seconds = torch.get_num_threads(), dict[int, list[float]]()
+    for turn in range(repeats + 1):
+        for threads in (1, most):
+            torch.set_num_threads(threads)
+            began = time.perf_counter()
+            work()
+            if turn:
+                seconds.setdefault(threads, []).append(time.perf_counter() - began)
+    torch.set_num_threads(before)
+    return most if statistics.median(seconds[most]) <= GAIN * statistics.median(seconds[1]) else 1
