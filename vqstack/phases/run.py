@@ -42,6 +42,7 @@ from vqstack.level import CodeLevel, Level
 from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
 from vqstack.phases.pictures import picture
+from vqstack.pretrained import find_artefact
 from vqstack.reuse import Reused, reused_levels
 from vqstack.run_folder import Images, claim, read_images
 from vqstack.shapes import Labels, Pixels
@@ -373,7 +374,7 @@ class Run:
         """
         folder = self.folder / "model"
         try:
-            released: HierarchicalModel = HierarchicalModel.from_pretrained(folder)
+            released: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(folder))  # never of a hub
             json.loads((self.folder / "ledger.json").read_text(encoding="utf-8"))
         except (InputError, OSError, ValueError):
             return False  # there is none, or it is damaged: it is made from what the phases left
