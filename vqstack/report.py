@@ -8,6 +8,7 @@ from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.pretrained import without_memory
+from vqstack.window import WindowDecoder
 
 PROCESS = 400 * 2**20  # bytes of a process that has loaded the libraries and trains next to nothing, on the CPU
 TENSORS = 10**5  # more than any model that could be trained has
@@ -52,6 +53,10 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
         # own output, the quantizer three tables of distances and one of int64, which is as large as two.
         floats = sites * (6 * level.settings.width * (blocks + 2) + 4 * level.up.numbers + 5 * level.quantizer.size)
+        if isinstance(level.decoder, WindowDecoder):
+            # Of each site below: what a block reads and makes, twice each, and ten tensors of a likelihood's numbers.
+            window, size = level.settings.decoder, math.prod(level.below)
+            floats += size * (window.width * (3 + 4 * window.blocks) + 10 * level.head.parameters)
         memory = 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate
         together += memory
         peak = together if config.joint else max(peak, memory)
