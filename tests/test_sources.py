@@ -51,7 +51,7 @@ def source(stack, number, labels=None, **settings):
 def test_without_an_epoch_and_at_share_zero_codes_are_clean(stack, number, corruption):
     made = source(stack, number, corruption=corruption)
     below, labels, *parent = made.batch(EVERY, None)
-    expected = parent_of(stack.level(number), stack.level(number).encode(below))
+    expected = parent_of(stack.level(number), stack.level(number).encode(below))[:3]  # it stands in no sequence
     for got, wanted in zip(parent, expected, strict=True):
         assert torch.equal(got, wanted)
     assert (labels == NO_LABEL).all()
