@@ -85,13 +85,17 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         at = at.__cause__
 
 
+def told(error: BaseException) -> str:
+    """What an error says, in one line; of the system's errors the reason and the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) or not text else text
+
+
 def reason(error: BaseException) -> str:
-    """What happened, in one line, in the words of the first cause; of the system's errors with their file."""
-    first = list(causes(error))[-1]
-    if isinstance(first, OSError) and first.strerror:
-        return f"{first.strerror}: {first.filename}" if first.filename is not None else first.strerror
-    text = " ".join(str(first).split())
-    return f"{type(first).__name__}: {text}" if isinstance(first, LookupError) or not text else text
+    """What happened, in the words of the first cause, which libraries wrap in errors that say less."""
+    return told(list(causes(error))[-1])
 
 
 class Stopped(BaseException):

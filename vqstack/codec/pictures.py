@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 
 from vqstack.checkpoint import failed_write
-from vqstack.errors import InputError, reason
+from vqstack.errors import InputError, told
 from vqstack.images import ImageSplit, bombs_refused, opened, upright
 from vqstack.shapes import Pixels
 
@@ -120,7 +120,7 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
     except InputError:
         raise
     except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, …
-        raise InputError(f"{path}: cannot be read as an image ({reason(error)}): repair it or leave it out") from error
+        raise InputError(f"{path}: cannot be read as an image ({told(error)}): repair it or leave it out") from error
     if mode == "RGB" and channels == 1:
         if (array != array[..., :1]).any():
             raise InputError(f"{path}: is in colour, the model is for grey images: use another model")

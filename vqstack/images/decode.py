@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vqstack.errors import InputError, reason
+from vqstack.errors import InputError, told
 from vqstack.images.formats import bombs_refused, opened, upright
 from vqstack.images.settings import ImageSettings
 from vqstack.shapes import Pixels
@@ -66,7 +66,7 @@ def decode_all(
         try:
             return decode(record, settings)
         except Exception as error:
-            return f"{name}: cannot be read ({reason(error)}); repair or remove it"
+            return f"{name}: cannot be read ({told(error)}); repair or remove it"
 
     def some(start: int) -> list[NDArray[np.uint8] | str]:
         part = slice(start, start + CHUNK)
