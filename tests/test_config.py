@@ -182,7 +182,7 @@ def test_every_number_and_switch_can_be_overridden():
         for part in name.split("."):
             value = value[int(part)] if part.isdigit() else getattr(value, part.replace("-", "_"))
         fixed = (
-            name in ("data.values", "data.channels", "data.streaming", "refiners.0.level")
+            name in ("data.values", "data.channels", "data.streaming", "refiners.0.level", "unified")
             or "map" in name
             or "levels.0.dropout" in name
         )

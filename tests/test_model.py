@@ -363,9 +363,9 @@ def test_known_pixels_and_codes_are_kept():
 @pytest.mark.parametrize("confident", [False, True], ids=["schedule", "confidence"])
 def test_single_channels_of_a_pixel_can_be_known(family, confident):
     refiner = {"level": 1, "family": family, "groups": 3, "window": 1}
-    model = tiny(shape=(2, 4, 4), values=5, maps=((2, 2), (1, 2)), refiners=[refiner], classes=0)
-    pixels, given = torch.randint(0, 5, (9, 2, 4, 4), dtype=torch.uint8), torch.rand(9, 2, 4, 4) < 0.5
-    codes, uniforms, draw = model.sample(9).codes[1], noise(0, range(9), 0, 32), Draw(confidence=confident)
+    model = tiny(shape=(3, 4, 4), values=5, maps=((2, 2), (1, 2)), refiners=[refiner], classes=0)
+    pixels, given = torch.randint(0, 5, (9, 3, 4, 4), dtype=torch.uint8), torch.rand(9, 3, 4, 4) < 0.5
+    codes, uniforms, draw = model.sample(9).codes[1], noise(0, range(9), 0, 48), Draw(confidence=confident)
     sampled = model.conditional(1, codes, known=Known(pixels, given)).sample(uniforms, draw)
     assert torch.equal(sampled[given], pixels[given])
     free = model.conditional(1, codes).sample(uniforms, draw)
