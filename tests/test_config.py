@@ -220,7 +220,7 @@ def test_lists_grow_from_the_command_line():
     given = ["--levels.2.map", "2", "2", "--levels.2.quantizer.codebook-size=8", "--levels.3.map", "1", "1"]
     config = parse(RunConfig, given, recipe)
     assert config.levels[:2] == recipe.levels
-    assert [level.map for level in config.levels] == [(4, 4), (4, 4), (2, 2), (1, 1)]
+    assert [level.map for level in config.levels] == [(4, 4), (1, 1), (2, 2), (1, 1)]
     last = recipe.levels[1]
     quantizer = last.quantizer.model_copy(update={"codebook_size": 8})
     assert config.levels[2] == last.model_copy(update={"map": (2, 2), "quantizer": quantizer})

@@ -26,7 +26,7 @@ from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.shapes import Objective
-from vqstack.terminal import Progress, warn
+from vqstack.terminal import Progress, lines, warn
 
 STREAM_EPOCH = 10_000  # images that stand for an epoch of a stream, whose length nobody knows
 
@@ -333,7 +333,7 @@ class Fit:
             write_atomically(note, lambda aside: aside.write_text(f"{number}\n", encoding="utf-8"))
         number = int(note.read_text(encoding="utf-8"))
         torch.set_num_threads(number)
-        accelerator.print(f"{self.name}: {number} of {most} threads, by a measurement of its first steps")
+        accelerator.print(lines(f"{self.name}: {number} of {most} threads, by a measurement of its first steps"))
 
     def _keep_threads(self, began: int) -> None:
         """Sums are rounded by the number of threads: a phase on the CPU goes on with as many as it began with."""
