@@ -10,9 +10,9 @@ from pathlib import Path
 from accelerate import Accelerator, InitProcessGroupKwargs
 from pydantic import Field
 
-from vqstack.config import RunConfig, parse, read_yaml, run_command, to_yaml
+from vqstack.config import RunConfig, parse, read_recipe, run_command, to_yaml
 from vqstack.errors import InputError
-from vqstack.images import image_shape, num_classes
+from vqstack.images import check_paths, image_shape, num_classes
 from vqstack.paths import path_of
 from vqstack.phases import Run, check_processes, check_trackers
 from vqstack.report import describe, growing_maps
@@ -53,9 +53,10 @@ def warn_of_done(command: Command, folder: Path, accelerator: Accelerator) -> No
 
 def main(arguments: list[str]) -> None:
     path = config_path(arguments)
-    recipe = read_yaml(path, RunConfig)
+    recipe = read_recipe(path)
     command = parse(Command, arguments, Command(**dict(recipe)), prog="train_stack.py")
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
+    check_paths(config.data)
     shape = image_shape(config.data)
     config.check_shapes(*shape[1:])
     settings = config.model_settings(shape, 1)

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from pydantic import BaseModel, ValidationError
 
 from vqstack.config import RunConfig, parse, read_yaml, to_yaml
+from vqstack.config.unused import unused
 from vqstack.errors import InputError
 from vqstack.fit import FitSettings
 from vqstack.images import ImageSettings
@@ -61,6 +62,8 @@ def test_every_recipe_parses_and_dry_runs(path, train_stack, capsys, monkeypatch
         monkeypatch.setattr("vqstack.images.splits.open_records", refuse)
         monkeypatch.setattr("vqstack.images.splits.open_streams", refuse)
     monkeypatch.chdir(tmp_path)
+    for name in config.data.files.values():  # a dry run notices where these are missing
+        (tmp_path / name).mkdir() if config.data.source == "imagefolder" else (tmp_path / name).touch()
     AcceleratorState._reset_state()  # one process, one precision; the recipes have several
     train_stack.main(["--config", str(path), "--dry-run"])
     AcceleratorState._reset_state()
@@ -71,7 +74,7 @@ def test_every_recipe_parses_and_dry_runs(path, train_stack, capsys, monkeypatch
         assert f"\nlevel {number}  " in out
     for word in ("\nprior", "\ntotal", "parameters", "MiB"):
         assert word in out
-    assert [p.name for p in tmp_path.iterdir()] == ["resolved.yaml"]
+    assert {p.name for p in tmp_path.iterdir()} == {"resolved.yaml", *config.data.files.values()}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -82,6 +85,8 @@ def test_every_recipe_of_the_hub_takes_files_instead(path, train_stack, capsys, 
     monkeypatch.chdir(tmp_path)
     AcceleratorState._reset_state()
     files = ["--data.files", "train", "a.parquet", "test", "b.parquet"]
+    for name in ("a.parquet", "b.parquet"):
+        (tmp_path / name).touch()
     train_stack.main(["--config", str(path), "--dry-run", "--data.source", "parquet", *files])
     AcceleratorState._reset_state()
     (tmp_path / "resolved.yaml").write_text(capsys.readouterr().out.split("\n\n")[0], encoding="utf-8")
@@ -182,11 +187,12 @@ def test_every_number_and_switch_can_be_overridden():
         for part in name.split("."):
             value = value[int(part)] if part.isdigit() else getattr(value, part.replace("-", "_"))
         fixed = (
-            name in ("data.values", "data.channels", "data.streaming", "refiners.0.level", "unified")
+            name in ("joint", "data.values", "data.channels", "data.streaming", "refiners.0.level", "unified")
             or "map" in name
             or "levels.0.dropout" in name
         )
-        if isinstance(value, (bool, int, float)) and not fixed:
+        idle = any(f"{name.replace('-', '_')}.".startswith(f"{field}.") for field in unused(recipe))
+        if isinstance(value, (bool, int, float)) and not fixed and not idle:
             wanted[name] = changed(value)
             if isinstance(value, bool):
                 switch = name if wanted[name] else ".".join([*name.split(".")[:-1], f"no-{name.split('.')[-1]}"])

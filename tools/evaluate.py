@@ -79,6 +79,12 @@ class Command(BaseModel):
     batch_size: int = Field(64, ge=1, description="Images at a time, count; does not change the results.")
     cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
+    def unused(self) -> dict[str, str]:
+        """Options that are about samples, where none are drawn."""
+        about_samples = ("num", "seeds", "features", "cache", *SamplingSettings.model_fields)
+        why = "says how samples are drawn or compared: leave it out, or --no-samples"
+        return {} if self.samples else dict.fromkeys(about_samples, why)
+
 
 def features_of(
     command: Command, splits: Mapping[str, ImageSplit], accelerator: Accelerator

@@ -20,7 +20,7 @@ from vqstack.checkpoint import (
     unsealed,
     write_atomically,
 )
-from vqstack.config import RunConfig, read_yaml, to_yaml
+from vqstack.config import RunConfig, read_yaml, to_yaml, without_unused
 from vqstack.errors import InputError
 
 CONFIG, HISTORY, IMAGES = "config.yaml", "config-history.jsonl", "images.json"
@@ -55,7 +55,8 @@ def may_change(name: str) -> bool:
 def read_config(folder: Path) -> RunConfig:
     """The settings that the run in ``folder`` was last started with; InputError where they are not as it wrote them.
 
-    The first versions wrote no checksum: their files begin with the name of a field.
+    The first versions wrote no checksum: their files begin with the name of a field. What they took and did not use is
+    left out.
     """
     path = folder / CONFIG
     try:
@@ -68,7 +69,7 @@ def read_config(folder: Path) -> RunConfig:
             f"{path} is not what the run wrote (its checksum differs): put back what was there, or start the run with "
             "--override-config; settings change on the command line, not in this file"
         )
-    return read_yaml(path, RunConfig)
+    return without_unused(read_yaml(path, RunConfig), RunConfig())
 
 
 def _write_config(folder: Path, config: RunConfig) -> None:

@@ -12,6 +12,7 @@ from vqstack.images.decode import grid, load_images, save_png
 from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
 from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
+from vqstack.images.records import check_paths
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
@@ -33,6 +34,7 @@ __all__ = [
     "augment",
     "bombs_refused",
     "center",
+    "check_paths",
     "default_cache",
     "grid",
     "identity",

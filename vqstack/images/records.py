@@ -65,6 +65,7 @@ class Streamed:
 
 def open_records(settings: ImageSettings) -> dict[str, Records]:
     """The splits of a mapped source, train first, nothing decoded yet; labels are checked here."""
+    settings.check_files()
     if settings.source == "digits":
         from sklearn.datasets import load_digits  # half a second to import
 
@@ -88,8 +89,9 @@ def open_records(settings: ImageSettings) -> dict[str, Records]:
 
 def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, Streamed]:
     """The splits of a source of ``datasets``, train first: rows that are not decoded, and which columns to read."""
+    settings.check_files()
     settings = without_roots(settings)
-    _check_paths(settings)
+    check_paths(settings)
     left_out: dict[str, dict[str, Any]] = {}
     if settings.source == "imagefolder" and not any(map(remote, settings.files.values())):
         opened = open_folders(settings, streaming)
@@ -138,10 +140,9 @@ def _classes(
 ) -> dict[Split, Classes]:
     """What the labels of each split mean among the classes of the first that has labels."""
     first = next(((name, one) for name, one in stored.items() if one is not None), None)
-    if first is None and settings.class_names:
-        raise InputError(
-            f"{settings}: class_names are given, and there are no labels; leave them out, or set label_column"
-        )
+    for name in ("classes", "class_names"):
+        if first is None and getattr(settings, name):
+            raise InputError(f"{settings}: {name} given, and there are no labels; leave it out, or set label_column")
     if first is None:
         return dict.fromkeys(stored, Classes(None))
     known = reference(first[1], values(first[0]) if first[1].kind == "text" else None, settings)
@@ -211,12 +212,16 @@ def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | N
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
+            if settings.image_column is not None:
+                raise InputError(f"{path}: one array has no columns; leave image_column out, or name an .npz")
             names, arrays, image_keys = ["pixels"], {"pixels": content}, ("pixels",)
         else:
             with content:
                 names = list(content)
                 chosen = (next((key for key in keys if key in names), None) for keys in (image_keys, label_keys))
                 arrays = {key: content[key] for key in chosen if key}
+    except InputError:
+        raise
     except Exception as error:  # numpy raises a different type for each way a file can be broken
         problem = f"{path}: cannot be read as .npy or .npz ({reason(error)})"
         raise InputError(f"{problem}; name a file written by numpy") from error
@@ -252,7 +257,7 @@ def _labelled(split: Records, classes: Classes, values: Any) -> Records:
     return replace(split, labels=labels, class_names=classes.names)
 
 
-def _check_paths(settings: ImageSettings) -> None:
+def check_paths(settings: ImageSettings) -> None:
     """Every path on this machine must lead to something of the right kind."""
     for split, pattern in settings.files.items():
         if not remote(pattern) and not matches(pattern):

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from PIL import ImageColor
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
+from vqstack.errors import InputError
 from vqstack.paths import expanded
 
 Split = Literal["train", "validation", "test"]
@@ -137,6 +138,30 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         if self.streaming and any(isinstance(share, int) and share for share in (self.validation, self.test)):
             raise ValueError("streaming does not know how many images there are: hold out shares below 1, not counts")
         return self
+
+    def unused(self) -> dict[str, str]:
+        """Name of each field that is read by nothing, as the others are -> why, and what to do."""
+        found: dict[str, str] = {}
+        if self.source == "digits":
+            found["files"] = (
+                "the digits have no files: for a folder of images add --config recipes/folder.yaml, for others say "
+                "what they are (data.source)"
+            )
+            found["on_error"] = "the digits can all be read: leave it out"
+        if self.source == "hub":
+            found["files"] = f"{self.name} is fetched from the hub: say what the files are (data.source), or leave them"
+        if self.source in ("digits", "array"):
+            found["background"] = "nothing is transparent in numbers: leave it out"
+        if not self.streaming:
+            found |= dict.fromkeys(("workers", "shuffle_buffer"), "of streams alone: add streaming, or leave it out")
+        if self.label_column == "":
+            found |= dict.fromkeys(("classes", "class_names"), "label_column '' means no labels: leave one of them out")
+        return found
+
+    def check_files(self) -> None:
+        """InputError for files that would not be read; every function that reads images begins with it."""
+        if self.files and "files" in (why := self.unused()):
+            raise InputError(f"files: {why['files']}")
 
     @property
     def kept(self) -> Size | None:

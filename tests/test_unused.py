@@ -1,0 +1,115 @@
+"""What is given and would not be used is refused by its name."""
+
+import pytest
+from test_config import ROOT
+
+from vqstack.config import RunConfig, parse, read_recipe
+from vqstack.errors import InputError
+from vqstack.images import ImageSettings, load_splits
+from vqstack.run_folder import claim, read_config
+
+TRAIN = ROOT / "recipes" / "train_stack.py"
+ARRAY = {"source": "array", "files": {"train": "a.npy"}}
+
+
+def refused(arguments, recipe=None):
+    with pytest.raises(InputError) as caught:
+        parse(RunConfig, arguments, recipe or RunConfig())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["train", "dry run"])
+def test_files_without_a_recipe_do_not_train_digits(call, tmp_path, dry):
+    (tmp_path / "mine").mkdir()
+    code, out, err = call(TRAIN, "--data.files", "train", "mine", "--out", "run", *dry)
+    assert (code, out) == (2, "") and "--data.files" in err and "--config recipes/folder.yaml" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("option", "data"),
+    [
+        ("--data.files train a.parquet", {"source": "hub", "name": "a/b", "validation": 10}),
+        ("--data.files train a.parquet", {}),
+        ("--data.workers 2", ARRAY),  # also where the value is the default
+        ("--data.shuffle-buffer=5", ARRAY),
+        ("--data.background white", ARRAY),
+        ("--data.on-error skip", {}),
+        ("--data.classes 3", {"label_column": "", **ARRAY}),
+        ("--train-joint.steps 5", {}),
+        ("--train-decoders.steps 5", {}),
+        ("--train-refiners.0.steps 5", {}),
+        ("--augment.views 2", {}),
+        ("--train-levels.0.augmented 0.5", {}),
+        ("--train_prior.augmented 0.5", {}),
+    ],
+    ids=str,
+)
+def test_what_is_given_and_not_used_is_refused(option, data):
+    name = option.split()[0].split("=")[0].replace("_", "-")
+    assert refused(option.split(), RunConfig(data=ImageSettings(**data))).startswith(f"{name}: ")
+
+
+def test_training_of_levels_one_by_one_is_not_used_in_a_joint_run():
+    assert refused(["--joint", "--train-levels.0.steps", "5"]).startswith("--train-levels")
+    assert parse(RunConfig, ["--joint", "--train-joint.steps", "5"], RunConfig()).train_joint.steps == 5
+
+
+def test_what_makes_it_used_may_be_given_beside_it():
+    given = ["--augment.shift", "1", "--augment.views", "2", "--train-levels.0.augmented", "0.5"]
+    assert parse(RunConfig, given, RunConfig()).augment.views == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["data: {workers: 5}", "train_joint: {steps: 3}", "augment: {views: 2}", "train_prior: {augmented: 0.5}"],
+)
+def test_a_recipe_that_sets_what_it_does_not_use_is_refused(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=text.split(":")[0]):
+        read_recipe(path)
+
+
+def test_another_source_does_not_keep_the_files_of_the_old_one():
+    recipe = read_recipe(ROOT / "recipes" / "folder.yaml")
+    data = parse(RunConfig, ["--data.source", "hub", "--data.name", "a/b"], recipe).data
+    assert (data.source, data.files) == ("hub", {})
+    assert "files" in refused(["--data.source", "parquet"], recipe)
+
+
+def test_a_dry_run_notices_a_folder_that_is_not_there(call, tmp_path):
+    arguments = ("--config", ROOT / "recipes" / "folder.yaml", "--dry-run", "--data.files", "train", "nowhere")
+    code, out, err = call(TRAIN, *arguments)
+    assert (code, out) == (2, "") and "nowhere" in err and err.count("\n") == 1
+    (tmp_path / "nowhere").touch()  # a file where a folder is wanted
+    code, _, err = call(TRAIN, *arguments)
+    assert code == 2 and "nowhere" in err
+
+
+def test_from_python_files_of_no_use_are_refused():
+    with pytest.raises(InputError, match="files"):
+        load_splits(ImageSettings(files={"train": "folder"}))
+
+
+def test_a_column_of_a_file_that_has_none_is_refused(tmp_path):
+    import numpy as np
+
+    np.save(tmp_path / "a.npy", np.zeros((9, 4, 4), np.uint8))
+    with pytest.raises(InputError, match="image_column"):
+        load_splits(ImageSettings(source="array", files={"train": "a.npy"}, image_column="pixels"))
+    with pytest.raises(InputError, match="classes"):
+        load_splits(ImageSettings(source="array", files={"train": "a.npy"}, classes=3))
+
+
+def test_a_run_of_an_earlier_version_that_set_more_is_read(tmp_path):
+    claim(tmp_path / "run", RunConfig(data=ImageSettings(workers=7, seed=3))).release()
+    config = read_config(tmp_path / "run")
+    assert (config.data.workers, config.data.seed) == (ImageSettings().workers, 3)
+
+
+@pytest.mark.parametrize("option", ["--num 5", "--seeds 1", "--features classifier", "--temperature 0.5", "--cache c"])
+def test_options_of_samples_without_samples(call, tmp_path, option):
+    arguments = ("run", "--out", "out", "--data.source", "digits", "--no-samples", *option.split())
+    code, _, err = call(ROOT / "tools" / "evaluate.py", *arguments)
+    assert code == 2 and err.startswith(f"error: {option.split()[0]}:")

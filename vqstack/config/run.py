@@ -1,0 +1,212 @@
+"""The configuration of a run, and reading it from YAML: strict, in one line when wrong."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified
+from vqstack.config.unused import check_used
+from vqstack.errors import InputError, explain, reason
+from vqstack.fit import FitSettings
+from vqstack.images import AugmentSettings, ImageSettings
+from vqstack.level import check_scale
+from vqstack.model import ModelSettings, SamplingSettings
+from vqstack.paths import path_of
+from vqstack.reading import read_yaml_values, to_yaml_text
+from vqstack.stack import StackSettings
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class RunConfig(StackSettings):
+    """Everything that defines a training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    data: ImageSettings = Field(ImageSettings(), description="The images.")
+    augment: AugmentSettings = Field(
+        AugmentSettings(), description="Changes to training images on the fly; higher levels then encode as they go."
+    )
+    levels_from: Path | None = Field(
+        None,
+        description="Folder of a finished run or released model whose first levels are taken frozen: as many as both "
+        "have, with the same settings. Only what lies above them is trained.",
+    )
+    prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
+    refiners: tuple[RefinerSettings, ...] = Field(
+        (), description="Transformers that correct the decoders of chosen levels, trained on the frozen codes."
+    )
+    unified: bool = Field(
+        False,
+        description="One transformer, with the settings of the prior, for the maps of codes of all levels: prior and "
+        "refiners of the levels above 1 in one, trained with train_prior on all of them at once.",
+    )
+    sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
+    train_levels: tuple[FitSettings, ...] = Field(
+        (FitSettings(),),
+        min_length=1,
+        description="Training of the levels: one entry for all, or one each, level 1 first.",
+    )
+    joint: bool = Field(
+        False, description="Train all levels at once on the sum of their losses, then all decoders on the final codes."
+    )
+    train_joint: FitSettings = Field(FitSettings(), description="Training of all levels at once (joint).")
+    train_decoders: FitSettings = Field(
+        FitSettings(steps=500), description="Training of the decoders after it, on codes that no longer change (joint)."
+    )
+    train_refiners: tuple[FitSettings, ...] = Field(
+        (FitSettings(),),
+        min_length=1,
+        description="Training of the refiners: one entry for all, or one each, in order.",
+    )
+    train_prior: FitSettings = Field(FitSettings(), description="Training of the prior.")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**63 - 1,
+        description="Seed of weights, order of images and everything random in training, no unit.",
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="Number format of the networks in training: float32, float16 or bfloat16."
+    )
+    compile: bool = Field(False, description="Run networks through torch.compile in training.")
+    channels_last: bool = Field(
+        False, description="Keep the levels' convolutions with channels last in memory, which tensor cores prefer."
+    )
+    trackers: tuple[str, ...] = Field(
+        (), description="Names of experiment trackers, such as tensorboard; events go into the run's folder."
+    )
+    deterministic: bool = Field(
+        False, description="Let GPUs use only algorithms that give the same bits each time; slower."
+    )
+    encode_batch: int = Field(
+        256, ge=1, description="Images at a time when encoding and scoring, count on each process."
+    )
+    sample_grid: int = Field(10, ge=1, description="Images in each picture written during training, count.")
+
+    @model_validator(mode="after")
+    def check(self) -> "RunConfig":
+        if len(self.train_levels) not in (1, len(self.levels)):
+            raise ValueError(
+                f"train_levels has {len(self.train_levels)} entries for {len(self.levels)} levels: give one or all"
+            )
+        if self.refiners and len(self.train_refiners) not in (1, len(self.refiners)):
+            raise ValueError(
+                f"train_refiners: {len(self.train_refiners)} entries for {len(self.refiners)} refiners: give one or all"
+            )
+        if self.augment.crop == "random" and self.data.resize in (None, self.data.size):
+            raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
+        if self.augment.views and self.data.streaming:
+            raise ValueError("augment.views stores codes of a split, and a stream is encoded on the way: leave one out")
+        check_refiners(self.refiners, self.levels)
+        if self.unified:
+            check_unified(self.prior, self.refiners, self.levels)
+        if self.joint and self.levels_from is not None:
+            raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")
+        if self.joint and any(level.quantizer.kind == "cluster" for level in self.levels):
+            raise ValueError("joint trains all levels at once, and clusters are made of a finished one: leave one out")
+        if self.joint and any(refiner.joint_encoder for refiner in self.refiners):
+            raise ValueError("joint trains the levels with their decoders alone: leave it or joint_encoder out")
+        return self
+
+    def unused(self) -> dict[str, str]:
+        """Dotted name of each field that is read by nothing, as the others are -> why, and what to do."""
+        found: dict[str, str] = {}
+        if self.joint:
+            found["train_levels"] = "joint trains all levels by train_joint: leave one of them out"
+        else:
+            found |= dict.fromkeys(("train_joint", "train_decoders"), "of joint training alone: add joint")
+        if not self.refiners:
+            found["train_refiners"] = "there are no refiners: add refiners, or leave it out"
+        if not self.augment.active:
+            why = "augment changes no image: set its shift, flip or crop, or leave this out"
+            found |= {"augment.views": why} | {f"{name}.augmented": why for name in self.every_training}
+        return found
+
+    @property
+    def every_training(self) -> dict[str, FitSettings]:
+        """Settings of all phases by the name of the field."""
+        found: dict[str, FitSettings] = {}
+        for name in ("train_levels", "train_joint", "train_decoders", "train_refiners", "train_prior"):
+            value = getattr(self, name)
+            found |= {f"{name}.{i}": fit for i, fit in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        return found
+
+    def model_settings(
+        self, image_shape: tuple[int, ...], classes: int, class_names: Sequence[str] = ()
+    ) -> ModelSettings:
+        """The settings of the model for images of a shape (c, h, w)."""
+        return ModelSettings(
+            stack=StackSettings(**{name: getattr(self, name) for name in StackSettings.model_fields}),
+            prior=self.prior,
+            refiners=self.refiners,
+            unified=self.unified,
+            sampling=self.sampling,
+            image_shape=image_shape,  # type: ignore[arg-type]
+            values=self.data.values,
+            classes=classes,
+            class_names=tuple(class_names),
+        )
+
+    def check_shapes(self, rows: int, columns: int) -> None:
+        """Every map must divide the one below it, and no shift may leave nothing of an image."""
+        if self.augment.shift >= min(rows, columns):
+            raise InputError(
+                f"augment.shift: {self.augment.shift} moves images of {rows}x{columns} pixels out of sight: choose at "
+                f"most {min(rows, columns) - 1}"
+            )
+        below = self.pad_to or (rows, columns)
+        for number, level in enumerate(self.levels, start=1):
+            check_scale(number, below, level.map)
+            below = level.map
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration, every field."""
+    return to_yaml_text(config.model_dump(mode="json"))
+
+
+def read_yaml(path: Path, settings: type[Settings]) -> Settings:
+    """Settings from a YAML file; unknown or repeated fields, wrong values and broken files are errors of one line."""
+    try:
+        values = read_yaml_values(path) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({reason(error)}): give the path of a YAML file, such as recipes/digits.yaml"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not YAML ({error}): correct that line") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no fields: write them as NAME: VALUE")
+    try:
+        return filled_in(settings.model_validate(values))
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}") from error
+
+
+def read_recipe(path: Path) -> RunConfig:
+    """The settings of a recipe, as :func:`read_yaml`; what it sets and nothing would read is an error too."""
+    config = read_yaml(path, RunConfig)
+    try:
+        check_used(config, RunConfig())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return config
+
+
+def filled_in(settings: Settings) -> Settings:
+    """The settings with ``~`` and ``$NAME`` filled in, in every path."""
+    changes: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            filled: Any = filled_in(value)
+        elif isinstance(value, tuple):
+            filled = tuple(path_of(one) if isinstance(one, Path) else one for one in value)
+        else:
+            filled = path_of(value) if isinstance(value, Path) else value
+        if filled != value:
+            changes[name] = filled
+    return settings.model_copy(update=changes) if changes else settings
