@@ -111,7 +111,8 @@ def _changes(folder: Path, config: RunConfig, images: Images | None, override: b
     found: list[Change] = []
     try:
         before = read_config(folder)
-        found += differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
+        now = without_unused(config, RunConfig())  # as the one that is read: what nothing uses makes no difference
+        found += differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
     except InputError as error:
         if not override:
             raise
