@@ -38,25 +38,25 @@ sklearn.datasets.load_digits()
 
 TRAIN, ENCODE, GENERATE = "recipes/train_stack.py", "tools/encode_dataset.py", "tools/generate.py"
 COMPRESS, DECOMPRESS, EVALUATE = "tools/compress.py", "tools/decompress.py", "tools/evaluate.py"
+FIT = "{steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}"
 RECIPE = """
 data: {source: digits, limit: 64}
 levels:
   - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0.1, quantizer: {codebook_size: 8, dim: 4},
      decoder: {family: window, radius: 1, width: 8, features: 4}}
   - {map: [2, 2], width: 8, encoder_blocks: 1, decoder_blocks: 1, quantizer: {codebook_size: 4, dim: 4}}
-train_levels: [{steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}]
+train_levels: [FIT]
 refiners: [{level: 2, groups: 4, depth: 1, dim: 8, heads: 2, corruption: 0.2}]
 train_refiners: [{steps: 30, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}]
 prior: {depth: 1, dim: 8, heads: 2, dropout: 0.1}
-train_prior: {steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}
+train_prior: FIT
 sample_grid: 4
-"""
+""".replace("FIT", FIT)
 JOINT = (
-    RECIPE
+    RECIPE.replace(f"train_levels: [{FIT}]", f"train_joint: {FIT}")
     + """
 joint: true
 sharing: trunk
-train_joint: {steps: 40, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}
 train_decoders: {steps: 20, batch_size: 16, warmup: 2, evaluate_every: 10, checkpoint_every: 4}
 """
 ).replace(", dropout: 0.1, quantizer", ", quantizer")  # blocks are shared between levels with the same settings
