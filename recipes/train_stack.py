@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
         warn_of_done(command, folder, accelerator)
         if config.trackers:
             accelerator.init_trackers(folder.name)
-        if config.joint:
+        if config.at_once:
             run.train_jointly()
         else:
             for level in run.levels:

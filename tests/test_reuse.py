@@ -1,18 +1,23 @@
-"""Levels of another run: the same codes and code lengths, nothing trained again, nothing taken that does not fit."""
+"""Levels and encoders of another run: the same codes, nothing trained again, nothing taken that does not fit."""
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
 
 from vqstack.config import RunConfig, read_yaml
+from vqstack.config.unused import unused
 from vqstack.errors import InputError
+from vqstack.fit import Fit, FitSettings
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run
+from vqstack.report import describe
 from vqstack.reuse import first_difference
 
 QUICK = {"steps": 4, "batch_size": 8, "warmup": 1, "evaluate_every": 4}
@@ -35,11 +40,14 @@ def config(**changes):
 
 
 def train(settings, folder):
-    run = Run(settings, folder, Accelerator(cpu=True))
-    for level in run.levels:
-        run.train_level(level)
-    run.train_prior()
-    run.release()
+    with closing(Run(settings, folder, Accelerator(cpu=True))) as run:
+        if settings.at_once:
+            run.train_jointly()
+        else:
+            for level in run.levels:
+                run.train_level(level)
+        run.train_prior()
+        run.release()
     return HierarchicalModel.from_pretrained(folder / "model")
 
 
@@ -83,12 +91,107 @@ def test_a_run_with_more_levels_trains_the_others(source, tmp_path, capsys):
 def test_the_source_is_not_needed_again(source, tmp_path, capsys):
     copy = shutil.copytree(source, tmp_path / "copy")
     settings = config(levels_from=copy, seed=7)
-    Run(settings, tmp_path / "run", Accelerator(cpu=True))  # killed before its first phase
+    Run(settings, tmp_path / "run", Accelerator(cpu=True)).close()  # killed before its first phase
     shutil.rmtree(copy)
     resumed = train(settings, tmp_path / "run")
     assert f"level-2: taken from {copy}" in capsys.readouterr().out
     stacked = HierarchicalModel.from_pretrained(source / "model")
     assert all(same_level(resumed.stack.level(n), stacked.stack.level(n)) for n in (1, 2))
+
+
+WINDOW = {"family": "window", "radius": 1, "features": 4, "width": 8}
+WINDOWS = [{**level, "decoder": WINDOW, "decoder_blocks": 2} for level in LEVELS]
+
+
+def decoders(source, **changes):
+    """New decoders, of another family and with another likelihood, for the encoders of ``source``."""
+    return config(
+        **{"levels": WINDOWS, "pixels": {"components": 3}, "train_decoders": QUICK, "encoders_from": source, "seed": 7},
+        **changes,
+    )
+
+
+def test_new_decoders_are_trained_on_the_codes_of_encoders_that_exist(source, tmp_path, capsys):
+    copy = shutil.copytree(source, tmp_path / "copy")
+    train(decoders(copy), tmp_path / "run")
+    shutil.rmtree(copy)
+    out = capsys.readouterr().out
+    assert f"encoders: taken from {copy}" in out
+    assert "decoders: best validation" in out
+    assert {path.name for path in (tmp_path / "run/phases").iterdir()} == {"encoders", "decoders", "prior"}
+    model = HierarchicalModel.from_pretrained(tmp_path / "run/model")  # needs nothing else
+    theirs = HierarchicalModel.from_pretrained(source / "model")
+    for name, value in theirs.stack.encoder_state().items():
+        assert torch.equal(model.stack.encoder_state()[name], value), name
+    started = torch.load(tmp_path / "run/phases/encoders/best.pt", weights_only=True)
+    moved = {n for n, value in model.stack.state_dict().items() if not torch.equal(value, started[f"stack.{n}"])}
+    assert moved
+    assert all(".decoder." in name for name in moved)
+    test = load_splits(config().data, ["test"])["test"]
+    codes = model.encode(test.pixels)
+    assert all(torch.equal(a, b) for a, b in zip(codes, theirs.encode(test.pixels), strict=True))
+    rows = {r["row"]: r["nats"] for r in json.loads((tmp_path / "run/ledger.json").read_text())["test"]["rows"]}
+    for number, below in ((1, test.pixels), (2, codes[0])):
+        nats = -model.stack.level(number).decode(codes[number - 1]).log_prob(below).mean()
+        assert rows[f"level-{number}"] == pytest.approx(nats.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_killed_and_resumed_new_decoders_equal_uninterrupted_ones(source, tmp_path, monkeypatch, step):
+    settings = decoders(source).model_copy(update={"train_decoders": FitSettings(**QUICK, checkpoint_every=2)})
+    whole = train(settings, tmp_path / "whole")
+
+    def kill(fit, begin=Fit.training_step):
+        if (fit.name, fit.step) == ("decoders", step):
+            raise KeyboardInterrupt
+        begin(fit)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Fit, "training_step", kill)
+        train(settings, tmp_path / "parts")
+    resumed = train(settings, tmp_path / "parts")
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert (tmp_path / "whole/ledger.json").read_text() == (tmp_path / "parts/ledger.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": [{**WINDOWS[0], "width": 16}, WINDOWS[1]]}, "levels.0.width is 8 there and 16 here"),
+        ({"levels": [WINDOWS[0], {**WINDOWS[1], "map": (1, 1)}]}, "levels.1.map is (2, 2) there and (1, 1) here"),
+        ({"levels": [*WINDOWS, {**WINDOWS[1], "map": (1, 1)}]}, "it has 2 levels, and 3 are asked for"),
+        ({"pad_to": (12, 12)}, "pad_to is None there and (12, 12) here"),
+    ],
+)
+def test_encoders_that_do_not_fit_are_refused(source, tmp_path, changes, message):
+    with pytest.raises(InputError) as caught:
+        Run(config(encoders_from=source, **changes), tmp_path / "run", Accelerator(cpu=True))
+    assert str(caught.value).startswith(f"encoders_from {source}: ")
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"joint": True}, "joint and encoders_from both say"),
+        ({"levels_from": "somewhere"}, "levels_from and encoders_from both say"),
+        (
+            {"levels": [LEVELS[0], {**LEVELS[0], "quantizer": {"kind": "cluster", "codebook_size": 4, "dim": 4}}]},
+            "encoders_from trains all decoders at once, and clusters",
+        ),
+    ],
+)
+def test_what_excludes_new_decoders_for_encoders_that_exist(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        config(encoders_from="elsewhere", **changes)
+
+
+def test_a_plan_for_new_decoders_names_what_nothing_would_train(source):
+    settings = decoders(source)
+    assert set(unused(settings)) >= {"train_levels", "train_joint"}
+    assert "train_decoders" not in unused(settings)
+    assert "memory" in describe(settings, settings.model_settings((1, 8, 8), 10))
 
 
 @pytest.mark.parametrize(

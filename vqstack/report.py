@@ -43,7 +43,7 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
     for level in model.stack.levels:
         number, sites = level.number, math.prod(level.map_shape)
         fit = config.train_levels[0 if len(config.train_levels) == 1 else number - 1]
-        fit = config.train_joint if config.joint else fit
+        fit = config.train_joint if config.joint else config.train_decoders if config.encoders_from else fit
         parameters = sum(p.numel() for p in level.parameters())
         lines.append(
             f"level {number}  {level.map_shape[0]}x{level.map_shape[1]} of {level.quantizer.size} codes: at most "
@@ -59,7 +59,7 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
             floats += size * (window.width * (3 + 4 * window.blocks) + 10 * level.head.parameters)
         memory = 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate
         together += memory
-        peak = together if config.joint else max(peak, memory)
+        peak = together if config.at_once else max(peak, memory)
     if config.sharing == "trunk":
         shared = "blocks that levels share are counted with each of them, once in the total"
         nothing = "no two levels have blocks of one width, so nothing is shared"

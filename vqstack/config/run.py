@@ -34,6 +34,11 @@ class RunConfig(StackSettings):
         description="Folder of a finished run or released model whose first levels are taken frozen: as many as both "
         "have, with the same settings. Only what lies above them is trained.",
     )
+    encoders_from: Path | None = Field(
+        None,
+        description="Folder of a finished run or released model whose encoders and codebooks are taken frozen, for all "
+        "levels, with the same settings. New decoders are trained on their codes (train_decoders).",
+    )
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
     refiners: tuple[RefinerSettings, ...] = Field(
         (), description="Transformers that correct the decoders of chosen levels, trained on the frozen codes."
@@ -54,7 +59,8 @@ class RunConfig(StackSettings):
     )
     train_joint: FitSettings = Field(FitSettings(), description="Training of all levels at once (joint).")
     train_decoders: FitSettings = Field(
-        FitSettings(steps=500), description="Training of the decoders after it, on codes that no longer change (joint)."
+        FitSettings(steps=500),
+        description="Training of all decoders at once on codes that no longer change (joint, encoders_from).",
     )
     train_refiners: tuple[FitSettings, ...] = Field(
         (FitSettings(),),
@@ -103,10 +109,13 @@ class RunConfig(StackSettings):
         check_refiners(self.refiners, self.levels)
         if self.unified:
             check_unified(self.prior, self.refiners, self.levels)
-        if self.joint and self.levels_from is not None:
-            raise ValueError("joint trains all levels and levels_from takes some frozen: leave one of them out")
-        if self.joint and any(level.quantizer.kind == "cluster" for level in self.levels):
-            raise ValueError("joint trains all levels at once, and clusters are made of a finished one: leave one out")
+        starts = [name for name in ("joint", "levels_from", "encoders_from") if getattr(self, name)]
+        if len(starts) > 1:
+            raise ValueError(f"{starts[0]} and {starts[1]} both say where levels come from: leave one of them out")
+        if self.at_once and any(level.quantizer.kind == "cluster" for level in self.levels):
+            raise ValueError(
+                f"{starts[0]} trains all decoders at once, and clusters are made of a finished level: leave one out"
+            )
         if self.joint and any(refiner.joint_encoder for refiner in self.refiners):
             raise ValueError("joint trains the levels with their decoders alone: leave it or joint_encoder out")
         return self
@@ -117,13 +126,22 @@ class RunConfig(StackSettings):
         if self.joint:
             found["train_levels"] = "joint trains all levels by train_joint: leave one of them out"
         else:
-            found |= dict.fromkeys(("train_joint", "train_decoders"), "of joint training alone: add joint")
+            found["train_joint"] = "of joint training alone: add joint"
+        if self.encoders_from is not None:
+            found["train_levels"] = "encoders_from trains the decoders alone, by train_decoders: leave one of them out"
+        elif not self.joint:
+            found["train_decoders"] = "of joint training and encoders_from alone: add joint"
         if not self.refiners:
             found["train_refiners"] = "there are no refiners: add refiners, or leave it out"
         if not self.augment.active:
             why = "augment changes no image: set its shift, flip or crop, or leave this out"
             found |= {"augment.views": why} | {f"{name}.augmented": why for name in self.every_training}
         return found
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all decoders are trained at once, by train_decoders, and not level by level."""
+        return self.joint or self.encoders_from is not None
 
     @property
     def every_training(self) -> dict[str, FitSettings]:

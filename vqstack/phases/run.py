@@ -43,7 +43,7 @@ from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
 from vqstack.phases.pictures import picture
 from vqstack.pretrained import find_artefact
-from vqstack.reuse import Reused, reused_levels
+from vqstack.reuse import ENCODERS, Reused, reused_levels
 from vqstack.run_folder import Images, claim, read_images
 from vqstack.shapes import Labels, Pixels
 from vqstack.sources import (
@@ -81,10 +81,10 @@ class Run:
             labelled = any(part.labels for part in (config.prior, *config.refiners))
             if labelled and train.labels is not None and split.labels is None:
                 raise InputError(f"{name} has no labels, train has: set labels to false, or give them")
-        torch.manual_seed(config.seed)
         wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes, train.class_names)
         wanted.draws()  # guidance without labels is known only now
         reused = reused_levels(config, wanted, folder / "phases")
+        torch.manual_seed(config.seed)  # after what only the first start of a run does
         self.model = HierarchicalModel(wanted)
         self.model.to(accelerator.device).eval()
         if config.channels_last:
@@ -109,17 +109,22 @@ class Run:
         finished = all((phases / name / DONE).exists() for name in modules)
         self._lock = claim(self.folder, self.config, override, check, images, keep=finished)
         if reused is not None:
-            reused.write(phases)
+            reused.write(phases, self.model.stack)
         return read_images(self.folder) or images
 
     def _modules(self) -> dict[str, nn.Module]:
         """What each phase trains, by its name."""
         stack = self.model.stack
         levels: dict[str, nn.Module] = {f"level-{n}": self._level_or_both(n) for n in self.levels}
-        if self.config.joint:
-            levels = {"joint": JointLevels(stack), "decoders": JointDecoders(stack)}
+        if self.config.at_once:
+            levels = {self._first: JointLevels(stack), "decoders": JointDecoders(stack)}
         above = {"prior": self.model.prior} if self.model.unified is None else {"transformer": self.model.unified}
         return levels | {f"refiner-{n}": self._refiner(n) for n in self.refined} | above
+
+    @property
+    def _first(self) -> str:
+        """The phase after which all decoders are trained at once."""
+        return "joint" if self.config.joint else ENCODERS
 
     def close(self) -> None:
         """Let other processes write into the folder."""
@@ -182,9 +187,10 @@ class Run:
         """``argmin E[-sum_l ln P_dec_l(z_{l-1} | z_l)]`` over all levels at once, then over the decoders alone.
 
         While the levels are trained together their codes move under the decoders; the second phase lets these catch up.
+        Encoders of another run are in the place of the first phase.
         """
         stack = self.model.stack
-        self._fit("joint", JointLevels(stack), 0, self.config.train_joint)
+        self._fit(self._first, JointLevels(stack), 0, self.config.train_joint)
         decoders = JointDecoders(stack)
         tuned = {id(parameter) for parameter in decoders.trained()}
         with _frozen([parameter for parameter in stack.parameters() if id(parameter) not in tuned]):
