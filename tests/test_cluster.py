@@ -1,15 +1,19 @@
 """Cluster levels: what they draw encodes back, probabilities over a cluster sum to one, tables lose least."""
 
 import itertools
+import math
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from vqstack.cluster import ClusterLevel, merged, neighbours
 from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.config import RunConfig
 from vqstack.evaluation import leaks
+from vqstack.fit import Fit
 from vqstack.joint import JointDecoders
 from vqstack.likelihood import Draw, noise
 from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
@@ -197,3 +201,49 @@ def test_clusters_that_cannot_be_are_refused(first, second, others, message):
 
 def test_only_a_cluster_level_is_one():
     assert [isinstance(level, ClusterLevel) for level in build().stack.levels] == [False, True]
+
+
+RECIPE = """
+data: {source: digits, limit: 48}
+levels:
+  - {map: [4, 4], width: 8, encoder_blocks: 1, decoder_blocks: 1, quantizer: {codebook_size: 8, dim: 4}}
+  - {map: [4, 4], width: 8, decoder_blocks: 1, dropout: 0.1, quantizer: {kind: cluster, codebook_size: 3, dim: 4},
+     decoder: {family: window, radius: 1, features: 4, width: 8}}
+train_levels: [{steps: 6, batch_size: 8, warmup: 2, evaluate_every: 3, checkpoint_every: 2}]
+refiners: [{level: 2, wavefront: 2, window: 1, depth: 1, dim: 8, heads: 2}]
+train_refiners: [{steps: 6, batch_size: 8, warmup: 2, evaluate_every: 3, checkpoint_every: 2}]
+prior: {depth: 1, dim: 8, heads: 2}
+train_prior: {steps: 4, batch_size: 8, warmup: 2, evaluate_every: 2}
+sample_grid: 2
+"""
+TRAIN = Path(__file__).parents[1] / "recipes" / "train_stack.py"
+
+
+@pytest.mark.parametrize("at", [("level-2", 0), ("level-2", 3), ("refiner-2", 3)], ids=str)
+def test_a_killed_run_with_clusters_ends_as_one_that_was_not(call, tmp_path, monkeypatch, at):
+    (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    given = (TRAIN, "--config", tmp_path / "tiny.yaml", "--out")
+    assert call(*given, tmp_path / "whole")[0] == 0
+
+    def kill(fit, step=Fit.training_step):
+        if (fit.name, fit.step) == at:
+            raise MemoryError
+        step(fit)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Fit, "training_step", kill)
+        call(*given, tmp_path / "parts")
+    assert call(*given, tmp_path / "parts")[0] == 0
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    ledgers = [(tmp_path / name / "ledger.json").read_bytes() for name in ("whole", "parts")]
+    assert ledgers[0] == ledgers[1]
+
+
+def test_a_dry_run_plans_clusters(call, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    code, out, _ = call(TRAIN, "--config", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--dry-run")
+    assert code == 0
+    assert f"level 2  4x4 of 3 codes: at most {16 * math.log2(3):,.0f} bits" in out
+    assert not (tmp_path / "run").exists()

@@ -136,13 +136,19 @@ def test_the_ledger_is_that_of_one_process(trained, model):
             assert use == pytest.approx(alone["usage"][level])
 
 
-@pytest.fixture(scope="session")
-def without_dropout(tmp_path_factory):
+CLUSTERS = "  - {map: [4, 4], width: 8, decoder_blocks: 1, quantizer: {kind: cluster, codebook_size: 4, dim: 4}}\n"
+
+
+@pytest.fixture(scope="session", params=["encoded", "clusters"])
+def without_dropout(tmp_path_factory, request):
     """A command that draws nothing process by process, and the run that one process has made of it."""
     folder = tmp_path_factory.mktemp("one")
     recipe = RECIPE.replace("dropout: 0.1", "dropout: 0").replace("heads: 2}", "heads: 2, dropout: 0}")
     recipe = recipe.replace("{kind: cosine,", "{kind: cosine, revival: 0.9,")
     recipe = recipe.replace("blocks: 1, quantizer", "blocks: 1, dropout: 0, quantizer")
+    if request.param == "clusters":
+        second = recipe.index("  - {map: [2, 2]")
+        recipe = recipe[:second] + CLUSTERS + recipe[recipe.index("train_levels") :]
     (folder / "same.yaml").write_text(recipe, "utf-8")
     given = [ROOT / "tests" / "rank_report.py", folder / "rank", "--config", folder / "same.yaml", "--out"]
     together(*given, folder / "run", processes=1)
@@ -153,6 +159,8 @@ def assert_same_training(one, other):
     """Up to rounding: weights, ledger, and what the metrics say, usage of the codes included."""
     weights, others = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
     for name, tensor in weights.items():
+        if name.endswith(".table"):
+            assert torch.equal(others[name], tensor)
         torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     rows = [json.loads((folder / "ledger.json").read_text())["test"]["rows"] for folder in (one, other)]
     for alone, shared in zip(*rows, strict=True):
