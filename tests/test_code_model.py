@@ -21,6 +21,7 @@ from vqstack.code_model import (
 from vqstack.code_model.window import Window
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
 from vqstack.likelihood import CodeHead, Draw, Known, PixelHead, PixelSettings, noise, walked_log_prob
+from vqstack.variables import Variable
 
 FAMILIES = {"autoregressive": AutoregressiveCodeModel, "masked": MaskedCodeModel}
 EVERY = [
@@ -467,8 +468,8 @@ def levels(kind="auto", values=3, shape=(2, 4, 4), pad_to=(4, 4)):
     head = PixelHead(PixelSettings(kind=kind, components=2), shape[0], values)
     quantizer = {"codebook_size": 5, "dim": 3}
     settings = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "quantizer": quantizer}
-    one = PixelLevel(LevelSettings(map=(2, 2), **settings), shape, values, head, pad_to)
-    return one, randomise(CodeLevel(2, LevelSettings(map=(1, 2), **settings), randomise(one, 0.5)), 0.5)
+    one = PixelLevel(Variable.pixels(shape, values), LevelSettings(map=(2, 2), **settings), head, pad_to)
+    return one, randomise(CodeLevel(LevelSettings(map=(1, 2), **settings), randomise(one, 0.5)), 0.5)
 
 
 PIXELS = [("bernoulli", 2), ("categorical", 3), ("logistic_mixture", 5), ("logistic_mixture", 256)]

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 
 from vqstack import features
 from vqstack.code_model import parent_of
 from vqstack.config import RunConfig, run_command
-from vqstack.evaluation import fidelity_by_level, leaks
+from vqstack.evaluation import evaluate_split, fidelity_by_level, leaks
 from vqstack.fit import FitSettings
 from vqstack.images import load_splits
 from vqstack.metrics import FidelityMeter
@@ -201,3 +202,17 @@ def test_it_refuses_folders(call, run_folder, tmp_path):
         code, _, err = call(*arguments, "--cpu", "--no-samples")
         assert (code, err.count("\n")) == (2, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@torch.no_grad()
+def test_a_part_of_a_split_is_scored_evenly_spread(run_folder):
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    split = load_splits(data_of_run(run_folder))["train"]
+    part = evaluate_split(model, split, Accelerator(cpu=True), 3, most=7).ledger
+    places = [i * len(split) // 7 for i in range(7)]
+    rows = model.code_lengths(split.pixels[places], model.encode(split.pixels[places]), split.labels[places])
+    assert part.count == 7
+    assert {name: row.nats for name, row in part.rows.items()} == pytest.approx(
+        {name: nats.sum().item() for name, nats in rows.items()}, rel=1e-5
+    )
+    assert evaluate_split(model, split, Accelerator(cpu=True), most=10**6).ledger.count == len(split)

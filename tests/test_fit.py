@@ -30,6 +30,7 @@ from vqstack.level import LevelSettings, PixelLevel
 from vqstack.likelihood import PixelHead, PixelSettings
 from vqstack.quantizer import usage
 from vqstack.shapes import Objective
+from vqstack.variables import Variable
 
 
 class Interrupted(BaseException):
@@ -64,7 +65,7 @@ def level(kind="vq", dropout=0.3, seed=0, family="product"):
     torch.manual_seed(seed)
     quantizer = {"kind": kind, "codebook_size": 9 if kind == "fsq" else 8, "dim": 4, "revival": 0.9}
     settings = LevelSettings(map=(2, 2), width=8, quantizer=quantizer, dropout=dropout, decoder={"family": family})
-    return PixelLevel(settings, (1, 4, 4), 2, PixelHead(PixelSettings(), 1, 2), (4, 4))
+    return PixelLevel(Variable.pixels((1, 4, 4), 2), settings, PixelHead(PixelSettings(), 1, 2), (4, 4))
 
 
 def build(folder, module=None, on_evaluation=None, source=None, seed=0, **changes):
@@ -660,7 +661,8 @@ def test_a_batch_of_weight_0_gives_nothing_but_names(tmp_path):
 
 
 def test_only_the_plain_networks_are_compiled():
-    level = PixelLevel(LevelSettings(map=(2, 2), width=8), (1, 4, 4), 4, PixelHead(PixelSettings(), 1, 4), (4, 4))
+    pixels, settings = Variable.pixels((1, 4, 4), 4), LevelSettings(map=(2, 2), width=8)
+    level = PixelLevel(pixels, settings, PixelHead(PixelSettings(), 1, 4), (4, 4))
     assert networks(level) == [level.encoder, level.decoder]
     plain = torch.nn.Linear(2, 2)
     assert networks(plain) == [plain]

@@ -6,6 +6,7 @@ import torch
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
 from vqstack.likelihood import PixelHead, PixelSettings
+from vqstack.variables import Variable
 
 KINDS = {"vq": 8, "cosine": 8, "fsq": 9, "lfq": 8, "simvq": 8}
 
@@ -14,12 +15,12 @@ def pixel_level(shape=(1, 6, 4), values=4, pad_to=None, kind="vq", **changes):
     quantizer = {"kind": kind, "codebook_size": KINDS[kind], "dim": 4}
     settings = LevelSettings(**{"map": (3, 2), "width": 8, "quantizer": quantizer, **changes})
     head = PixelHead(PixelSettings(), shape[0], values)
-    return PixelLevel(settings, shape, values, head, pad_to or shape[1:])
+    return PixelLevel(Variable.pixels(shape, values), settings, head, pad_to or shape[1:])
 
 
 def code_level(below, **changes):
     settings = LevelSettings(**{"map": (3, 1), "width": 8, "quantizer": {"codebook_size": 5, "dim": 3}, **changes})
-    return CodeLevel(2, settings, below)
+    return CodeLevel(settings, below)
 
 
 def randomised(level):

@@ -7,6 +7,7 @@ from vqstack.errors import InputError
 from vqstack.level import LevelSettings
 from vqstack.likelihood import Draw, noise
 from vqstack.stack import Stack, StackSettings
+from vqstack.terms import descend
 
 MAPS = ((4, 2), (2, 2), (1, 2))
 
@@ -64,13 +65,14 @@ def test_decode_takes_the_mode_of_codes_and_the_mean_of_pixels():
 def test_descending_draws_each_level_with_its_own_noise():
     stack = build()
     top = stack.encode(images(3))[2]
-    z2, z1, pixels = stack.descend(top, 3, [Draw()] * 3, seed=5, indices=[7, 8, 9])
+    values = descend(stack.terms(3), {"z_3": top}, [Draw()] * 3, 5, [7, 8, 9])
+    z2, z1, pixels = values["z_2"], values["z_1"], values["pixels"]
     assert (z2.shape, z1.shape, pixels.shape) == ((3, 2, 2), (3, 4, 2), (3, 3, 8, 4))
     distribution = stack.level(3).decode(top)
     assert torch.equal(z2, distribution.sample(noise(5, [7, 8, 9], 2, 4)))
     assert torch.equal(pixels, stack.level(1).decode(z1).sample(noise(5, [7, 8, 9], 0, 96)))
     with pytest.raises(ValueError, match="zip"):
-        stack.descend(top, 3, [Draw()] * 2, seed=5, indices=[7, 8, 9])
+        descend(stack.terms(3), {"z_3": top}, [Draw()] * 2, 5, [7, 8, 9])
 
 
 def test_padding_is_cropped():

@@ -79,7 +79,8 @@ def test_the_rows_the_walk_and_the_objective_agree(changes):
     }
     for row, (distribution, values) in walks.items():
         torch.testing.assert_close(-walked_log_prob(distribution, values), rows[row], atol=1e-4, rtol=1e-4)
-    parents = [model._seen_by(model.refiner(n), n, maps[n - 1], labels, maps[n:])[1] for n in (3, 2)]
+    values = {"label": labels} | {f"z_{n}": z for n, z in enumerate(maps, start=1)}
+    parents = [model.term(n).inputs(values, 5)[1] for n in (3, 2)]
     metrics = model.unified(labels, *maps[::-1], *(x for parent in parents for x in parent[:2])).metrics
     for row in walks:
         assert metrics[row].item() == pytest.approx(rows[row].mean().item(), rel=1e-5)
@@ -91,7 +92,7 @@ def test_causality_by_gradients(changes):
     """What a place of any segment depends on: values of groups before its own, of its segment and those above."""
     model = unified(**THREE, **changes)
     maps, labels = some(model, 2)
-    lowest, parent = model._seen_by(model.refiner(2), 2, maps[1], labels, maps[2:])
+    lowest, parent = model.term(2).inputs({"label": labels, "z_2": maps[1], "z_3": maps[2]}, 2)
     segment, values = model.refiner(2), torch.randn(2, 4, 8, requires_grad=True)
     segment.embed = lambda chosen: values if chosen.shape[1] == 4 else values[:, segment.source]
     before = parent.before.inputs(lowest).detach().requires_grad_()

@@ -12,6 +12,7 @@ from vqstack.likelihood import Known, PixelHead, PixelSettings, noise, walked_lo
 from vqstack.likelihood.conditioned import Clamped
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.stack import StackSettings
+from vqstack.variables import Variable
 from vqstack.window import DecoderSettings, WindowNetwork
 
 KINDS = {"bernoulli": 2, "categorical": 3, "logistic_mixture": 40}
@@ -26,7 +27,7 @@ def pixel_level(shape=(1, 4, 6), kind="logistic_mixture", values=None, **decoder
     )
     size = values or KINDS[kind]
     head = PixelHead(PixelSettings(kind=kind, components=3), shape[0], size)
-    return randomised(PixelLevel(settings, shape, size, head, shape[1:]))
+    return randomised(PixelLevel(Variable.pixels(shape, size), settings, head, shape[1:]))
 
 
 def code_level(below, **decoder):
@@ -36,7 +37,7 @@ def code_level(below, **decoder):
         decoder=DecoderSettings(**{"family": "window", "radius": 1, "width": 8, "features": 3, **decoder}),
         quantizer={"codebook_size": 4, "dim": 3},
     )
-    return randomised(CodeLevel(2, settings, below))
+    return randomised(CodeLevel(settings, below))
 
 
 def randomised(level):
@@ -49,7 +50,7 @@ def randomised(level):
 
 
 def maps(level, batch):
-    shape, size, dtype = level.shape, level.size, torch.uint8
+    shape, size, dtype = level.lower.shape, level.lower.size, torch.uint8
     return torch.randint(0, size, (batch, *shape), dtype=dtype)
 
 
@@ -166,7 +167,7 @@ def test_pixels_start_near_their_neighbours():
     """Before a step is taken flat images cost far less than the eight bits that a uniform distribution needs."""
     torch.manual_seed(0)
     settings = LevelSettings(map=(2, 2), decoder=DecoderSettings(family="window"))
-    level = PixelLevel(settings, (3, 8, 8), 256, PixelHead(PixelSettings(), 3, 256), (8, 8)).eval()
+    level = PixelLevel(Variable.pixels((3, 8, 8), 256), settings, PixelHead(PixelSettings(), 3, 256), (8, 8)).eval()
     flat = torch.tensor([10, 100, 250], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     bits = -level.decode(torch.zeros(1, 2, 2, dtype=torch.int64)).log_prob(flat).item() / math.log(2)
     assert bits / flat.numel() < 3
@@ -175,7 +176,7 @@ def test_pixels_start_near_their_neighbours():
 def test_padding_is_neither_read_nor_scored():
     shape = (1, 3, 5)
     settings = LevelSettings(map=(2, 2), width=8, decoder=DecoderSettings(family="window", radius=2, width=8))
-    level = randomised(PixelLevel(settings, shape, 3, PixelHead(PixelSettings(), 1, 3), (4, 6)))
+    level = randomised(PixelLevel(Variable.pixels(shape, 3), settings, PixelHead(PixelSettings(), 1, 3), (4, 6)))
     pixels = maps(level, 4)
     distribution = level.decode(level.encode(pixels))
     assert distribution.shape == shape

@@ -14,7 +14,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
-from vqstack.checks import check_map
 from vqstack.level import Level, LevelSettings
 from vqstack.likelihood import CodeHead
 from vqstack.quantizer import Codebook, Quantized, QuantizerSettings
@@ -70,7 +69,6 @@ class ClusterLevel(Level):
     """A level above 1 that groups the codes of the level below; its encoder is a table, its decoder is trained.
 
     Args:
-        number: l, at least 2.
         settings: see :class:`LevelSettings`; the encoder's own mean nothing here.
         below: the level whose codes are grouped.
     """
@@ -78,9 +76,9 @@ class ClusterLevel(Level):
     quantizer: Clusters
     encoder: ClusterTable
 
-    def __init__(self, number: int, settings: LevelSettings, below: Level) -> None:
+    def __init__(self, settings: LevelSettings, below: Level) -> None:
         size, dim = below.quantizer.size, below.quantizer.dim
-        super().__init__(number, settings, channels=dim, head=CodeHead(size), below=below.map_shape)
+        super().__init__(below.upper, settings, channels=dim, head=CodeHead(size), padded=below.map_shape)
         self.embedding = nn.Embedding(size, dim) if settings.decoder.family == "window" else None
 
     def _codebook(self) -> Codebook:
@@ -96,9 +94,6 @@ class ClusterLevel(Level):
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         assert self.embedding is not None
         return self.embedding(values[..., 0])
-
-    def check_below(self, below: AnyCodes, num: int | None = None) -> None:
-        check_map(below, f"codes of level {self.number - 1}", self.below, self.head.size, self.device, num=num)
 
     def quantize(self, below: AnyCodes) -> Quantized:
         codes = self.code(below)

@@ -43,6 +43,7 @@ def evaluate_split(
     batch_size: int = 256,
     *,
     refined: bool = True,
+    most: int = 0,
 ) -> Evaluation:
     """Ledger and usage over a split, shared among the processes; clean codes, float32.
 
@@ -52,11 +53,14 @@ def evaluate_split(
         accelerator: processes to share the work among.
         batch_size: images at a time, each process.
         refined: score with the refiners, where there are any; otherwise with the feed-forward decoders alone.
+        most: images that are scored, evenly spread over the split; 0: all.
     """
-    mine = torch.arange(len(split))[accelerator.process_index :: accelerator.num_processes]
-    names = ["label"] * bool(model.classes) + ["prior", *(f"level-{n}" for n in range(len(model.stack), 0, -1))]
+    count = min(len(split), most or len(split))
+    chosen = torch.arange(count) * len(split) // count
+    mine = chosen[accelerator.process_index :: accelerator.num_processes]
+    dims = model.dims
     precision = finest(accelerator.device)
-    nats = torch.zeros(len(names), dtype=precision, device=accelerator.device)
+    nats = torch.zeros(len(dims), dtype=precision, device=accelerator.device)
     counts = [torch.zeros(k, dtype=torch.int64, device=accelerator.device) for k in model.stack.codebook_sizes]
     batches = mine.split(batch_size) if len(mine) else ()  # of few images a process may have none
     quiet = not accelerator.is_main_process
@@ -65,12 +69,12 @@ def evaluate_split(
         labels = None if split.labels is None else split.labels[indices].to(accelerator.device)
         codes = model.encode(pixels)
         lengths = model.code_lengths(pixels, codes, labels, refined=refined)
-        nats += torch.stack([lengths[name].to(precision).sum() for name in names])
+        nats += torch.stack([lengths[name].to(precision).sum() for name in dims])
         for total, z in zip(counts, codes, strict=True):
             total += torch.bincount(z.flatten(), minlength=len(total))
     sums = accelerator.reduce(nats).tolist()
-    rows = {name: Row(s, model.dims[name]) for name, s in zip(names, sums, strict=True)}
-    return Evaluation(Ledger(rows, len(split)), [accelerator.reduce(c).cpu() for c in counts])
+    rows = {name: Row(s, dims[name]) for name, s in zip(dims, sums, strict=True)}
+    return Evaluation(Ledger(rows, count), [accelerator.reduce(c).cpu() for c in counts])
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vqstack.checks import check_map
 from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
 from vqstack.nets import Down, Up
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
+from vqstack.variables import Variable
 from vqstack.window import DecoderSettings, WindowDecoder, Windowed, WindowNetwork, limited
 
 
@@ -55,21 +55,27 @@ class Level(nn.Module, ABC):
     """Encoder, quantizer and decoder of one level.
 
     Args:
-        number: l, counted from 1 (the level that reads pixels).
+        lower: the variable z_{l-1}.
         settings: see :class:`LevelSettings`.
         channels: features per site that the encoder reads.
         head: the likelihood of a site of the map below.
-        below: rows and columns of the map below, padding included.
+        padded: rows and columns of the map below, padding included.
+
+    Attributes:
+        number: l, counted from 1 (the level that reads pixels).
+        lower, upper: the variables z_{l-1}, over which its decoder is a distribution, and z_l.
     """
 
     def __init__(
-        self, number: int, settings: LevelSettings, *, channels: int, head: Head, below: tuple[int, int]
+        self, lower: Variable, settings: LevelSettings, *, channels: int, head: Head, padded: tuple[int, int]
     ) -> None:
         super().__init__()
-        self.number, self.settings, self.map_shape, self.head = number, settings, settings.map, head
+        self.number, self.lower, self.settings, self.head = lower.number + 1, lower, settings, head
+        self.map_shape = settings.map
         self.vector_dim = channels if isinstance(head, CodeHead) else 0  # numbers of a vector of the codes below
-        self.scale = check_scale(number, below, settings.map)
+        self.scale = check_scale(self.number, padded, settings.map)
         self.quantizer = self._codebook()
+        self.upper = Variable.codes(self.number, settings.map, self.quantizer.size)
         shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
         self.encoder = self._encoder(channels, shared)
         windowed = settings.decoder.family == "window"
@@ -148,7 +154,7 @@ class Level(nn.Module, ABC):
     @torch.no_grad()
     def encode(self, below: Pixels | AnyCodes) -> Codes:
         """``z_l = enc_l(z_{l-1})``, [b, rows, columns]. InputError where the map below is none of this model."""
-        self.check_below(below)
+        self.lower.check(below, device=self.device)
         return self.code(below)
 
     @abstractmethod
@@ -157,22 +163,13 @@ class Level(nn.Module, ABC):
 
     def decode(self, codes: Codes) -> Distribution:
         """``P_dec_l(. | z_l)``, a distribution over the map below. InputError where these are no codes of the level."""
-        self.check_codes(codes)
+        self.upper.check(codes, device=self.device)
         return self.given(self.quantizer.lookup(codes), codes)
 
     @property
     def device(self) -> torch.device:
         """Where the level lives."""
         return next(self.parameters()).device
-
-    @abstractmethod
-    def check_below(self, below: Pixels | AnyCodes, num: int | None = None) -> None:
-        """InputError unless these are maps z_{l-1}, of ``num`` images where it is given."""
-
-    def check_codes(self, codes: Codes, num: int | None = None, *, anywhere: bool = False) -> None:
-        """InputError unless these are maps z_l, of ``num`` images; ``anywhere``: on any device."""
-        device = None if anywhere else self.device
-        check_map(codes, f"codes of level {self.number}", self.map_shape, self.quantizer.size, device, num=num)
 
     def outline(
         self, vectors: Vectors, codes: Codes
@@ -192,7 +189,8 @@ class Level(nn.Module, ABC):
     @property
     def below(self) -> tuple[int, int]:
         """Rows and columns of the map below, without padding."""
-        return self.map_shape[0] * self.scale[0], self.map_shape[1] * self.scale[1]
+        rows, columns = self.lower.shape[-2:]
+        return rows, columns
 
 
 class EncodingLevel(Level):
@@ -223,53 +221,41 @@ class PixelLevel(EncodingLevel):
     """Level 1: pixels to codes. Images may be padded to a size that divides; padding is neither scored nor shown.
 
     Args:
+        pixels: the variable.
         settings: see :class:`LevelSettings`.
-        shape: (c, h, w) of the images.
-        size: V, number of grey values.
         head: the likelihood of the pixels.
-        pad_to: rows and columns after padding, at least (h, w).
+        padded: rows and columns after padding, at least those of the images.
     """
 
-    def __init__(
-        self, settings: LevelSettings, shape: tuple[int, int, int], size: int, head: PixelHead, pad_to: tuple[int, int]
-    ) -> None:
-        self.shape, self.size, self.pad_to = shape, size, pad_to  # first: they say what lies below without padding
-        super().__init__(1, settings, channels=shape[0], head=head, below=pad_to)
-
-    def check_below(self, below: Pixels, num: int | None = None) -> None:
-        check_map(below, "pixels", self.shape, self.size, self.device, torch.uint8, num)
+    def __init__(self, pixels: Variable, settings: LevelSettings, head: PixelHead, padded: tuple[int, int]) -> None:
+        super().__init__(pixels, settings, channels=pixels.shape[0], head=head, padded=padded)
+        self.padding = padded[0] - self.below[0], padded[1] - self.below[1]
 
     def features(self, below: Pixels) -> Vectors:
-        x = self._scaled(below)
-        rows, columns = self.pad_to[0] - self.shape[1], self.pad_to[1] - self.shape[2]
+        x, (rows, columns) = self._scaled(below), self.padding
         return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
 
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         return self._scaled(values)
 
     def _scaled(self, values: Tensor) -> Tensor:
-        return values.to(self.up.trunk.position.dtype) * (2 / (self.size - 1)) - 1
-
-    @property
-    def below(self) -> tuple[int, int]:
-        return self.shape[1], self.shape[2]
+        return values.to(self.up.trunk.position.dtype) * (2 / (self.lower.size - 1)) - 1
 
     def crop(self, parameters: Float[Tensor, "b P H W"]) -> Float[Tensor, "b P h w"]:
-        return parameters[..., : self.shape[1], : self.shape[2]]
+        return parameters[..., : self.below[0], : self.below[1]]
 
 
 class CodeLevel(EncodingLevel):
     """Levels above 1: a code map to a smaller one, read through an embedding of the codes below.
 
     Args:
-        number: l, at least 2.
         settings: see :class:`LevelSettings`.
         below: the level whose codes this one reads.
     """
 
-    def __init__(self, number: int, settings: LevelSettings, below: Level) -> None:
+    def __init__(self, settings: LevelSettings, below: Level) -> None:
         size, dim = below.quantizer.size, below.quantizer.dim
-        super().__init__(number, settings, channels=dim, head=CodeHead(size), below=below.map_shape)
+        super().__init__(below.upper, settings, channels=dim, head=CodeHead(size), padded=below.map_shape)
         self.embedding = nn.Embedding(size, dim)
 
     @torch.no_grad()
@@ -284,10 +270,6 @@ class CodeLevel(EncodingLevel):
 
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         return self.embedding(values[..., 0])
-
-    def check_below(self, below: AnyCodes, num: int | None = None) -> None:
-        size = self.embedding.num_embeddings
-        check_map(below, f"codes of level {self.number - 1}", self.below, size, self.device, num=num)
 
     def features(self, below: Codes) -> Vectors:
         return rearrange(self.embedding(below), "b h w d -> b d h w")

@@ -11,30 +11,28 @@ from torch import Tensor, nn
 
 from vqstack.checks import check_map, check_number
 from vqstack.code_model import (
-    NO_LABEL,
     SHARED,
     AutoregressiveCodeModel,
     CodeModel,
     CodeModelSettings,
-    MaskedCodeModel,
-    Parent,
+    CodeModelTerm,
     RefinerSettings,
     UnifiedCodeModel,
-    before_map,
     build_code_model,
     build_refiner,
     check_refiners,
     check_unified,
-    parent_of,
     segments_of,
 )
 from vqstack.errors import InputError, listed
 from vqstack.ledger import Ledger
-from vqstack.likelihood import Clamped, Distribution, Draw, Known, noise
+from vqstack.likelihood import Distribution, Draw, Known
 from vqstack.nets import store_once
 from vqstack.pretrained import Pretrained
 from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels, finest
 from vqstack.stack import Stack, StackSettings
+from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, descend
+from vqstack.variables import Variable
 
 
 class SamplingSettings(BaseModel):
@@ -289,51 +287,44 @@ class HierarchicalModel(nn.Module, Pretrained):
             refined: use the level's refiner, where it has one.
             known, guidance: see :meth:`vqstack.code_model.CodeModel.distribution`.
         """
-        self.stack.level(level).check_codes(codes)
+        given = {self.stack.level(level).upper.name: codes}
+        if above is not None:
+            if len(above) != len(self.stack) - level:
+                raise InputError(f"above: {len(above)} maps: give z_{level + 1} … z_{len(self.stack)}, or none")
+            given |= {self.stack.level(number).upper.name: z for number, z in enumerate(above, start=level + 1)}
+        for variable in self.stack.variables[level:]:
+            if variable.name in given:
+                variable.check(given[variable.name], len(codes) if variable.number > level else None, self.device)
         if labels is not None and self.classes:
             self.check_labels(labels, len(codes))
+            given["label"] = labels
         if known is not None:
             known = self._known({level - 1: known}, len(codes), level - 1)[level - 1]
         if not 0 <= guidance < math.inf:
             raise InputError(f"guidance: {guidance} is no number from 0 on: 1 is none, 2 to 4 are usual")
-        refiner = self.refiner(level) if refined else None
+        return self.term(level, refined=refined).distribution(given, len(codes), known=known, guidance=guidance)
+
+    def term(self, level: int, *, refined: bool = True) -> Term:
+        """``P(z_{level-1} | z_level)``: the level's refiner, where it has one and it is chosen, or its own decoder."""
+        decoder, refiner = self.stack.level(level), self.refiner(level) if refined else None
         if refiner is None:
-            decoded = self.stack.level(level).given(self.stack.level(level).quantizer.lookup(codes), codes)
-            return decoded if known is None else Clamped(decoded, known)
-        told, parent = self._seen_by(refiner, level, codes, labels, above)
-        return refiner.distribution(len(codes), told, codes.device, parent, known=known, guidance=guidance)
+            return DecoderTerm(decoder)
+        segments = self.segments if self.settings.unified and level > 1 else ()
+        return CodeModelTerm(f"level-{level}", decoder.lower, refiner, list(self.stack.levels)[level - 1 :], segments)
 
-    def _seen_by(
-        self,
-        refiner: CodeModel,
-        level: int,
-        codes: AnyCodes,
-        labels: Labels | None,
-        above: Sequence[AnyCodes] | None = None,
-    ) -> tuple[Labels | None, Parent]:
-        """The labels that a refiner reads, and what it sees of the codes above."""
-        if refiner.classes and labels is None:
-            if not refiner.settings.label_dropout:
-                raise InputError(f"the refiner of level {level} is conditional on the class: give labels")
-            labels = torch.full((len(codes),), NO_LABEL, device=codes.device)
-        parent = parent_of(self.stack.level(level), codes)
-        if self.settings.unified and level > 1:
-            higher = self._encodings(codes, level) if above is None else above
-            if len(higher) != len(self.stack) - level:
-                raise InputError(f"above: {len(higher)} maps: give z_{level + 1} … z_{len(self.stack)}, or none")
-            for number, z in enumerate(higher, start=level + 1):
-                self.stack.level(number).check_codes(z, len(codes))
-            maps = [codes, *higher][::-1]
-            sees = (parent_of(self.stack.level(len(self.stack) - i), z) for i, z in enumerate(maps[:-1]))
-            parent = parent._replace(before=before_map(self.segments, maps, [None, *sees]))
-        return labels if refiner.classes else None, parent
+    def terms(self, *, refined: bool = True) -> list[Term]:
+        """What the likelihood is the product of, in the order of drawing: label, if conditional, prior, level-L … 1."""
+        numbers = range(len(self.stack), 0, -1)
+        label = Variable("label", len(self.stack) + 1, (), self.classes)
+        terms: list[Term] = [LabelTerm(label, self.label_probs)] if self.classes else []
+        terms.append(CodeModelTerm("prior", self.stack.levels[-1].upper, self.prior))
+        return terms + [self.term(number, refined=refined) for number in numbers]
 
-    def _encodings(self, codes: AnyCodes, level: int) -> list[AnyCodes]:
-        """z_{level+1} … z_L of codes z_level."""
-        maps = [codes]
-        for number in range(level + 1, len(self.stack) + 1):
-            maps.append(self.stack.level(number).encode(maps[-1]))
-        return maps[1:]
+    def values(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None) -> dict[str, Tensor]:
+        """Values of all variables by their names; InputError where they are none, or not of the same images."""
+        values = self.stack.named(pixels, codes)
+        self.check_labels(labels, len(pixels))
+        return values if not self.classes or labels is None else {**values, "label": labels}
 
     def code_lengths(
         self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, *, refined: bool = True
@@ -342,33 +333,14 @@ class HierarchicalModel(nn.Module, Pretrained):
 
         ``refined=False`` gives the rows of the feed-forward decoders.
         """
-        self.stack.check_maps(pixels, codes)
-        self.check_labels(labels, len(pixels))
-        given = labels if self.classes else None
-        rows: dict[str, Nats] = {}
-        if given is not None:
-            rows["label"] = -self.label_probs[given].log()
-        rows["prior"] = -self.prior.log_prob(codes[-1], given)
-        for number in range(len(self.stack), 0, -1):
-            below = codes[number - 2] if number > 1 else pixels
-            conditional = self.conditional(number, codes[number - 1], given, above=codes[number:], refined=refined)
-            rows[f"level-{number}"] = -conditional.log_prob(below)
-        return rows
+        return code_lengths(self.terms(refined=refined), self.values(pixels, codes, labels), len(pixels))
 
     def random_order_nats(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> dict[str, Nats]:
         """One-pass estimates by row of the masked models, see :meth:`MaskedCodeModel.random_order_nats`; no ledger."""
-        self.stack.check_maps(pixels, codes)
-        self.check_labels(labels, len(pixels))
-        given = labels if self.classes else None
-        rows: dict[str, Nats] = {}
-        if isinstance(self.prior, MaskedCodeModel):
-            rows["prior"] = self.prior.random_order_nats(codes[-1], given)
-        for number in range(len(self.stack), 0, -1):
-            refiner = self.refiner(number)
-            if isinstance(refiner, MaskedCodeModel):
-                seen = self._seen_by(refiner, number, codes[number - 1], given)
-                rows[f"level-{number}"] = refiner.random_order_nats(codes[number - 2] if number > 1 else pixels, *seen)
-        return rows
+        values = self.values(pixels, codes, labels)
+        models = [term for term in self.terms() if isinstance(term, CodeModelTerm)]
+        found = {term.row: term.random_order_nats(values, len(pixels)) for term in models}
+        return {row: nats for row, nats in found.items() if nats is not None}
 
     def joint_log_prob(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> Nats:
         """``ln P(y, z_1 … z_L, label)``, nats; over all arguments the probabilities sum to one."""
@@ -383,11 +355,7 @@ class HierarchicalModel(nn.Module, Pretrained):
     @property
     def dims(self) -> dict[str, int]:
         """Sites that each row of the ledger describes."""
-        maps = [rows * columns for rows, columns in self.stack.map_shapes]
-        channels, rows, columns = self.stack.shape
-        below = [channels * rows * columns, *maps[:-1]]
-        levels = {f"level-{n}": below[n - 1] for n in range(len(maps), 0, -1)}
-        return {"label": 1, "prior": maps[-1], **levels}
+        return {term.row: term.target.sites for term in self.terms()}
 
     def check_labels(self, labels: Labels | None, num: int | None = None) -> None:
         """Labels must be given to a conditional model, one for each of ``num`` images, and lie in 0 … classes-1."""
@@ -418,16 +386,14 @@ class HierarchicalModel(nn.Module, Pretrained):
             known: partly filled maps by level (0: pixels); the rest is drawn.
         """
         indices = self._numbers(seed, first, check_number(num, "num", 0, 2**48))
-        levels = len(self.stack)
-        draw, *draws = self.settings.draws(sampling)
-        if self.classes and labels is None:
-            u = noise(seed, indices, levels + 1, 1)
-            labels = torch.searchsorted(self.label_probs.cpu().double().cumsum(0), u[:, 0]).clamp(max=self.classes - 1)
+        draws, terms = self.settings.draws(sampling), self.terms()
         labels = self._labels(labels, num)
-        known = self._known(known, num, levels)
-        prior = self.prior.distribution(num, labels, self.device, known=known.get(levels), guidance=draw.guidance)
-        top = prior.sample(noise(seed, indices, levels, prior.sites), draw)
-        return self._finish(top, levels, draws, seed, indices, labels, known)
+        if labels is not None:
+            terms = terms[1:]
+        elif self.classes:
+            draws = [Draw(), *draws]
+        given = {} if labels is None else {"label": labels}
+        return self._sample(descend(terms, given, draws, seed, indices, self._known(known, num, len(self.stack))))
 
     @torch.no_grad()
     def vary(
@@ -442,14 +408,19 @@ class HierarchicalModel(nn.Module, Pretrained):
         known: Mapping[int, Known] | None = None,
     ) -> Sample:
         """Variations: keep ``z_level``, draw everything below it. Only refiners that know classes read the labels."""
-        levels = len(self.stack)
-        self.stack.level(level).check_codes(codes, anywhere=True)
-        draws = self.settings.draws(sampling)[levels - level + 1 :]
+        upper = self.stack.level(level).upper
+        upper.check(codes)
+        draws = self.settings.draws(sampling)[-level:]
         indices = self._numbers(seed, first, len(codes))
-        labels = None if labels is None else self._labels(labels, len(codes))
-        return self._finish(
-            codes.to(self.device), level, draws, seed, indices, labels, self._known(known, len(codes), level - 1)
-        )
+        given, labels = {upper.name: codes.to(self.device)}, self._labels(labels, len(codes))
+        if labels is not None:
+            given["label"] = labels
+        terms = [self.term(number) for number in range(level, 0, -1)]
+        return self._sample(descend(terms, given, draws, seed, indices, self._known(known, len(codes), level - 1)))
+
+    def _sample(self, values: Values) -> Sample:
+        maps = {variable.number: values.get(variable.name) for variable in self.stack.variables[:0:-1]}
+        return Sample(values["pixels"], {n: z for n, z in maps.items() if z is not None}, values.get("label"))
 
     def _labels(self, labels: Labels | None, num: int) -> Labels | None:
         """One label an image where the model lives, checked; none where it knows no classes."""
@@ -466,48 +437,8 @@ class HierarchicalModel(nn.Module, Pretrained):
         return range(first, first + num)
 
     def _known(self, known: Mapping[int, Known] | None, num: int, highest: int) -> Mapping[int, Known]:
-        """Partly filled maps, checked: of levels that are drawn, of their shape, of values that there are.
-
-        Where nothing is given the values become 0.
-        """
-        checked = {}
-        shapes = [self.stack.shape, *self.stack.map_shapes]
-        sizes = [self.stack.values, *self.stack.codebook_sizes]
-        for level, given_map in (known or {}).items():
-            values, given = given_map.values, given_map.given
-            if values.is_floating_point() or values.dtype == torch.bool or given.dtype != torch.bool:
-                raise InputError(f"known: level {level}: values must be whole numbers, and given booleans")
+        """Partly filled maps, checked: of levels that are drawn, and see :meth:`Variable.checked`."""
+        for level in known or {}:
             if not 0 <= level <= highest:
                 raise InputError(f"known: level {level} is not drawn here: give maps of levels 0 … {highest}")
-            wanted = (num, *shapes[level])
-            if not tuple(values.shape) == tuple(given.shape) == wanted:
-                raise InputError(
-                    f"known: level {level} has maps of {tuple(values.shape)}, given where {tuple(given.shape)} says: "
-                    f"both must be {wanted}"
-                )
-            told = values[given].long()
-            if ((told < 0) | (told >= sizes[level])).any():
-                raise InputError(f"known: level {level} has a value outside 0 … {sizes[level] - 1}")
-            checked[level] = Known(values.masked_fill(~given, 0), given)
-        return checked
-
-    def _finish(
-        self,
-        codes: Codes,
-        level: int,
-        draws: list[Draw],
-        seed: int,
-        indices: range,
-        labels: Labels | None,
-        known: Mapping[int, Known],
-    ) -> Sample:
-        higher = self._encodings(codes, level) if self.settings.unified else []
-
-        def conditional(number: int, above: AnyCodes, draw: Draw) -> Distribution:
-            seen = list(higher)
-            higher.insert(0, above)
-            options = {"known": known.get(number - 1), "guidance": draw.guidance}
-            return self.conditional(number, above, labels, above=seen, **options)  # type: ignore[arg-type]
-
-        *maps, pixels = self.stack.descend(codes, level, draws, seed, indices, conditional)
-        return Sample(pixels, {level - i: z for i, z in enumerate([codes, *maps])}, labels)
+        return {level: self.stack.variables[level].checked(told, num) for level, told in (known or {}).items()}

@@ -26,7 +26,7 @@ from vqstack.errors import InputError
 CONFIG, HISTORY, IMAGES = "config.yaml", "config-history.jsonl", "images.json"
 SEAL = "# sha256 "  # begins the first line of config.yaml, which ends with the checksum of all lines below it
 # What a run may change when it goes on: none of it moves the weights.
-MAY_CHANGE = {"encode_batch", "sample_grid", "sampling", "trackers"}
+MAY_CHANGE = {"encode_batch", "ledger_images", "sample_grid", "sampling", "trackers"}
 SHOWN = 8  # changes that one line names
 MAY_CHANGE_IN_TRAINING = {"checkpoint_every", "checkpoint_minutes", "collapse", "keep", "max_bad_steps"}
 

@@ -1,6 +1,5 @@
 """The stack: levels in order, from pixels to the top map and back down."""
 
-from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
@@ -11,10 +10,12 @@ from vqstack.checks import check_number
 from vqstack.cluster import ClusterLevel, check_clusters
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
-from vqstack.likelihood import Distribution, Draw, PixelHead, PixelSettings, noise
+from vqstack.likelihood import Draw, PixelHead, PixelSettings
 from vqstack.nets import ResidualBlock, ScalingPath, store_once
 from vqstack.quantizer import QuantizerSettings
 from vqstack.shapes import AnyCodes, Codes, Pixels
+from vqstack.terms import DecoderTerm, Term, descend
+from vqstack.variables import Variable
 
 
 class StackSettings(BaseModel):
@@ -72,16 +73,17 @@ class Stack(nn.Module):
     def __init__(self, settings: StackSettings, shape: tuple[int, int, int], values: int) -> None:
         super().__init__()
         self.shape, self.values = shape, values
+        pixels = Variable.pixels(shape, values)
         padded = settings.pad_to or shape[1:]
         if padded[0] < shape[1] or padded[1] < shape[2]:
             raise InputError(
                 f"pad_to: {padded[0]}x{padded[1]} is smaller than the images: give {shape[1]}x{shape[2]} or more"
             )
         head = PixelHead(settings.pixels, shape[0], values)
-        levels: list[Level] = [PixelLevel(settings.levels[0], shape, values, head, padded)]
-        for number, level in enumerate(settings.levels[1:], start=2):
+        levels: list[Level] = [PixelLevel(pixels, settings.levels[0], head, padded)]
+        for level in settings.levels[1:]:
             kind = ClusterLevel if level.quantizer.kind == "cluster" else CodeLevel
-            levels.append(kind(number, level, levels[-1]))
+            levels.append(kind(level, levels[-1]))
         self.levels = cast(list[Level], nn.ModuleList(levels))
         self.owners: dict[str, str] = {}
         """Shared blocks by name: where a later level has one, and where the level has it that comes first."""
@@ -130,13 +132,27 @@ class Stack(nn.Module):
         """K of each level."""
         return [level.quantizer.size for level in self.levels]
 
-    def check_maps(self, pixels: Pixels, codes: list[AnyCodes]) -> None:
-        """Pixels and z_1 … z_L must be maps of this model, all of the same images."""
-        self.levels[0].check_below(pixels)
+    @property
+    def device(self) -> torch.device:
+        """Where the levels live."""
+        return self.levels[0].device
+
+    @property
+    def variables(self) -> list[Variable]:
+        """Pixels, z_1 … z_L."""
+        return [self.levels[0].lower, *(level.upper for level in self.levels)]
+
+    def named(self, pixels: Pixels, codes: list[AnyCodes]) -> dict[str, Tensor]:
+        """Pixels and z_1 … z_L by the names of their variables; InputError where they are none, of the same images."""
         if not isinstance(codes, list | tuple) or len(codes) != len(self):
             raise InputError(f"codes: give a list of {len(self)} maps, z_1 … z_{len(self)}")
-        for level, z in zip(self.levels, codes, strict=True):
-            level.check_codes(z, len(pixels))
+        for variable, values in zip(self.variables, [pixels, *codes], strict=True):
+            variable.check(values, None if variable.number == 0 else len(pixels), self.device)
+        return {variable.name: values for variable, values in zip(self.variables, [pixels, *codes], strict=True)}
+
+    def terms(self, level: int) -> list[Term]:
+        """The decoders below z_level, top first."""
+        return [DecoderTerm(self.level(number)) for number in range(level, 0, -1)]
 
     def encoder_state(self) -> dict[str, Tensor]:
         """What the codes of an image depend on: encoders, codebooks and embeddings, not decoders."""
@@ -145,7 +161,7 @@ class Stack(nn.Module):
     def encode(self, pixels: Pixels, up_to: int | None = None) -> list[AnyCodes]:
         """``[z_1 … z_up_to]`` (all levels by default): codes of codes of pixels."""
         maps: list[AnyCodes] = []
-        self.levels[0].check_below(pixels)
+        self.levels[0].lower.check(pixels, device=self.device)
         for level in self.levels[: None if up_to is None else check_number(up_to, "up_to", 0, len(self))]:
             maps.append(level.code(maps[-1] if maps else pixels))
         return maps
@@ -153,32 +169,7 @@ class Stack(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Codes, level: int) -> Pixels:
         """The mean pixels below the most likely maps below ``z_level``."""
-        self.level(level).check_codes(codes)
+        upper = self.level(level).upper
+        upper.check(codes, device=self.device)
         draws = [Draw(mode=True)] * (level - 1) + [Draw(mean=True)]
-        return self.descend(codes, level, draws, seed=0, indices=range(len(codes)))[-1]
-
-    @torch.no_grad()
-    def descend(
-        self,
-        codes: Codes,
-        level: int,
-        draws: list[Draw],
-        seed: int,
-        indices: list[int] | range,
-        conditional: Callable[[int, AnyCodes, Draw], Distribution] | None = None,
-    ) -> list[AnyCodes | Pixels]:
-        """Draw the maps below ``z_level``: ``[z_{level-1}, …, z_1, pixels]``.
-
-        Args:
-            codes: z_level, [b, *map].
-            level: where to start, 1 … L.
-            draws: how to draw what lies below level ``level``, ``level - 1``, …, 1.
-            seed, indices: name the noise of each image (see :func:`vqstack.likelihood.noise`).
-            conditional: the distribution below codes of a level; default: the level's own decoder.
-        """
-        maps: list[AnyCodes | Pixels] = []
-        for number, draw in zip(range(level, 0, -1), draws, strict=True):
-            above = maps[-1] if maps else codes
-            distribution = conditional(number, above, draw) if conditional else self.level(number).decode(above)
-            maps.append(distribution.sample(noise(seed, indices, number - 1, distribution.sites), draw))
-        return maps
+        return descend(self.terms(level), {upper.name: codes}, draws, 0, range(len(codes)))["pixels"]

@@ -12,6 +12,7 @@ from vqstack.fit import Fit, FitSettings
 from vqstack.level import LevelSettings, PixelLevel
 from vqstack.likelihood import PixelHead, PixelSettings
 from vqstack.sources import PixelSource
+from vqstack.variables import Variable
 
 
 def resident() -> float:
@@ -25,7 +26,7 @@ def long_run(folder: Path, steps: int, early: int) -> None:
     torch.manual_seed(0)
     quantizer = {"codebook_size": 8, "dim": 4}
     settings = LevelSettings(map=(2, 2), width=8, encoder_blocks=0, decoder_blocks=0, quantizer=quantizer)
-    level = PixelLevel(settings, (1, 4, 4), 2, PixelHead(PixelSettings(), 1, 2), (4, 4))
+    level = PixelLevel(Variable.pixels((1, 4, 4), 2), settings, PixelHead(PixelSettings(), 1, 2), (4, 4))
     images = torch.randint(0, 2, (64, 1, 4, 4), dtype=torch.uint8)
     training = FitSettings(
         steps=steps, batch_size=8, warmup=10, evaluate_every=early // 4, checkpoint_every=early // 20

@@ -16,6 +16,7 @@ from vqstack.code_model.settings import (
     check_unified,
     segments_of,
 )
+from vqstack.code_model.term import CodeModelTerm
 from vqstack.code_model.unified import SHARED, UnifiedCodeModel, before_map
 from vqstack.schedule import Schedule
 
@@ -25,6 +26,7 @@ __all__ = [
     "AutoregressiveCodeModel",
     "CodeModel",
     "CodeModelSettings",
+    "CodeModelTerm",
     "JointEncoder",
     "MaskedCodeModel",
     "Parent",

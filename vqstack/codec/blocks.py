@@ -10,7 +10,7 @@ CPU in float32, with one number of threads, factor by factor.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,10 @@ from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, Probe, code
 from vqstack.codes import fingerprint
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
-from vqstack.likelihood import Distribution
 from vqstack.model import HierarchicalModel
 from vqstack.shapes import AnyCodes, Labels, Pixels
+from vqstack.terms import Values
+from vqstack.variables import Variable
 
 Section = list[Tensor]
 """What a section decodes to: one map for each image, in section 0 after the labels, if there are any."""
@@ -102,17 +103,14 @@ class BlockCodec:
             self._probes[threads, batch] = coder.digest().hex()
         return self._probes[threads, batch]
 
-    def _fixed(self, count: int) -> list[Section]:
-        """Maps and pixels that depend on their shape and number of values only."""
+    def _fixed(self, count: int) -> Values:
+        """Values of all variables that depend on their shape and number of values only."""
 
-        def pattern(shape: tuple[int, ...], size: int) -> Tensor:
-            numbers = torch.arange(count * int(torch.tensor(shape).prod()))
-            return (numbers * 2654435761 % 2**32 >> 16).remainder(size).view(count, *shape)
+        def pattern(variable: Variable) -> Tensor:
+            numbers = torch.arange(count * variable.sites) * 2654435761 % 2**32 >> 16
+            return numbers.remainder(variable.size).view(count, *variable.shape).to(variable.dtype)
 
-        stack = self.model.stack
-        labels = [pattern((), self.model.classes)] if self.model.classes else []
-        maps = [pattern(s, k) for s, k in zip(stack.map_shapes, stack.codebook_sizes, strict=True)][::-1]
-        return [[*labels, maps[0]], *([z] for z in maps[1:]), [pattern(stack.shape, stack.values).to(torch.uint8)]]
+        return {term.target.name: pattern(term.target) for term in self.model.terms()}
 
     @torch.inference_mode()
     def encode(self, pixels: Pixels, label: int | None, *, batch: int, seed: int) -> Block:
@@ -127,13 +125,12 @@ class BlockCodec:
         codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
         labels = self._choose(codes[-1], label) if self.model.classes else None
         ledger = self._ledger(pixels, codes, labels, batch)
-        top = [codes[-1]] if labels is None else [labels, codes[-1]]
-        truth = [top, *([z] for z in codes[-2::-1]), [pixels]]
-        encoder = Encoder()
-        for _ in self._walk(encoder, len(pixels), batch, truth):
+        encoder, contents = Encoder(), list[Section]()
+        for tensors in self._walk(encoder, len(pixels), batch, self.model.values(pixels, codes, labels)):
+            contents.append(tensors)
             encoder.cut()
         sections, checks = encoder.sections(), list[int]()
-        for section, tensors in zip(sections, truth, strict=True):
+        for section, tensors in zip(sections, contents, strict=True):
             checks.append(_check(section, tensors, checks[-1] if checks else seed))
         if plausible(len(pixels), sum(map(len, sections))):
             return Block(sections, checks, False, encoder.bits, ledger)
@@ -174,50 +171,30 @@ class BlockCodec:
         pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
         return pixels if _check(section, [pixels], seed) == expected else None
 
-    def _walk(self, coder: Coder, count: int, batch: int, truth: list[Section] | None) -> Iterator[Section]:
-        """Code the sections in order; with an encoder ``truth`` is what they hold."""
-        model, labels = self.model, None
-        if model.classes:
-            probs = model.label_probs.double().expand(1, count, -1)
-            labels = coder.step(probs, None if truth is None else truth[0][0][None])[0]
-            coder.mark("label")
+    def _walk(self, coder: Coder, count: int, batch: int, truth: Values | None) -> Iterator[Section]:
+        """Code the terms in order and yield the sections; with an encoder ``truth`` has the values of all variables.
 
-        def batched(shape: tuple[int, ...], wanted: Tensor | None, given: Callable[[int, int], Distribution]) -> Tensor:
-            maps = []
-            for first in range(0, count, batch):
-                rows = min(batch, count - first)
-                known = None if wanted is None else wanted[first : first + rows].flatten(1).long()
-                maps.append(code(coder, given(first, rows), rows, known))
-            return torch.cat(maps).view(count, *shape)
+        A section ends with each map: labels lie in that of the top one.
+        """
+        values, section = dict[str, Tensor](), Section()
 
         def filled(tensor: Tensor, first: int, rows: int) -> Tensor:
             padding = [0, 0] * (tensor.ndim - 1) + [0, batch - rows]
             return F.pad(tensor[first : first + rows], padding)
 
-        def prior(first: int, rows: int) -> Distribution:
-            return model.prior.distribution(
-                batch, None if labels is None else filled(labels, first, rows), model.device
-            )
-
-        shapes = model.stack.map_shapes
-        above = batched(shapes[-1], None if truth is None else truth[0][-1], prior)
-        higher: list[AnyCodes] = []
-        coder.mark("prior")
-        yield [above] if labels is None else [labels, above]
-        for section, level in enumerate(range(len(shapes), 0, -1), start=1):
-
-            def conditional(
-                first: int, rows: int, level: int = level, above: Tensor = above, higher: list[AnyCodes] = higher
-            ) -> Distribution:
-                given = None if labels is None else filled(labels, first, rows)
-                seen = [filled(z, first, rows) for z in higher]
-                return model.conditional(level, filled(above, first, rows), given, above=seen)
-
-            shape = shapes[level - 2] if level > 1 else model.stack.shape
-            below = batched(shape, None if truth is None else truth[section][0], conditional)
-            higher, above = [above, *higher], below
-            coder.mark(f"level-{level}")
-            yield [above if level > 1 else above.to(torch.uint8)]
+        for term in self.model.terms():
+            target, maps = term.target, []
+            for first in range(0, count, batch):
+                rows = min(batch, count - first)
+                given = {name: filled(tensor, first, rows) for name, tensor in values.items()}
+                wanted = None if truth is None else truth[target.name][first : first + rows].reshape(rows, -1).long()
+                maps.append(code(coder, term.distribution(given, batch), rows, wanted))
+            values[target.name] = torch.cat(maps).view(count, *target.shape)
+            coder.mark(term.row)
+            section.append(values[target.name].to(target.dtype))
+            if target.shape:
+                yield section
+                section = Section()
 
     def _choose(self, top: AnyCodes, label: int | None) -> Labels:
         """The label given for all images, or for each the one with the shortest label and prior rows."""

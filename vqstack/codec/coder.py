@@ -52,7 +52,7 @@ def _code_factor(
     coder: "Coder", distribution: Distribution, factor: Factor, rows: int, wanted: Int64[Tensor, "m n"] | None
 ) -> Int64[Tensor, "m n"]:
     if not isinstance(factor, Ordered):
-        return coder.step(factor.log_probs[:rows].double().exp(), wanted)
+        return coder.step(factor.probs[:rows], wanted)
     high = coder.step(_between(factor.coarse()[:rows]), None if wanted is None else wanted // FINE)
     whole = F.pad(high, (0, 0, 0, distribution.batch - rows))
     low = coder.step(_between(factor.fine(whole)[:rows]), None if wanted is None else wanted % FINE)

@@ -90,6 +90,9 @@ class RunConfig(StackSettings):
     encode_batch: int = Field(
         256, ge=1, description="Images at a time when encoding and scoring, count on each process."
     )
+    ledger_images: int = Field(
+        10_000, ge=0, description="Training images in the ledger, count, evenly spread; 0: all. Test is scored whole."
+    )
     sample_grid: int = Field(10, ge=1, description="Images in each picture written during training, count.")
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ Files in reading order: ``drawing``, ``factors``, ``base`` (distributions as cha
 """
 
 from vqstack.likelihood.base import Distribution, walked_log_prob
-from vqstack.likelihood.categorical import Bernoulli, Categorical
+from vqstack.likelihood.categorical import Bernoulli, Categorical, Frequencies
 from vqstack.likelihood.conditioned import Clamped, Guided, Known
 from vqstack.likelihood.drawing import Draw, draw_values, noise
 from vqstack.likelihood.factors import FINE, Factor, Ordered, Table
@@ -21,6 +21,7 @@ __all__ = [
     "Distribution",
     "Draw",
     "Factor",
+    "Frequencies",
     "Guided",
     "Head",
     "Known",

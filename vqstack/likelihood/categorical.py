@@ -34,6 +34,26 @@ class Categorical(Distribution):
         yield Table(torch.arange(self.sites, device=self.device), table)
 
 
+class Frequencies(Distribution):
+    """Independent sites whose probabilities are kept as they are: ``P(x) = prod_i probs_i[x_i]``.
+
+    Args:
+        probs: [b, \\*shape, V], each row summing to one.
+    """
+
+    def __init__(self, probs: Float[Tensor, "b ..."]) -> None:
+        self.probs = probs
+        self.batch, *shape, self.size = probs.shape
+        self.shape, self.dtype, self.device = tuple(shape), torch.int64, probs.device
+
+    def log_prob(self, x: Tensor) -> Nats:
+        return self.probs.gather(-1, x[..., None]).log().flatten(1).sum(1)
+
+    def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
+        probs = self.probs.view(self.batch, self.sites, self.size)
+        yield Table(torch.arange(self.sites, device=self.device), probs.log(), probs=probs)
+
+
 class Bernoulli(Distribution):
     """Independent binary pixels: ``P(x) = prod_i s(l_i)^x_i s(-l_i)^(1-x_i)``, s the logistic function.
 

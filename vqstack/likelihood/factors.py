@@ -10,7 +10,7 @@ from collections.abc import Callable
 from copy import copy
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from vqstack.likelihood.drawing import Draw, draw_values
@@ -43,6 +43,11 @@ class Factor(ABC):
     @abstractmethod
     def log_probs(self) -> Float[Tensor, "b n V"]:
         """For each image and site the log-probability of every value, [b, n, V], each row summing to one."""
+
+    @property
+    def probs(self) -> Float64[Tensor, "b n V"]:
+        """The probabilities that entropy coding reads."""
+        return self.log_probs.double().exp()
 
     @abstractmethod
     def _draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]: ...
@@ -79,6 +84,7 @@ class Table(Factor):
         sites: see :class:`Factor`.
         log_probs: see the property.
         mean: what is better known than from the table; default: the table's.
+        probs: the probabilities themselves, where they are known; default: from their logarithms.
     """
 
     def __init__(
@@ -86,13 +92,18 @@ class Table(Factor):
         sites: Int64[Tensor, "n"],
         log_probs: Float[Tensor, "b n V"],
         mean: Callable[[], Float[Tensor, "b n"]] | None = None,
+        probs: Float[Tensor, "b n V"] | None = None,
     ) -> None:
         super().__init__(sites)
-        self._log_probs, self._mean, self.size = log_probs, mean, log_probs.shape[-1]
+        self._log_probs, self._mean, self._probs, self.size = log_probs, mean, probs, log_probs.shape[-1]
 
     @property
     def log_probs(self) -> Float[Tensor, "b n V"]:
         return self._log_probs
+
+    @property
+    def probs(self) -> Float64[Tensor, "b n V"]:
+        return super().probs if self._probs is None else self._probs.double()
 
     def mean(self) -> Float[Tensor, "b n"]:
         values = torch.arange(self._log_probs.shape[-1], device=self.sites.device, dtype=self._log_probs.dtype)

@@ -350,9 +350,10 @@ class Run:
         if on_main(self.accelerator, self._released_before):
             self.accelerator.print(lines(f"{self.folder / 'model'} and its ledger: released before"))
             return
+        most = {"train": self.config.ledger_images, "test": 0}
         results = {
-            name: evaluate_split(self.model, self.splits[name], self.accelerator, self.config.encode_batch)
-            for name in ("train", "test")
+            name: evaluate_split(self.model, self.splits[name], self.accelerator, self.config.encode_batch, most=count)
+            for name, count in most.items()
         }
         text = table({name: result.ledger for name, result in results.items()})
         use = "\n".join(
