@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Int64
@@ -56,14 +58,22 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """How many sites come before each group, [K]."""
+        return tuple(accumulate(self.sizes, initial=0))[:-1]
+
+    def on(self, device: torch.device) -> "Schedule":
+        """The same, its indices on a device: taken there once, before a walk."""
+        return Schedule(self.order.to(device), self.group.to(device), self.sizes)
+
     def sites(self, group: int) -> Int64[Tensor, "n"]:
         """The sites of one group."""
-        first = sum(self.sizes[:group])
-        return self.order[first : first + self.sizes[group]]
+        return self.order[self.starts[group] : self.starts[group] + self.sizes[group]]
 
     def before(self, group: Int64[Tensor, "b"]) -> Bool[Tensor, "b N"]:
         """Which sites belong to groups before the given ones."""
-        return self.group.to(group.device) < group[:, None]
+        return self.group < group[:, None]
 
 
 def _even_sizes(sites: int, groups: int) -> tuple[int, ...]:

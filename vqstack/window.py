@@ -222,8 +222,9 @@ class Windowed(Distribution):
         place = (site // network.tile[1] + r) * columns + site % network.tile[1] + r
         known[:, place, -1] = 1
         offsets = network.offsets[:, 0] * columns + network.offsets[:, 1]
-        for group in range(len(network.schedule)):
-            mine = network.schedule.sites(group).to(self.device)
+        schedule = network.schedule.on(self.device)
+        for group in range(len(schedule)):
+            mine = schedule.sites(group)
             sites = numbers[:, mine].flatten()
             found = network.step(known[:, place[mine, None] + offsets], features[:, :, None, mine])
             mine_only = None if self.support is None else self.support.flatten(2)[:, :, None, sites]

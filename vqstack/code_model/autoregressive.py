@@ -150,11 +150,11 @@ class AutoregressiveCodeModel(CodeModel):
             context: of every site.
             cache: of the groups before.
         """
-        sites, first = self.schedule.sites(group).to(context.device), sum(self.schedule.sizes[1:group])
-        source = self.source[first : first + len(sites)]
-        inputs = self.embed(values[:, source]) + context[:, sites]
+        size, start = self.schedule.sizes[group], self.schedule.starts[group]
+        sites, first = self.order[start : start + size], start - self.schedule.sizes[0]
+        inputs = self.embed(values[:, self.source[first : first + size]]) + context[:, sites]
         if self.window is not None:
-            inputs = inputs + self.window(self.embed(values), sites)
+            inputs = inputs + self.window.of_few(lambda near: self.embed(values[:, near]), sites)
         return self.backbone(inputs, cache=cache, cache_age=inputs.shape[1], return_hiddens=True)
 
     def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
@@ -193,12 +193,12 @@ class Autoregressive(OfCodeModel[AutoregressiveCodeModel]):
         context = model.context(self.parent)
         before = None if self.parent is None else self.parent.before
         hidden, cache = model.prefill(self.batch, self.labels, context, before)
-        for group, base in enumerate(by_group(self.parent, model.schedule, values)):
-            sites = model.schedule.sites(group).to(self.device)
+        schedule = model.schedule.on(self.device)
+        for group, base in enumerate(by_group(self.parent, schedule, values)):
             if group:
                 hidden, cache = model.step(group, model.by_site(values), context, cache)
             parameters = model.correct(hidden, base)
-            yield from model.site_factors(parameters, sites, values)
+            yield from model.site_factors(parameters, schedule.sites(group), values)
 
 
 def _sources(schedule: Schedule) -> Int64[Tensor, "n"]:

@@ -322,7 +322,7 @@ def by_group(
 ) -> Iterator[Float[Tensor, "b n P"] | None]:
     """The base parameters group by group, given what ``values`` hold of the groups before when the next is asked for.
 
-    A window decoder is walked along: its diagonals are the groups of the schedule.
+    A window decoder is walked along: its diagonals are the groups of the schedule, whose indices are on the device.
     """
     base = None if parent is None else parent.base
     if isinstance(base, Windowed):
@@ -331,7 +331,7 @@ def by_group(
         return
     raster = None if base is None else rearrange(base, "b p h w -> b (h w) p")
     for group in range(len(schedule)):
-        yield None if raster is None else raster[:, schedule.sites(group).to(raster.device)]
+        yield None if raster is None else raster[:, schedule.sites(group)]
 
 
 def _own_names(depth: int) -> dict[str, str]:

@@ -58,10 +58,10 @@ class MaskedCodeModel(CodeModel):
         """ln P under the schedule, exact in K passes."""
         flat = self.by_site(values)
         base = by_raster(parent, flat)
-        total = torch.zeros(len(flat), device=flat.device)
-        for group in range(len(self.schedule)):
-            sites = self.schedule.sites(group).to(flat.device)
-            known = self.schedule.before(torch.full((len(flat),), group, device=flat.device))
+        total, schedule = torch.zeros(len(flat), device=flat.device), self.schedule.on(flat.device)
+        for group in range(len(schedule)):
+            sites = schedule.sites(group)
+            known = schedule.before(torch.full((len(flat),), group, device=flat.device))
             hidden = self.predict(flat, known, labels, parent)[:, sites]
             parameters = self.correct(hidden, None if base is None else base[:, sites])
             nats = self.site_nats(parameters.flatten(0, 1), flat[:, sites].flatten(0, 1))
@@ -94,8 +94,8 @@ class MaskedCodeModel(CodeModel):
             k = torch.randint(groups, (count,), device=device)
         else:
             k = (torch.arange(count, device=device) * 2 + 1) * groups // (2 * count)
-        known = self.schedule.before(k)
-        scored = self.schedule.group.to(device) == k[:, None]
+        schedule = self.schedule.on(device)
+        known, scored = schedule.before(k), schedule.group == k[:, None]
         return self._hidden_nats(values, labels, parent, scored, known, torch.full((count,), float(groups)).to(device))
 
     def _hidden_nats(
@@ -153,11 +153,11 @@ class Masked(OfCodeModel[MaskedCodeModel]):
 
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:
-        model = self.model
-        for group, base in enumerate(by_group(self.parent, model.schedule, values)):
-            before = model.schedule.before(torch.full((self.batch,), group, device=self.device))
+        model, schedule = self.model, self.model.schedule.on(self.device)
+        for group, base in enumerate(by_group(self.parent, schedule, values)):
+            before = schedule.before(torch.full((self.batch,), group, device=self.device))
             seen = torch.where(self.given[..., None], self.values, model.by_site(values))
-            sites = model.schedule.sites(group).to(self.device)
+            sites = schedule.sites(group)
             hidden = model.predict(seen, before | self.given, self.labels, self.parent)[:, sites]
             parameters = model.correct(hidden, base)
             yield from model.site_factors(parameters, sites, values)

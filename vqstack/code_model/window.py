@@ -6,6 +6,8 @@ it:
     window_i = sum over offsets o of W_o embed(z_{i+o}) [i + o lies on the map and its value is known to i]
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -58,6 +60,19 @@ class Window(nn.Module):
         readable = F.pad(embedded, (0, 0, 0, 1))  # site N reads as zeros
         # By index_select: what it does backwards repeats to the bit on several threads, unlike plain indexing's.
         return self.mix(readable.index_select(1, near.flatten()).unflatten(1, near.shape).flatten(2))
+
+    def of_few(
+        self, embed: Callable[[Int64[Tensor, "m"]], Float[Tensor, "b m d"]], sites: Int64[Tensor, "n"]
+    ) -> Float[Tensor, "b n d"]:
+        """The same, of which only the values near the sites are embedded.
+
+        Args:
+            embed: sites to the features of their values.
+            sites: the sites asked for; all of earlier groups are known to them.
+        """
+        near, outside = self.near[sites], len(self.near)
+        embedded = embed(near.clamp(max=outside - 1).flatten()).unflatten(1, near.shape)
+        return self.mix(torch.where((near < outside)[..., None], embedded, 0).flatten(2))
 
 
 def _neighbours(map_shape: tuple[int, int], radius: int) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
