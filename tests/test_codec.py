@@ -16,7 +16,7 @@ from PIL import Image
 from vqstack.codec import archive, container
 from vqstack.codec.archive import check_container, restore
 from vqstack.codec.blocks import Block, BlockCodec, batch_of, given_label
-from vqstack.codec.coder import Damaged, Decoder, Encoder, code
+from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, code
 from vqstack.codec.container import groups, open_container, pack_archive, pack_single, single_header
 from vqstack.codec.pictures import (
     Entry,
@@ -28,6 +28,7 @@ from vqstack.codec.pictures import (
     tile_count,
     to_tiles,
 )
+from vqstack.codec.portable import LEANS, RELATIVE, Rounding
 from vqstack.errors import InputError, WriteError
 from vqstack.images import save_png
 from vqstack.images.formats import opened as opened_image
@@ -36,12 +37,13 @@ from vqstack.likelihood import Bernoulli, Categorical, LogisticMixture, noise
 from vqstack.model import HierarchicalModel, ModelSettings
 
 
-def build(shape, values, classes, prior="autoregressive", refiners=(), **stack):
+def build(shape, values, classes, prior="autoregressive", refiners=(), kind="vq", decoder=(), **stack):
     """A model with random weights, its predictions far from uniform."""
-    level = {"width": 8, "encoder_blocks": 0, "decoder_blocks": 0}
+    level = {"width": 8, "encoder_blocks": 0, "decoder_blocks": 0, "decoder": dict(decoder)}
+    sizes = (8, 4) if kind in ("lfq", "fsq") else (8, 5)
     levels = [
-        {**level, "map": (4, 4), "quantizer": {"codebook_size": 8, "dim": 4}},
-        {**level, "map": (2, 2), "quantizer": {"codebook_size": 5, "dim": 4}},
+        {**level, "map": map_shape, "quantizer": {"kind": kind, "codebook_size": size, "dim": 4}}
+        for map_shape, size in zip([(4, 4), (2, 2)], sizes, strict=True)
     ]
     settings = {
         "stack": {"levels": levels, **stack},
@@ -153,7 +155,7 @@ def test_every_prefix_of_sections_decodes_what_it_holds(kind):
             table = (torch.randn(1, sites, size, generator=generator) * 4).double().softmax(-1)
             drawn = torch.randint(0, size, (1, sites), generator=generator)
             chosen = {"likely": table.argmax(-1), "last": torch.full_like(drawn, size - 1), "any": drawn}[kind]
-            encoder.step(table, chosen)
+            encoder.step(encoder.counts(table), chosen)
             encoder.cut()
             tables.append(table)
             symbols.append(chosen)
@@ -162,7 +164,7 @@ def test_every_prefix_of_sections_decodes_what_it_holds(kind):
             for after in (b"", b"\xff" * 12):  # nothing that follows the last byte matters
                 decoder = Decoder(b"".join(sections[:count]) + (after if count == 3 else b""))
                 for table, chosen in zip(tables[:count], symbols, strict=False):
-                    assert torch.equal(decoder.step(table, None), chosen)
+                    assert torch.equal(decoder.step(decoder.counts(table), None), chosen)
 
 
 def test_bytes_that_nobody_wrote_end_in_damage_or_in_values():
@@ -473,6 +475,102 @@ def test_the_probe_depends_on_weights_and_shape(grey):
     with torch.no_grad():
         next(other.stack.levels[0].decoder.parameters()).flatten()[0] += 1e-3
     assert BlockCodec(other).probe(1, 2) != grey.probe(1, 2)
+
+
+# --- portable files ---------------------------------------------------------------------------------------------------
+
+WINDOW = {"family": "window", "radius": 2, "width": 8, "features": 4}
+PORTABLE = {
+    "grey": lambda: build((1, 8, 8), 17, 3),
+    "colour": lambda: build((3, 6, 7), 256, 0, pixels={"components": 2}, pad_to=(8, 8)),
+    "window": lambda: build((1, 8, 8), 256, 0, decoder=WINDOW),
+    "refined": lambda: build((3, 8, 8), 256, 3, "masked", [{"level": 1, "family": "masked"}, {"level": 2}]),
+    "codebook": lambda: build((1, 8, 8), 2, 0, refiners=[{"level": 2, "codebook": True, "window": 1}]),
+    **{kind: lambda kind=kind: build((1, 8, 8), 17, 0, kind=kind) for kind in ("cosine", "fsq", "lfq", "simvq")},
+}
+
+
+@pytest.mark.parametrize("kind", PORTABLE)
+def test_portable_files_are_read_where_the_numbers_are_others(tmp_path, monkeypatch, kind):
+    """There, all probabilities lie off: of ordinary files by what float32 leaves open, of portable ones by less."""
+    torch.manual_seed(3)
+    model = PORTABLE[kind]()
+    source = pictures(BlockCodec(model), 4)
+    for name, portable in (("ordinary", False), ("portable", True)):
+        assert compress(BlockCodec(model, portable), source, tmp_path, name=name).raw == 0
+    compress(BlockCodec(model, True), source, tmp_path, name=None)
+    counts, generator = Coder.counts, torch.Generator().manual_seed(0)
+
+    def off(self, probs, blur=1.0):
+        size = 1e-7 if self.rounding is None else RELATIVE / 2
+        return counts(self, probs * (1 + size * (2 * torch.rand(probs.shape, generator=generator) - 1)), blur)
+
+    monkeypatch.setattr(Coder, "counts", off)
+    found = {path.stem: list(elsewhere(model, path)) for path in tmp_path.iterdir()}
+    assert any(image.damaged for image in found.pop("ordinary"))
+    images = [image for file in found.values() for image in file]
+    assert len(images) == 8 and not any(image.damaged for image in images)
+    truth = {entry.stem: source.load(i) for i, entry in enumerate(source.entries)}
+    assert all(torch.equal(image.pixels, truth[image.entry.stem]) for image in images)
+
+
+def elsewhere(model, path):
+    codec = BlockCodec(model)
+    file = open_container(path, codec.tile)
+    assert (check_container(codec, file) is None) == (path.stem != "ordinary")
+    return restore(codec, file, range(len(file.entries)))
+
+
+@pytest.mark.parametrize("kind", PORTABLE)
+def test_portable_blocks_need_neither_batch_shape_nor_threads(kind):
+    torch.manual_seed(4)
+    codec = BlockCodec(PORTABLE[kind](), True)
+    pixels = images(codec, 5)
+    block = codec.encode(pixels, None, batch=5, seed=0)
+    stored = list(zip(block.sections, block.checks, strict=True))
+    try:
+        for threads, batch in ((1, 8), (2, 5), (3, 32)):  # the last images fill a batch up
+            torch.set_num_threads(threads)
+            assert torch.equal(codec.decode(stored, 5, batch=batch, seed=0)[-1][0], pixels)
+    finally:
+        torch.set_num_threads(1)
+    assert {p.dtype for p in codec.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("edges", [0, 3, LEANS])
+def test_a_block_with_a_probability_at_an_edge_is_coded_again(monkeypatch, edges):
+    torch.manual_seed(4)
+    codec = BlockCodec(PORTABLE["grey"](), True)
+    pixels, made = images(codec, 2), []
+
+    def rounding(lean):
+        made.append(Rounding(lean))
+        made[-1].unsure = lean < edges
+        return made[-1]
+
+    monkeypatch.setattr("vqstack.codec.blocks.Rounding", rounding)
+    block = codec.encode(pixels, None, batch=2, seed=0)
+    assert (block.raw, len(made)) == (edges == LEANS, min(edges + 1, LEANS))
+    if not block.raw:
+        stored = list(zip(block.sections, block.checks, strict=True))
+        assert torch.equal(codec.decode(stored, 2, batch=2, seed=0)[-1][0], pixels)
+
+
+def test_a_probability_at_an_edge_is_noticed_and_another_rounding_taken():
+    edge = (21 / 64) / Rounding(0)._factor
+    table = torch.tensor([[[edge, 1 - edge]]], dtype=torch.float64)
+    unsure = []
+    for lean in range(LEANS):
+        rounding, here, there = Rounding(lean), Rounding(lean), Rounding(lean)
+        rounding(table, 1.0, 2**24)
+        unsure.append(rounding.unsure)
+        off = table * torch.tensor([1 + RELATIVE / 2, 1 - RELATIVE / 2], dtype=torch.float64)
+        if not rounding.unsure:
+            assert torch.equal(here(table, 1.0, 2**24), there(off, 1.0, 2**24))
+    assert unsure[0] and not all(unsure)
+    uniform = Rounding(0)
+    uniform(torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.25] * 4, [0.5, 0.25, 0.125, 0.125]]]).double(), 1.0, 2**24)
+    assert not uniform.unsure  # the tables of certainty, and of simple fractions
 
 
 # Files that say what cannot be, their own checks right.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,18 @@ def test_another_process_gets_the_images_back(run, call, folder, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     for i in range(5):
         assert same(folder / f"digit {i}.png", tmp_path / "back" / f"digit {i}.png")
+
+
+def test_a_portable_archive_is_read_with_other_instructions_and_threads(run, call, folder, tmp_path):
+    assert call("compress", run, folder, "--portable", "--out", tmp_path / "small")[0] == 0
+    assert call("compress", run, folder, "--portable", "--single", "--threads", 2, "--out", tmp_path / "files")[0] == 0
+    plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    for name, settings in (("small", plain), ("files", {**plain, "OMP_NUM_THREADS": "3"})):
+        command = [sys.executable, TOOLS / "decompress.py", run, tmp_path / name, "--out", tmp_path / f"{name}-back"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | settings)
+        assert done.stderr == ""
+        for i in range(5):
+            assert same(folder / f"digit {i}.png", tmp_path / f"{name}-back" / f"digit {i}.png")
 
 
 def refused(result, message):

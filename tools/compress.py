@@ -40,6 +40,9 @@ class Command(BaseModel):
     label: str | None = Field(None, description="Class of all images, a name or number; default: what costs least.")
     check: bool = Field(True, description="Decode before writing and compare; what fails is stored without the model.")
     threads: int = Field(1, ge=1, le=255, description="Threads of torch, count; whoever decompresses will use as many.")
+    portable: bool = Field(
+        False, description="Make files that any processor decompresses, in float64: slower, and a little longer."
+    )
     report: Path | None = Field(None, description="Receives the summary as JSON.")
 
 
@@ -100,7 +103,7 @@ def main(arguments: list[str]) -> None:
     stems = [entry.stem for entry in pictures.entries] if command.single else [command.name]
     output = Output(command.out, "compress", expected=[f"{stem}{SUFFIX}" for stem in stems])
     report = compress(
-        BlockCodec(model),
+        BlockCodec(model, command.portable),
         pictures,
         output.write,
         name=None if command.single else command.name,

@@ -40,6 +40,11 @@ def finest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def widened(numbers: Tensor) -> Tensor:
+    """What likelihoods compute with: float32 at least, float64 where the model is (see ``codec/portable.py``)."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a trainable module returns from ``forward``.

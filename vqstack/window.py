@@ -24,7 +24,7 @@ from vqstack.errors import InputError
 from vqstack.likelihood import Distribution, Factor, Head, by_site, site_factors
 from vqstack.nets import Up
 from vqstack.schedule import Schedule
-from vqstack.shapes import AnyCodes, Nats, Pixels
+from vqstack.shapes import AnyCodes, Nats, Pixels, widened
 
 
 class DecoderSettings(BaseModel):
@@ -130,7 +130,7 @@ class WindowNetwork(nn.Module):
         hidden = seen + self.enter(features)
         for block in self.blocks:
             hidden = block(hidden)
-        return self.head.relative(self.leave(F.relu(hidden)).float(), near)
+        return self.head.relative(widened(self.leave(F.relu(hidden))), near)
 
     def split(self, maps: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "tiles c th tw"]:
         """The tiles of maps, each a map of its own."""

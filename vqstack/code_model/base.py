@@ -26,7 +26,7 @@ from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, 
 from vqstack.nets import rename_state, unfold
 from vqstack.quantizer import in_chunks
 from vqstack.schedule import Schedule
-from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels
+from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels, widened
 from vqstack.window import Windowed
 
 NO_LABEL = -1
@@ -256,12 +256,12 @@ class CodeModel(nn.Module, ABC):
         return (self.label_embedding(labels.clamp(min=0)) * told)[:, None]
 
     def correct(self, hidden: Float[Tensor, "*n d"], base: Float[Tensor, "*n P"] | None) -> Float[Tensor, "*n P"]:
-        """Parameters of sites, in float32."""
+        """Parameters of sites, in float32 at least."""
         parameters = self.to_logits(hidden)
         if self.space is not None:
             parameters = parameters + self.space.logits(hidden)
-        parameters = parameters.float()
-        return parameters if base is None else self.head.correct(base.float(), parameters)
+        parameters = widened(parameters)
+        return parameters if base is None else self.head.correct(widened(base), parameters)
 
     def site_nats(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:
         """-ln P of single sites."""

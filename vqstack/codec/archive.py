@@ -181,7 +181,7 @@ class _Archive(_Draft):
         super().__init__(codec)
         self.file, self.batch, self.entries = f"{name}{SUFFIX}", BATCH, entries
         self.shares = groups(entries, codec.tile)
-        self.where = environment(threads, BATCH, codec.probe(threads, BATCH))
+        self.where = environment(threads, BATCH, codec.probe(threads, BATCH), codec.portable)
 
     def seed(self, number: int, raw: bool) -> int:
         return block_seed(number, [self.entries[i] for i in self.shares[number]])
@@ -196,7 +196,7 @@ class _Single(_Draft):
         super().__init__(codec)
         self.file, self.batch, self.entry = f"{entry.stem}{SUFFIX}", batch_of(tile_count(entry, codec.tile)), entry
         self.shares = [range(number, number + 1)]
-        self.where = environment(threads, self.batch, codec.probe(threads, self.batch))
+        self.where = environment(threads, self.batch, codec.probe(threads, self.batch), codec.portable)
 
     def header(self, raw: bool) -> bytes:
         sections = 1 if raw else self.codec.sections
@@ -264,7 +264,7 @@ def check_container(codec: BlockCodec, file: Container) -> str | None:
     Sections whose check fits are right all the same, so such a file is read as far as it goes. Sets torch's threads to
     those of the file.
     """
-    where = file.environment
+    where, codec = file.environment, codec.reading(file.environment.portable)
     if not codec.fingerprint.startswith(file.model):
         raise InputError(f"{file.path}: is for model {file.model[:8]}, this is {codec.fingerprint[:8]}: use that model")
     if not 1 <= where.threads <= 255:
@@ -274,7 +274,7 @@ def check_container(codec: BlockCodec, file: Container) -> str | None:
     probe = codec.probe(where.threads, where.batch)
     if probe.startswith(where.probe):
         return None
-    here = environment(where.threads, where.batch, probe)
+    here = environment(where.threads, where.batch, probe, where.portable)
     there = f"there torch {where.torch}" + (f", constriction {where.constriction}" if where.constriction else "")
     unknown = "" if where.constriction else "; a single file does not say on which processor it was made"
     return (
@@ -303,6 +303,7 @@ def restore(
         sampling: how to draw what is not read; none: the image that ``model.decode`` makes.
         seed: of the noise it is drawn with; with the tile's number in its block it names all of it.
     """
+    codec = codec.reading(file.environment.portable)
     codec.probe(file.environment.threads, file.environment.batch)
     for place in file.places:
         share = range(max(place.first, wanted.start), min(place.first + place.count, wanted.stop))

@@ -6,7 +6,7 @@ coder, cut where everything so far can be decoded. A check is the CRC-32 of the 
 and what they decode to, so that a machine that decodes them to something else notices.
 
 The encoder and the decoder run the same walk: the networks on batches of one fixed shape (filled up with zeros), on the
-CPU in float32, with one number of threads, factor by factor.
+CPU in float32, with one number of threads, factor by factor. Portable ones (``portable.py``) in float64, as it comes.
 """
 
 import zlib
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, Probe, code
+from vqstack.codec.portable import LEANS, Rounding, in_float64
 from vqstack.codes import fingerprint
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
@@ -75,12 +76,22 @@ class BlockCodec:
 
     Args:
         model: on the CPU, in eval mode.
+        portable: with tables that come out equal on every machine.
     """
 
-    def __init__(self, model: HierarchicalModel) -> None:
-        self.model = model
+    def __init__(self, model: HierarchicalModel, portable: bool = False) -> None:
+        self.model, self.portable = model, portable
         self.fingerprint = fingerprint(model.state_dict())
+        self._walked = in_float64(model) if portable else model
         self._probes: dict[tuple[int, int], str] = {}
+        self._other: BlockCodec | None = None
+
+    def reading(self, portable: bool) -> "BlockCodec":
+        """The codec of the same model for files that are portable, or are not."""
+        if portable == self.portable:
+            return self
+        self._other = self._other or BlockCodec(self.model, portable)
+        return self._other
 
     @property
     def sections(self) -> int:
@@ -125,16 +136,29 @@ class BlockCodec:
         codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
         labels = self._choose(codes[-1], label) if self.model.classes else None
         ledger = self._ledger(pixels, codes, labels, batch)
-        encoder, contents = Encoder(), list[Section]()
-        for tensors in self._walk(encoder, len(pixels), batch, self.model.values(pixels, codes, labels)):
-            contents.append(tensors)
-            encoder.cut()
+        coded = self._coded(len(pixels), batch, self.model.values(pixels, codes, labels))
+        if coded is None:
+            return self.store(pixels, ledger, seed=seed)
+        encoder, contents = coded
         sections, checks = encoder.sections(), list[int]()
         for section, tensors in zip(sections, contents, strict=True):
             checks.append(_check(section, tensors, checks[-1] if checks else seed))
         if plausible(len(pixels), sum(map(len, sections))):
             return Block(sections, checks, False, encoder.bits, ledger)
         return self.store(pixels, ledger, seed=seed)
+
+    def _coded(self, count: int, batch: int, truth: Values) -> tuple[Encoder, list[Section]] | None:
+        """An encoder that has coded the sections, and these; nothing where every rounding leaves tables unsure."""
+        for lean in range(LEANS if self.portable else 1):
+            encoder, contents = Encoder(), list[Section]()
+            for tensors in self._walk(encoder, count, batch, truth, lean):
+                contents.append(tensors)
+                encoder.cut()
+                if encoder.rounding is not None and encoder.rounding.unsure:
+                    break
+            else:
+                return encoder, contents
+        return None
 
     def store(self, pixels: Pixels, ledger: Ledger, *, seed: int) -> Block:
         """A raw block."""
@@ -171,18 +195,22 @@ class BlockCodec:
         pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
         return pixels if _check(section, [pixels], seed) == expected else None
 
-    def _walk(self, coder: Coder, count: int, batch: int, truth: Values | None) -> Iterator[Section]:
+    def _walk(self, coder: Coder, count: int, batch: int, truth: Values | None, lean: int = 0) -> Iterator[Section]:
         """Code the terms in order and yield the sections; with an encoder ``truth`` has the values of all variables.
 
-        A section ends with each map: labels lie in that of the top one.
+        A section ends with each map: labels lie in that of the top one. ``lean`` is how an encoder rounds portable
+        tables; it is the first symbol of a portable block.
         """
+        if self.portable:
+            chosen = coder.step(torch.ones(1, 1, LEANS).double(), None if truth is None else torch.tensor([[lean]]))
+            coder.rounding = Rounding(int(chosen))
         values, section = dict[str, Tensor](), Section()
 
         def filled(tensor: Tensor, first: int, rows: int) -> Tensor:
             padding = [0, 0] * (tensor.ndim - 1) + [0, batch - rows]
             return F.pad(tensor[first : first + rows], padding)
 
-        for term in self.model.terms():
+        for term in self._walked.terms():
             target, maps = term.target, []
             for first in range(0, count, batch):
                 rows = min(batch, count - first)

@@ -4,6 +4,8 @@ Both sides must use the same probabilities to the last bit, so there is one repr
 numbers, ``floor(2^24 P)``, of which constriction makes its exact 24-bit model (each value keeps at least 2^-24). Sums
 of whole numbers are exact in float64 in any order. Values of an ordered factor are coded in two steps of its CDF,
 ``v = 16 a + b``: first a, then b given a. By the chain rule this costs what one step costs.
+
+With a ``Rounding`` (``portable.py``) the whole numbers are those of that rounding, which every machine finds.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqstack.codec.portable import Rounding
 from vqstack.errors import InputError
 from vqstack.likelihood import FINE, Distribution, Factor, Ordered
 
@@ -52,10 +55,16 @@ def _code_factor(
     coder: "Coder", distribution: Distribution, factor: Factor, rows: int, wanted: Int64[Tensor, "m n"] | None
 ) -> Int64[Tensor, "m n"]:
     if not isinstance(factor, Ordered):
-        return coder.step(factor.probs[:rows], wanted)
-    high = coder.step(_between(factor.coarse()[:rows]), None if wanted is None else wanted // FINE)
+        return coder.step(coder.counts(factor.probs[:rows]), wanted)
+    runs = coder.counts(_between(factor.coarse()[:rows]))
+    high = coder.step(runs, None if wanted is None else wanted // FINE)
     whole = F.pad(high, (0, 0, 0, distribution.batch - rows))
-    low = coder.step(_between(factor.fine(whole)[:rows]), None if wanted is None else wanted % FINE)
+    cdf = factor.fine(whole)[:rows]
+    probs, mass = _between(cdf), cdf[..., -1:] - cdf[..., :1]
+    if coder.rounding is not None:  # of a run that counts as impossible the values are nothing but rounding
+        there = runs.gather(-1, high[..., None]) > 0
+        probs, mass = torch.where(there, probs, 1 / FINE), torch.where(there, mass, torch.inf)
+    low = coder.step(coder.counts(probs, 1 / mass), None if wanted is None else wanted % FINE)
     values = high * FINE + low
     if bool((values >= distribution.size).any()):  # of probability 0, but damaged bytes can name them
         raise Damaged
@@ -69,15 +78,27 @@ def _between(cdf: Float64[Tensor, "m n E"]) -> Float64[Tensor, "m n V"]:
 
 
 class Coder(ABC):
-    """Codes symbols, each under a table of its own. An encoder is told the symbols, a decoder finds them."""
+    """Codes symbols, each under a table of its own. An encoder is told the symbols, a decoder finds them.
 
-    def step(self, probs: Float64[Tensor, "m n V"], wanted: Int64[Tensor, "m n"] | None) -> Int64[Tensor, "m n"]:
-        """Code a symbol 0 … V-1 for each image and site; returns the symbols."""
-        counts = (probs * PRECISION).floor_().flatten(0, 1)
-        if not bool(torch.isfinite(counts).all()):
+    Attributes:
+        rounding: of the tables; none: floor(2^24 P).
+    """
+
+    rounding: Rounding | None = None
+
+    def counts(
+        self, probs: Float64[Tensor, "m n V"], blur: Float64[Tensor, "m n 1"] | float = 1.0
+    ) -> Float64[Tensor, "m n V"]:
+        """The table of whole numbers; ``blur``: see :class:`Rounding`."""
+        if not bool(torch.isfinite(probs).all()):
             raise InputError("the model's probabilities are not finite: train or export it again")
+        return (probs * PRECISION).floor_() if self.rounding is None else self.rounding(probs, blur, PRECISION)
+
+    def step(self, counts: Float64[Tensor, "m n V"], wanted: Int64[Tensor, "m n"] | None) -> Int64[Tensor, "m n"]:
+        """Code a symbol 0 … V-1 for each image and site; returns the symbols."""
         given = None if wanted is None else wanted.flatten().to(torch.int32).numpy()
-        return torch.from_numpy(self._step(counts.numpy(), given).astype(np.int64)).view(probs.shape[:2])
+        found = self._step(counts.flatten(0, 1).numpy(), given)
+        return torch.from_numpy(found.astype(np.int64)).view(counts.shape[:2])
 
     @abstractmethod
     def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:

@@ -63,6 +63,7 @@ class Environment:
         threads: of torch.
         batch: shape of the networks' batches.
         probe: the hash of :meth:`vqstack.codec.blocks.BlockCodec.probe`, or its first digits.
+        portable: whether they depend on the model's weights alone (see ``portable.py``).
     """
 
     torch: str
@@ -70,12 +71,13 @@ class Environment:
     threads: int
     batch: int
     probe: str
+    portable: bool = False
 
 
-def environment(threads: int, batch: int, probe: str) -> Environment:
+def environment(threads: int, batch: int, probe: str, portable: bool = False) -> Environment:
     """That of this process; torch's version is followed by the instructions that it uses of the processor."""
     kind = f"{version('torch')} ({torch.backends.cpu.get_cpu_capability()}, {platform.machine()})"
-    return Environment(kind[:64], version("constriction"), threads, batch, probe)
+    return Environment(kind[:64], version("constriction"), threads, batch, probe, portable)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ def single_header(entry: Entry, raw: bool, sections: int, model: str, where: Env
     flags = RAW * raw | RGB * (entry.mode == "RGB") | sections << SECTIONS
     numbers = [min(int(n), 255) for n in re.findall(r"\d+", where.torch)[:3]]
     start = _START.pack(MAGIC, VERSION, flags)
-    about = _SINGLE.pack(bytes.fromhex(model)[:4], bytes.fromhex(where.probe)[:4], *numbers, where.threads)
+    about = _SINGLE.pack(
+        bytes.fromhex(model)[:4], bytes.fromhex(where.probe)[:4], *numbers, 0 if where.portable else where.threads
+    )
     return start + about + _varint(entry.height) + _varint(entry.width)
 
 
@@ -185,7 +189,7 @@ def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[
     _check_shape(height, width)
     _check_name(entry.stem)
     batch = batch_of(tile_count(entry, tile))
-    where = Environment(".".join(map(str, numbers)), "", threads, batch, probe.hex())
+    where = Environment(".".join(map(str, numbers)), "", threads or 1, batch, probe.hex(), not threads)
     return Container(path, model.hex(), where, [entry], [place], size, [(path.stem, 1)])
 
 
@@ -206,6 +210,7 @@ class _Header(BaseModel):
     constriction: Annotated[str, StringConstraints(max_length=64)]
     threads: int = Field(ge=1, le=255)
     batch: int = Field(ge=1, le=BLOCK)
+    portable: bool = False
     names: list[tuple[str, _Count]]
     shapes: list[tuple[_Count, _Count, Mode, _Count]]
     blocks: list[tuple[_Count, bool, list[Annotated[int, Field(ge=0, le=2**40)]]]]
@@ -235,6 +240,7 @@ def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model
         "constriction": where.constriction,
         "threads": where.threads,
         "batch": where.batch,
+        **({"portable": True} if where.portable else {}),
         "names": _shorten([entry.stem for entry in entries]),
         "shapes": shapes,
         "blocks": [(count, block.raw, [len(section) for section in block.sections]) for count, block in parts],
@@ -327,7 +333,7 @@ def _open_archive(path: Path, file: BufferedIOBase, beginning: bytes, size: int)
     for number, (count, raw, lengths) in enumerate(header.blocks):
         places.append(Place(first, count, raw, lengths, offset, None, number))
         first, offset = first + count, offset + sum(lengths) + CHECK * len(lengths)
-    where = Environment(header.torch, header.constriction, header.threads, header.batch, header.probe)
+    where = Environment(header.torch, header.constriction, header.threads, header.batch, header.probe, header.portable)
     return Container(path, header.model, where, entries, places, size, header.names)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqstack.likelihood.base import Distribution
 from vqstack.likelihood.factors import Factor, Table
-from vqstack.shapes import Nats
+from vqstack.shapes import Nats, widened
 
 
 class Categorical(Distribution):
@@ -21,7 +21,7 @@ class Categorical(Distribution):
     """
 
     def __init__(self, logits: Float[Tensor, "b ..."], dtype: torch.dtype = torch.int64) -> None:
-        self.logits = logits.float()
+        self.logits = widened(logits)
         self.batch, *shape, self.size = logits.shape
         self.shape, self.dtype, self.device = tuple(shape), dtype, logits.device
 
@@ -62,7 +62,7 @@ class Bernoulli(Distribution):
     """
 
     def __init__(self, logits: Float[Tensor, "b c h w"]) -> None:
-        self.logits = logits.float()
+        self.logits = widened(logits)
         self.batch, *shape = logits.shape
         self.shape, self.size, self.dtype, self.device = tuple(shape), 2, torch.uint8, logits.device
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqstack.likelihood.base import Distribution
 from vqstack.likelihood.factors import Factor, Ordered
-from vqstack.shapes import Nats, finest
+from vqstack.shapes import Nats, finest, widened
 
 
 class LogisticMixture(Distribution):
@@ -40,7 +40,7 @@ class LogisticMixture(Distribution):
         pairs = channels * (channels - 1) // 2
         self.batch, total, rows, columns = parameters.shape
         components = total // (1 + 2 * channels + pairs)
-        parameters = rearrange(parameters.float(), "b (q k) h w -> q b (h w) k", k=components)
+        parameters = rearrange(widened(parameters), "b (q k) h w -> q b (h w) k", k=components)
         self.log_weights = parameters[0].log_softmax(-1)
         self.means = parameters[1 : 1 + channels]
         self.log_scales = parameters[1 + channels : 1 + 2 * channels].clamp(self.MIN_LOG_SCALE, self.MAX_LOG_SCALE)

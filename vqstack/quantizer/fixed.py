@@ -19,7 +19,7 @@ class FiniteScalar(Quantizer):
         rename_state(self, {"project_in": "library.project_in", "project_out": "library.project_out"})
 
     def codebook(self) -> Float[Tensor, "K d"]:
-        return self.library.indices_to_codes(torch.arange(self.size, device=self.library.implicit_codebook.device))
+        return self.library.project_out(self.library.implicit_codebook)
 
     def _encode(self, flat: Float[Tensor, "b n d"]) -> Tensor:
         return self.library(flat)[1]
