@@ -346,7 +346,7 @@ def test_help_mentions_every_field(train_stack, capsys, monkeypatch):
     assert not missing
 
 
-UNITS = r"\b(count|share|no unit|nats|pixels|sites|steps|images|probability|minutes)\b"
+UNITS = r"\b(count|share|no unit|any unit|nats|pixels|sites|steps|images|probability|minutes)\b"
 
 
 def settings_below(*todo):

@@ -60,7 +60,7 @@ def masked_nats(level, refiner, below):
     codes = level.quantizer.encode(vectors)
     straight = level.quantizer(vectors).vectors
     assert torch.allclose(straight, level.quantizer.lookup(codes))
-    features, parameters = level.decoder.both(straight)
+    features, parameters = level.decoder(straight)
     parent = Parent(parameters, torch.cat([straight, features], 1), torch.zeros(len(below)))
     torch.manual_seed(3)  # of the masks
     return refiner(below, None, *parent[:3]).loss

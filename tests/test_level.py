@@ -74,7 +74,7 @@ def test_padding_is_neither_scored_nor_shown():
     assert distribution.shape == shape
     assert distribution.mode().shape == pixels.shape
     # The likelihood is that of the real pixels alone, site by site.
-    parameters = level.decoder(level.quantizer.lookup(codes))
+    parameters = level.decoder(level.quantizer.lookup(codes))[1]
     assert parameters.shape[-2:] == (6, 4)
     tables = parameters.view(4, 1, 4, 6, 4).log_softmax(2)[..., :5, :3]
     torch.testing.assert_close(

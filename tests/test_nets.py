@@ -68,7 +68,8 @@ def test_down_and_up_reach_exactly_the_patch_under_a_site():
     assert reached[:4, :6].all() and not reached[4:].any() and not reached[:, 6:].any()
 
     up = Up(5, 16, 2, blocks=1, map_shape=(5, 4), scale=(2, 3))
-    assert up(out).shape == x.shape
+    features, numbers = up(out)
+    assert features.shape == (1, up.features, 5, 4) and numbers.shape == x.shape
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

@@ -84,7 +84,7 @@ class ClusterLevel(Level):
     def _codebook(self) -> Codebook:
         return Clusters(self.settings.quantizer)
 
-    def _encoder(self, channels: int, shared: dict[str, Any]) -> nn.Module:
+    def _encoder(self, network: Any, channels: int, shared: dict[str, Any]) -> nn.Module:
         return ClusterTable(self.head.size, self.settings.quantizer.codebook_size)
 
     @property

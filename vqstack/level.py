@@ -17,11 +17,26 @@ from torch import Tensor, nn
 
 from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
-from vqstack.nets import Down, Up
+from vqstack.nets import build_network, registered_networks
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
 from vqstack.variables import Variable
 from vqstack.window import DecoderSettings, WindowDecoder, Windowed, WindowNetwork, limited
+
+
+class NetworkSettings(BaseModel):
+    """Which classes a level's encoder and decoder are built of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: str = Field(
+        "residual",
+        max_length=80,
+        description="residual, or the name under which classes of yours are registered (register_networks).",
+    )
+    options: dict[str, int | float | str | bool] = Field(
+        {}, description="What classes of yours are given beside width, blocks and dropout; any unit."
+    )
 
 
 class LevelSettings(BaseModel):
@@ -31,6 +46,7 @@ class LevelSettings(BaseModel):
 
     map: tuple[int, int] = Field((4, 4), description="Rows and columns of the code map, sites; divides the map below.")
     quantizer: QuantizerSettings = Field(QuantizerSettings(), description="The codebook.")
+    networks: NetworkSettings = Field(NetworkSettings(), description="Encoder and decoder.")
     width: int = Field(64, ge=1, description="Channels of the residual blocks, count.")
     encoder_blocks: int = Field(2, ge=0, description="Residual blocks of the encoder, count.")
     decoder_blocks: int = Field(2, ge=0, description="Residual blocks of the decoder, count.")
@@ -76,12 +92,15 @@ class Level(nn.Module, ABC):
         self.scale = check_scale(self.number, padded, settings.map)
         self.quantizer = self._codebook()
         self.upper = Variable.codes(self.number, settings.map, self.quantizer.size)
+        encoder, decoder = registered_networks(settings.networks.kind)
         shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
-        self.encoder = self._encoder(channels, shared)
+        shared |= settings.networks.options
+        self.encoder = self._encoder(encoder, channels, shared)
         windowed = settings.decoder.family == "window"
         outputs = settings.decoder.features if windowed else head.parameters
-        up = Up(self.quantizer.dim, settings.width, outputs, blocks=settings.decoder_blocks, **shared)
-        self.decoder: Up | WindowDecoder = up
+        sizes = self.quantizer.dim, settings.width, outputs
+        up = build_network(decoder, *sizes, blocks=settings.decoder_blocks, **shared)
+        self.decoder = up
         if windowed:
             self.decoder = WindowDecoder(up, WindowNetwork(settings.decoder, self.below, channels, head))
 
@@ -89,18 +108,18 @@ class Level(nn.Module, ABC):
     def _codebook(self) -> Codebook: ...
 
     @abstractmethod
-    def _encoder(self, channels: int, shared: dict[str, Any]) -> nn.Module: ...
+    def _encoder(self, network: Any, channels: int, shared: dict[str, Any]) -> nn.Module: ...
 
     @property
     def networks(self) -> list[nn.Module]:
         """The plain networks, which can be compiled."""
-        decoder = self.decoder
-        return [self.encoder, *([decoder] if isinstance(decoder, Up) else [decoder.up, decoder.window])]
+        window = [self.decoder.window] if isinstance(self.decoder, WindowDecoder) else []
+        return [self.encoder, self.up, *window]
 
     @property
-    def up(self) -> Up:
-        """The network from the code map to the resolution of the map below."""
-        return self.decoder if isinstance(self.decoder, Up) else self.decoder.up
+    def up(self) -> Any:
+        """The network from the code map to the resolution of the map below, a :class:`DecoderNetwork`."""
+        return self.decoder.up if isinstance(self.decoder, WindowDecoder) else self.decoder
 
     @abstractmethod
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
@@ -116,15 +135,15 @@ class Level(nn.Module, ABC):
 
     def given(self, vectors: Vectors, codes: Codes) -> Distribution:
         """The distribution over the map below given vectors of z_l; gradients pass to them and to the decoder."""
-        base = self._from(self.crop(self.up(vectors)), codes)
+        base = self._from(self.crop(self.up(vectors)[1]), codes)
         return base if isinstance(base, Windowed) else self.head(base)
 
     def _from(self, above: Float[Tensor, "b F h w"], codes: Codes) -> Float[Tensor, "b P h w"] | Windowed:
         """The decoder's numbers of each site, or what finds them where they depend on known values."""
         support = self.support(codes)
-        if isinstance(self.decoder, Up):
-            return limited(above, support)
-        return Windowed(self.decoder.window, above, self.read, support)
+        if isinstance(self.decoder, WindowDecoder):
+            return Windowed(self.decoder.window, above, self.read, support)
+        return limited(above, support)
 
     def forward(self, below: Pixels | AnyCodes) -> Objective:
         """The training objective: nats per site of the map below plus the quantizer's own loss.
@@ -176,15 +195,15 @@ class Level(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "b P h w"] | Windowed, Float[Tensor, "b F rows columns"]]:
         """What a refiner starts from: the decoder's numbers for the map below, and features of each site of z_l.
 
-        The features are the codebook vectors, which are given, and what the last layer of the way up reads.
+        The features are the codebook vectors, which are given, and those of the decoder's network.
         """
-        features, above = self.up.both(vectors)
+        features, above = self.up(vectors)
         return self._from(self.crop(above), codes), torch.cat([vectors, features], 1)
 
     @property
     def outline_features(self) -> int:
         """Number of features that :meth:`outline` gives of each site."""
-        return self.quantizer.dim + self.settings.width
+        return self.quantizer.dim + self.up.features
 
     @property
     def below(self) -> tuple[int, int]:
@@ -201,9 +220,10 @@ class EncodingLevel(Level):
     def _codebook(self) -> Codebook:
         return build_quantizer(self.settings.quantizer)
 
-    def _encoder(self, channels: int, shared: dict[str, Any]) -> nn.Module:
+    def _encoder(self, network: Any, channels: int, shared: dict[str, Any]) -> nn.Module:
         settings = self.settings
-        return Down(channels, settings.width, self.quantizer.dim, blocks=settings.encoder_blocks, **shared)
+        sizes = channels, settings.width, self.quantizer.dim
+        return build_network(network, *sizes, blocks=settings.encoder_blocks, **shared)
 
     @abstractmethod
     def features(self, below: Tensor) -> Vectors:
@@ -239,7 +259,7 @@ class PixelLevel(EncodingLevel):
         return self._scaled(values)
 
     def _scaled(self, values: Tensor) -> Tensor:
-        return values.to(self.up.trunk.position.dtype) * (2 / (self.lower.size - 1)) - 1
+        return values.to(next(self.parameters()).dtype) * (2 / (self.lower.size - 1)) - 1
 
     def crop(self, parameters: Float[Tensor, "b P H W"]) -> Float[Tensor, "b P h w"]:
         return parameters[..., : self.below[0], : self.below[1]]

@@ -1,18 +1,93 @@
 """Networks: residual blocks, a path down to a code map and a path up from one.
 
-They map float tensors to float tensors and know neither codes nor losses. All convolutions run at the resolution of the
-*smaller* map: the way down starts by folding pixels into channels, the way up ends in a pixel shuffle. A convolution at
-full resolution would cost most of the training time and adds little.
+They map float tensors to float tensors and know neither codes nor losses. A level takes any pair of networks that keep
+the two protocols, :class:`EncoderNetwork` and :class:`DecoderNetwork`, and are registered under a name.
+
+The project's own pair, ``residual``, is :class:`Down` and :class:`Up`. All their convolutions run at the resolution of
+the *smaller* map: the way down starts by folding pixels into channels, the way up ends in a pixel shuffle. One at full
+resolution would cost most of the training time and adds little.
 """
 
+import inspect
+import os
 from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vqstack.errors import InputError
 from vqstack.shapes import Vectors
+
+PLUGINS = "VQSTACK_PLUGINS"
+"""Environment variable: names of modules, separated by commas, that register what is not registered yet."""
+
+
+class EncoderNetwork(Protocol):
+    """``encode``: values of a map to vectors of a smaller one.
+
+    Built as ``network(channels, width, out, blocks=…, map_shape=…, scale=…, dropout=…, **options)``, as :class:`Down`.
+    """
+
+    def __call__(self, values: Float[Tensor, "b channels H W"]) -> Float[Tensor, "b out h w"]: ...
+
+
+class DecoderNetwork(Protocol):
+    """``decode``: vectors of a map to features of its sites, which refiners read, and to numbers of the larger map.
+
+    Built as :class:`EncoderNetwork`.
+
+    Attributes:
+        features: how many features each site has.
+    """
+
+    features: int
+
+    def __call__(
+        self, vectors: Float[Tensor, "b channels h w"]
+    ) -> tuple[Float[Tensor, "b features h w"], Float[Tensor, "b out H W"]]: ...
+
+
+_KINDS: dict[str, tuple[Any, Any]] = {}
+
+
+def register_networks(kind: str, encoder: type[nn.Module], decoder: type[nn.Module]) -> None:
+    """Let levels be built of these classes where ``networks.kind`` of their settings says so.
+
+    Args:
+        kind: a name that is not taken by other classes.
+        encoder, decoder: modules that keep :class:`EncoderNetwork` and :class:`DecoderNetwork`.
+    """
+    if _KINDS.setdefault(kind, (encoder, decoder)) != (encoder, decoder):
+        raise ValueError(f"networks: {kind} is registered for other classes: choose another name")
+
+
+def registered_networks(kind: str) -> tuple[Any, Any]:
+    """The encoder and the decoder class of that name; InputError where there is none: no artefact brings code."""
+    if kind not in _KINDS:
+        for module in filter(None, map(str.strip, os.environ.get(PLUGINS, "").split(","))):
+            try:
+                import_module(module)
+            except ModuleNotFoundError as error:
+                raise InputError(f"{PLUGINS}: {error}: name modules that Python finds (PYTHONPATH)") from error
+    if kind not in _KINDS:
+        raise InputError(
+            f"networks.kind: {kind[:80]} is not registered here, only {', '.join(_KINDS)}: call register_networks, or "
+            f"name the module that does in {PLUGINS}"
+        )
+    return _KINDS[kind]
+
+
+def build_network(network: Any, *sizes: int, **settings: Any) -> nn.Module:
+    """An encoder or a decoder; InputError for options that its class does not take."""
+    try:
+        inspect.signature(network).bind(*sizes, **settings)
+    except TypeError as error:
+        raise InputError(f"networks.options: {network.__name__}: {error}: give what its class takes") from error
+    return network(*sizes, **settings)
 
 
 def fold(x: Float[Tensor, "b c H W"], scale: tuple[int, int]) -> Float[Tensor, "b d h w"]:
@@ -98,7 +173,7 @@ class ScalingPath(nn.Module, ABC):
         scale: how many rows and columns of the larger map one site of the smaller one covers.
 
     Attributes:
-        numbers: numbers put out for each site of the smaller map.
+        features: numbers of a site that the last convolution reads.
     """
 
     def __init__(
@@ -113,11 +188,11 @@ class ScalingPath(nn.Module, ABC):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.scale = scale
-        read, self.numbers = self._folded(channels, out, scale[0] * scale[1])
+        self.scale, self.features = scale, width
+        read, numbers = self._folded(channels, out, scale[0] * scale[1])
         self.enter = nn.Conv2d(read, width, 3, padding=1)
         self.trunk = Trunk(width, blocks, map_shape, dropout)
-        self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, self.numbers, 1))
+        self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, numbers, 1))
 
     @staticmethod
     @abstractmethod
@@ -143,14 +218,14 @@ class Up(ScalingPath):
     def _folded(channels: int, out: int, patch: int) -> tuple[int, int]:
         return channels, out * patch
 
-    def both(self, x: Vectors) -> tuple[Float[Tensor, "b w rows columns"], Float[Tensor, "b out H W"]]:
+    def forward(self, x: Vectors) -> tuple[Float[Tensor, "b w rows columns"], Float[Tensor, "b out H W"]]:
         """What the last layer reads, at the smaller map, and the output."""
         normalise, activate, last = self.leave
         features = activate(normalise(self.trunk(self.enter(x))))
         return features, unfold(last(features), self.scale)
 
-    def forward(self, x: Vectors) -> Float[Tensor, "b out H W"]:
-        return self.both(x)[1]
+
+register_networks("residual", Down, Up)
 
 
 def rename_state(module: nn.Module, names: dict[str, str]) -> None:

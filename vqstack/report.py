@@ -52,8 +52,11 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
         # own output, the quantizer three tables of distances and one of int64, which is as large as two.
-        floats = sites * (6 * level.settings.width * (blocks + 2) + 4 * level.up.numbers + 5 * level.quantizer.size)
-        if isinstance(level.decoder, WindowDecoder):
+        windowed = isinstance(level.decoder, WindowDecoder)
+        numbers = level.settings.decoder.features if windowed else level.head.parameters
+        floats = sites * (6 * level.settings.width * (blocks + 2) + 5 * level.quantizer.size)
+        floats += 4 * numbers * sites * math.prod(level.scale)
+        if windowed:
             # Of each site below: what a block reads and makes, twice each, and ten tensors of a likelihood's numbers.
             window, size = level.settings.decoder, math.prod(level.below)
             floats += size * (window.width * (3 + 4 * window.blocks) + 10 * level.head.parameters)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from vqstack.errors import InputError
 from vqstack.likelihood import Distribution, Factor, Head, by_site, site_factors
-from vqstack.nets import Up
 from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Nats, Pixels, widened
 
@@ -168,7 +167,7 @@ class WindowDecoder(nn.Module):
         window: see :class:`WindowNetwork`.
     """
 
-    def __init__(self, up: Up, window: WindowNetwork) -> None:
+    def __init__(self, up: nn.Module, window: WindowNetwork) -> None:
         super().__init__()
         self.up, self.window = up, window
 

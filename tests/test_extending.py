@@ -1,0 +1,94 @@
+"""The examples of docs/extending.md, run as they are written there."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from vqstack import nets
+from vqstack.errors import InputError
+from vqstack.level import LevelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.stack import Stack, StackSettings
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PROGRAM = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+FIT = {"steps": 4, "batch_size": 16, "warmup": 1, "evaluate_every": 2, "collapse": 0}
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """What is registered here is forgotten afterwards."""
+    monkeypatch.setattr(nets, "_KINDS", dict(nets._KINDS))
+    yield
+    sys.modules.pop("plain_networks", None)
+
+
+@pytest.fixture
+def plugin(unregistered, monkeypatch, tmp_path):
+    (tmp_path / "plain_networks.py").write_text(PROGRAM, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(nets.PLUGINS, "plain_networks")
+
+
+def test_networks_of_ones_own_are_trained_released_and_drawn_from(plugin, call, monkeypatch, tmp_path):
+    levels = yaml.safe_load(re.search(r"    levels:\n      .*\n", PAGE)[0])["levels"]
+    config = {"data": {"limit": 32}, "levels": levels, "train_levels": [FIT], "train_prior": FIT}
+    # Refiners read the features of the decoder.
+    config["refiners"] = [{"level": 1, "depth": 1, "dim": 8, "heads": 2, "groups": 2}]
+    config |= {"train_refiners": [FIT], "prior": {"depth": 1, "dim": 8, "heads": 2}, "sample_grid": 2}
+    (tmp_path / "plain.yaml").write_text(json.dumps(config), encoding="utf-8")
+    AcceleratorState._reset_state()
+    assert call(ROOT / "recipes/train_stack.py", "--config", "plain.yaml", "--out", "run")[::2] == (0, "")
+    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.stack.level(1).encoder.enter.out_channels == model.stack.level(1).up.features == 16
+    assert call(ROOT / "tools/generate.py", "run", "--num", 2, "--out", "drawn")[0] == 0
+    monkeypatch.setattr(nets, "_KINDS", {"residual": nets._KINDS["residual"]})
+    monkeypatch.delenv(nets.PLUGINS)
+    code, out, err = call(ROOT / "tools/generate.py", "run", "--num", 2, "--out", "more")
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and "plain is not registered" in err
+
+
+def test_levels_with_other_networks_sum_to_one_together(unregistered):
+    """A level of the project's own above one of these: all images given a code, and all maps given a code above."""
+    exec(PROGRAM, {})
+    torch.manual_seed(0)
+    levels = tuple(
+        LevelSettings(map=m, width=8, networks={"kind": kind}, quantizer={"codebook_size": 3, "dim": 2})
+        for m, kind in (((2, 1), "plain"), ((1, 1), "residual"))
+    )
+    stack = Stack(StackSettings(levels=levels), (1, 4, 2), 2).eval()
+    for parameter in stack.parameters():
+        torch.nn.init.normal_(parameter)
+    pixels = torch.cartesian_prod(*[torch.arange(2)] * 8).to(torch.uint8).view(-1, 1, 4, 2)
+    maps = torch.cartesian_prod(*[torch.arange(3)] * 2).view(-1, 2, 1)
+    for level, below in ((1, pixels), (2, maps)):
+        codes = torch.full((1, *stack.level(level).map_shape), 1).expand(len(below), -1, -1)
+        total = stack.level(level).decode(codes).log_prob(below).double().exp().sum()
+        assert total.item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("networks", "plugins", "message"),
+    [
+        ({"kind": "none_such"}, "", "none_such is not registered here, only residual"),
+        ({"kind": "none_such"}, "no_such_module", "VQSTACK_PLUGINS: No module named 'no_such_module'"),
+        ({"options": {"hidden": 3}}, "", "networks.options: Down: got an unexpected keyword argument 'hidden'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(monkeypatch, networks, plugins, message):
+    monkeypatch.setenv(nets.PLUGINS, plugins)
+    with pytest.raises(InputError, match=re.escape(message)):
+        Stack(StackSettings(levels=(LevelSettings(map=(2, 2), networks=networks),)), (1, 4, 4), 2)
+
+
+def test_a_name_is_not_taken_twice(unregistered):
+    nets.register_networks("residual", nets.Down, nets.Up)
+    with pytest.raises(ValueError, match="residual is registered for other classes"):
+        nets.register_networks("residual", nets.Up, nets.Down)
