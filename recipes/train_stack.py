@@ -16,6 +16,7 @@ from vqstack.images import check_paths, image_shape, num_classes
 from vqstack.paths import path_of
 from vqstack.phases import Run, check_processes, check_trackers
 from vqstack.report import describe, growing_maps
+from vqstack.reuse import check_sources
 from vqstack.run_folder import check_run_folder
 from vqstack.terminal import lines, warn
 
@@ -80,6 +81,7 @@ def main(arguments: list[str]) -> None:
     if command.dry_run:
         warn_of_done(command, folder, accelerator)
         check_processes(config, accelerator)
+        missing = check_sources(config, settings, folder)
         accelerator.print(lines(to_yaml(config)))
         # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
         known = config.data.source == "digits" or config.data.size is None
@@ -88,6 +90,8 @@ def main(arguments: list[str]) -> None:
         if not known:
             unknown = "labels   not counted: a prior with labels has one row of its dim more for each class"
             accelerator.print(lines(unknown))
+        for line in missing:
+            accelerator.print(lines(line))
         return
 
     with closing(Run(config, folder, accelerator, command.override_config)) as run:

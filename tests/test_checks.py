@@ -114,6 +114,16 @@ def test_what_fits_is_taken(model, method):
             table[method](model, *right(model))
 
 
+@pytest.mark.parametrize("method", READS_LABELS)
+def test_labels_are_refused_where_no_classes_are_known(method):
+    """Not dropped: who gives them expects something of them. ``told`` leaves out those of a data set."""
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2), (1, 2)), classes=0)
+    pixels, codes, labels = right(model)
+    with pytest.raises(InputError, match="knows no classes"):
+        READS_LABELS[method](model, pixels, codes, labels)
+    READS_LABELS[method](model, pixels, codes, model.told(labels))
+
+
 @pytest.mark.parametrize("wrong", PIXELS)
 @pytest.mark.parametrize("method", READS_PIXELS)
 def test_pixels_that_are_none_are_refused(model, method, wrong):

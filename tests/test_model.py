@@ -208,8 +208,8 @@ def test_wrong_labels_are_refused():
         with pytest.raises(InputError, match=f"labels: {wrong} lies outside"):
             model.sample(2, labels)
     free = tiny(classes=0)
-    assert free.sample(2, torch.tensor([7, 7])).labels is None
-    assert "label" not in free.ledger(pixels, torch.tensor([7, 7])).rows
+    assert free.sample(2).labels is None
+    assert "label" not in free.ledger(pixels, free.told(torch.tensor([7, 7]))).rows
 
 
 def test_wanted_labels_are_used():
@@ -222,11 +222,7 @@ def test_a_prior_without_labels():
         settings.model_copy(update={"prior": CodeModelSettings(depth=1, dim=8, heads=2, labels=False)})
     )
     assert model.classes == 0
-    assert list(model.ledger(torch.zeros(1, 1, 2, 1, dtype=torch.uint8), torch.tensor([1])).rows) == [
-        "prior",
-        "level-2",
-        "level-1",
-    ]
+    assert list(model.ledger(torch.zeros(1, 1, 2, 1, dtype=torch.uint8)).rows) == ["prior", "level-2", "level-1"]
 
 
 def test_sampling_settings_one_or_one_a_level():

@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run
 from vqstack.report import describe
-from vqstack.reuse import first_difference
+from vqstack.reuse import check_sources, first_difference
 
 QUICK = {"steps": 4, "batch_size": 8, "warmup": 1, "evaluate_every": 4}
 LEVELS = [
@@ -244,3 +245,163 @@ def test_recipes_on_frozen_levels_fit_the_runs_they_name(above, stacked):
     assert ours.levels_from == Path("runs") / stacked  # where the recipe trains without --out
     for name in ("data", "augment", "levels", "pixels", "pad_to"):
         assert first_difference(getattr(ours, name), getattr(theirs, name)) is None
+
+
+def starting(source, **changes):
+    return config(start_from={"all": source}, **{"seed": 7, **changes})
+
+
+def begun(settings, folder):
+    run = Run(settings, folder, Accelerator(cpu=True))
+    run.close()
+    return run.model
+
+
+def test_a_run_starts_where_another_model_ended(source, tmp_path):
+    model = begun(starting(source / "model"), tmp_path / "run")
+    other = HierarchicalModel.from_pretrained(source)
+    test = load_splits(config().data, ["test"])["test"]
+    codes = other.encode(test.pixels)
+    assert torch.equal(
+        model.joint_log_prob(test.pixels, codes, test.labels), other.joint_log_prob(test.pixels, codes, test.labels)
+    )
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert model.stack.level(1).quantizer.state_dict()["initialised"].all()  # no k-means over what was learned
+
+
+def test_codebooks_are_trained_on_and_not_begun_anew(source, tmp_path):
+    """At a learning rate near 0, with averages that stand still, training changes nothing."""
+    still = {**QUICK, "learning_rate": 1e-12}
+    levels = [{**level, "quantizer": {**level["quantizer"], "decay": 1 - 1e-9, "revival": 0}} for level in LEVELS]
+    changes = {"levels": levels, "train_levels": [still], "train_prior": still}
+    model = train(starting(source, **changes), tmp_path / "still")
+    other = HierarchicalModel.from_pretrained(source)
+    test = load_splits(config().data, ["test"])["test"]
+    assert [row.nats for row in model.ledger(test.pixels, test.labels).rows.values()] == pytest.approx(
+        [row.nats for row in other.ledger(test.pixels, test.labels).rows.values()], rel=1e-4
+    )
+
+
+def test_a_killed_run_that_started_elsewhere_ends_as_one_that_was_not(source, tmp_path, monkeypatch):
+    """Also where the model that it started from is another one by then, or gone."""
+    copy = shutil.copytree(source, tmp_path / "copy")
+    settings = starting(copy)
+    wanted = train(settings, tmp_path / "whole").state_dict()
+    save = Fit._save
+
+    def killed(fit, *arguments):
+        save(fit, *arguments)
+        raise KeyboardInterrupt
+
+    for kill in ("before", "level-1", "level-2", "prior"):
+        run = Run(settings, tmp_path / "run", Accelerator(cpu=True))
+        if kill != "before":
+            monkeypatch.setattr(Fit, "_save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                [run.train_level(level) for level in run.levels] + [run.train_prior()]
+            monkeypatch.setattr(Fit, "_save", save)
+        run.close()
+        if kill == "before":  # another model there
+            shutil.rmtree(copy / "model")
+            shutil.copytree(tmp_path / "whole" / "model", copy / "model")
+        elif copy.exists():
+            shutil.rmtree(copy)
+    ended = train(settings, tmp_path / "run").state_dict()
+    assert all(torch.equal(ended[name], value) for name, value in wanted.items())
+
+
+def test_parts_start_by_themselves(source, tmp_path):
+    other = HierarchicalModel.from_pretrained(source)
+    deep = [*LEVELS, {**LEVELS[1], "map": (1, 1)}]
+    fresh = begun(config(levels=deep, seed=7), tmp_path / "fresh")
+    model = begun(config(levels=deep, start_from={"levels": source}, seed=7), tmp_path / "levels")
+    assert all(same_level(model.stack.level(n), other.stack.level(n)) for n in (1, 2))
+    assert same_level(model.stack.level(3), fresh.stack.level(3))
+    assert same_level(model.prior, fresh.prior)
+    model = begun(config(start_from={"prior": source}, seed=7), tmp_path / "prior")
+    assert same_level(model.prior, other.prior)
+    assert not same_level(model.stack.level(1), other.stack.level(1))
+
+
+def test_rows_of_classes_are_matched_by_name(tmp_path, capsys):
+    def named(*names):
+        data = {"source": "array", "files": {"train": str(tmp_path / "train.npz")}, "values": 17, "size": (8, 8)}
+        return {
+            "data": {**data, "class_names": names},
+            "refiners": [{"level": 1, "labels": True, "depth": 1, "dim": 8, "heads": 2}],
+        }
+
+    pixels = np.random.default_rng(0).integers(0, 17, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=pixels, labels=np.arange(40) % 3)
+    old = begun(config(**named("cat", "dog", "owl")), tmp_path / "old")
+    old.save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    new = begun(starting(tmp_path / "model", **named("owl", "bee", "cat")), tmp_path / "new")
+    said = capsys.readouterr().out
+    assert "prior: the classes bee begin anew" in said and "prior: the classes dog are not kept" in said
+    fresh = begun(config(**named("owl", "bee", "cat"), seed=7), tmp_path / "fresh")
+    for part in ("prior", "refiners.1"):
+        rows, before, without = (m.get_submodule(part).label_embedding.weight for m in (new, old, fresh))
+        assert torch.equal(rows, torch.stack([before[2], without[1], before[0]]))
+    unlabelled = {**named("owl", "bee", "cat"), "prior": {"depth": 1, "dim": 8, "heads": 2, "labels": False}}
+    begun(starting(tmp_path / "model", **unlabelled), tmp_path / "unlabelled")
+    assert "prior: its classes are not kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prior": {"depth": 1, "dim": 16, "heads": 2}}, "(8,) there and (16,) here"),
+        ({"prior": {"depth": 2, "dim": 8, "heads": 2}}, "missing there"),
+        ({"levels": LEVELS[:1]}, "make the settings of prior equal"),
+        ({"levels": [LEVELS[0], {**LEVELS[1], "quantizer": {"codebook_size": 16, "dim": 4}}]}, "level 2"),
+        ({"levels": [{**LEVELS[0], "quantizer": {"kind": "cosine", "codebook_size": 8, "dim": 4}}]}, "cosine here"),
+        ({"start_from": {"refiners": "SOURCE"}}, "has none of what there is here"),
+    ],
+)
+def test_what_cannot_start_is_refused_before_anything_is_written(source, tmp_path, changes, message):
+    settings = config(**{"start_from": {"all": source}, **changes})
+    if "start_from" in changes:
+        settings = config(start_from={"refiners": source})
+    with pytest.raises(InputError) as caught:
+        Run(settings, tmp_path / "run", Accelerator(cpu=True))
+    assert message in str(caught.value) and str(source) in str(caught.value)
+    with pytest.raises(InputError):  # a dry run too
+        check_sources(settings, settings.model_settings((1, 8, 8), 1), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_has_begun_without_cannot_start_from_another(source, tmp_path):
+    run = Run(config(), tmp_path / "run", Accelerator(cpu=True))
+    run.train_level(1)
+    run.close()
+    with pytest.raises(InputError, match="has begun"):
+        Run(config(start_from={"all": source}), tmp_path / "run", Accelerator(cpu=True), override=True)
+    with pytest.raises(InputError, match="start_from"):
+        Run(config(start_from={"all": source}), tmp_path / "run", Accelerator(cpu=True))
+    begun(starting(source), tmp_path / "started")
+    shutil.rmtree(tmp_path / "started" / "start")  # before any phase it is taken again
+    begun(starting(source), tmp_path / "started")
+
+
+def test_frozen_levels_beside_a_start(source, tmp_path):
+    with pytest.raises(ValidationError, match="leave one of them out"):
+        config(levels_from=source, start_from={"levels": source})
+    model = train(config(levels_from=source, start_from={"prior": source}, seed=7), tmp_path / "run")
+    other = HierarchicalModel.from_pretrained(source)
+    assert all(same_level(model.stack.level(n), other.stack.level(n)) for n in (1, 2))
+
+
+def test_a_killed_run_on_frozen_levels_begins_its_prior_alike(source, tmp_path):
+    settings = config(levels_from=source, seed=7)
+    assert same_level(begun(settings, tmp_path / "a").prior, begun(settings, tmp_path / "a").prior)
+
+
+def test_a_dry_run_looks_at_the_frozen_levels(source, tmp_path):
+    settings = config(levels_from=source, levels=[{**LEVELS[0], "width": 16}])
+    with pytest.raises(InputError, match="width"):
+        check_sources(settings, settings.model_settings((1, 8, 8), 1), tmp_path / "run")
+    later = config(levels_from=tmp_path / "later")
+    (line,) = check_sources(later, later.model_settings((1, 8, 8), 1), tmp_path / "run")
+    assert "no trained model now" in line

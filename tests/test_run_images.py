@@ -3,15 +3,22 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from PIL import ImageColor
 from test_images import png, random_pixels, write_parquet
 from test_reuse import config, train
 
+from vqstack.codes import CodeDataset
 from vqstack.errors import InputError
-from vqstack.phases import Run
+from vqstack.images import survey, whole_splits
+from vqstack.model import HierarchicalModel
+from vqstack.phases import Run, data_of_run, warn_of_changes
+
+ROOT = Path(__file__).parents[1]
 
 
 def write(folder, counts, seed=0):
@@ -191,7 +198,7 @@ def test_a_damaged_record_of_the_images_is_refused(stopped, images):
 
 
 @pytest.mark.parametrize("change", ["lost", "more", "touched"])
-def test_a_stream_is_known_by_the_state_of_its_files(tmp_path, change):
+def test_a_stream_is_known_by_the_state_of_its_files(tmp_path, change, caplog):
     """What is kept of a stream for scoring tells little of the rest."""
     for number in range(3):
         write_parquet(tmp_path / f"{number}.parquet", random_pixels(12 + number, size=(8, 8)))
@@ -207,3 +214,88 @@ def test_a_stream_is_known_by_the_state_of_its_files(tmp_path, change):
         os.utime(tmp_path / "2.parquet", (1, 1))
     with pytest.raises(InputError, match=r"images\.files"):
         Run(streamed, tmp_path / "run", Accelerator(cpu=True))
+    whole = streamed.data.model_copy(update={"limit": None})  # as it is encoded
+    warn_of_changes(tmp_path / "run", whole, whole_splits(whole, survey(whole)))
+    (said,) = [message for message in caplog.messages if "began with" in message]
+    assert "images.files." in said and "images.train" not in said
+
+
+EVALUATE, ENCODE, COMPRESS = (ROOT / "tools" / f"{name}.py" for name in ("evaluate", "encode_dataset", "compress"))
+
+
+def test_tools_say_that_the_images_of_a_run_are_others(finished, images, call, caplog):
+    named = "finished/model"
+    tools = {
+        "encode": [ENCODE],
+        "compress": [COMPRESS, "--split", "test"],
+        "evaluate": [EVALUATE, "--no-samples", "--leaks", 0],
+    }
+    for name, (tool, *options) in tools.items():
+        assert call(tool, named, "--out", f"{name}-1", *options)[0] == 0 and not caplog.messages
+    write(images, {"test": 9}, seed=1)
+    for name, (tool, *options) in tools.items():
+        code = call(tool, named, "--out", f"{name}-2", *options)[0]
+        (said,) = caplog.messages
+        assert code == 0 and "finished began with: images.test.count: 8 → 9; images.test.pixels" in said
+        assert "train" not in said.split("began with")[1]
+        caplog.clear()
+    # a split that the command does not use, and other images that were asked for
+    assert call(EVALUATE, named, "--out", "train", "--no-samples", "--split", "train")[0] == 0 and not caplog.messages
+    given = ["--data.files", "test", "data/test.npz"]
+    assert call(EVALUATE, named, "--out", "other", "--no-samples", *given)[0] == 0 and not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"size": (8, 8), "resize": (9, 12), "background": "white", "channels": 3},
+        {"size": (8, 8), "values": 17},
+        {"background": "#ff0080"},
+    ],
+)
+def test_a_released_model_knows_how_its_images_were_prepared(data, tmp_path):
+    of_run = config(data={"source": "imagefolder", "files": {"train": "x"}, **data})
+    model = HierarchicalModel(of_run.model_settings((of_run.data.channels, 8, 8), 2, ["cat", "owl"]))
+    model.save_pretrained(tmp_path / "model")
+    found = data_of_run(tmp_path / "model")
+    for name in ("size", "resize", "channels", "values"):
+        assert getattr(found, name) == getattr(of_run.data, name), name
+    assert ImageColor.getrgb(found.background) == ImageColor.getrgb(of_run.data.background)
+    older = model.settings.model_copy(update={"geometry": None})
+    HierarchicalModel(older).save_pretrained(tmp_path / "older")
+    assert (data_of_run(tmp_path / "older").size, data_of_run(tmp_path / "older").resize) == ((8, 8), None)
+
+
+def test_an_older_release_learns_its_geometry_and_nothing_else(finished, images):
+    weights, ledger = (finished / "model/model.safetensors").read_bytes(), (finished / "ledger.json").read_bytes()
+    model = HierarchicalModel.from_pretrained(finished)
+    model.settings = model.settings.model_copy(update={"geometry": None})
+    model.save_files(finished / "model")
+    write(images, {"test": 9}, seed=1)  # a ledger made anew would be another
+    run = Run(settings(), finished, Accelerator(cpu=True), override=True)
+    for level in run.levels:
+        run.train_level(level)
+    run.train_prior()
+    run.release()
+    assert HierarchicalModel.from_pretrained(finished).settings.geometry.size == (8, 8)
+    assert (finished / "model/model.safetensors").read_bytes() == weights
+    assert (finished / "ledger.json").read_bytes() == ledger
+
+
+def test_what_a_released_model_knows_is_taken_from_it(finished, images, call):
+    """Values, size and classes; the held-out share is that of every data set, not the counts of the digits."""
+    os.rename(finished / "model", "alone")
+    write(images, {"train": 600})
+    given = ["--data.source", "array", "--data.files", "train", "data/train.npz"]
+    assert call(ENCODE, "alone", "--out", "codes", *given)[:1] == (0,)
+    assert CodeDataset("codes").splits == {"train": 600 - 2 * 60, "validation": 60, "test": 60}
+    code, _, _ = call(EVALUATE, "alone", "--out", "scores", "--no-samples", *given, "--leaks", 0)
+    assert code == 0
+    settings = json.loads(Path("scores/evaluate.json").read_text())["settings"]["data"]
+    assert (settings["values"], settings["size"], settings["validation"], settings["test"]) == (17, [8, 8], 0.1, 0.1)
+    assert call(COMPRESS, "alone", "--out", "small", "--split", "test", *given)[0] == 0
+    for option in (["--data.values", 256], ["--data.size", 4, 4], ["--data.channels", 3]):
+        code, _, err = call(ENCODE, "alone", "--out", "no", *given, *option)
+        assert code == 2 and err.count("\n") == 1 and not Path("no").exists(), err
+    code, _, err = call(ENCODE, "alone", "--out", "no", *given[2:])
+    assert code == 2 and "--data.source" in err

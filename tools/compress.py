@@ -19,7 +19,7 @@ from vqstack.errors import InputError
 from vqstack.images import ImageSettings, Split, is_image, load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, unfinished
-from vqstack.phases import named_run
+from vqstack.phases import named_run, warn_of_changes
 from vqstack.pretrained import find_artefact
 from vqstack.reading import reading
 from vqstack.terminal import say
@@ -66,6 +66,7 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
                 f"images of {split.pixels.shape[1]} channels with {command.data.values} values do not fit the model, "
                 f"which wants {channels} with {model.stack.values}: set --data.channels and --data.values"
             )
+        warn_of_changes(command.run, command.data, {command.split: split})
         return pictures_of_split(split)
     paths = list[Path]()
     for path in command.images:

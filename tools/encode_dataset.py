@@ -21,7 +21,7 @@ from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, Stored
 from vqstack.config import parse, run_command
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel
-from vqstack.phases import check_images, in_classes_of, named_run
+from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
 from vqstack.pretrained import find_artefact
 from vqstack.terminal import Progress, lines
 
@@ -81,6 +81,8 @@ def main(arguments: list[str]) -> None:
     accelerator = Accelerator(cpu=command.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     splits = every_split(command.data, accelerator)
     check_images(splits, command.data, model)
+    if accelerator.is_main_process:
+        warn_of_changes(command.run, command.data, splits)
     splits = in_classes_of(model, splits)
     labelled = [split for split in splits.values() if split.labelled]
     contents = Contents(

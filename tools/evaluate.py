@@ -32,7 +32,7 @@ from vqstack.ledger import BITS, table
 from vqstack.metrics import Fidelity
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.output import Output, check_folder, saved
-from vqstack.phases import check_images, in_classes_of, named_run
+from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
 from vqstack.pretrained import find_artefact
 from vqstack.quality import Quality, compare, draw_samples, images_a_side
@@ -180,9 +180,10 @@ def main(arguments: list[str]) -> None:
     names = SPLITS if command.samples else (command.split,)
     splits = load_splits(command.data, names)
     check_images(splits, command.data, model)
+    warn_of_changes(command.run, command.data, splits)
     splits = in_classes_of(model, splits)
     split = splits[command.split]
-    model.check_labels(split.labels)
+    model.check_labels(model.told(split.labels))
     accelerator = Accelerator(cpu=command.cpu)
     model.to(accelerator.device)
     count = images_a_side(command.num, split) if command.samples else 0

@@ -66,7 +66,7 @@ def evaluate_split(
     quiet = not accelerator.is_main_process
     for indices in Progress(batches, desc=f"ledger of {split.name}", leave=False, disable=quiet):
         pixels = split.pixels[indices].to(accelerator.device)
-        labels = None if split.labels is None else split.labels[indices].to(accelerator.device)
+        labels = None if split.labels is None else model.told(split.labels[indices])
         codes = model.encode(pixels)
         lengths = model.code_lengths(pixels, codes, labels, refined=refined)
         nats += torch.stack([lengths[name].to(precision).sum() for name in dims])
@@ -111,7 +111,7 @@ def random_orders(
         torch.manual_seed(seed)
         for indices in torch.arange(len(split)).split(batch_size):
             pixels = split.pixels[indices].to(model.device)
-            labels = None if split.labels is None else split.labels[indices].to(model.device)
+            labels = None if split.labels is None else model.told(split.labels[indices])
             for name, nats in model.random_order_nats(pixels, model.encode(pixels), labels).items():
                 found.setdefault(name, []).append(nats.cpu())
     return {name: Estimate.of(torch.cat(nats)) for name, nats in found.items()}
@@ -184,7 +184,7 @@ def leaks(
     names = range(1, len(model.stack) + 1)
     sites, maps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for batch in Progress(torch.arange(len(pixels)).split(batch_size), desc="leaks", leave=False, disable=None):
-        told = None if labels is None or not model.classes else labels[batch].to(model.device)
+        told = None if labels is None else model.told(labels[batch])
         for number, codes in enumerate(model.encode(pixels[batch].to(model.device)), start=1):
             below = model.conditional(number, codes, told)
             drawn = below.sample(noise(seed, batch.tolist(), number - 1, below.sites))

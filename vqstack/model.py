@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,6 +34,8 @@ from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels, finest
 from vqstack.stack import Stack, StackSettings
 from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, descend
 from vqstack.variables import Variable
+
+Side = Annotated[int, Field(ge=1, le=2**13)]  # pixels
 
 
 class SamplingSettings(BaseModel):
@@ -90,6 +93,20 @@ class SamplingSettings(BaseModel):
         return [Draw(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
+class Geometry(BaseModel):
+    """How images became what the model was trained on, as ``data`` of a run has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: tuple[Side, Side] | None = Field(description="Rows and columns, pixels; none: images came as they are.")
+    resize: tuple[Side, Side] | None = Field(
+        None, description="Rows and columns of which `size` is the centre, pixels."
+    )
+    background: str = Field(
+        "#000000", pattern="^#[0-9a-f]{6}$", description="Colour that transparent parts were laid on, #rrggbb."
+    )
+
+
 class ModelSettings(BaseModel):
     """Everything that is needed to build the model again: the ``config.json`` of an artefact."""
 
@@ -102,8 +119,8 @@ class ModelSettings(BaseModel):
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     image_shape: tuple[int, int, int] = Field(description="Channels (count), rows and columns (pixels) of the images.")
     values: int = Field(256, ge=2, le=256, description="V, count of grey values a channel: pixels are 0 … V-1.")
+    geometry: Geometry | None = Field(None, description="How images are prepared; none: not known, as in older models.")
     classes: int = Field(0, ge=0, le=10**6, description="Count of class labels; 0: none.")
-
     class_names: tuple[str, ...] = Field(
         (), description="Names of the classes in the order of their numbers; empty: not known, as in older models."
     )
@@ -210,6 +227,10 @@ class HierarchicalModel(nn.Module, Pretrained):
         self.label_probs: Tensor
         self.register_buffer("label_probs", uniform)
 
+    def told(self, labels: Labels | None) -> Labels | None:
+        """The labels of a data set where the model reads any, on its device; none where it knows no classes."""
+        return None if labels is None or not self.classes else labels.to(self.device)
+
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
@@ -295,7 +316,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         for variable in self.stack.variables[level:]:
             if variable.name in given:
                 variable.check(given[variable.name], len(codes) if variable.number > level else None, self.device)
-        if labels is not None and self.classes:
+        if labels is not None:
             self.check_labels(labels, len(codes))
             given["label"] = labels
         if known is not None:
@@ -324,7 +345,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         """Values of all variables by their names; InputError where they are none, or not of the same images."""
         values = self.stack.named(pixels, codes)
         self.check_labels(labels, len(pixels))
-        return values if not self.classes or labels is None else {**values, "label": labels}
+        return values if labels is None else {**values, "label": labels}
 
     def code_lengths(
         self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, *, refined: bool = True
@@ -357,12 +378,18 @@ class HierarchicalModel(nn.Module, Pretrained):
         """Sites that each row of the ledger describes."""
         return {term.row: term.target.sites for term in self.terms()}
 
-    def check_labels(self, labels: Labels | None, num: int | None = None) -> None:
-        """Labels must be given to a conditional model, one for each of ``num`` images, and lie in 0 … classes-1."""
+    def check_labels(self, labels: Labels | None, num: int | None = None, *, anywhere: bool = False) -> None:
+        """Labels must be given to a conditional model, one for each of ``num`` images, and lie in 0 … classes-1.
+
+        A model that knows no classes takes none. ``anywhere``, and without ``num``: on any device.
+        """
+        if labels is not None and not self.classes:
+            raise InputError("labels: this model knows no classes: leave them out")
         if self.classes and labels is None:
             raise InputError(f"this model is conditional on the class: give labels 0 … {self.classes - 1}")
         if self.classes:
-            check_map(labels, "labels", (), self.classes, None if num is None else self.device, num=num)
+            device = None if anywhere or num is None else self.device
+            check_map(labels, "labels", (), self.classes, device, num=num)
 
     @torch.no_grad()
     def sample(
@@ -423,10 +450,10 @@ class HierarchicalModel(nn.Module, Pretrained):
         return Sample(values["pixels"], {n: z for n, z in maps.items() if z is not None}, values.get("label"))
 
     def _labels(self, labels: Labels | None, num: int) -> Labels | None:
-        """One label an image where the model lives, checked; none where it knows no classes."""
-        if not self.classes or labels is None:
+        """One label an image where the model lives, checked."""
+        if labels is None:
             return None
-        check_map(labels, "labels", (), self.classes, None, num=num)
+        self.check_labels(labels, num, anywhere=True)
         return labels.to(self.device)
 
     @staticmethod

@@ -319,7 +319,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
                 raise InputError(f"{folder} holds no {name}: give the folder of a run or of a released model")
             return folder / name
 
-        settings, checksum = cls._read_settings(find(CONFIG))
+        settings, checksum = cls.read_settings(find(CONFIG))
         path = find(WEIGHTS)
         cls._check_weights(path, settings, checksum)
         model = cls(settings)  # type: ignore[call-arg]
@@ -335,8 +335,8 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         return model.to(map_location).eval()  # type: ignore[attr-defined]
 
     @classmethod
-    def _read_settings(cls, path: Path) -> tuple[BaseModel, str | None]:
-        """The settings, and the checksum of the weights where the format has one (from version 2 on)."""
+    def read_settings(cls, path: Path) -> tuple[Any, str | None]:
+        """What ``config.json`` holds: the settings, and the checksum of the weights (none in version 1)."""
         try:
             config = read_json(path, MAX_CONFIG)
             version, settings = config["format_version"], config["model"]

@@ -1,17 +1,26 @@
-"""What is taken frozen from another run: levels, to compare what lies above, or encoders, to train new decoders."""
+"""What a run takes from another one: levels or encoders that stay as they are, or weights to start from.
 
+Levels are taken frozen (:class:`Reused`) to compare what lies above them on the same codes, encoders alone to train new
+decoders for them.
+Weights to start from (:class:`Start`) are trained as those of any other run.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 from torch import Tensor
 
 from vqstack.checkpoint import make_folder
+from vqstack.codes import fingerprint
 from vqstack.config import RunConfig
-from vqstack.errors import InputError
-from vqstack.fit import DONE, write_outcome
+from vqstack.errors import InputError, listed
+from vqstack.fit import DONE, load_outcome, write_outcome
+from vqstack.images import numerals
 from vqstack.joint import JointLevels
 from vqstack.model import HierarchicalModel, ModelSettings
-from vqstack.pretrained import find_artefact
+from vqstack.pretrained import find_artefact, holds_artefact
 from vqstack.stack import Stack, StackSettings
 
 ENCODERS = "encoders"  # the phase that taken encoders stand for
@@ -104,3 +113,131 @@ def reused_levels(config: RunConfig, settings: ModelSettings, phases: Path) -> R
         if path is not None and not (phases / first / DONE).exists():
             return Reused(path, settings, encoders=first == ENCODERS)
     return None
+
+
+START = "start"  # folder of a run
+LABELS = "label_embedding.weight"  # of a part that knows classes: a row each
+
+
+class Start:
+    """The weights that a run starts from, those of other models where the settings name one (``start_from``).
+
+    InputError, naming what does not fit, where the weights of a part are not of the shapes that are wanted. Rows of
+    classes are matched by name; new classes start as they would without, and so do levels and refiners that the other
+    model lacks.
+
+    Args:
+        model: of the run, new; receives the weights.
+        sources: part (levels, refiners, prior, or all) -> folder of a finished run or a released model.
+
+    Attributes:
+        about: what to keep of it: level, refiner or prior -> path and fingerprint of the model it starts from.
+        lines: what to tell.
+    """
+
+    def __init__(self, model: HierarchicalModel, sources: Mapping[Any, Path]) -> None:
+        self.model, self.about, self.lines = model, dict[str, Any](), list[str]()
+        loaded = {path: HierarchicalModel.from_pretrained(find_artefact(path)) for path in set(sources.values())}
+        names = model.settings.class_names or numerals(model.settings.classes)
+        state, taken = model.state_dict(), dict[str, Tensor]()
+        for part in ("levels", "refiners", "prior"):
+            path = sources.get(part, sources.get("all"))
+            if path is None:
+                continue
+            theirs, started = loaded[path], list[str]()
+            for name, prefix in _units(model, part).items():
+                if name in _units(theirs, part):
+                    taken |= self._fitting(name, prefix, state, theirs, path, list(names))
+                    started.append(name)
+                    self.about[name] = {"path": str(path), "model": fingerprint(theirs.state_dict())}
+                else:
+                    self.lines.append(f"{name} begins anew: {path} has none")
+            if not started and part in sources:
+                raise InputError(f"start_from {part}: {path} has none of what there is here: leave it out")
+            if started:
+                self.lines.append(f"{', '.join(started)}: started from {path}")
+        model.load_state_dict({**state, **taken})
+
+    def _fitting(
+        self, name: str, prefix: str, state: dict[str, Tensor], source: HierarchicalModel, path: Path, names: list[str]
+    ) -> dict[str, Tensor]:
+        """The source's weights of one part, each of the shape that it has here."""
+        ours, theirs = (
+            {n: value for n, value in s.items() if n.startswith(prefix)} for s in (state, source.state_dict())
+        )
+        labels = prefix + LABELS
+        before, now = theirs.pop(labels, None), ours.pop(labels, None)
+        shapes = [{n: tuple(value.shape) for n, value in s.items()} for s in (theirs, ours)]
+        if different := [n for n in sorted({*theirs, *ours}) if shapes[0].get(n) != shapes[1].get(n)]:
+            there, here = (s.get(different[0], "missing") for s in shapes)
+            raise InputError(
+                f"start_from {path}: {different[0]} is {there} there and {here} here: make the settings of {name} "
+                "equal, or name the parts that can start from it (levels, refiners, prior)"
+            )
+        if name.startswith("level"):
+            kinds = [m.stack.level(int(name.split()[1])).settings.quantizer.kind for m in (source, self.model)]
+            if kinds[0] != kinds[1]:
+                raise InputError(f"start_from {path}: the quantizer of {name} is {kinds[0]} there and {kinds[1]} here")
+        if now is not None:
+            known = list(source.settings.class_names or numerals(source.settings.classes)) if before is not None else []
+            both = [n for n in names if n in known]
+            rows = now.clone()
+            if before is not None and both:
+                rows[[names.index(n) for n in both]] = before[[known.index(n) for n in both]].to(rows)
+            theirs[labels] = rows
+            for these, what in ((set(names) - set(both), "begin anew"), (set(known) - set(both), "are not kept")):
+                if these:
+                    self.lines.append(f"{name}: the classes {listed(sorted(these))} {what}")
+        elif before is not None:
+            self.lines.append(f"{name}: its classes are not kept")
+        return theirs
+
+    def write(self, folder: Path) -> None:
+        """Leave the weights in a run's folder; from then on the run no longer needs where they came from."""
+        make_folder(folder / START)
+        write_outcome(folder / START, self.model.state_dict(), self.about)
+
+
+def _units(model: HierarchicalModel, part: str) -> dict[str, str]:
+    """What of a part can start by itself, by name -> how the names of its weights begin."""
+    if part == "prior":
+        return {"prior": "prior."}
+    if part == "levels":
+        return {f"level {n}": f"stack.levels.{n - 1}." for n in range(1, len(model.stack) + 1)}
+    return {f"refiner {n}": f"refiners.{n}." for n in map(int, model.refiners)}
+
+
+def start_of(config: RunConfig, model: HierarchicalModel, folder: Path) -> Start | None:
+    """What a run still has to take to start from; None where it names nothing, or keeps it already.
+
+    InputError where the run has begun without.
+    """
+    if not config.start_from or (folder / START / DONE).exists():
+        return None
+    if any((folder / "phases").glob("*")):
+        raise InputError(
+            f"{folder} has begun, and {START}/ with what start_from gave it is not there: put it back, leave "
+            "start_from out, or choose another --out"
+        )
+    return Start(model, config.start_from)
+
+
+def load_start(model: HierarchicalModel, folder: Path) -> list[str]:
+    """Give ``model`` the weights that its run keeps to start from; the levels, refiners and prior that these are."""
+    if not (folder / START / DONE).exists():
+        return []
+    return [name for name in load_outcome(folder / START, model) if name != "sha256"]
+
+
+def check_sources(config: RunConfig, settings: ModelSettings, folder: Path) -> list[str]:
+    """For a plan: InputError for what a run could not take from the models that it names, which must be there.
+
+    What is to be taken frozen may still have to be trained: then a line says so.
+    """
+    if config.start_from:
+        start_of(config, HierarchicalModel(settings), folder)
+    path = config.levels_from or config.encoders_from
+    if path is None or holds_artefact(path):
+        reused_levels(config, settings, folder / "phases")
+        return []
+    return [f"frozen   of {path}, which holds no trained model now"]

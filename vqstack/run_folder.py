@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def _check_contents(folder: Path, config: RunConfig, images: Images | None, over
             return  # a run that was killed before it had written anything
         raise InputError(f"{folder} holds something else than a run: choose another folder with --out")
     changes = _changes(folder, config, images, override)
-    if (refused := _shown(changes)) and not override:
+    if (refused := shown(changes)) and not override:
         kinds = {"images" if name.startswith("images.") else "settings": 0 for name, _, _ in changes}
         raise InputError(
             f"{folder} holds a run with other {' and '.join(kinds)} ({refused}): go on with the old ones, choose "
@@ -162,7 +162,7 @@ def _check_contents(folder: Path, config: RunConfig, images: Images | None, over
         )
 
 
-def _shown(changes: list[Change]) -> str:
+def shown(changes: Iterable[Change]) -> str:
     """The changes that need an override, as a line; empty without any."""
     lines = [f"{name}: {old} → {new}" for name, old, new in changes if not may_change(name)]
     more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
@@ -213,7 +213,7 @@ def claim(
 
 
 def _write_history(folder: Path, changes: list[Change], check: Callable[[str], None]) -> None:
-    if overridden := _shown(changes):
+    if overridden := shown(changes):
         check(overridden)
     if changes:
         row = {

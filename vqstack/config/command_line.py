@@ -72,6 +72,8 @@ def _made_ready(default: Settings, given: list[str], arguments: list[str]) -> Se
     """The defaults with room for what the command line names: longer lists, other files, another source."""
     if isinstance(default, RunConfig):
         default = default.model_copy(update=_lengthened(default, given))
+        if "--start-from" in given:  # as for files below
+            default = default.model_copy(update={"start_from": {}})
     data = getattr(default, "data", None)
     if isinstance(data, ImageSettings):
         source = _values(arguments, "--data.source")[-1:]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified
@@ -12,7 +13,7 @@ from vqstack.errors import InputError, explain, reason
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
-from vqstack.model import ModelSettings, SamplingSettings
+from vqstack.model import Geometry, ModelSettings, SamplingSettings
 from vqstack.paths import path_of
 from vqstack.reading import read_yaml_values, to_yaml_text
 from vqstack.stack import StackSettings
@@ -38,6 +39,11 @@ class RunConfig(StackSettings):
         None,
         description="Folder of a finished run or released model whose encoders and codebooks are taken frozen, for all "
         "levels, with the same settings. New decoders are trained on their codes (train_decoders).",
+    )
+    start_from: dict[Literal["all", "levels", "refiners", "prior"], Path] = Field(
+        {},
+        description="Part (levels, refiners, prior, or all) -> folder of a finished run or released model with whose "
+        "weights its training starts, codebooks and rows of classes of the same name included.",
     )
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
     refiners: tuple[RefinerSettings, ...] = Field(
@@ -119,6 +125,10 @@ class RunConfig(StackSettings):
             raise ValueError(
                 f"{starts[0]} trains all decoders at once, and clusters are made of a finished level: leave one out"
             )
+        if (self.levels_from or self.encoders_from) and "levels" in self.start_from:
+            raise ValueError(
+                f"{starts[0]} keeps levels frozen and start_from levels trains them: leave one of them out"
+            )
         if self.joint and any(refiner.joint_encoder for refiner in self.refiners):
             raise ValueError("joint trains the levels with their decoders alone: leave it or joint_encoder out")
         return self
@@ -167,6 +177,11 @@ class RunConfig(StackSettings):
             sampling=self.sampling,
             image_shape=image_shape,  # type: ignore[arg-type]
             values=self.data.values,
+            geometry=Geometry(
+                size=self.data.size,
+                resize=self.data.resize,
+                background="#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(self.data.background)),
+            ),
             classes=classes,
             class_names=tuple(class_names),
         )
@@ -226,6 +241,8 @@ def filled_in(settings: Settings) -> Settings:
             filled: Any = filled_in(value)
         elif isinstance(value, tuple):
             filled = tuple(path_of(one) if isinstance(one, Path) else one for one in value)
+        elif isinstance(value, dict):
+            filled = {key: path_of(one) if isinstance(one, Path) else one for key, one in value.items()}
         else:
             filled = path_of(value) if isinstance(value, Path) else value
         if filled != value:

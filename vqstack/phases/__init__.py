@@ -5,7 +5,14 @@ and ``run``.
 """
 
 from vqstack.phases.checks import check_processes, check_trackers
-from vqstack.phases.named import check_images, config_of_run, data_of_run, in_classes_of, named_run
+from vqstack.phases.named import (
+    check_images,
+    config_of_run,
+    data_of_run,
+    in_classes_of,
+    named_run,
+    warn_of_changes,
+)
 from vqstack.phases.run import Run
 
 __all__ = [
@@ -17,4 +24,5 @@ __all__ = [
     "data_of_run",
     "in_classes_of",
     "named_run",
+    "warn_of_changes",
 ]

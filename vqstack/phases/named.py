@@ -7,12 +7,13 @@ from typing import TypeVar
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError, listed
-from vqstack.images import ImageSettings, ImageSplit, WholeSplit, mapped, numerals
-from vqstack.model import HierarchicalModel
+from vqstack.images import ImageSettings, ImageSplit, WholeSplit, identity, mapped, numerals
+from vqstack.model import Geometry, HierarchicalModel
 from vqstack.paths import path_of
-from vqstack.pretrained import holds_artefact
+from vqstack.pretrained import CONFIG as ARTEFACT_CONFIG
+from vqstack.pretrained import find_artefact, holds_artefact
 from vqstack.reading import reading
-from vqstack.run_folder import CONFIG, read_config
+from vqstack.run_folder import CONFIG, changed_images, read_config, shown
 
 logger = logging.getLogger(__name__)
 AnySplit = TypeVar("AnySplit", ImageSplit, WholeSplit, ImageSplit | WholeSplit)
@@ -20,16 +21,25 @@ AnySplit = TypeVar("AnySplit", ImageSplit, WholeSplit, ImageSplit | WholeSplit)
 
 def config_of_run(folder: Path) -> RunConfig | None:
     """The configuration of a run, named by its folder or by its artefact; None for an artefact without its run."""
-    with reading(folder):
-        of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
-        run = next((place for place in (folder, of_artefact) if (place / CONFIG).is_file()), None)
+    run = _run_of(folder)
     return None if run is None else read_config(run)
 
 
+def _run_of(folder: Path) -> Path | None:
+    with reading(folder):
+        of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
+        return next((place for place in (folder, of_artefact) if (place / CONFIG).is_file()), None)
+
+
 def data_of_run(folder: Path) -> ImageSettings:
-    """The images that a run was trained on; the defaults where the folder is an artefact without its run."""
+    """The images that a run was trained on; of a model without its run what it knows of them, and no files."""
     config = config_of_run(folder)
-    return ImageSettings() if config is None else config.data
+    if config is not None:
+        return config.data
+    model, _ = HierarchicalModel.read_settings(find_artefact(folder) / ARTEFACT_CONFIG)
+    channels, *size = model.image_shape
+    geometry = (model.geometry or Geometry(size=size)).model_dump()
+    return ImageSettings().model_copy(update={**geometry, "channels": channels, "values": model.values})
 
 
 def _place(argument: str) -> Path:
@@ -42,15 +52,34 @@ def _place(argument: str) -> Path:
 def named_run(arguments: list[str]) -> tuple[Path, ImageSettings] | None:
     """The run that a command line names, and its images, the defaults of what else the line says; None for none.
 
-    A model without its run says nothing of its images: then the line has to, or InputError.
+    A model without its run does not say where its images are: then the line has to, or InputError.
     """
     run = next((place for place in map(_place, arguments) if holds_artefact(place)), None)
-    config = None if run is None else config_of_run(run)
-    if run is not None and config is not None:
-        return run, config.data
-    if run is not None and not any(argument.startswith(("--data.", "--help", "-h")) for argument in arguments):
+    if run is None:
+        return None
+    named = any(argument.startswith(("--data.source", "--help", "-h")) for argument in arguments)
+    if not named and config_of_run(run) is None:
         raise InputError(f"{run} is a model without its run, which names the images: name them with --data.source")
-    return None
+    return run, data_of_run(run)
+
+
+def warn_of_changes(folder: Path, settings: ImageSettings, splits: Mapping[str, ImageSplit | WholeSplit]) -> None:
+    """Say in one line where images that a command takes from a run are not those that the run keeps.
+
+    Of a stream that is read to its end the files alone are compared, as the run kept but a part of the images.
+    """
+    run, kept = _run_of(folder), data_of_run(folder)
+    if run is None or settings.model_copy(update={"limit": kept.limit}) != kept:
+        return  # other images were asked for
+    whole = settings.limit == kept.limit
+    today = identity(settings, {name: s for name, s in splits.items() if isinstance(s, ImageSplit) and whole})
+    try:
+        changes = changed_images(run, today)
+    except InputError as error:  # damaged, which is no reason to score nothing
+        logger.warning("%s", error)
+        return
+    if found := shown(change for change in changes if change[0].split(".")[1] in today):
+        logger.warning("the images are not those that %s began with: %s", run, found)
 
 
 def check_images(

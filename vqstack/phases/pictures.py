@@ -53,7 +53,7 @@ def picture(
             return model.sample(count, classes, seed=seed, sampling=_sampling(model)).pixels
     with _in_place(model.refiners, str(refines), trained):
         codes = model.encode(shown)[refines - 1]
-        varied = model.vary(codes, refines, labels, seed=seed, sampling=_sampling(model)).pixels
+        varied = model.vary(codes, refines, model.told(labels), seed=seed, sampling=_sampling(model)).pixels
         return torch.cat([shown, varied])
 
 

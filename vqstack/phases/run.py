@@ -43,7 +43,7 @@ from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
 from vqstack.phases.pictures import picture
 from vqstack.pretrained import find_artefact
-from vqstack.reuse import ENCODERS, Reused, reused_levels
+from vqstack.reuse import ENCODERS, START, Reused, Start, load_start, reused_levels, start_of
 from vqstack.run_folder import Images, claim, read_images
 from vqstack.shapes import Labels, Pixels
 from vqstack.sources import (
@@ -86,18 +86,24 @@ class Run:
         reused = reused_levels(config, wanted, folder / "phases")
         torch.manual_seed(config.seed)  # after what only the first start of a run does
         self.model = HierarchicalModel(wanted)
+        finished = all((folder / "phases" / name / DONE).exists() for name in self._modules())
+        start = None if finished else start_of(config, self.model, folder)
         self.model.to(accelerator.device).eval()
         if config.channels_last:
             self.model.stack.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stored = resident_images(self.splits, config.data.resident, accelerator.device)
         if config.deterministic:
             deterministic_algorithms()
-        images = on_main(accelerator, lambda: self._claim(reused, override))
+        images = on_main(accelerator, lambda: self._claim(reused, start, finished, override))
+        self.started = [] if finished else load_start(self.model, folder)
+        """Levels, refiners and prior that start as those of another model."""
+        if start is not None:
+            accelerator.print(lines("\n".join(start.lines)))
         if self.model.classes:  # those that the prior was trained on, which today's need not be
             counts = torch.tensor(list(images["train"]["classes"].values()))
             self.model.count_labels(torch.arange(len(counts)).repeat_interleave(counts).to(accelerator.device))
 
-    def _claim(self, reused: Reused | None, override: bool) -> Images:
+    def _claim(self, reused: Reused | None, start: Start | None, finished: bool, override: bool) -> Images:
         """Take the folder, unless it holds a run of other settings or images; the images that the run keeps."""
         phases, modules = self.folder / "phases", self._modules()
         images = identity(self.config.data, self.splits)
@@ -105,9 +111,11 @@ class Run:
         def check(changed: str) -> None:
             check_classes_left(self.folder, modules, images)
             check_shapes_left(phases, modules, changed)
+            check_shapes_left(self.folder, {START: self.model}, changed)
 
-        finished = all((phases / name / DONE).exists() for name in modules)
         self._lock = claim(self.folder, self.config, override, check, images, keep=finished)
+        if start is not None:
+            start.write(self.folder)
         if reused is not None:
             reused.write(phases, self.model.stack)
         return read_images(self.folder) or images
@@ -151,7 +159,7 @@ class Run:
         So are blocks shared with a level below: they are trained with the first level that has them.
         """
         level = self.model.stack.level(number)
-        if isinstance(level, CodeLevel):
+        if isinstance(level, CodeLevel) and f"level {number}" not in self.started:
             level.start_from(self.model.stack.level(number - 1))
         if isinstance(level, ClusterLevel) and not (self.folder / "phases" / f"level-{number}" / "DONE").exists():
             self._learn_clusters(level)
@@ -375,7 +383,7 @@ class Run:
         on_main(self.accelerator, write)
 
     def _released_before(self) -> bool:
-        """Whether the folder holds this model and its ledger already; other defaults of sampling are written into it.
+        """Whether the folder holds this model and its ledger already; what moves no number of it is written anew.
 
         P(label) is that of the release, by which images may be compressed already.
         """
@@ -395,7 +403,7 @@ class Run:
             return False
         self.model.label_probs.copy_(released.label_probs)
         wanted = self.model.settings
-        if wanted.model_copy(update={"sampling": released.settings.sampling}) != released.settings:
+        if any(getattr(wanted, n) != value for n, value in released.settings if n not in ("sampling", "geometry")):
             return False
         self.model.card = released.card
         self.model.save_files(folder)
