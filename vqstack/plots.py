@@ -43,7 +43,7 @@ def plot_ledgers(ledgers: Mapping[str, Ledger]) -> "Figure":
     axes.set_xscale("log")
     axes.margins(x=0.15)
     axes.set_xlabel("bits an image")
-    axes.legend()
+    axes.legend(loc="upper right")  # the best place takes a search
     return made
 
 
