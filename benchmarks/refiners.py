@@ -79,18 +79,20 @@ def parameters_above(model: HierarchicalModel) -> int:
     return sum(p.numel() for p in {p for part in above if part is not None for p in part.parameters()})
 
 
-def seconds_in_turn(sides: list[Callable[[], object]], repeats: int = 5) -> list[float]:
+def seconds_in_turn(
+    sides: list[Callable[[], object]], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Median seconds of each side, run A B A B … after a warm-up of all."""
     for side in sides:
         side()
     times: list[list[float]] = [[] for _ in sides]
     for _ in range(repeats):
         for mine, side in zip(times, sides, strict=True):
-            start = time.perf_counter()
+            start = clock()
             side()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            mine.append(time.perf_counter() - start)
+            mine.append(clock() - start)
     return [statistics.median(mine) for mine in times]
 
 

@@ -38,16 +38,18 @@ def masked_levels(model: HierarchicalModel) -> list[int]:
     return [r.level for r in model.settings.refiners if r.family == "masked" and r.masks == "random"]
 
 
-def with_groups(model: HierarchicalModel, groups: int) -> HierarchicalModel:
-    """The same weights, the masked refiners in K groups."""
+def with_groups(model: HierarchicalModel, groups: int, prior: int | None = None) -> HierarchicalModel:
+    """The same weights, the masked refiners in K groups, and the prior, where it is masked, in as many as given."""
     levels = masked_levels(model)
-    if not levels:
+    if not levels and prior is None:
         raise InputError("groups: the run has no refiner of the masked family trained with masks random: give another")
     refiners = tuple(
         r.model_copy(update={"groups": groups, "wavefront": 0}) if r.level in levels else r
         for r in model.settings.refiners
     )
-    changed = HierarchicalModel(model.settings.model_copy(update={"refiners": refiners})).to(model.device)
+    own = model.settings.prior if prior is None else model.settings.prior.model_copy(update={"groups": prior})
+    settings = model.settings.model_copy(update={"refiners": refiners, "prior": own})
+    changed = HierarchicalModel(settings).to(model.device)
     changed.load_state_dict(model.state_dict())
     return changed.eval()
 

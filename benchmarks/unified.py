@@ -16,6 +16,7 @@ side's samples.
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def as_large(config: RunConfig, shape: tuple[int, ...], classes: int) -> RunConf
     return min((tried[low], tried[high]), key=off)
 
 
-def step_seconds(run: Run, fit: FitSettings) -> list[float]:
+def step_seconds(run: Run, fit: FitSettings, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Median seconds of a training step of each transformer of a run, its batch included."""
     model, device = run.model, run.accelerator.device
     maps = model.encode(run.pixels("train")[: fit.batch_size].to(device))
@@ -111,16 +112,22 @@ def step_seconds(run: Run, fit: FitSettings) -> list[float]:
             optimizer.zero_grad()
 
         before = {name: value.clone() for name, value in module.state_dict().items()}
-        steps += seconds_in_turn([step])
+        steps += seconds_in_turn([step], clock=clock)
         module.load_state_dict(before)
     return steps
 
 
+def for_steps(config: RunConfig, steps: int | None) -> RunConfig:
+    """The settings with this many steps of each transformer."""
+    if steps is None:
+        return config
+    fit = config.train_prior.model_copy(update={"steps": steps, "evaluate_every": max(1, steps // 4)})
+    return changed(config, {"train_prior": fit, "train_refiners": (fit,)})
+
+
 def train(config: RunConfig, folder: Path, steps: int | None) -> tuple[HierarchicalModel, Run, float]:
     """The transformers over frozen levels, with this many steps each, and their seconds; no steps: the levels alone."""
-    if steps is not None:
-        fit = config.train_prior.model_copy(update={"steps": steps, "evaluate_every": max(1, steps // 4)})
-        config = changed(config, {"train_prior": fit, "train_refiners": (fit,)})
+    config = for_steps(config, steps)
     run = Run(config, folder, Accelerator(mixed_precision=config.mixed_precision))
     for level in run.levels:
         run.train_level(level)
