@@ -529,6 +529,8 @@ def test_folders_and_files_that_are_none_are_refused(tmp_path):
         ("codes_2", None),
         ("codes_3", [0, 0, 0, 0]),
         ("index", None),
+        ("label", -1),
+        ("label", 10**9),
     ],
 )
 def test_a_column_that_does_not_fit_is_refused_by_name(tmp_path, column, value):

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vqstack.checkpoint import Checkpoints, Lock
-from vqstack.errors import DivergedError, Stopped, WriteError
+from vqstack.errors import DivergedError, InputError, Stopped, WriteError
 from vqstack.fit import (
     Average,
     Fit,
@@ -22,9 +22,11 @@ from vqstack.fit import (
     Totals,
     evaluate,
     learning_rate,
+    load_outcome,
     networks,
     optimizer_for,
     shares,
+    write_outcome,
 )
 from vqstack.level import LevelSettings, PixelLevel
 from vqstack.likelihood import PixelHead, PixelSettings
@@ -135,6 +137,46 @@ def test_a_phase_goes_on_with_the_threads_it_began_with(tmp_path, capsys):
     assert seen == [2]
     assert "began with 2 threads" in capsys.readouterr().err
     assert checkpoint(tmp_path)["threads"] == 2
+
+
+def test_so_does_one_that_was_stopped_before_its_first_checkpoint(tmp_path, capsys):
+    def stop():
+        raise Interrupted
+
+    seen = []
+    for number in (2, 1):
+        torch.set_num_threads(number)
+        fit = build(tmp_path, on_evaluation=lambda module, step: seen.append(torch.get_num_threads()), steps=1)
+        if number == 2:
+            fit.training_step = stop
+            with pytest.raises(Interrupted):
+                fit.run()
+    fit.run()
+    assert seen == [2]
+    assert "began with 2 threads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["module", "optimizer"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e12])
+def test_numbers_that_no_training_leaves_are_refused_whatever_their_checksum(tmp_path, part, value):
+    few = {"steps": 2, "evaluate_every": 1}
+    build(tmp_path, **few)._save(1.0, "")
+    state = checkpoint(tmp_path)
+    if part == "optimizer":
+        state["optimizer"] = {"state": {0: {"exp_avg": torch.tensor([0.0, value])}}}
+    else:
+        next(tensor for tensor in state["module"].values() if tensor.is_floating_point()).view(-1)[0] = value
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints.remove()
+    checkpoints.write(1, state)
+    with pytest.raises(
+        InputError, match=f"step-0000001 cannot be gone on with .*{part if part == 'optimizer' else ''}"
+    ):
+        build(tmp_path, **few).run()
+    if part == "module":
+        write_outcome(tmp_path, state["module"], {})
+        with pytest.raises(InputError, match=r"best.pt cannot be used \(.* holds "):
+            load_outcome(tmp_path, level())
 
 
 def test_each_epoch_is_a_permutation():

@@ -4,6 +4,7 @@ ever where the images do not divide."""
 import json
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
+from vqstack.checkpoint import sealed, unsealed
 from vqstack.codes import CodeDataset
 from vqstack.config import RunConfig
 from vqstack.errors import InputError, LostError
@@ -27,6 +29,7 @@ from vqstack.evaluation import evaluate_split
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run, data_of_run
+from vqstack.run_folder import IMAGES
 
 ROOT = Path(__file__).parents[1]
 # 47 images in batches of 6 over two processes, one image to validate on: the second process has none of them.
@@ -52,10 +55,10 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def together(*command, processes=2, stop_after="") -> None:
-    """A command in two processes that talk through gloo; with ``stop_after`` it must leave by a signal."""
+def launched(*command, processes=2, stop_after=""):
+    """A command in processes that talk through gloo, ended."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    out = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", *launcher, *map(str, command)],
         capture_output=True,
         encoding="utf-8",
@@ -64,6 +67,11 @@ def together(*command, processes=2, stop_after="") -> None:
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         | {"STOP_AFTER": stop_after},
     )
+
+
+def together(*command, processes=2, stop_after="") -> None:
+    """A command that must end well; with ``stop_after`` it must leave by a signal."""
+    out = launched(*command, processes=processes, stop_after=stop_after)
     assert (out.returncode != 0) == bool(stop_after), out.stderr[-4000:]
     if stop_after:
         phase, step = stop_after.split()
@@ -179,12 +187,26 @@ def test_training_is_that_of_one_process(without_dropout, tmp_path):
 
 
 def test_another_number_of_processes_goes_on_amid_an_epoch(without_dropout, tmp_path):
-    """An epoch has 47 images, eight steps of a level. One process is stopped after four of them, two after five."""
+    """An epoch has 47 images, eight steps of a level; stops lie inside of epochs, and numbers grow and shrink."""
     given, one = without_dropout
-    together(*given, tmp_path / "run", processes=1, stop_after="level-1 4")
-    together(*given, tmp_path / "run", processes=2, stop_after="level-2 5")
-    together(*given, tmp_path / "run", processes=1)
+    for processes, stop_after in ((1, "level-1 4"), (3, "level-1 7"), (2, "level-2 5"), (3, "prior 1"), (1, "")):
+        together(*given, tmp_path / "run", processes=processes, stop_after=stop_after)
     assert_same_training(one, tmp_path / "run")
+
+
+def test_two_processes_refuse_other_images(without_dropout, tmp_path):
+    """Both of them, so that none waits for the other."""
+    given, one = without_dropout
+    shutil.copytree(one, tmp_path / "run")
+    images = json.loads(unsealed((tmp_path / "run" / IMAGES).read_text("utf-8")))
+    images["train"]["count"] += 1
+    (tmp_path / "run" / IMAGES).write_text(sealed(json.dumps(images)), "utf-8")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    out = launched(ROOT / "recipes" / "train_stack.py", *given[2:], tmp_path / "run")
+    assert out.returncode
+    (line,) = {line for line in out.stderr.splitlines() if "images.train.count: 48 → 47" in line}
+    assert "error: " in line
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_two_processes_write_the_bytes_of_one(trained, tmp_path):

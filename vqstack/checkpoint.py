@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.errors import CommandError, InputError, WriteError
-from vqstack.reading import check_plain
+from vqstack.reading import plain_file
 from vqstack.terminal import warn
 
 Result = TypeVar("Result")
@@ -65,7 +65,7 @@ def append(path: Path, text: str) -> None:
     """Add text to the end of a file and force it to the disk. OSError if it cannot be written."""
     check_ours(path)
     new = not path.exists()
-    with path.open("a", encoding="utf-8") as file:
+    with plain_file(path).open("a", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -95,9 +95,8 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    check_plain(path)
     sha256 = hashlib.sha256()
-    with path.open("rb") as file:
+    with plain_file(path).open("rb") as file:
         while block := file.read(2**20):
             sha256.update(block)
     return sha256.hexdigest()
@@ -129,7 +128,7 @@ class Lock:
 
     def __init__(self, folder: Path, patience: float = 1.0) -> None:
         """Take the lock. InputError if another process still holds it after ``patience`` seconds."""
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(plain_file(folder / LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.release = weakref.finalize(self, os.close, descriptor)  # called, or when nobody has the lock any more
         self.folder, self._descriptor = folder.absolute(), descriptor
         _locks.add(self)
@@ -188,9 +187,8 @@ def _flock(descriptor: int, kind: int) -> bool:
 
 def check_unlocked(folder: Path) -> None:
     """InputError if another process writes into ``folder`` now; changes nothing."""
-    check_plain(folder / LOCK)
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+        descriptor = os.open(plain_file(folder / LOCK), os.O_RDONLY)
     except OSError:
         return
     try:
@@ -357,9 +355,8 @@ def unsealed(text: str) -> str:
 
 def _read_mark(folder: Path) -> "_Mark | str":
     """The mark of a checkpoint, or what is wrong with it; InputError if a newer program wrote it."""
-    check_plain(folder / MARK)
     try:
-        content = json.loads(unsealed((folder / MARK).read_text(encoding="utf-8")))
+        content = json.loads(unsealed(plain_file(folder / MARK).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         return f"{MARK}: {error}"
     if content["format_version"] > FORMAT_VERSION:

@@ -29,6 +29,7 @@ from vqstack.checkpoint import (
     write_atomically,
 )
 from vqstack.errors import InputError, WriteError
+from vqstack.reading import plain_file
 
 UNFINISHED = ".vqstack-unfinished"
 TOGETHER = 64  # files that wait for the disk together, in some 0.3 ms each where one alone takes 4
@@ -53,7 +54,7 @@ def unfinished(folder: Path) -> Unfinished | None:
     """The mark of a folder; none for a finished output, and for what is no output at all."""
     path = folder / UNFINISHED
     try:
-        lines = path.read_bytes().decode().split("\n")[:-1]  # what a kill left of a last line is no line
+        lines = plain_file(path).read_bytes().decode().split("\n")[:-1]  # what a kill left of a last line is no line
         command, plan, expected, *record = [*lines, *[""] * 3][: max(3, len(lines))]
         names = json.loads(expected or "[]")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqstack.checkpoint import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
-from vqstack.reading import check_plain, read_json, reading
+from vqstack.reading import plain_file, read_json, reading
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
 MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
@@ -61,13 +61,25 @@ Described = dict[str, tuple[str, tuple[int, ...]]]  # of each tensor its type an
 
 def read_header(path: Path) -> Described:
     """What a safetensors file says it holds. ValueError if the header is damaged or does not cover the file."""
-    with path.open("rb") as file:
+    with plain_file(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER, path.stat().st_size - 8):
         raise ValueError("its header is longer than the file, or than any that a model needs")
     with safe_open(path, "pt") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # no mapping
         return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+
+
+def check_numbers(state: Mapping[Any, Any], inside: str = "") -> None:
+    """ValueError where a state, maybe of states, holds numbers that no training leaves: not finite, or past LARGEST."""
+    for key, value in state.items():
+        name = f"{inside}{key}"
+        if isinstance(value, Mapping):
+            check_numbers(value, f"{name}.")
+        elif isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            low, high = torch.stack(value.aminmax()).tolist()
+            if not -LARGEST <= low <= high <= LARGEST:
+                raise ValueError(f"{name[:80]} holds {low if abs(low) > abs(high) else high}")
 
 
 class _Frugal(TorchDispatchMode):
@@ -177,7 +189,7 @@ def _check_card(path: Path) -> None:
 
     In the cache of the hub files are links to ``blobs/`` beside ``snapshots/``; these are of the same model.
     """
-    check_plain(path)
+    plain_file(path)
     folder = path.parent.resolve()
     blobs = [folder.parent.parent / "blobs"] * (folder.parent.name == "snapshots")
     if path.is_symlink() and path.resolve().parent not in [folder, *blobs]:
@@ -282,11 +294,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
     def check_numbers(self) -> None:
         """ValueError where numbers of a state that was loaded cannot be those of a model."""
         assert isinstance(self, nn.Module)
-        for name, tensor in self.state_dict().items():
-            if tensor.is_floating_point() and tensor.numel():
-                low, high = torch.stack(tensor.aminmax()).tolist()
-                if not -LARGEST <= low <= high <= LARGEST:
-                    raise ValueError(f"{name[:80]} holds {low if abs(low) > abs(high) else high}")
+        check_numbers(self.state_dict())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Models are pickled as settings and numbers; parts that are not of the settings are refused."""

@@ -13,13 +13,16 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from vqstack.errors import InputError
 
 MAX_YAML = 2**17  # bytes; that of digits has 4,000, each further level 1,300
+
+
+Named = TypeVar("Named", Path, str)
 
 
 @contextmanager
@@ -31,24 +34,24 @@ def reading(path: Path | str, remedy: str = "mend it, or name another one") -> I
         raise InputError(f"{error.filename or path}: cannot be read ({error.strerror or error}): {remedy}") from error
 
 
-def check_plain(path: Path | str) -> None:
-    """InputError where a pipe, a socket or a device stands in the place of a file; opening one may wait for ever.
+def plain_file(path: Named) -> Named:
+    """The path; InputError where a pipe, a socket or a device stands in a file's place: opening one may wait for ever.
 
-    What is missing, and folders, are left to whoever opens them.
+    Whatever is read goes through here first. What is missing, and folders, are left to whoever opens them.
     """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
-        return
+        return path
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         kind = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
         raise InputError(f"{path} is {kind}, no file: put a file in its place, or remove it")
+    return path
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a plain file. ValueError if it is longer than ``limit`` bytes."""
-    check_plain(path)
-    with path.open("rb") as file:
+    with plain_file(path).open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"longer than {limit} bytes")

@@ -22,6 +22,7 @@ from vqstack.checkpoint import (
 )
 from vqstack.config import RunConfig, read_yaml, to_yaml, without_unused
 from vqstack.errors import InputError
+from vqstack.reading import plain_file
 
 CONFIG, HISTORY, IMAGES = "config.yaml", "config-history.jsonl", "images.json"
 SEAL = "# sha256 "  # begins the first line of config.yaml, which ends with the checksum of all lines below it
@@ -60,7 +61,7 @@ def read_config(folder: Path) -> RunConfig:
     """
     path = folder / CONFIG
     try:
-        first, _, rest = path.read_bytes().partition(b"\n")
+        first, _, rest = plain_file(path).read_bytes().partition(b"\n")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): allow reading it") from error
     has_seal = not re.match(rb"[a-z_]+:", first)
@@ -85,7 +86,7 @@ def read_images(folder: Path) -> Images | None:
     """
     path = folder / IMAGES
     try:
-        return json.loads(unsealed(path.read_text(encoding="utf-8")))
+        return json.loads(unsealed(plain_file(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ part of the images back, exactly or announced, with exit code 65). ``ledger.json
 not here because no program reads them.
 """
 
+import os
 import random
 import shutil
 import signal
@@ -24,7 +25,7 @@ from harness import COMPRESS, DECOMPRESS, ENCODE, GENERATE, TRAIN, Child, End, W
 from vqstack.codes import CodeDatasetWriter
 from vqstack.errors import PARTLY
 
-HOW = ["truncated", "bit flipped", "missing"]
+HOW = ["truncated", "bit flipped", "missing", "a pipe in its place"]
 REFUSED = 2
 
 
@@ -67,7 +68,7 @@ class Trials:
     def run(self, kind: str, prepare: Callable[[], Case]) -> None:
         """Damage the file of fresh examples in every way."""
         for how in self.how:
-            for number in range(self.times if how != "missing" else 1):
+            for number in range(self.times if how in HOW[:2] else 1):
                 case = prepare()
                 # One flip in the very first byte, where formats have their name.
                 self._damage(case.path, how, 0 if number == 0 and how == "bit flipped" else None)
@@ -81,8 +82,10 @@ class Trials:
                     self.failures.append(f"{kind}, {how} ({case.path.name}): {problem}")
 
     def _damage(self, path: Path, how: str, place: int | None) -> None:
-        if how == "missing":
+        if how not in HOW[:2]:
             path.unlink()
+            if how != "missing":
+                os.mkfifo(path)
             return
         content = bytearray(path.read_bytes())
         place = self.generator.randrange(len(content)) if place is None else place

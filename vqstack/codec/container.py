@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from vqstack.codec.blocks import Block, batch_of
 from vqstack.codec.pictures import MAX_PIXELS, Entry, Mode, safe_stem, tile_count
 from vqstack.errors import InputError
+from vqstack.reading import plain_file
 
 MAGIC, VERSION, SUFFIX = b"vqs", 1, ".vqs"
 BLOCK = 256
@@ -376,7 +377,7 @@ def open_container(path: Path, tile: tuple[int, int], content: bytes | None = No
         content: what will be written there, of a file that is not yet.
     """
     try:
-        size = path.stat().st_size if content is None else len(content)
+        size = plain_file(path).stat().st_size if content is None else len(content)
         with path.open("rb") if content is None else BytesIO(content) as file:
             start = file.read(4096)
             magic, written, flags = _START.unpack_from(start)

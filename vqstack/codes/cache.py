@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqstack.checkpoint import digest, make_folder, sync, write_atomically
 from vqstack.codes.storage import ASIDE, smallest_dtype, to_stored
+from vqstack.reading import plain_file
 
 
 class MapCache:
@@ -54,7 +55,7 @@ class MapCache:
         The mapping is private to the process: what is written to the array never reaches the file.
         """
         try:
-            about = json.loads(self._description.read_text("utf-8"))
+            about = json.loads(plain_file(self._description).read_text("utf-8"))
             if about != {**self._about, "sha256": digest(self._maps)}:
                 return None
         except (OSError, ValueError):  # half a description, or none

@@ -23,6 +23,7 @@ from vqstack.codes.storage import smallest_dtype
 from vqstack.errors import InputError
 
 ROW_GROUP = 4096  # images in one group of rows, which is what is read at a time
+MAX_CLASSES = 10**6  # where a data set does not name them; no model knows more
 GROUP_SITES = 2**26  # sites of one level in one group: bounds memory, and keeps list offsets inside 32 bits
 OVERHEAD = 64  # bytes that a value may take in a file beyond its own: levels of nesting, dictionaries, headers
 PAGES = 2**20  # bytes of a column that even an empty one may have
@@ -141,11 +142,11 @@ def groups(path: Path, contents: Contents) -> Iterator[Any]:
                 raise unreadable(path, error) from error
 
 
-def to_labels(table: Any, path: Path) -> Tensor | None:
-    """The labels of a table, or None where they are missing or all null."""
+def to_labels(table: Any, classes: int, path: Path) -> Tensor | None:
+    """The labels of a table, below ``classes``, or None where they are missing or all null."""
     if "label" not in table.column_names or (len(table) > 0 and table["label"].null_count == len(table)):
         return None
-    return to_codes(table, "label", [], None, path)
+    return to_codes(table, "label", [], classes, path)
 
 
 def to_codes(table: Any, name: str, shape: list[int], vocabulary: int | None, path: Path) -> Tensor:
@@ -160,7 +161,7 @@ def to_codes(table: Any, name: str, shape: list[int], vocabulary: int | None, pa
         raise InputError(f"{path}: column {name} has missing values; encode the data set again")
     values = column.to_numpy()
     if vocabulary is not None and values.size and not (values.min() >= 0 and values.max() < vocabulary):
-        found = f"codes from {values.min()} to {values.max()}"
+        found = f"numbers from {values.min()} to {values.max()}"
         raise InputError(f"{path}: column {name} has {found}, outside 0 … {vocabulary - 1}; encode the data set again")
     return torch.from_numpy(values.astype(np.int64).reshape(count, *shape))
 

@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vqstack.checkpoint import digest, make_folder, write_atomically
-from vqstack.codes.columns import check_file, groups, to_codes, to_labels, write_rows
+from vqstack.codes.columns import MAX_CLASSES, check_file, groups, to_codes, to_labels, write_rows
 from vqstack.codes.footers import check_footers
 from vqstack.codes.manifest import (
     ENCODE,
@@ -34,6 +34,7 @@ from vqstack.codes.manifest import (
 from vqstack.codes.storage import ASIDE, to_stored
 from vqstack.errors import InputError
 from vqstack.output import Output, check_folder
+from vqstack.reading import plain_file
 from vqstack.shapes import AnyCodes, Labels
 
 SHARD_SIZE = 10_000
@@ -94,7 +95,7 @@ class CodeDatasetWriter:
     def complete(self, shard: Shard) -> bool:
         """Whether the shard's file is there, with the bytes that were written; reads it."""
         try:
-            if self._seal(shard).read_text("utf-8") != self.checksum(shard):
+            if plain_file(self._seal(shard)).read_text("utf-8") != self.checksum(shard):
                 return False
             check_file(shard.path(self.folder), shard, self.contents)  # our own bytes: they do no harm
             return True
@@ -237,13 +238,14 @@ class CodeDataset:
         """A split in its order, some thousand images at a time; memory does not grow with the data set."""
         self._check_split(split)
         manifest = self._manifest
+        classes = len(manifest.class_names) or MAX_CLASSES
         for shard in manifest.shards(split):
             self._verify(shard)
             path = shard.path(self.folder)
             for table in groups(path, manifest):
                 levels = enumerate(zip(manifest.map_shapes, manifest.vocabularies, strict=True), 1)
                 codes = [to_codes(table, f"codes_{n}", shape, size, path) for n, (shape, size) in levels]
-                yield StoredCodes(to_codes(table, "index", [], None, path), to_labels(table, path), codes)
+                yield StoredCodes(to_codes(table, "index", [], None, path), to_labels(table, classes, path), codes)
 
     def read(self, split: str) -> StoredCodes:
         """A whole split in memory, 8 bytes a code."""

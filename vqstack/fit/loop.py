@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from enum import IntEnum
@@ -25,6 +26,8 @@ from vqstack.fit.outcome import CHECKPOINTS
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
+from vqstack.pretrained import check_numbers
+from vqstack.reading import plain_file
 from vqstack.shapes import Objective
 from vqstack.terminal import Progress, lines, warn
 
@@ -310,30 +313,46 @@ class Fit:
                 self._load(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise InputError(
-                    f"{found[-1].folder} does not fit the settings ({' '.join(str(error).split())[:200]}): "
-                    "give those it was written with, or choose another --out"
+                    f"{found[-1].folder} cannot be gone on with ({' '.join(str(error).split())[:200]}): "
+                    "give the settings it was written with, or choose another --out"
                 ) from error
         on_main(self.accelerator, self._cut_metrics)
 
     def _choose_threads(self) -> None:
-        """The number of threads of a phase that begins on the CPU, measured once and noted in its folder."""
+        """The number of threads of a phase that begins on the CPU, noted in its folder; measured if nobody named one.
+
+        So a phase that was stopped before its first checkpoint begins again with as many.
+        """
         accelerator, note = self.accelerator, self.folder / "threads"
-        most = threads.cores(accelerator.num_processes)
-        alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-        if not alone or self.step or self.compiled or most == 1 or threads.asked_for():
+        if accelerator.device.type != "cpu" or self.step:
             return
-        if not note.exists():
-            indices, epochs = self._micro_batches(0)[0]
+        most = threads.cores(accelerator.num_processes)
+        free = accelerator.num_processes == 1 and not self.compiled and most > 1 and not threads.asked_for()
 
-            def work() -> None:  # of a copy, so that nothing is learned
-                seed_everything(self.seed, 0, 0)
-                copy.deepcopy(self.module)(*self.train.batch(indices, epochs)).loss.backward()
+        def noted() -> int:
+            text = plain_file(note).read_text(encoding="utf-8", errors="replace") if note.exists() else ""
+            if not re.fullmatch("[1-9][0-9]{0,3}\n", text):
+                number = self._quickest(most) if free else torch.get_num_threads()
+                text = f"{number}\n"
+                write_atomically(note, lambda aside: aside.write_text(text, encoding="utf-8"))
+            return int(text)
 
-            number = threads.quickest(work, most)
-            write_atomically(note, lambda aside: aside.write_text(f"{number}\n", encoding="utf-8"))
-        number = int(note.read_text(encoding="utf-8"))
-        torch.set_num_threads(number)
-        accelerator.print(lines(f"{self.name}: {number} of {most} threads, by a measurement of its first steps"))
+        number = on_main(accelerator, noted)
+        if free:
+            torch.set_num_threads(number)
+            accelerator.print(lines(f"{self.name}: {number} of {most} threads, by a measurement of its first steps"))
+        else:
+            self._keep_threads(number)
+
+    def _quickest(self, most: int) -> int:
+        """1 or ``most`` threads, whichever takes the first step sooner; of a copy, so that nothing is learned."""
+        indices, epochs = self._micro_batches(0)[0]
+
+        def work() -> None:
+            seed_everything(self.seed, 0, 0)
+            copy.deepcopy(self.module)(*self.train.batch(indices, epochs)).loss.backward()
+
+        return threads.quickest(work, most)
 
     def _keep_threads(self, began: int) -> None:
         """Sums are rounded by the number of threads: a phase on the CPU goes on with as many as it began with."""
@@ -348,6 +367,7 @@ class Fit:
 
     def _load(self, state: dict[str, Any]) -> None:
         self._keep_threads(state.get("threads", torch.get_num_threads()))  # the first checkpoints had none
+        check_numbers({name: state[name] for name in ("module", "optimizer", "average") if state[name]})
         self.module.load_state_dict(state["module"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
@@ -368,7 +388,7 @@ class Fit:
         """Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row."""
         for path in (self.folder / "metrics.jsonl", self.folder / "bad-steps.jsonl"):
             if path.exists():
-                rows = [row for row in path.read_bytes().splitlines(keepends=True) if row.endswith(b"\n")]
+                rows = [row for row in plain_file(path).read_bytes().splitlines(keepends=True) if row.endswith(b"\n")]
                 steps = list(map(_step_of, rows))
                 kept = b"".join(row for row, step in zip(rows, steps, strict=True) if step <= self.step)
                 write_atomically(path, partial(Path.write_bytes, data=kept))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vqstack.checkpoint import Checkpoints, digest, write_atomically, write_state
 from vqstack.errors import InputError
-from vqstack.reading import check_plain
+from vqstack.pretrained import check_numbers
+from vqstack.reading import plain_file
 
 BEST, DONE, CHECKPOINTS = "best.pt", "DONE", "checkpoints"
 
@@ -28,6 +29,10 @@ def load_outcome(folder: Path, module: nn.Module) -> dict[str, Any]:
     InputError if they are not the ones that were written, or do not fit.
     """
     about, weights = _read(folder, mapped=False)
+    try:
+        check_numbers(weights)
+    except ValueError as error:
+        raise _unusable(folder, error) from error
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
@@ -56,12 +61,10 @@ def shapes_left(folder: Path) -> dict[str, tuple[int, ...]]:
 def _read(folder: Path, mapped: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What was said about a finished phase, and its weights; ``mapped`` leaves them on the disk until looked at."""
     try:
-        check_plain(folder / DONE)
-        check_plain(folder / BEST)
-        about = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        about = json.loads(plain_file(folder / DONE).read_text(encoding="utf-8"))
         if digest(folder / BEST) != about.get("sha256", digest(folder / BEST)):  # the first version wrote none
             raise ValueError("it is not what was written")
-        return about, torch.load(folder / BEST, map_location="cpu", weights_only=True, mmap=mapped)
+        return about, torch.load(plain_file(folder / BEST), map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
         raise _unusable(folder, error) from error
 

@@ -27,7 +27,7 @@ from vqstack.checkpoint import digest, make_folder, sealed, sync, unsealed
 from vqstack.errors import InputError
 from vqstack.images.files import local_files
 from vqstack.images.settings import ImageSettings
-from vqstack.reading import reading
+from vqstack.reading import plain_file, reading
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Writer:
 def read(folder: Path, checked: Sequence[str]) -> Stored | str:
     """A finished folder of the cache, or what is wrong with it; of ``checked`` files the checksums are compared."""
     try:
-        content = json.loads(unsealed((folder / META).read_text(encoding="utf-8")))
+        content = json.loads(unsealed(plain_file(folder / META).read_text(encoding="utf-8")))
         files, meta = content["files"], content["meta"]
         for name in checked:
             if name in files and digest(folder / name) != files[name]:

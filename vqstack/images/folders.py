@@ -19,6 +19,7 @@ from vqstack.errors import InputError, listed
 from vqstack.images.files import LOOP, walk
 from vqstack.images.formats import is_image
 from vqstack.images.settings import SPLITS, ImageSettings, Split
+from vqstack.reading import plain_file
 
 logger = logging.getLogger(__name__)
 SPLIT_FOLDERS: dict[str, Split] = {
@@ -226,6 +227,7 @@ def _told(found: Tree, column: str) -> list[Any]:
 
 
 def _read_table(path: str) -> Any:
+    plain_file(path)
     if path.endswith(".csv"):
         return pyarrow.csv.read_csv(path)
     return pyarrow.json.read_json(path) if path.endswith(".jsonl") else pq.read_table(path)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vqstack.reading import plain_file
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm "
@@ -28,7 +30,7 @@ def opened(source: str | Path | BytesIO) -> Iterator[Image.Image]:
     Raises OSError where the file cannot be read, ValueError where it is none of FORMATS, and what decoders like.
     """
     try:
-        image = Image.open(source, formats=_known())
+        image = Image.open(source if isinstance(source, BytesIO) else plain_file(Path(source)), formats=_known())
     except UnidentifiedImageError:  # says where in memory the bytes are
         raise ValueError(f"empty, or none of {', '.join(FORMATS)}") from None
     with image:

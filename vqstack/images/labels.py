@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vqstack.errors import InputError, listed
 from vqstack.images.settings import ImageSettings
+from vqstack.reading import plain_file
 
 logger = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "target", "digit", "cls", "y")
@@ -236,7 +237,11 @@ def texts_in(paths: Sequence[str], stored: Stored) -> list[Any] | None:
     """The texts in a column of Parquet files on this machine; None where it lies inside a record."""
     if len(stored.column) > 1 or not paths:
         return None
-    return [text for path in paths for text in pq.read_table(path, columns=[stored.column[0]])[0].unique().to_pylist()]
+    return [
+        text
+        for path in paths
+        for text in pq.read_table(plain_file(path), columns=[stored.column[0]])[0].unique().to_pylist()
+    ]
 
 
 def check_names(paths: Sequence[str], column: str | None) -> None:
@@ -267,7 +272,7 @@ def check_names(paths: Sequence[str], column: str | None) -> None:
 def _names_in(path: str) -> dict[str, list[str]] | None:
     """Column -> names of its classes, as the file has them; None for a file that cannot be opened."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(plain_file(path)).metadata or {}
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         return {name: kind["names"] for name, kind in features.items() if isinstance(kind, dict) and "names" in kind}
     except (OSError, ValueError, AttributeError, TypeError, pa.ArrowException):

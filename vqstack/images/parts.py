@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vqstack.images.records import Records
 from vqstack.images.settings import ImageSettings
+from vqstack.reading import plain_file
 
 FETCH = 512  # images fetched at a time; bounds the memory of those that are still encoded
 
@@ -30,7 +31,7 @@ def digest(record: Any, settings: ImageSettings, root: str | None) -> int:
             stored = path.removeprefix(root).lstrip("/").encode()
         else:
             try:
-                with open(path, "rb") as file:
+                with open(plain_file(path), "rb") as file:
                     stored = file.read()
             except OSError:
                 stored = path.encode()  # it will be refused or skipped when it is decoded

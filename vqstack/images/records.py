@@ -21,6 +21,7 @@ from vqstack.images.labels import Classes, Stored, check_names, find_labels, rea
 from vqstack.images.settings import SPLITS, ImageSettings, Split
 from vqstack.images.shards import open_shards
 from vqstack.paths import matches, remote
+from vqstack.reading import plain_file
 
 logger = logging.getLogger(__name__)
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -210,7 +211,7 @@ def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | N
     columns = ((settings.image_column, IMAGES), (settings.label_column, LABELS))
     image_keys, label_keys = (usual if named is None else (named,) for named, usual in columns)
     try:
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        content = np.load(plain_file(path), mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
             if settings.image_column is not None:
                 raise InputError(f"{path}: one array has no columns; leave image_column out, or name an .npz")

@@ -21,6 +21,7 @@ from vqstack.errors import InputError, reason
 from vqstack.images.formats import SUFFIXES
 from vqstack.images.settings import ImageSettings, Split
 from vqstack.paths import matches
+from vqstack.reading import plain_file
 
 FORMAT = 1  # of the rows: ``datasets`` keeps a copy of those of a mapped source, under a hash of their parts
 ROWS = 100  # of a row group that are taken apart at a time
@@ -74,6 +75,7 @@ def open_shards(settings: ImageSettings, split: Split, streaming: bool) -> Any:
 def _named(path: str) -> Iterator[None]:
     """Whatever the libraries raise for a shard becomes a line with its path."""
     try:
+        plain_file(path)
         yield
     except (OSError, ValueError, TypeError, LookupError, tarfile.TarError, pa.ArrowException, EOFError) as error:
         raise InputError(f"{path}: cannot be read ({reason(error)}); repair it, or leave it out of files") from error

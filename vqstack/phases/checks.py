@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from vqstack.config import RunConfig
+from vqstack.config.unused import unused
 from vqstack.errors import InputError
 from vqstack.fit import shapes_left
 from vqstack.run_folder import Images, read_images
@@ -34,6 +35,8 @@ def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
             "recipes/accelerate/one_host.yaml does"
         )
     for name, settings in config.every_training.items():
+        if any(f"{name}.".startswith(f"{idle}.") for idle in unused(config)):
+            continue
         parts = settings.accumulate * accelerator.num_processes
         if settings.batch_size % parts:
             raise InputError(

@@ -43,6 +43,7 @@ from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
 from vqstack.phases.pictures import picture
 from vqstack.pretrained import find_artefact
+from vqstack.reading import read_json
 from vqstack.reuse import ENCODERS, START, Reused, Start, load_start, reused_levels, start_of
 from vqstack.run_folder import Images, claim, read_images
 from vqstack.shapes import Labels, Pixels
@@ -390,7 +391,7 @@ class Run:
         folder = self.folder / "model"
         try:
             released: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(folder))  # never of a hub
-            json.loads((self.folder / "ledger.json").read_text(encoding="utf-8"))
+            read_json(self.folder / "ledger.json", 2**20)
         except (InputError, OSError, ValueError):
             return False  # there is none, or it is damaged: it is made from what the phases left
         ours, theirs = self.model.state_dict(), released.state_dict()
