@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from vqstack.codes import (
     fingerprint,
     smallest_dtype,
 )
+from vqstack.codes.columns import READER
 from vqstack.errors import InputError
 from vqstack.output import UNFINISHED, Output
 
@@ -552,14 +554,85 @@ def test_more_values_than_the_manifest_says_are_refused_before_they_are_read(tmp
     refused(lambda: CodeDataset(tmp_path), path.name, "codes_1", "7000000 values")
 
 
+def reseal(path: Path, content: bytes) -> None:
+    """Another content for a file, whose checksum is put into the manifest."""
+    manifest, before = path.parents[1] / "manifest.json", digest(path)
+    path.write_bytes(content)
+    manifest.write_text(manifest.read_text().replace(before, digest(path)))
+
+
 def test_a_footer_that_ends_the_process_is_refused(tmp_path):
     write(tmp_path)
     path = tmp_path / "data" / "train-00000-of-00001.parquet"
-    before, codec = digest(path), b"\x05index\x15"  # column index: then its codec, snappy, becomes one nobody knows
-    path.write_bytes(path.read_bytes().replace(codec + b"\x02", codec + b"\x7e"))
+    codec = b"\x05index\x15"  # column index: then its codec, snappy, becomes one nobody knows
+    reseal(path, path.read_bytes().replace(codec + b"\x02", codec + b"\x7e"))
+    refused(lambda: CodeDataset(tmp_path), str(path), "ended with code -6")
+
+
+@pytest.mark.parametrize("claim", [{"size": 2**30}, {"count": 2**28}, {"size": -1}, {"count": -1}, {"inside": 2**30}])
+def test_a_page_that_claims_more_than_it_holds_is_refused(tmp_path, claim):
+    """A dictionary's header grows, its content shrinks, all else stays where it is."""
+    write(tmp_path, train=60)
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path), path, compression="snappy" if "size" in claim else "none")
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    place, end = column.dictionary_page_offset, column.data_page_offset
+    inside = end - place - 29
+
+    def number(value):  # as Thrift writes it, zigzag, always in five bytes
+        value = 2 * value if value >= 0 else -2 * value - 1
+        return bytes([value >> 7 * i & 127 | (128 if i < 4 else 0) for i in range(5)])
+
+    kind, size, stored, count, encoding = map(
+        number, [2, claim.get("size", inside), claim.get("inside", inside), claim.get("count", 10), 0]
+    )
+    header = b"\x15" + kind + b"\x15" + size + b"\x15" + stored + b"\x4c\x15" + count + b"\x15" + encoding + b"\0\0"
+    reseal(path, path.read_bytes()[:place] + header + path.read_bytes()[place + len(header) :])
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(re.sub(r'"sha256": "\w+"', '"sha256": null', manifest.read_text()))
+    refused(lambda: CodeDataset(tmp_path).read("train"), str(path), "cannot be read")
+
+
+def test_what_is_read_has_a_limit_of_memory(tmp_path, monkeypatch):
+    """A stranger's 8 maps of 2^20 zeros are some kilobytes in a file."""
+    about = Contents(map_shapes=[[2**20]], vocabularies=[4], fingerprint="", source={}, labelled=False)
+    stored = StoredCodes(torch.arange(8), None, [torch.zeros(8, 2**20, dtype=torch.int64)])
+    fill(CodeDatasetWriter(tmp_path, about, {"train": 8}), {"train": stored})
+    assert sum(len(block.index) for block in CodeDataset(tmp_path).blocks("train")) == 8
+    program = tmp_path / "reader.py"
+    program.write_text(READER.read_text("utf-8").replace("OVERHEAD = 64", "OVERHEAD = 0"), "utf-8")
+    monkeypatch.setattr("vqstack.codes.columns.READER", program)
+    refused(lambda: CodeDataset(tmp_path).read("train"), "train-00000-of-00001.parquet", "cannot be read")
+    monkeypatch.setattr("vqstack.codes.columns.READER", tmp_path / "no program")
+    with pytest.raises(RuntimeError, match="no program"):  # a fault of the installation is not one of the file
+        CodeDataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data_page_size": 64, "write_batch_size": 8, "dictionary_pagesize_limit": 256},
+        {"compression": "zstd", "data_page_version": "2.0"},
+        {"use_dictionary": False, "column_encoding": {"index": "DELTA_BINARY_PACKED"}, "write_statistics": False},
+    ],
+)
+def test_files_that_other_tools_wrote_are_read(tmp_path, options):
+    images = write(tmp_path, train=60)["train"]
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    before = digest(path)
+    pq.write_table(pq.read_table(path), path, row_group_size=25, **options)
     manifest = tmp_path / "manifest.json"
     manifest.write_text(manifest.read_text().replace(before, digest(path)))
-    refused(lambda: CodeDataset(tmp_path), str(path), "footer")
+    assert equal(CodeDataset(tmp_path).read("train"), images)
+
+
+def test_a_group_of_rows_is_no_larger_than_ours(tmp_path, monkeypatch):
+    """A stranger's group of a billion equal rows is some bytes in a file, and gigabytes when it is read at once."""
+    write(tmp_path, train=7)
+    monkeypatch.setattr("vqstack.codes.columns.ROW_GROUP", 6)
+    refused(lambda: CodeDataset(tmp_path), "a group of 7 rows", "6 or fewer")
+    monkeypatch.setattr("vqstack.codes.columns.GROUP_SITES", 60)  # the largest map has 24
+    refused(lambda: CodeDataset(tmp_path), "a group of 7 rows", "2 or fewer")
 
 
 def test_columns_that_are_missing_or_of_another_type_are_refused(tmp_path):

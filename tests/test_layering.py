@@ -123,8 +123,8 @@ def bare_prints(source: str) -> list[int]:
 
 @pytest.mark.parametrize("path", [*MODULES, *PROGRAMS], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_only_what_is_escaped_is_printed(path):
-    """probe.py prints numbers to the process that started it; everything else goes to a person."""
-    assert path.name == "probe.py" or bare_prints(path.read_text("utf-8")) == []
+    """reader.py prints to the process that started it; everything else goes to a person."""
+    assert path.name == "reader.py" or bare_prints(path.read_text("utf-8")) == []
 
 
 def test_a_bare_print_is_seen():

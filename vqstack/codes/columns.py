@@ -1,11 +1,14 @@
 """Code maps as Parquet columns: nested lists of the smallest unsigned integers, without a Python object per code.
 
-A file may come from anybody: what it says about itself is checked before memory is taken for it, its values when they
-are read.
+A file may come from anybody: another process reads it (:mod:`vqstack.codes.reader`), and its values are checked here.
 """
 
+import json
 import math
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.codes.manifest import Contents, Shard
-from vqstack.codes.pages import ForeignError, check_pages
 from vqstack.codes.storage import smallest_dtype
 from vqstack.errors import InputError
 
 ROW_GROUP = 4096  # images in one group of rows, which is what is read at a time
 MAX_CLASSES = 10**6  # where a data set does not name them; no model knows more
 GROUP_SITES = 2**26  # sites of one level in one group: bounds memory, and keeps list offsets inside 32 bits
-OVERHEAD = 64  # bytes that a value may take in a file beyond its own: levels of nesting, dictionaries, headers
-PAGES = 2**20  # bytes of a column that even an empty one may have
+READER = Path(__file__).with_name("reader.py")
+REFUSED = 3  # its exit code
+AGAIN = "encode the data set again"
 
 
 def fields(contents: Contents, labelled: bool) -> list[Any]:
@@ -40,10 +43,14 @@ def fields(contents: Contents, labelled: bool) -> list[Any]:
     return found
 
 
+def group_rows(contents: Contents) -> int:
+    """Images in one group of rows."""
+    return max(1, min(ROW_GROUP, GROUP_SITES // max(math.prod(shape) for shape in contents.map_shapes)))
+
+
 def write_rows(path: Path, contents: Contents, index: Any, labels: Any, maps: list[NDArray[Any]]) -> None:
     """Writes one file from arrays, in groups of rows; labels that are not known (None) are null."""
-    largest = max(math.prod(shape) for shape in contents.map_shapes)
-    size = max(1, min(ROW_GROUP, GROUP_SITES // largest))
+    size = group_rows(contents)
     schema = pa.schema(fields(contents, contents.labelled))
     with pq.ParquetWriter(path, schema) as file:
         for start in range(0, len(index), size):
@@ -57,89 +64,57 @@ def _table(schema: Any, rows: slice, index: Any, labels: Any, maps: list[NDArray
     return pa.table([*columns, *(_nested(level[rows]) for level in maps)], schema=schema)
 
 
-def check_file(path: Path, shard: Shard, contents: Contents) -> None:
-    """InputError unless the file has the rows, the columns and no more values than the manifest says.
+def tables(folder: Path, shards: Iterable[Shard], contents: Contents, read: bool) -> Iterator[tuple[Path, Any]]:
+    """Files and their groups of rows, as tables of the known columns; an empty one for a file of which none is read.
 
-    Reads the end of the file only: nothing is decompressed.
+    Another process reads them, one for all files; to start it takes half a second. InputError names the file that is
+    not as ``contents`` say, or that ends that process.
+
+    Args:
+        folder: of the data set.
+        shards: what to read, each asked for when those before it are read.
+        contents: what the files have in common.
+        read: the rows; else only what a file says about itself is looked at.
     """
-    again = "encode the data set again"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, and the manifest has one; {again}")
-    with opened(path) as file:
-        about, schema = file.metadata, file.schema_arrow
-        if about.num_rows != shard.rows:
-            raise InputError(f"{path}: {about.num_rows} rows where manifest.json has {shard.rows}; {again}")
-        wanted = fields(contents, "label" in schema.names)
-        for field in wanted:
-            if schema.names.count(field.name) != 1:
-                raise InputError(f"{path}: {schema.names.count(field.name)} columns {field.name}, not one; {again}")
-            found = schema.field(field.name).type
-            if _depth(found) != _depth(field.type):
-                raise InputError(f"{path}: column {field.name} is {found}, not {field.type}; {again}")
+    columns = [("index", 0, 1), ("label", 0, 1)]
+    columns += [(f"codes_{n}", len(shape), math.prod(shape)) for n, shape in enumerate(contents.map_shapes, 1)]
+    task = {"path": sys.path, "columns": columns, "group": group_rows(contents), "read": read}
+    command, pipe = [sys.executable, "-I", str(READER), json.dumps(task)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+        assert child.stdin is not None
         try:
-            _check_groups(path, about, shard, contents)
-        except UnicodeDecodeError as error:  # the library decodes names of columns when they are asked for
-            raise unreadable(path, error) from error
+            for shard in shards:
+                path, left = shard.path(folder), shard.rows if read else 0
+                if not path.is_file():
+                    raise InputError(f"{path}: no such file, and the manifest has one; {AGAIN}")
+                try:
+                    child.stdin.write(json.dumps([str(path.absolute()), shard.rows]).encode() + b"\n")
+                    child.stdin.flush()
+                    stream = pa.ipc.open_stream(child.stdout)
+                    if not left:
+                        yield path, stream.schema.empty_table()
+                    for batch in stream:
+                        left -= len(batch)
+                        yield path, pa.Table.from_batches([batch])
+                    if left:
+                        raise EOFError
+                except (pa.ArrowException, OSError, EOFError) as error:
+                    raise _ended(child, path) from error
+        finally:
+            child.kill()
 
 
-def _check_groups(path: Path, about: Any, shard: Shard, contents: Contents) -> None:
-    """No group of rows may claim more values, or more bytes, than the manifest's maps have."""
-    sites = {"index": 1, "label": 1} | {f"codes_{n}": math.prod(s) for n, s in enumerate(contents.map_shapes, 1)}
-    parts = [about.row_group(number) for number in range(about.num_row_groups)]
-    sizes = [part.num_rows for part in parts]
-    if sum(sizes) != shard.rows or not all(0 <= size <= ROW_GROUP for size in sizes):
-        problem = f"its groups of rows have not {ROW_GROUP} or fewer each, and {shard.rows} together"
-        raise InputError(f"{path}: {problem}; encode the data set again")
-    largest = max(sites.values())  # as write_rows: a single image may have more
-    for size in sizes:
-        if size * largest > max(GROUP_SITES, largest):
-            problem = f"a group of {size} rows of {largest} values, more than {GROUP_SITES} together"
-            raise InputError(f"{path}: {problem}; encode the data set again")
-    for part in parts:
-        for column in map(part.column, range(part.num_columns)):
-            name = column.path_in_schema.partition(".")[0]
-            values = part.num_rows * sites.get(name, 0)
-            # Columns that are not known are not read. An empty list or a missing value counts as one.
-            fits = column.num_values <= values and column.total_uncompressed_size <= OVERHEAD * values + PAGES
-            if name not in sites or fits:
-                continue
-            found = f"{column.num_values} values in {column.total_uncompressed_size} bytes"
-            raise InputError(f"{path}: column {name} has {found} where {values} belong; encode the data set again")
-
-
-def opened(path: Path) -> Any:
-    """A Parquet file, to be used as a context; InputError where it is none."""
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: BaseException) -> InputError:
-    """What is said of a file that the library cannot read."""
-    return InputError(f"{path}: cannot be read ({str(error)[:300]}); encode the data set again")
-
-
-def groups(path: Path, contents: Contents) -> Iterator[Any]:
-    """The tables of a checked file's groups of rows, one after the other, only the known columns."""
-    with opened(path) as file, path.open("rb") as pages:
-        columns = [field.name for field in fields(contents, "label" in file.schema_arrow.names)]
-        if not file.metadata.num_row_groups:
-            yield file.schema_arrow.empty_table().select(columns)
-        for number in range(file.metadata.num_row_groups):
-            try:
-                about = file.metadata.row_group(number)
-                for column in map(about.column, range(about.num_columns)):
-                    if column.path_in_schema.partition(".")[0] in columns:
-                        check_pages(pages, column)
-                yield file.read_row_group(number, columns=columns, use_threads=False)
-            except ForeignError as error:
-                raise InputError(
-                    f"{path}: cannot be read ({error}): Parquet is read with snappy or no compression, data pages of "
-                    "version 1, and values plain or in a dictionary; have it written so, or encode the data set again"
-                ) from error
-            except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
-                raise unreadable(path, error) from error
+def _ended(child: subprocess.Popen[bytes], path: Path) -> Exception:
+    """Why there is no more to read of a file."""
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    with suppress(BrokenPipeError):  # of what it has not read
+        child.stdin.close()
+    errors, code = child.stderr.read().decode(errors="replace"), child.wait()
+    if code > 0 and code != REFUSED:
+        return RuntimeError(f"{READER} ended with code {code}: {errors[-1000:]}")
+    problem = errors if code == REFUSED else f"the process that reads it ended with code {code}"
+    return InputError(f"{path}: cannot be read ({problem}); {AGAIN}")
 
 
 def to_labels(table: Any, classes: int, path: Path) -> Tensor | None:
@@ -155,23 +130,15 @@ def to_codes(table: Any, name: str, shape: list[int], vocabulary: int | None, pa
     count = len(column)
     for size in shape:
         if column.null_count or not pc.all(pc.equal(pc.list_value_length(column), size), min_count=0).as_py():
-            raise InputError(f"{path}: column {name} has maps that are not of shape {shape}; encode the data set again")
+            raise InputError(f"{path}: column {name} has maps that are not of shape {shape}; {AGAIN}")
         column = pc.list_flatten(column)
     if column.null_count:
-        raise InputError(f"{path}: column {name} has missing values; encode the data set again")
+        raise InputError(f"{path}: column {name} has missing values; {AGAIN}")
     values = column.to_numpy()
     if vocabulary is not None and values.size and not (values.min() >= 0 and values.max() < vocabulary):
         found = f"numbers from {values.min()} to {values.max()}"
-        raise InputError(f"{path}: column {name} has {found}, outside 0 … {vocabulary - 1}; encode the data set again")
+        raise InputError(f"{path}: column {name} has {found}, outside 0 … {vocabulary - 1}; {AGAIN}")
     return torch.from_numpy(values.astype(np.int64).reshape(count, *shape))
-
-
-def _depth(kind: Any) -> int | None:
-    """How many lists are wrapped around a whole number, of whatever width; None if it is not a whole number."""
-    depth = 0
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind, depth = kind.value_type, depth + 1
-    return depth if pa.types.is_integer(kind) else None
 
 
 def _nested(maps: NDArray[Any]) -> Any:

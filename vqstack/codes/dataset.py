@@ -17,8 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vqstack.checkpoint import digest, make_folder, write_atomically
-from vqstack.codes.columns import MAX_CLASSES, check_file, groups, to_codes, to_labels, write_rows
-from vqstack.codes.footers import check_footers
+from vqstack.codes.columns import MAX_CLASSES, tables, to_codes, to_labels, write_rows
 from vqstack.codes.manifest import (
     ENCODE,
     FORMAT_VERSION,
@@ -95,10 +94,7 @@ class CodeDatasetWriter:
     def complete(self, shard: Shard) -> bool:
         """Whether the shard's file is there, with the bytes that were written; reads it."""
         try:
-            if plain_file(self._seal(shard)).read_text("utf-8") != self.checksum(shard):
-                return False
-            check_file(shard.path(self.folder), shard, self.contents)  # our own bytes: they do no harm
-            return True
+            return plain_file(self._seal(shard)).read_text("utf-8") == self.checksum(shard)
         except (InputError, OSError, UnicodeDecodeError):
             return False
 
@@ -172,9 +168,8 @@ class CodeDataset:
         self.folder = folder
         self._manifest = read_manifest(folder)
         shards = [shard for split in self._manifest.splits for shard in self._manifest.shards(split)]
-        check_footers([shard.path(folder) for shard in shards])
-        for shard in shards:
-            check_file(shard.path(folder), shard, self._manifest)
+        for _ in tables(folder, shards, self._manifest, read=False):
+            pass
         self._refuse_unnamed()
 
     def _refuse_unnamed(self) -> None:
@@ -227,25 +222,23 @@ class CodeDataset:
         """InputError naming the first file whose bytes are not those of its checksum; reads every file once."""
         for split in self._manifest.splits:
             for shard in self._manifest.shards(split):
-                self._verify(shard)
+                self._verified(shard)
 
-    def _verify(self, shard: Shard) -> None:
+    def _verified(self, shard: Shard) -> Shard:
         path, known = shard.path(self.folder), self._manifest.splits[shard.split][shard.number].sha256
         if known is not None and digest(path) != known:
             raise InputError(f"{path}: not the bytes that manifest.json has a checksum of; encode it again")
+        return shard
 
     def blocks(self, split: str) -> Iterator[StoredCodes]:
         """A split in its order, some thousand images at a time; memory does not grow with the data set."""
         self._check_split(split)
         manifest = self._manifest
         classes = len(manifest.class_names) or MAX_CLASSES
-        for shard in manifest.shards(split):
-            self._verify(shard)
-            path = shard.path(self.folder)
-            for table in groups(path, manifest):
-                levels = enumerate(zip(manifest.map_shapes, manifest.vocabularies, strict=True), 1)
-                codes = [to_codes(table, f"codes_{n}", shape, size, path) for n, (shape, size) in levels]
-                yield StoredCodes(to_codes(table, "index", [], None, path), to_labels(table, classes, path), codes)
+        for path, table in tables(self.folder, map(self._verified, manifest.shards(split)), manifest, read=True):
+            levels = enumerate(zip(manifest.map_shapes, manifest.vocabularies, strict=True), 1)
+            codes = [to_codes(table, f"codes_{n}", shape, size, path) for n, (shape, size) in levels]
+            yield StoredCodes(to_codes(table, "index", [], None, path), to_labels(table, classes, path), codes)
 
     def read(self, split: str) -> StoredCodes:
         """A whole split in memory, 8 bytes a code."""
