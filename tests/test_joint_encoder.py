@@ -86,7 +86,7 @@ def test_the_encoder_learns_from_the_context_too(model, codes):
     """Not only through the decoder's distribution, which the refiner corrects."""
     level, refiner = model.stack.level(2), model.refiner(2)
     quantized = level.quantize(codes)
-    parameters, features = level.outline(quantized.vectors, quantized.codes)
+    parameters, features = level.base_and_context(quantized.vectors, quantized.codes)
     refiner(codes, None, *Parent(parameters.detach(), features, torch.zeros(len(codes)))).loss.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in level.encoder.parameters())
 

@@ -74,8 +74,8 @@ def test_the_same_replaced_codes_for_base_and_features(stack, number, by, monkey
     parent = Parent(*parent)
     level, (codes,) = stack.level(number), seen
     clean = level.encode(below)
-    assert torch.equal(parent.base, level.outline(level.quantizer.lookup(codes), codes)[0])
-    assert torch.equal(parent.features, level.outline(level.quantizer.lookup(codes), codes)[1])
+    assert torch.equal(parent.base, level.base_and_context(level.quantizer.lookup(codes), codes)[0])
+    assert torch.equal(parent.features, level.base_and_context(level.quantizer.lookup(codes), codes)[1])
     changed = (codes != clean).flatten(1).float().mean(1)
     assert (changed[parent.share == 0] == 0).all()
     assert 8 <= (parent.share == 0).sum() <= 32  # about half

@@ -190,7 +190,7 @@ class Level(nn.Module, ABC):
         """Where the level lives."""
         return next(self.parameters()).device
 
-    def outline(
+    def base_and_context(
         self, vectors: Vectors, codes: Codes
     ) -> tuple[Float[Tensor, "b P h w"] | Windowed, Float[Tensor, "b F rows columns"]]:
         """What a refiner starts from: the decoder's numbers for the map below, and features of each site of z_l.
@@ -201,8 +201,8 @@ class Level(nn.Module, ABC):
         return self._from(self.crop(above), codes), torch.cat([vectors, features], 1)
 
     @property
-    def outline_features(self) -> int:
-        """Number of features that :meth:`outline` gives of each site."""
+    def context_features(self) -> int:
+        """Number of features that :meth:`base_and_context` gives of each site."""
         return self.quantizer.dim + self.up.features
 
     @property

@@ -18,7 +18,7 @@ from x_transformers import Decoder
 from x_transformers.attend import Attend
 from x_transformers.x_transformers import LayerIntermediates
 
-from vqstack.code_model.base import Before, CodeModel, OfCodeModel, Parent, by_group, by_raster
+from vqstack.code_model.base import Before, CodeModel, CodeModelDistribution, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
 from vqstack.likelihood import Distribution, Factor, Known
 from vqstack.schedule import Schedule
@@ -184,7 +184,7 @@ class AutoregressiveCodeModel(CodeModel):
         return Autoregressive(self, batch, labels, device, parent)
 
 
-class Autoregressive(OfCodeModel[AutoregressiveCodeModel]):
+class Autoregressive(CodeModelDistribution[AutoregressiveCodeModel]):
     """K factors (times the channels of a pixel); walking them runs the cached network."""
 
     @torch.no_grad()

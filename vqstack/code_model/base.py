@@ -290,7 +290,7 @@ class CodeModel(nn.Module, ABC):
 Model = TypeVar("Model", bound=CodeModel)
 
 
-class OfCodeModel(Distribution, Generic[Model]):
+class CodeModelDistribution(Distribution, Generic[Model]):
     """What a code model says of some images.
 
     Args:

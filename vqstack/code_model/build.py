@@ -33,7 +33,7 @@ def build_refiner(
         backbone: of another model, to be shared with it; none: one of its own.
     """
     family = _FAMILIES[settings.family]
-    above = (level.scale, level.outline_features)
+    above = (level.scale, level.context_features)
     return family(settings, level.below, level.head, classes, *above, level.vector_dim, backbone)
 
 
@@ -47,5 +47,5 @@ def parent_of(level: Level, codes: Codes, share: torch.Tensor | None = None) -> 
         share: of replaced codes in each image, [b]; none: they are all genuine.
     """
     with torch.autocast(codes.device.type, enabled=False):
-        base, features = level.outline(level.quantizer.lookup(codes), codes)
+        base, features = level.base_and_context(level.quantizer.lookup(codes), codes)
     return Parent(base, features, features.new_zeros(len(codes)) if share is None else share.to(features))

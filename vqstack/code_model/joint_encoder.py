@@ -39,7 +39,7 @@ class JointEncoder(nn.Module):
         weights are chosen.
         """
         quantized = self.level.quantize(below)
-        parameters, features = self.level.outline(quantized.vectors, quantized.codes)
+        parameters, features = self.level.base_and_context(quantized.vectors, quantized.codes)
         assert isinstance(parameters, torch.Tensor)  # settings with a window decoder are refused
         alone = self.level.objective(below, quantized, self.level.head(parameters))
         genuine = torch.zeros(len(below), device=parameters.device)

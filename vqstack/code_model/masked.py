@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from x_transformers import Encoder
 
-from vqstack.code_model.base import CodeModel, OfCodeModel, Parent, by_group, by_raster
+from vqstack.code_model.base import CodeModel, CodeModelDistribution, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
 from vqstack.likelihood import Draw, Factor, Known, draw_values
 from vqstack.schedule import Schedule
@@ -124,7 +124,7 @@ class MaskedCodeModel(CodeModel):
         return Masked(self, batch, labels, device, parent, known)
 
 
-class Masked(OfCodeModel[MaskedCodeModel]):
+class Masked(CodeModelDistribution[MaskedCodeModel]):
     """K factors (times the channels of a pixel); each costs one pass of the network.
 
     Sites that are given from the start (``known``) are seen by every group: the model's own conditional. A pixel counts
