@@ -25,11 +25,8 @@ def train(config: RunConfig, folder: Path) -> None:
     """The recipe's algorithm."""
     started = time.perf_counter()
     run = Run(config, folder, Accelerator())
-    for level in run.levels:
-        run.train_level(level)
-    for level in run.refined:
-        run.train_refiner(level)
-    run.train_prior()
+    for phase in run.phases.values():
+        run.train(phase)
     run.release()
     (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
 

@@ -61,17 +61,13 @@ def train(config: RunConfig, folder: Path) -> None:
     if (folder / "phases").exists():
         raise InputError(f"{folder}: a run that was interrupted, whose seconds nobody knows: remove it")
     run = Run(config, folder, Accelerator(mixed_precision=config.mixed_precision))
-    started = time.perf_counter()
-    if config.joint:
-        run.train_jointly()
-    else:
-        for level in run.levels:
-            run.train_level(level)
-    levels = time.perf_counter() - started
-    for level in run.refined:
-        run.train_refiner(level)
-    run.train_prior()
-    seconds = {"levels": levels, "all": time.perf_counter() - started}
+    seconds = {"levels": 0.0, "all": 0.0}
+    for phase in run.phases.values():
+        started = time.perf_counter()
+        run.train(phase)
+        seconds["all"] += time.perf_counter() - started
+        if phase.refines is None and phase.name != "prior":
+            seconds["levels"] = seconds["all"]
     run.release()
     (folder / "seconds.json").write_text(json.dumps(seconds) + "\n")
 

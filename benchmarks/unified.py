@@ -90,7 +90,7 @@ def as_large(config: RunConfig, shape: tuple[int, ...], classes: int) -> RunConf
 def step_seconds(run: Run, fit: FitSettings, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Median seconds of a training step of each transformer of a run, its batch included."""
     model, device = run.model, run.accelerator.device
-    maps = model.encode(run.pixels("train")[: fit.batch_size].to(device))
+    maps = model.encode(run.data.pixels("train")[: fit.batch_size].to(device))
     labels = run.splits["train"].labels
     given = labels[: fit.batch_size].to(device) if labels is not None and model.prior.classes else None
     steps = []
@@ -129,14 +129,14 @@ def train(config: RunConfig, folder: Path, steps: int | None) -> tuple[Hierarchi
     """The transformers over frozen levels, with this many steps each, and their seconds; no steps: the levels alone."""
     config = for_steps(config, steps)
     run = Run(config, folder, Accelerator(mixed_precision=config.mixed_precision))
-    for level in run.levels:
-        run.train_level(level)
+    levels = [phase for phase in run.phases.values() if phase.name.startswith("level-")]
+    for phase in levels:
+        run.train(phase)
     run.model.eval()
     started = time.perf_counter()
-    if steps is not None:
-        for level in run.refined:
-            run.train_refiner(level)
-        run.train_prior()
+    for phase in run.phases.values() if steps is not None else ():
+        if phase not in levels:
+            run.train(phase)
     seconds = time.perf_counter() - started
     run.close()
     run.model.eval().save_files(folder / "model")

@@ -98,14 +98,8 @@ def main(arguments: list[str]) -> None:
         warn_of_done(command, folder, accelerator)
         if config.trackers:
             accelerator.init_trackers(folder.name)
-        if config.at_once:
-            run.train_jointly()
-        else:
-            for level in run.levels:
-                run.train_level(level)
-        for level in run.refined:
-            run.train_refiner(level)
-        run.train_prior()
+        for phase in run.phases.values():  # the levels or all at once, refiners, prior: see vqstack/phases/order.py
+            run.train(phase)
         run.release()
     accelerator.end_training()
 

@@ -277,11 +277,8 @@ def test_stored_views_of_a_stream_are_refused(settings):
 def test_every_phase_trains_from_a_stream(settings, tmp_path):
     config = RunConfig.model_validate(yaml.safe_load(RECIPE) | {"data": settings.model_dump()})
     run = Run(config, tmp_path / "run", Accelerator(cpu=True))
-    for level in run.levels:
-        run.train_level(level)
-    for level in run.refined:
-        run.train_refiner(level)
-    run.train_prior()
+    for phase in run.phases.values():
+        run.train(phase)
     run.release()
     ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
     assert {name: len(split) for name, split in run.splits.items()}["train"] == 40
@@ -296,8 +293,8 @@ def test_channels_last_trains_the_same(settings, tmp_path):
         changes = {"data": settings.model_dump(), "channels_last": channels_last, "refiners": []}
         config = RunConfig.model_validate(yaml.safe_load(RECIPE) | changes)
         run = Run(config, tmp_path / f"run-{channels_last}", Accelerator(cpu=True))
-        for level in run.levels:
-            run.train_level(level)
+        for name in ("level-1", "level-2"):
+            run.train(run.phases[name])
         wide = [p for p in run.model.stack.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
         assert wide and all(p.is_contiguous(memory_format=torch.channels_last) == channels_last for p in wide)
         found.append(run.model.stack.state_dict())

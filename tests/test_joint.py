@@ -185,19 +185,21 @@ def config(**changes):
 def test_a_joint_run(tmp_path, capsys):
     run = Run(config(joint=True, sharing="trunk"), tmp_path / "run", Accelerator(cpu=True))
     before = copy.deepcopy(run.model.stack.state_dict())
-    run.train_jointly()
+    run.train(run.phases["joint"])
+    run.train(run.phases["decoders"])
     after = run.model.stack.state_dict()
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
     encoders = torch.load(tmp_path / "run/phases/joint/best.pt", weights_only=True)
     for name, value in run.model.stack.encoder_state().items():  # the codes came to rest in the first phase
         assert torch.equal(value, encoders[f"stack.{name}"]), name
     assert all(parameter.requires_grad for parameter in run.model.stack.parameters())
-    run.train_prior()
+    run.train(run.phases["prior"])
     run.release()
     run.close()
     assert {p.name for p in (tmp_path / "run/phases").iterdir()} == {"joint", "decoders", "prior"}
     again = Run(config(joint=True, sharing="trunk"), tmp_path / "run", Accelerator(cpu=True))
-    again.train_jointly()
+    again.train(again.phases["joint"])
+    again.train(again.phases["decoders"])
     assert "decoders: done before" in capsys.readouterr().out
     for name, value in again.model.stack.state_dict().items():
         assert torch.equal(value, after[name]), name
@@ -205,10 +207,10 @@ def test_a_joint_run(tmp_path, capsys):
 
 def test_a_greedy_run_leaves_shared_blocks_as_the_levels_below_need_them(tmp_path):
     run = Run(config(sharing="trunk"), tmp_path / "run", Accelerator(cpu=True))
-    run.train_level(1)
+    run.train(run.phases["level-1"])
     below = copy.deepcopy(run.model.stack.level(1).state_dict())
     start = copy.deepcopy(run.model.stack.level(2).state_dict())
-    run.train_level(2)
+    run.train(run.phases["level-2"])
     for name, value in run.model.stack.level(1).state_dict().items():
         assert torch.equal(value, below[name]), name
     moved = {

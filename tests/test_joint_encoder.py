@@ -109,21 +109,22 @@ def same(one, other):
 def test_the_refiner_starts_from_what_the_encoder_was_trained_with(tmp_path):
     run = Run(config(kind="vq"), tmp_path / "run", Accelerator())
     at_first = weights(run.model.refiner(2)), weights(run.model.refiner(1))
-    for number in run.levels:
-        run.train_level(number)
+    levels = ("level-1", "level-2")
+    for name in levels:
+        run.train(run.phases[name])
     trained = weights(run.model.refiner(2))
     assert not same(trained, at_first[0])
     assert same(weights(run.model.refiner(1)), at_first[1])  # off by default
     run.close()
     again = Run(config(kind="vq"), tmp_path / "run", Accelerator())
-    for number in again.levels:
-        again.train_level(number)  # done before: the outcome is read
+    for name in levels:
+        again.train(again.phases[name])  # done before: the outcome is read
     assert same(weights(again.model.refiner(2)), trained)
     assert same(weights(again.model.stack), weights(run.model.stack))
-    again.train_refiner(2)
+    again.train(again.phases["refiner-2"])
     assert not same(weights(again.model.refiner(2)), trained)
-    again.train_refiner(1)
-    again.train_prior()
+    again.train(again.phases["refiner-1"])
+    again.train(again.phases["prior"])
     again.release()
     again.close()
     with pytest.raises(InputError, match="levels_from .*: level 2 is taken frozen, but joint_encoder trains it"):

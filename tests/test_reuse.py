@@ -42,12 +42,8 @@ def config(**changes):
 
 def train(settings, folder):
     with closing(Run(settings, folder, Accelerator(cpu=True))) as run:
-        if settings.at_once:
-            run.train_jointly()
-        else:
-            for level in run.levels:
-                run.train_level(level)
-        run.train_prior()
+        for phase in run.phases.values():
+            run.train(phase)
         run.release()
     return HierarchicalModel.from_pretrained(folder / "model")
 

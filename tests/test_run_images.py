@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run = Run(settings(), folder / "stopped", Accelerator(cpu=True))
-        run.train_level(1)
+        run.train(run.phases["level-1"])
         run.close()
         train(settings(), folder / "finished")
     return folder
@@ -130,9 +130,8 @@ def test_what_a_run_released_stays(finished, images, change, capsys):
         Run(settings(), finished, Accelerator(cpu=True))
     assert tree(finished) == before
     run = Run(settings(), finished, Accelerator(cpu=True), override=True)
-    for level in run.levels:
-        run.train_level(level)
-    run.train_prior()
+    for phase in run.phases.values():
+        run.train(phase)
     run.release()
     run.close()
     after = tree(finished)

@@ -175,7 +175,7 @@ class Start:
                 "equal, or name the parts that can start from it (levels, refiners, prior)"
             )
         if name.startswith("level"):
-            kinds = [m.stack.level(int(name.split()[1])).settings.quantizer.kind for m in (source, self.model)]
+            kinds = [m.stack.level(int(name.split("-")[1])).settings.quantizer.kind for m in (source, self.model)]
             if kinds[0] != kinds[1]:
                 raise InputError(f"start_from {path}: the quantizer of {name} is {kinds[0]} there and {kinds[1]} here")
         if now is not None:
@@ -203,8 +203,8 @@ def _units(model: HierarchicalModel, part: str) -> dict[str, str]:
     if part == "prior":
         return {"prior": "prior."}
     if part == "levels":
-        return {f"level {n}": f"stack.levels.{n - 1}." for n in range(1, len(model.stack) + 1)}
-    return {f"refiner {n}": f"refiners.{n}." for n in map(int, model.refiners)}
+        return {f"level-{n}": f"stack.levels.{n - 1}." for n in range(1, len(model.stack) + 1)}
+    return {f"refiner-{n}": f"refiners.{n}." for n in map(int, model.refiners)}
 
 
 def start_of(config: RunConfig, model: HierarchicalModel, folder: Path) -> Start | None:

@@ -1,7 +1,7 @@
 """What is trained in which order: levels, refiners, prior.
 
-Files in reading order: ``checks`` (what cannot be trained), ``named`` (the run that a command is about), ``pictures``
-and ``run``.
+Files in reading order: ``checks`` (what cannot be trained), ``named`` (the run that a command is about), ``pictures``,
+``data`` (where batches come from), ``order`` (the list of phases) and ``run``.
 """
 
 from vqstack.phases.checks import check_processes, check_trackers
@@ -13,9 +13,11 @@ from vqstack.phases.named import (
     named_run,
     warn_of_changes,
 )
+from vqstack.phases.order import Phase
 from vqstack.phases.run import Run
 
 __all__ = [
+    "Phase",
     "Run",
     "check_images",
     "check_processes",

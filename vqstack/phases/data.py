@@ -1,0 +1,119 @@
+"""The batches of a run: images and codes as they are trained on, or validated."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from vqstack.codes import MapCache, fingerprint
+from vqstack.config import RunConfig
+from vqstack.fit import FitSettings, Source
+from vqstack.images import AugmentSettings, ImageSplit, center, open_stream
+from vqstack.shapes import Labels, Pixels
+from vqstack.sources import (
+    CodeSource,
+    EncodingSource,
+    PixelSource,
+    RefinerSource,
+    StreamSource,
+    UnifiedSource,
+    encode_once,
+)
+from vqstack.stack import Stack
+
+
+class RunData:
+    """Where the batches of each phase come from. Given the settings of a training, images may be augmented or streamed.
+
+    Args:
+        config, folder: of the run, whose ``codes/`` keeps codes that were encoded once.
+        splits: the images.
+        stored: the stored images of each split, where they are kept (see :func:`vqstack.sources.resident_images`).
+        stack: encodes.
+        accelerator: device and processes.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        splits: Mapping[str, ImageSplit],
+        stored: Mapping[str, Pixels],
+        stack: Stack,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.folder, self.splits, self.stored = config, folder, splits, stored
+        self.stack, self.accelerator = stack, accelerator
+
+    def pixels(self, split: str) -> Pixels:
+        """All images of a split as they are scored; on the device if they fit."""
+        return center(self.stored[split], self.splits[split].size)
+
+    def maps(self, split: str, fit: FitSettings | None, level: int = 0, labelled: bool = False) -> Source:
+        """Codes of a level, stored or encoded on the way, and labels if they are asked for; of level 0 the images."""
+        augmentation = self.config.augment if fit and fit.augmented else AugmentSettings()
+        share, seed = fit.augmented if fit else 0.0, self.config.seed + level
+        if fit and self.config.data.streaming:
+            images: Source = self._stream(fit, augmentation, seed, labelled)
+            return EncodingSource(images, self.stack, level) if level else images
+        labels = self.splits[split].labels
+        given = labels.to(self.accelerator.device) if labelled and labels is not None else None
+        images = self._images(split, augmentation, share, seed, given)
+        if level == 0:
+            return images
+        if augmentation.active and not augmentation.views:
+            return EncodingSource(images, self.stack, level)
+        return CodeSource(self._stored_codes(split, level, augmentation, share), self.accelerator.device, given)
+
+    def refined(self, split: str, fit: FitSettings | None, level: int) -> Source:
+        """Maps below a level, and what its refiner sees of the map above."""
+        settings = next(refiner for refiner in self.config.refiners if refiner.level == level)
+        above = self.stack.level(level + 1) if level < len(self.stack) else None
+        below = self.maps(split, fit, level - 1, settings.labels)
+        return RefinerSource(below, self.stack.level(level), settings, above)
+
+    def all_maps(self, split: str, fit: FitSettings | None, labelled: bool) -> Source:
+        """Maps of all levels, and what each says of the one below it."""
+        return UnifiedSource(self.maps(split, fit, 1, labelled), self.stack)
+
+    def _images(
+        self, split: str, augmentation: AugmentSettings, share: float, seed: int, labels: Labels | None = None
+    ) -> PixelSource:
+        size, device = self.splits[split].size, self.accelerator.device
+        return PixelSource(self.stored[split], size, augmentation, share, seed, device, labels)
+
+    def _stream(self, fit: FitSettings, augmentation: AugmentSettings, seed: int, labelled: bool) -> StreamSource:
+        """Training images that are read as they are needed; what is kept of train serves for scoring alone."""
+        train, rank, world = self.splits["train"], self.accelerator.process_index, self.accelerator.num_processes
+        batch, shape = fit.batch_size // fit.accumulate // world, tuple(train.stored.shape[1:])
+        stream = open_stream(self.config.data, shape, train.num_classes, batch, seed, rank, world)
+        labelled = labelled and train.labels is not None
+        return StreamSource(
+            stream, world, train.size, augmentation, fit.augmented, seed, self.accelerator.device, labelled
+        )
+
+    def _stored_codes(self, split: str, level: int, augmentation: AugmentSettings, share: float) -> NDArray[Any]:
+        """Codes [views, n, *map] of a split, encoded once, by all processes together, and kept under ``codes/``."""
+        stack = self.stack
+        images = self._images(split, augmentation, share, self.config.seed)
+        made_from = {name: value for name, value in stack.encoder_state().items() if _level_of(name) <= level}
+        batch_size, seed = self.config.encode_batch, self.config.seed
+        about = {"batch_size": batch_size, "seed": seed, "share": share, **augmentation.model_dump()}
+        cache = MapCache(
+            self.folder / "codes" / f"level-{level}",
+            split,
+            views=augmentation.views if augmentation.active else 1,
+            images=len(images),
+            map_shape=stack.map_shapes[level - 1],
+            vocabulary=stack.codebook_sizes[level - 1],
+            fingerprint=f"{fingerprint(made_from)} {self.splits[split].fingerprint} {images.size} {json.dumps(about)}",
+        )
+        return encode_once(cache, images, stack, level, self.accelerator, batch_size)
+
+
+def _level_of(name: str) -> int:
+    """Number of the level that a name in the state of a stack belongs to."""
+    return int(name.split(".")[1]) + 1
