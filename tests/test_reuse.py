@@ -295,7 +295,7 @@ def test_a_killed_run_that_started_elsewhere_ends_as_one_that_was_not(source, tm
         if kill != "before":
             monkeypatch.setattr(Fit, "_save", killed)
             with pytest.raises(KeyboardInterrupt):
-                [run.train_level(level) for level in run.levels] + [run.train_prior()]
+                [run.train(phase) for phase in run.phases.values()]
             monkeypatch.setattr(Fit, "_save", save)
         run.close()
         if kill == "before":  # another model there
@@ -351,7 +351,7 @@ def test_rows_of_classes_are_matched_by_name(tmp_path, capsys):
         ({"prior": {"depth": 1, "dim": 16, "heads": 2}}, "(8,) there and (16,) here"),
         ({"prior": {"depth": 2, "dim": 8, "heads": 2}}, "missing there"),
         ({"levels": LEVELS[:1]}, "make the settings of prior equal"),
-        ({"levels": [LEVELS[0], {**LEVELS[1], "quantizer": {"codebook_size": 16, "dim": 4}}]}, "level 2"),
+        ({"levels": [LEVELS[0], {**LEVELS[1], "quantizer": {"codebook_size": 16, "dim": 4}}]}, "level-2"),
         ({"levels": [{**LEVELS[0], "quantizer": {"kind": "cosine", "codebook_size": 8, "dim": 4}}]}, "cosine here"),
         ({"start_from": {"refiners": "SOURCE"}}, "has none of what there is here"),
     ],
@@ -370,7 +370,7 @@ def test_what_cannot_start_is_refused_before_anything_is_written(source, tmp_pat
 
 def test_a_run_that_has_begun_without_cannot_start_from_another(source, tmp_path):
     run = Run(config(), tmp_path / "run", Accelerator(cpu=True))
-    run.train_level(1)
+    run.train(run.phases["level-1"])
     run.close()
     with pytest.raises(InputError, match="has begun"):
         Run(config(start_from={"all": source}), tmp_path / "run", Accelerator(cpu=True), override=True)
