@@ -45,7 +45,7 @@ CODES = SamplingSettings(temperature=(1.0,))
 
 def variant(base: RunConfig, name: str, dim: int) -> RunConfig:
     """The run with transformers of this width over the frozen z_1."""
-    prior = base.prior.model_dump() | {"dim": dim, "dropout": 0.0, **(FLAT.get(name) or MASKED)}
+    prior = base.prior.model_dump() | {"dim": dim, "dropout": 0.0, **FLAT.get(name, MASKED)}
     if name in FLAT:
         return changed(base, {"prior": prior})
     first = base.levels[0]
@@ -112,7 +112,7 @@ def above(model: HierarchicalModel) -> int:
 
 
 def plot(results: list[dict], pixels: dict | None):
-    made, panels = figure(2, width=9.5)
+    made, panels = figure(2, width=10.5)
     for panel, key, label in zip(
         panels, ("bits", "distance"), ("bits above the pixels", "Fréchet distance"), strict=True
     ):
@@ -126,7 +126,7 @@ def plot(results: list[dict], pixels: dict | None):
     panels[1].axhline(results[0]["floor"], color="black", linewidth=0.8, label="other half of real")
     if pixels:
         panels[1].axhline(pixels["distance"], color="gray", linewidth=0.8, linestyle=":", label="pixels without codes")
-    panels[1].legend(fontsize="small")
+    made.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     return made
 
 
