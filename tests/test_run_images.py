@@ -272,9 +272,8 @@ def test_an_older_release_learns_its_geometry_and_nothing_else(finished, images)
     model.save_files(finished / "model")
     write(images, {"test": 9}, seed=1)  # a ledger made anew would be another
     run = Run(settings(), finished, Accelerator(cpu=True), override=True)
-    for level in run.levels:
-        run.train_level(level)
-    run.train_prior()
+    for phase in run.phases.values():
+        run.train(phase)
     run.release()
     assert HierarchicalModel.from_pretrained(finished).settings.geometry.size == (8, 8)
     assert (finished / "model/model.safetensors").read_bytes() == weights
