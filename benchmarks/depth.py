@@ -110,7 +110,7 @@ def plot(results: list[dict]):
             for row, x, y in zip(rows, seconds, values, strict=True):
                 axes.annotate(row["short"], (x, y), textcoords="offset points", xytext=(-4, 6), fontsize="small")
     panels[1].axhline(results[0]["summary"]["floor"]["mean"], color="black", linewidth=0.8, label="other half of real")
-    for axes, title in zip(panels, ("bits an image", "Fréchet distance"), strict=True):
+    for axes, title in zip(panels, ("bits per image", "Fréchet distance"), strict=True):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")

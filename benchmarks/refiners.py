@@ -49,7 +49,7 @@ def same_codes(model: HierarchicalModel, flat: HierarchicalModel, split: ImageSp
 
 @torch.no_grad()
 def row_bits(model: HierarchicalModel, split: ImageSplit, count: int, *, refined: bool) -> dict[str, float]:
-    """Mean bits an image of each row."""
+    """Mean bits per image of each row."""
     sums: dict[str, Tensor] = {}
     for start in range(0, count, 100):
         chosen = slice(start, min(start + 100, count))

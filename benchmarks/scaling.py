@@ -128,7 +128,7 @@ def print_bytes(folder: Path, contents: Contents, config: RunConfig, images: int
     files = sum(path.stat().st_size for path in (data / "data").iterdir())
     rows["code data set, Parquet"] = files / count
     rows["manifest and checksums"] = sum(p.stat().st_size for p in data.iterdir() if p.is_file()) / count
-    print(f"\n{'on disk':<28}{'bytes an image':>16}{'a billion images':>20}")
+    print(f"\n{'on disk':<28}{'bytes per image':>16}{'a billion images':>20}")
     for name, size in rows.items():
         print(f"{name:<28}{size:>16,.2f}{size * BILLION / 1e9:>17,.1f} GB")
 

@@ -65,7 +65,7 @@ def by_guidance(model: HierarchicalModel, scale: float) -> Variant:
 
 
 KINDS: dict[str, tuple[Callable[[HierarchicalModel, float], Variant], list[float], str]] = {
-    "groups": (by_groups, [1, 2, 4, 8, 16, 0], "bits an image, refined rows"),
+    "groups": (by_groups, [1, 2, 4, 8, 16, 0], "bits per image, refined rows"),
     "guidance": (by_guidance, [0, 1, 1.5, 2, 3, 5], "class accuracy"),
 }
 

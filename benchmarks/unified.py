@@ -189,7 +189,7 @@ def main(arguments: list[str]) -> None:
         codes = sum(value for row, value in found["rows"].items() if row not in ("label", "level-1"))
         summary = found["samples"]["summary"]
         print(f"{name}: {found['parameters']:,} parameters, {found['steps']} steps in {found['seconds']:.0f} s")
-        print(f"  bits an image: {bits}; codes together {codes:.2f}")
+        print(f"  bits per image: {bits}; codes together {codes:.2f}")
         print(f"  Fréchet distance {summary['distance']['mean']:.3f}, floor {summary['floor']['mean']:.3f}")
         print(f"  seconds of one image {found['seconds of 1']:.3f}, of 64 {found['seconds of 64']:.3f}")
 

@@ -164,7 +164,7 @@ def test_files_of_a_run(run_folder, recipe):
     out = (recipe.parent / "stdout.txt").read_text(encoding="utf-8")
     card = (run_folder / "model" / "README.md").read_text(encoding="utf-8")
     assert json.loads(card.split("```json\n")[1].split("```")[0])["source"] == "digits"
-    for words in ("level-1: best validation", "prior: best validation", "Bits an image", "bits/dim", "codes used"):
+    for words in ("level-1: best validation", "prior: best validation", "Bits per image", "bits/dim", "codes used"):
         assert words in out
 
 

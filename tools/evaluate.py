@@ -127,9 +127,9 @@ def report(
     quality: Quality | None,
 ) -> str:
     """Everything as one table to read."""
-    lines = ["Bits an image", table({name: score.ledger for name, score in scores.items()}), ""]
+    lines = ["Bits per image", table({name: score.ledger for name, score in scores.items()}), ""]
     if orders:
-        lines.append("Masked models in random orders of single sites, bits an image, ± standard error")
+        lines.append("Masked models in random orders of single sites, bits per image, ± standard error")
         for row, nats in orders.items():
             error = "-" if nats.error is None else f"{nats.error * BITS:.2f}"
             lines.append(f"{row:12}  {nats.nats * BITS:10.2f} ± {error}")

@@ -209,7 +209,7 @@ class _Mark(BaseModel):
 
     format_version: int = Field(description="Version of the checkpoint's format.")
     step: int = Field(ge=0, description="Steps taken.")
-    nats: float | None = Field(description="Validation nats an image; none where it was not evaluated.")
+    nats: float | None = Field(description="Validation nats per image; none where it was not evaluated.")
     sha256: str = Field(description="Checksum of state.pt.")
 
 

@@ -137,16 +137,16 @@ class Leak:
 
     @property
     def bits(self) -> float | None:
-        """Bits an image that are lost at least, as estimated; none where no map came back."""
+        """Bits per image that are lost at least, as estimated; none where no map came back."""
         return abs(math.log2(self.maps / self.images)) if self.maps else None
 
     @property
     def surely(self) -> float:
-        """Bits an image that are lost at least, with a confidence of 95 %."""
+        """Bits per image that are lost at least, with a confidence of 95 %."""
         return abs(math.log2(upper_share(self.maps, self.images)))
 
     def to_json(self) -> dict:
-        """Shares, and the bounds in bits an image."""
+        """Shares, and the bounds in bits per image."""
         shares = {"sites": self.sites / (self.images * self.size), "maps": self.maps / self.images}
         return {"images": self.images, **shares, "lost_bits": self.bits, "lost_bits_95": self.surely}
 

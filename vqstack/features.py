@@ -63,7 +63,7 @@ class Classifier(nn.Module):
         return self.body(pixels.to(self.last.weight.dtype) * (2 / (self.values - 1)) - 1)
 
     def forward(self, pixels: Pixels, labels: Labels) -> Objective:
-        """Cross-entropy of the labels, nats an image; metric: share of right answers."""
+        """Cross-entropy of the labels, nats per image; metric: share of right answers."""
         logits = self.last(self.features(pixels))
         nats = F.cross_entropy(logits, labels)
         right = (logits.argmax(1) == labels).float().mean()

@@ -41,7 +41,7 @@ class JointLevels(nn.Module):
         return [network for level in self.stack.levels for network in level.networks]
 
     def forward(self, pixels: Pixels) -> Objective:
-        """Sum over the levels of nats per site and quantizer's loss. Metrics: nats an image, all and each level's."""
+        """Sum over the levels of nats per site and quantizer's loss. Metrics: nats per image, all and each level's."""
         below: AnyCodes | Pixels = pixels
         objectives = []
         for level in self.stack.levels:

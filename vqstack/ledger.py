@@ -51,12 +51,12 @@ class Ledger:
         return Ledger(rows, self.count + other.count)
 
     def row_bits(self, name: str) -> float:
-        """Mean bits an image of one row."""
+        """Mean bits per image of one row."""
         return self.rows[name].nats / self.count * BITS
 
     @property
     def bits(self) -> float:
-        """Mean bits an image, all rows together."""
+        """Mean bits per image, all rows together."""
         return sum(self.row_bits(name) for name in self.rows)
 
     @property
@@ -74,7 +74,7 @@ class Ledger:
 
 
 def table(ledgers: Mapping[str, Ledger]) -> str:
-    """Ledgers side by side, in bits an image; one column each."""
+    """Ledgers side by side, in bits per image; one column each."""
     names = list(next(iter(ledgers.values())).rows)
     lines = [["row", "dims", *ledgers]]
     for name in names:

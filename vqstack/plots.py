@@ -30,7 +30,7 @@ def figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> tuple["
 
 
 def plot_ledgers(ledgers: Mapping[str, Ledger]) -> "Figure":
-    """Bits an image of each row, ledgers side by side; logarithmic, for the pixels cost far more than the rest."""
+    """Bits per image of each row, ledgers side by side; logarithmic, for the pixels cost far more than the rest."""
     made, (axes,) = figure()
     names = list(next(iter(ledgers.values())).rows)
     thickness = 0.8 / len(ledgers)
@@ -42,7 +42,7 @@ def plot_ledgers(ledgers: Mapping[str, Ledger]) -> "Figure":
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.margins(x=0.15)
-    axes.set_xlabel("bits an image")
+    axes.set_xlabel("bits per image")
     axes.legend(loc="upper right")  # the best place takes a search
     return made
 

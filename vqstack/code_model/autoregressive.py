@@ -170,7 +170,7 @@ class AutoregressiveCodeModel(CodeModel):
         return self.score(self._site_parameters(self.by_site(values), labels, parent), values)
 
     def score(self, parameters: Float[Tensor, "b N P"], values: AnyCodes | Pixels) -> tuple[Tensor, Nats]:
-        """Of parameters of every site the loss, nats an image averaged over the batch, and -ln P of each image."""
+        """Of parameters of every site the loss, nats per image averaged over the batch, and -ln P of each image."""
         if self.soft_codebook is None or not self.training:
             nats = -self._over_map(parameters).log_prob(values)
             return nats.mean(), nats

@@ -1,7 +1,7 @@
 """What the two classes of code models share: inputs, context, output, training objective.
 
 A code model is a normalised distribution over maps of N sites: codes, or pixels whose c channels form a chain inside
-each site. Its network puts out P numbers a site, which a :class:`~vqstack.likelihood.Head` turns into a distribution:
+each site. Its network puts out P numbers per site, which a :class:`~vqstack.likelihood.Head` turns into a distribution:
 
     parameters of site i = base_i + to_parameters(hidden_i)
 
@@ -166,7 +166,7 @@ class CodeModel(nn.Module, ABC):
     def _training_nats(
         self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None
     ) -> tuple[Tensor, Nats]:
-        """The loss, nats an image averaged over the batch, and (estimates of) -ln P of each image."""
+        """The loss, nats per image averaged over the batch, and (estimates of) -ln P of each image."""
 
     @property
     def networks(self) -> list[nn.Module]:

@@ -19,7 +19,7 @@ class CodebookSpace(nn.Module):
     Args:
         size: K.
         vector_dim: numbers of a codebook vector.
-        dim: features a site.
+        dim: features per site.
 
     Attributes:
         vectors: c_k, [K, vector_dim]; zero until :meth:`know` is called, stored with the weights.

@@ -35,7 +35,7 @@ class JointEncoder(nn.Module):
     def forward(self, below: Pixels | AnyCodes) -> Objective:
         """The level's objective plus w times the refiner's, both nats per site.
 
-        Metrics: nats an image of both (``decoder``, ``refiner``) and ``nats``, their mean by weight, by which the best
+        Metrics: nats per image of both (``decoder``, ``refiner``) and ``nats``, their mean by weight, by which the best
         weights are chosen.
         """
         quantized = self.level.quantize(below)

@@ -58,7 +58,7 @@ class UnifiedCodeModel(nn.Module):
         return self.segments[0].networks
 
     def forward(self, labels: Labels, *tensors: Tensor) -> Objective:
-        """Nats a site, over the sites of all maps. Metrics: nats an image, all and by row of the ledger.
+        """Nats per site, over the sites of all maps. Metrics: nats per image, all and by row of the ledger.
 
         Args:
             labels: one an image, ``NO_LABEL`` where there is none.

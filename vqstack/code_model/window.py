@@ -20,7 +20,7 @@ class Window(nn.Module):
     Args:
         map_shape: rows and columns of the map.
         radius: r; the window has 2r + 1 rows and columns, its centre excepted.
-        dim: features a site.
+        dim: features per site.
         group: number of the group in which each site is drawn, [N]: only sites of earlier groups are known to it; none:
             any may be. An offset at which no site is known gets no weights.
 

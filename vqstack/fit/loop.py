@@ -105,7 +105,7 @@ class Fit:
             self._group = torch.distributed.new_group(backend="gloo")
 
     def run(self) -> float:
-        """Train to the end, or go on from the last checkpoint; returns the best validation nats an image.
+        """Train to the end, or go on from the last checkpoint; returns the best validation nats per image.
 
         Stopped after a signal, once the step is finished and a checkpoint written.
         """

@@ -18,7 +18,7 @@ class FitSettings(BaseModel):
     weight_decay: float = Field(
         0.01, ge=0, description="Decoupled weight decay of matrices (not of vectors and tables), no unit."
     )
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient, nats a site per unit of weight.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient, nats per site per unit of weight.")
     ema: float = Field(
         0.999, ge=0, lt=1, description="Share of the weight average kept at each step; 0 switches it off."
     )

@@ -2,7 +2,7 @@
 
 One process reads the source to its end (:func:`survey`): whether each image can be decoded, which split it belongs to,
 its label. Then each process reads on to the images that it is asked for and decodes them again. Nothing is kept but a
-few numbers an image, and what comes out is what the same files give without streaming.
+few numbers per image, and what comes out is what the same files give without streaming.
 """
 
 import hashlib

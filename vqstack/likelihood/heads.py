@@ -32,7 +32,7 @@ class PixelSettings(BaseModel):
         "auto",
         description="auto: bernoulli for 2 grey values, categorical up to 32, mixed discretized logistics above.",
     )
-    components: int = Field(10, ge=1, description="Logistics a pixel, count (logistic_mixture).")
+    components: int = Field(10, ge=1, description="Logistics per pixel, count (logistic_mixture).")
 
 
 class Head(ABC):
@@ -41,7 +41,7 @@ class Head(ABC):
     Attributes:
         channels: values of one site that form a chain among themselves.
         size: V, number of values each of them can take.
-        parameters: numbers a site needs.
+        parameters: numbers that a site needs.
     """
 
     channels: int
@@ -107,7 +107,7 @@ class PixelHead(Head):
             "categorical": channels * size,
             "logistic_mixture": logistic_parameters(channels, settings.components),
         }[self.kind]
-        """Numbers a pixel needs: channels of the decoder's output."""
+        """Numbers that a pixel needs: channels of the decoder's output."""
 
     def __call__(self, parameters: Float[Tensor, "b P h w"]) -> Distribution:
         if self.kind == "bernoulli":

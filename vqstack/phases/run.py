@@ -178,7 +178,7 @@ class Run:
         ledger = json.dumps({name: result.to_json() for name, result in results.items()}, indent=2) + "\n"
         self.model.card = (
             "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "
-            f"## Ledger (bits an image)\n\n```\n{text}\n```\n\n{use}\n\n"
+            f"## Ledger (bits per image)\n\n```\n{text}\n```\n\n{use}\n\n"
             f"## Images\n\n```json\n{quoted(self.splits['train'].source)}\n```\n"
         )
 

@@ -22,7 +22,7 @@ class QuantizerSettings(BaseModel):
     commitment: float = Field(
         0.25,
         ge=0,
-        description="Weight of the commitment loss (unused by fsq), nats a site per mean squared error of a feature.",
+        description="Weight of the commitment loss (unused by fsq), nats per site per mean squared error of a feature.",
     )
     decay: float = Field(
         0.99, ge=0, lt=1, description="Share of the codebook's moving average kept at each step (vq, cosine)."
@@ -53,7 +53,9 @@ class QuantizerSettings(BaseModel):
         description="Which codes come into one cluster (cluster): those found beside the same codes, or those whose "
         "vectors are near.",
     )
-    entropy: float = Field(0.1, ge=0, description="Weight of the entropy loss, which is in nats a site (lfq), no unit.")
+    entropy: float = Field(
+        0.1, ge=0, description="Weight of the entropy loss, which is in nats per site (lfq), no unit."
+    )
 
     @model_validator(mode="after")
     def check(self) -> "QuantizerSettings":
