@@ -174,7 +174,7 @@ class Run:
             f"level-{n}: {u.share:.0%} of {k} codes used, perplexity {u.perplexity:.1f} (train)"
             for n, (k, u) in enumerate(used, start=1)
         )
-        self.accelerator.print(lines(f"\nBits an image\n{text}\n\n{use}"))
+        self.accelerator.print(lines(f"\nBits per image\n{text}\n\n{use}"))
         ledger = json.dumps({name: result.to_json() for name, result in results.items()}, indent=2) + "\n"
         self.model.card = (
             "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "
