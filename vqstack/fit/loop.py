@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqstack import signals
-from vqstack.checkpoint import Checkpoint, Checkpoints, append, on_main, write_atomically
+from vqstack.checkpoint import Checkpoint, Checkpoints, append, make_folder, on_main, write_atomically
 from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit import threads
 from vqstack.fit.batches import Order, ReadingAhead, Source
@@ -319,11 +319,11 @@ class Fit:
         on_main(self.accelerator, self._cut_metrics)
 
     def _choose_threads(self) -> None:
-        """The number of threads of a phase that begins on the CPU, noted in its folder; measured if nobody named one.
+        """The number of threads of a phase that begins on the CPU; noted, and measured if nobody named one.
 
-        So a phase that was stopped before its first checkpoint begins again with as many.
+        The note lies beside the checkpoints: a phase stopped before the first one begins again with as many.
         """
-        accelerator, note = self.accelerator, self.folder / "threads"
+        accelerator, note = self.accelerator, self.checkpoints.folder / "threads"
         if accelerator.device.type != "cpu" or self.step:
             return
         most = threads.cores(accelerator.num_processes)
@@ -334,6 +334,7 @@ class Fit:
             if not re.fullmatch("[1-9][0-9]{0,3}\n", text):
                 number = self._quickest(most) if free else torch.get_num_threads()
                 text = f"{number}\n"
+                make_folder(note.parent)
                 write_atomically(note, lambda aside: aside.write_text(text, encoding="utf-8"))
             return int(text)
 
