@@ -85,6 +85,29 @@ def test_a_path_that_exists_is_that_path(tmp_path, source, place):
         assert pixels_of(settings(path, source)) == {one.tobytes() for one in OWN}, name
 
 
+@pytest.mark.parametrize("before", ["./", ""])
+def test_a_folder_named_as_a_hub_data_set_is_that_folder(tmp_path, monkeypatch, before):
+    """``datasets`` takes signs of its name for patterns, addresses, a home or a configuration."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(name, **how):
+        return ImageSettings(source="hub", name=name, size=(5, 7), validation=0.0, test=0.0, **how)
+
+    for other in ("data1", "aab", "qq", "b", "a"):
+        (tmp_path / other).mkdir()
+        write_parquet(tmp_path / other / "train.parquet", OTHER)
+    for name in ODD:
+        if _can_be_written(name):
+            (tmp_path / name).mkdir(exist_ok=True)
+            write_parquet(tmp_path / name / "train.parquet", OWN)
+            for how in ({}, {"streaming": True, "workers": 0}):
+                assert pixels_of(of(before + name, **how)) == {one.tobytes() for one in OWN}, name
+    write_parquet(tmp_path / "data[1]" / "train.parquet", OTHER)  # what has changed since is read anew
+    assert pixels_of(of(f"{before}data[1]")) == {one.tobytes() for one in OTHER}
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path / "a::b"))
+    assert pixels_of(of("$SOMEWHERE")) == {one.tobytes() for one in OWN}
+
+
 def test_an_odd_path_is_that_path_when_it_is_streamed_or_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     streamed = {"streaming": True, "workers": 0, "validation": 0.0, "test": 0.0}

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqstack.errors import InputError, causes, reason
+from vqstack.images.cache import plain_folder
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.labels import Classes, Stored, check_names, find_labels, read_as, reference, texts_in
 from vqstack.images.settings import SPLITS, ImageSettings, Split
@@ -268,11 +269,22 @@ def check_paths(settings: ImageSettings) -> None:
             raise InputError(f"{pattern}: a file where source imagefolder wants a folder; correct the path in files")
 
 
+def _asked_for(settings: ImageSettings) -> tuple[str, str]:
+    """What ``datasets`` loads, and which configuration of it; a folder of that name is that folder."""
+    if settings.source != "hub":
+        return settings.source, ""
+    name = str(settings.name)
+    for path, configuration in ((name, ""), name.rpartition(":")[::2]):
+        if os.path.isdir(path):
+            return plain_folder(path), configuration
+    return name.partition(":")[0], name.partition(":")[2]
+
+
 def origins(settings: ImageSettings) -> list[list[str]]:
     """Name and state of every file that lies elsewhere: its ETag or time of change, or the commit of the hub."""
     import datasets
 
-    path, _, configuration = (str(settings.name) if settings.source == "hub" else settings.source).partition(":")
+    path, configuration = _asked_for(settings)
     inside = "/**" if settings.source == "imagefolder" else ""
     files = {str(split): pattern + inside for split, pattern in settings.files.items() if remote(pattern)}
     options = {"revision": settings.revision} if settings.source == "hub" else {}
@@ -294,7 +306,7 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
 
     if not sys.stderr.isatty():  # its bars are drawn into files, too, where errors should be one line
         datasets.disable_progress_bars()
-    path, _, configuration = (str(settings.name) if settings.source == "hub" else settings.source).partition(":")
+    path, configuration = _asked_for(settings)
     arguments: dict[str, Any] = {"name": configuration or None}
     if settings.source == "hub":
         arguments["revision"] = settings.revision

@@ -109,6 +109,11 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     def _filled_in(cls, files: dict[Split, str]) -> dict[Split, str]:
         return {split: expanded(path) for split, path in files.items()}
 
+    @field_validator("name")
+    @classmethod
+    def _home(cls, name: str | None) -> str | None:
+        return None if name is None else expanded(name)
+
     @model_validator(mode="after")
     def _consistent(self) -> "ImageSettings":
         if any(isinstance(share, float) and share >= 1 for share in (self.validation, self.test)):
