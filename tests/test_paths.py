@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from pydantic import BaseModel, Field
 from test_images import refused
 
+from vqstack.checkpoint import append, make_folder, on_main, remove, told_apart, write_atomically
+from vqstack.codes import MapCache
 from vqstack.config import RunConfig, parse, read_yaml
-from vqstack.errors import InputError
+from vqstack.errors import CommandError, InputError
 from vqstack.images import ImageSettings, is_image, load_splits
 from vqstack.images.cache import Writer
 from vqstack.pretrained import find_artefact
@@ -94,3 +97,42 @@ def test_a_source_that_fails_is_not_taken_for_a_full_disk(tmp_path, monkeypatch)
         patch.setattr(Writer, "_header", failing(errno.ENOSPC))
         refused(lambda: load_splits(settings, ["train"]), "cannot be written", "No space", "VQSTACK_CACHE")
     assert len(load_splits(settings, ["train"])["train"]) == 4
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EIO])
+def test_what_fails_while_it_is_read_is_not_said_to_be_written(tmp_path, monkeypatch, code):
+    """These kinds come from both: places that write say so themselves, whatever else has a file was reading it."""
+
+    def fails(*arguments, **options):
+        raise OSError(code, os.strerror(code), str(tmp_path / "x"))
+
+    def ended(work):
+        with pytest.raises(CommandError) as caught, pytest.MonkeyPatch.context() as patch:
+            work(patch)
+        assert str(tmp_path) in str(caught.value) and os.strerror(code) in str(caught.value)
+        return caught.value.exit_code
+
+    ours = Accelerator(cpu=True)
+    assert ended(lambda _: on_main(ours, fails)) == 2
+    found = told_apart(OSError(code, os.strerror(code), str(tmp_path / "x")))
+    assert found.exit_code == 2 and "cannot be read" in str(found)
+    assert told_apart(OSError(errno.ENOSPC, "full", "x")).exit_code == 74
+    assert told_apart(OSError(errno.ENOENT, "none", "x")) is None
+
+    def writes(action, broken):
+        def work(patch):
+            patch.setattr(broken, fails)
+            on_main(ours, action)
+
+        return work
+
+    maps = {"views": 1, "images": 2, "map_shape": (2,), "vocabulary": 4, "fingerprint": "x"}
+    cache = MapCache(tmp_path / "codes", "train", **maps)
+    for action, broken in [
+        (lambda: append(tmp_path / "rows", "x"), "os.fsync"),
+        (lambda: make_folder(tmp_path / "new"), "pathlib.Path.mkdir"),
+        (lambda: write_atomically(tmp_path / "whole", lambda aside: aside.write_text("x")), "os.replace"),
+        (cache.begin, "numpy.lib.format.open_memmap"),
+        (lambda: remove(tmp_path / "whole"), "pathlib.Path.unlink"),
+    ]:
+        assert ended(writes(action, broken)) == 74, broken

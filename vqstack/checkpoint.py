@@ -13,7 +13,8 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -31,7 +32,9 @@ Result = TypeVar("Result")
 
 FORMAT_VERSION = 1
 STATE, MARK, LOCK = "state.pt", "mark", ".lock"
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+ONLY_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+EITHER = {errno.EACCES, errno.EPERM, errno.EIO}
+NO_PATH = {errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 def failed_write(path: Path | str, error: Exception) -> WriteError:
@@ -41,6 +44,33 @@ def failed_write(path: Path | str, error: Exception) -> WriteError:
         f"{path} cannot be written ({reason}): make room or allow writing there, then run the same command again; "
         "what was written before is intact"
     )
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Around what writes: an error of the system becomes a WriteError. See :func:`vqstack.reading.reading`."""
+    try:
+        yield
+    except OSError as error:
+        raise failed_write(path, error) from error
+
+
+def told_apart(error: OSError) -> CommandError | None:
+    """How an error of the system ends a command; None where only a traceback explains it.
+
+    Whatever writes says so itself (:func:`writing`), so that a file which is still not told of was to be read.
+    """
+    if error.errno in ONLY_WRITING or (error.errno in EITHER and error.filename is None):
+        return failed_write(error.filename or "a file", error)
+    if error.errno in EITHER | NO_PATH:
+        return InputError(f"{error.filename}: cannot be read ({error.strerror}): mend it, or name another one")
+    return None
+
+
+def remove(path: Path) -> None:
+    """Remove a file of our own, where it is there. WriteError if it cannot be."""
+    with writing(path):
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -53,24 +83,26 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, and force their names to the disk. OSError if it cannot be."""
+    """Make a folder and those above it that are missing, and force their names to the disk, or WriteError."""
     check_ours(path)
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        sync(folder.parent)
+    with writing(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync(folder.parent)
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to the end of a file and force it to the disk. OSError if it cannot be written."""
+    """Add text to the end of a file and force it to the disk. WriteError if it cannot be written."""
     check_ours(path)
-    new = not path.exists()
-    with plain_file(path).open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    if new:
-        sync(path.parent)
+    with writing(path):
+        new = not path.exists()
+        with plain_file(path).open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync(path.parent)
 
 
 def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
@@ -111,7 +143,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
         except CommandError as error:
             outcome[1] = error
         except OSError as error:
-            outcome[1] = failed_write(error.filename or "a file", error)
+            outcome[1] = told_apart(error) or failed_write(error.filename or "a file", error)
     broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vqstack.checkpoint import Lock, make_folder
 from vqstack.codes import fingerprint
-from vqstack.errors import InputError
+from vqstack.errors import InputError, WriteError, reason
 from vqstack.fit import Fit, FitSettings, load_outcome, write_outcome
 from vqstack.images import AugmentSettings, ImageSplit
 from vqstack.metrics import Features
@@ -140,8 +140,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
     try:
         make_folder(folder)
         lock = Lock(folder, patience=math.inf)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}): choose another --cache") from error
+    except (OSError, WriteError) as error:
+        raise InputError(f"{folder}: cannot be made ({reason(error)}): choose another --cache") from error
     try:
         yield
     finally:

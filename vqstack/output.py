@@ -25,8 +25,10 @@ from vqstack.checkpoint import (
     digest,
     failed_write,
     make_folder,
+    remove,
     sync,
     write_atomically,
+    writing,
 )
 from vqstack.errors import InputError, WriteError
 from vqstack.reading import plain_file
@@ -183,8 +185,9 @@ class Output:
     def finish(self) -> None:
         """Marks the output as finished, once all of it is on the disk: from now on no command writes there."""
         self._settle()
-        sync(self.folder)
-        (self.folder / UNFINISHED).unlink(missing_ok=True)
-        (self.folder / LOCK).unlink(missing_ok=True)  # second: who takes this lock or a new one finds a finished folder
-        sync(self.folder)
+        with writing(self.folder):
+            sync(self.folder)
+            remove(self.folder / UNFINISHED)
+            remove(self.folder / LOCK)  # second: who takes this lock or a new one finds a finished folder
+            sync(self.folder)
         self.lock.release()

@@ -21,7 +21,7 @@ from vqstack.checkpoint import (
     write_atomically,
 )
 from vqstack.config import RunConfig, read_yaml, to_yaml, without_unused
-from vqstack.errors import InputError
+from vqstack.errors import InputError, WriteError, reason
 from vqstack.reading import plain_file
 
 CONFIG, HISTORY, IMAGES = "config.yaml", "config-history.jsonl", "images.json"
@@ -192,8 +192,8 @@ def claim(
     """
     try:
         make_folder(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror}): choose another --out") from error
+    except WriteError as error:
+        raise InputError(f"{folder} cannot be made ({reason(error)}): choose another --out") from error
     try:
         lock = Lock(folder)
         try:

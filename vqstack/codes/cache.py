@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqstack.checkpoint import digest, make_folder, sync, write_atomically
+from vqstack.checkpoint import digest, make_folder, remove, sync, write_atomically, writing
 from vqstack.codes.storage import ASIDE, smallest_dtype, to_stored
 from vqstack.reading import plain_file
 
@@ -65,8 +65,9 @@ class MapCache:
     def begin(self) -> None:
         """Takes away what is there under another fingerprint and makes room for the maps."""
         make_folder(self._maps.parent)
-        self._description.unlink(missing_ok=True)
-        np.lib.format.open_memmap(self._aside, "w+", smallest_dtype(self.vocabulary), self.shape).flush()
+        remove(self._description)
+        with writing(self._aside):
+            np.lib.format.open_memmap(self._aside, "w+", smallest_dtype(self.vocabulary), self.shape).flush()
 
     def write(self, view: int, start: int, codes: Int64[Tensor, "b *map"]) -> None:
         """Stores view ``view`` of the images from number ``start``.
@@ -79,13 +80,14 @@ class MapCache:
         if not fits or stored.shape[1:] != self.shape[2:]:
             raise ValueError(f"{len(stored)} maps from image {start}, view {view}, do not fit {self.shape}")
         place = (view * self.shape[1] + start) * room[0, 0].nbytes
-        with self._aside.open("r+b") as file:
+        with writing(self._aside), self._aside.open("r+b") as file:
             file.seek(room.offset + place)
             file.write(stored.tobytes())
 
     def finish(self) -> None:
         """Makes the maps readable under their fingerprint."""
-        sync(self._aside)
-        os.replace(self._aside, self._maps)
+        with writing(self._maps):
+            sync(self._aside)
+            os.replace(self._aside, self._maps)
         text = json.dumps({**self._about, "sha256": digest(self._maps)}) + "\n"
         write_atomically(self._description, lambda aside: aside.write_text(text, "utf-8"))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from vqstack.checkpoint import digest, make_folder, write_atomically
+from vqstack.checkpoint import digest, make_folder, remove, write_atomically
 from vqstack.codes.columns import MAX_CLASSES, tables, to_codes, to_labels, write_rows
 from vqstack.codes.manifest import (
     ENCODE,
@@ -118,7 +118,7 @@ class CodeDatasetWriter:
         if found != [(shard.rows, *shape) for shape in self.contents.map_shapes]:
             raise ValueError(f"{shard.file}: codes of shapes {found}, not {shard.rows} of {self.contents.map_shapes}")
         rows = np.concatenate(index), np.concatenate(labels) if labels else None, levels
-        self._seal(shard).unlink(missing_ok=True)
+        remove(self._seal(shard))
         write_atomically(shard.path(self.folder), lambda aside: write_rows(aside, self.contents, *rows))
         text = self.checksum(shard)
         write_atomically(self._seal(shard), lambda aside: aside.write_text(text, "utf-8"))
@@ -140,7 +140,7 @@ class CodeDatasetWriter:
         manifest = Manifest(format_version=2, splits=splits, **dict(self.contents))
         for shard in self.shards:  # what a killed process was writing
             for path in (shard.path(self.folder), self._seal(shard)):
-                path.with_name(path.name + ASIDE).unlink(missing_ok=True)
+                remove(path.with_name(path.name + ASIDE))
         order = ("format_version", *Contents.model_fields, "splits")
         dump = manifest.model_dump()
         self._write(MANIFEST, json.dumps({name: dump[name] for name in order}, indent=1) + "\n")
@@ -151,7 +151,7 @@ class CodeDatasetWriter:
         self._write("SHA256SUMS", "".join(lines))
         self._output.finish()
         for shard in self.shards:  # last: a command that was killed before would encode the shard again
-            self._seal(shard).unlink(missing_ok=True)
+            remove(self._seal(shard))
 
     def _write(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, lambda aside: aside.write_text(text, "utf-8"))

@@ -1,17 +1,14 @@
 """How commands end: what ends one early is one line on standard error and an exit code."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from vqstack import signals
-from vqstack.checkpoint import CANNOT_WRITE, failed_write
-from vqstack.errors import BROKEN_PIPE, CommandError, InputError, LostError, Stopped
+from vqstack.checkpoint import told_apart
+from vqstack.errors import BROKEN_PIPE, CommandError, LostError, Stopped
 from vqstack.terminal import escape_what_others_print, plain
-
-NO_PATH = {errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 def run_command(main: Callable[[list[str]], None], again: str = "to go on") -> None:
@@ -59,6 +56,4 @@ def _ending(error: OSError | RuntimeError) -> CommandError | None:
     """How an error from below ends a command; None for one that only a traceback explains."""
     if isinstance(error, RuntimeError):
         return LostError.of(error)
-    if error.errno in CANNOT_WRITE:
-        return failed_write(error.filename or "a file", error)
-    return InputError(f"{error.filename}: {error.strerror}: name another path") if error.errno in NO_PATH else None
+    return told_apart(error)

@@ -26,7 +26,7 @@ from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import NDArray
 
 from vqstack.checkpoint import digest, make_folder, sealed, sync, unsealed
-from vqstack.errors import InputError
+from vqstack.errors import InputError, WriteError, reason
 from vqstack.images.files import local_files, walk
 from vqstack.images.settings import ImageSettings
 from vqstack.reading import plain_file, reading
@@ -74,7 +74,7 @@ def default_cache() -> Path:
 
 
 def plain_folder(folder: str) -> str:
-    """A folder under a name in which ``datasets`` sees no pattern, no address and no home: itself, or links to its files.
+    """A folder whose name ``datasets`` takes for no pattern, address or home: itself, or links to its files.
 
     The links have a name that follows from path, size and time of change of every file.
     """
@@ -181,9 +181,9 @@ def _build(folder: Path, build: Callable[[Path], None]) -> Stored:
         make_folder(folder.parent)
         lock = FileLock(f"{folder}.lock")
         lock.acquire()
-    except OSError as error:
+    except (OSError, WriteError) as error:
         raise InputError(
-            f"{folder.parent} cannot be written ({error.strerror}); set VQSTACK_CACHE to a folder"
+            f"{folder.parent} cannot be written ({reason(error)}); set VQSTACK_CACHE to a folder"
         ) from error
     try:
         stored = read(folder, [PIXELS, INDEX, LABELS])  # another process may have built it meanwhile

@@ -34,7 +34,9 @@ def walk(folder: str, around: frozenset[tuple[int, int]] = frozenset()) -> Itera
 
 def local_files(settings: ImageSettings) -> list[str]:
     """Every file on this machine that the settings name, sorted; addresses are not among them."""
-    names = [settings.name, settings.name.rpartition(":")[0]] if settings.name else []  # perhaps a configuration follows
+    names = (
+        [settings.name, settings.name.rpartition(":")[0]] if settings.name else []
+    )  # perhaps a configuration follows
     patterns = [*settings.files.values(), *[name for name in names if os.path.isdir(name)][:1]]
     found: list[str] = []
     for pattern in patterns:
