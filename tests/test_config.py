@@ -450,6 +450,22 @@ def test_the_estimate_counts_the_quantizers_tables(train_stack, capsys):
     assert float(found) > (3 * 4 + 8) * 65536 * vectors / 2**20  # three tables of float32 and one of int64
 
 
+@pytest.mark.parametrize(
+    ("option", "bytes_more"),
+    [
+        (("--encode-batch", "60000"), 60000 * 4 * 64 * 17),  # what is scored: a distribution of every pixel at least
+        (("--levels.0.quantizer.dim", "65536"), 64 * 3 * 4 * 65536 * 16),  # start by k-means: vectors of the batch
+        (("--levels.0.quantizer.codebook-size", "32768"), 64 * 20 * 32768 * 16),  # tables of distances
+    ],
+)
+def test_the_estimate_grows_with_what_a_run_holds(train_stack, capsys, option, bytes_more):
+    found = []
+    for given in ((), option):
+        train_stack.main(["--dry-run", *given])
+        found.append(float(re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")))
+    assert found[1] - found[0] > bytes_more / 2**20 - 100
+
+
 def test_the_estimate_counts_the_libraries(train_stack, capsys):
     """A process that has only started takes most of what a tiny run takes."""
     train_stack.main(["--dry-run", "--train-levels.0.batch-size", "1"])

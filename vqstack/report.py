@@ -39,7 +39,7 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         f"images   {channels}x{rows}x{columns}, {settings.values} values, {settings.classes} classes: "
         f"{channels * rows * columns * math.log2(settings.values):,.0f} bits raw"
     ]
-    peak = together = 0.0
+    peak = together = scored = 0.0
     for level in model.stack.levels:
         number, sites = level.number, math.prod(level.map_shape)
         fit = config.train_levels[0 if len(config.train_levels) == 1 else number - 1]
@@ -51,15 +51,20 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         )
         blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
-        # own output, the quantizer three tables of distances and one of int64, which is as large as two.
+        # own output, of pixels ten; the quantizer three tables of distances and one of int64, which is as large as two.
         windowed = isinstance(level.decoder, WindowDecoder)
         numbers = level.settings.decoder.features if windowed else level.head.parameters
         floats = sites * (6 * level.settings.width * (blocks + 2) + 5 * level.quantizer.size)
-        floats += 4 * numbers * sites * math.prod(level.scale)
+        floats += (10 if number == 1 and not windowed else 4) * numbers * sites * math.prod(level.scale)
+        # Without a backward pass a block's maps are given back, the likelihood's are not.
+        forward = sites * (6 * level.settings.width + 4 * numbers * math.prod(level.scale))
         if windowed:
             # Of each site below: what a block reads and makes, twice each, and ten tensors of a likelihood's numbers.
             window, size = level.settings.decoder, math.prod(level.below)
             floats += size * (window.width * (3 + 4 * window.blocks) + 10 * level.head.parameters)
+            forward += size * (4 * window.width + 10 * level.head.parameters)
+        floats += 3 * sites * level.quantizer.dim  # the start by k-means has the vectors of a batch three times
+        scored = max(scored, forward)
         memory = 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate
         together += memory
         peak = together if config.at_once else max(peak, memory)
@@ -77,15 +82,17 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         for part in parts:
             kept = 16 * part.settings.dim * part.settings.depth + 3 * part.head.parameters
             # What a window reads is gathered, and again without the unknown.
+            scored = max(scored, part.sites * (12 * part.settings.dim + 3 * part.head.parameters))
             floats += part.sites * (kept + (0 if part.window is None else 2 * part.window.mix.in_features))
         peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
         sites, groups = sum(part.sites for part in parts), sum(len(part.schedule) for part in parts)
         lines.append(f"{name} {sites} sites in {groups} groups, {parameters:,} parameters")
     total = sum(p.numel() for p in model.parameters())
+    peak = max(peak, 4 * total + 4 * scored * config.encode_batch)
     lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")
     lines.append(
         f"memory   about {(PROCESS + peak) / 2**20:,.0f} MiB a process for the libraries, and for weights, gradients, "
-        "AdamW, averages and activations of the largest phase, and "
+        "AdamW, averages and activations of the largest phase, or of a batch that is encoded or scored, and "
         f"{channels * rows * columns / 2**20 * 1000:,.2f} MiB for each 1,000 images"
     )
     return "\n".join(lines)
