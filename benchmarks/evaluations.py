@@ -146,11 +146,12 @@ def main(arguments: list[str]) -> None:
     base = config_of_run(options.run)
     if base is None or len(base.levels) > 1:
         raise InputError("run: give the folder of a run with one level")
-    base = changed(base, {"levels_from": options.run})
+    prior = base.prior.model_copy(update={"dim": options.dim})
+    base = changed(base, {"levels_from": options.run, "prior": prior})
     _, first, _ = train(base, options.out / "codes", 1)
     splits = load_splits(base.data)
     test, shape = splits["test"], tuple(splits["train"].pixels.shape[1:])
-    wanted = parameters_above(HierarchicalModel(variant(base, "raster", options.dim).model_settings(shape, 0)))
+    wanted = parameters_above(HierarchicalModel(variant(base, "raster", base.prior.dim).model_settings(shape, 0)))
     models = {}
     for name in options.variants:
         config = as_large(base, name, shape, wanted)
