@@ -1,7 +1,6 @@
 """What every test stands on: shapes checked at every call, no network, the same seeds."""
 
 import atexit
-import importlib.util
 import os
 import random
 import shutil
@@ -86,16 +85,10 @@ def same_start() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def programs():
     """The recipe and the tools as modules, by their path."""
+    from helpers import program  # after the import hook above
+
     root = Path(__file__).parents[1]
-    modules = {}
-    for path in sorted([*root.glob("recipes/*.py"), *root.glob("tools/*.py")]):
-        spec = importlib.util.spec_from_file_location(f"command_{path.stem}", path)
-        modules[path] = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = modules[path]
-        spec.loader.exec_module(modules[path])
-    yield modules
-    for module in modules.values():
-        del sys.modules[module.__name__]
+    return {path: program(path) for path in sorted([*root.glob("recipes/*.py"), *root.glob("tools/*.py")])}
 
 
 @pytest.fixture

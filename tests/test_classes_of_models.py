@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from pydantic import ValidationError
-from test_images import png, refused
+from test_images import png
 
 from vqstack.codes import CodeDataset
 from vqstack.config import RunConfig

@@ -1,6 +1,5 @@
 """compress.py and decompress.py as a user runs them: what they write, say and refuse."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vqstack.config import run_command
 from vqstack.images import ImageSettings, load_splits, save_png
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.output import UNFINISHED, Output
@@ -36,25 +34,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """A command in this process: (exit code, stdout, stderr)."""
-
-    def run(name, *arguments):
-        spec = importlib.util.spec_from_file_location(f"command_{name}", TOOLS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            run_command(module.main)
-            code = 0
-        except SystemExit as leave:
-            code = leave.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def call(call):
+    """A tool in this process, by its name."""
+    return lambda name, *arguments: call(TOOLS / f"{name}.py", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import files_of, refused
 
 from vqstack.checkpoint import digest
 from vqstack.codes import (
@@ -24,15 +25,10 @@ from vqstack.codes import (
     smallest_dtype,
 )
 from vqstack.codes.columns import READER
-from vqstack.errors import InputError
 from vqstack.output import UNFINISHED, Output
 
 SHAPES = [(4, 6), (2, 3), (5,)]
 SIZES = [70000, 257, 256]
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def random_images(count: int, labelled: bool = True) -> StoredCodes:
@@ -76,14 +72,6 @@ def write(folder: Path, labelled: bool = True, size: int = 100, **splits: int) -
     images = {split: random_images(n, labelled) for split, n in (splits or {"train": 7, "test": 3}).items()}
     fill(writer_of(folder, images, size), images)
     return images
-
-
-def refused(call, *words: str) -> None:
-    with pytest.raises(InputError) as refusal:
-        call()
-    message = str(refusal.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
 
 
 def rewrite(path: Path, column: str, values: list) -> None:
@@ -140,10 +128,10 @@ def test_one_writer_until_it_ends(tmp_path):
     first = writer_of(folder, images)
     second = writer_of(folder, images)
     first.claim()
-    before = contents(folder)
+    before = files_of(folder)
     for attempt in (second.claim, lambda: writer_of(folder, images), lambda: Output(folder, "generate")):
         refused(attempt, "another process is writing", str(folder))
-    assert contents(folder) == before
+    assert files_of(folder) == before
     first._output.lock.release()  # as the end of its process does
     fill(first, images)
     refused(second.claim, "not empty")  # it looked at the folder while the first was at work
@@ -243,10 +231,10 @@ def test_maps_that_do_not_fit_are_refused(tmp_path, wrong):
     view, start, shape, value = wrong
     maps = cache(tmp_path, torch.zeros(2, 4, 2, 3))
     maps.begin()
-    before = contents(tmp_path)
+    before = files_of(tmp_path)
     with pytest.raises(ValueError):
         maps.write(view, start, torch.full((1, *shape), value))
-    assert contents(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 100])
@@ -283,7 +271,7 @@ def test_the_data_set_comes_back(tmp_path, labelled, size):
 def test_checksums_are_those_of_the_files(tmp_path):
     write(tmp_path, size=3)
     listed = dict(reversed(line.split("  ")) for line in (tmp_path / "SHA256SUMS").read_text().splitlines())
-    files = {name: data for name, data in contents(tmp_path).items() if data is not None and name != "SHA256SUMS"}
+    files = {name: data for name, data in files_of(tmp_path).items() if data is not None and name != "SHA256SUMS"}
     assert listed == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     splits = json.loads((tmp_path / "manifest.json").read_text())["splits"]
     assert {f"data/{s['file']}": s["sha256"] for shards in splits.values() for s in shards}.items() <= listed.items()
@@ -360,9 +348,9 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch, killed
     killed._output.lock.release()  # as the end of its process does
     monkeypatch.undo()
     refused(lambda: CodeDataset(parts), "unfinished", "again")
-    done = {name: (parts / name).stat().st_mtime_ns for name in contents(parts) if name.endswith(".parquet")}
+    done = {name: (parts / name).stat().st_mtime_ns for name in files_of(parts) if name.endswith(".parquet")}
     fill(writer_of(parts, images), images)
-    assert contents(parts) == contents(whole)
+    assert files_of(parts) == files_of(whole)
     assert all((parts / name).stat().st_mtime_ns == time for name, time in done.items())  # none was written again
 
 
@@ -381,7 +369,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(tmp_path, monkeypat
     again = writer_of(parts, images)
     assert [again.complete(shard) for shard in again.shards] == [True, False, True]
     fill(again, images)
-    assert contents(parts) == contents(whole)
+    assert files_of(parts) == files_of(whole)
 
 
 @pytest.mark.parametrize(
@@ -399,10 +387,10 @@ def test_unfinished_output_of_something_else_is_refused(tmp_path, change):
     images = {"train": random_images(7)}
     folder = tmp_path / "out"
     writer_of(folder, images).claim()
-    before = contents(tmp_path)
+    before = files_of(tmp_path)
     refused(lambda: writer_of(folder, images, **change), str(folder), "other settings")
     refused(lambda: Output(folder, "generate"), ENCODE)
-    assert contents(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_too_many_files_are_refused(tmp_path):
@@ -488,9 +476,9 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path, change, word):
     write(tmp_path)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    before = contents(tmp_path)
+    before = files_of(tmp_path)
     refused(lambda: CodeDataset(tmp_path), str(tmp_path), word)
-    assert contents(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_a_manifest_that_lost_a_split_is_refused(tmp_path):

@@ -95,10 +95,6 @@ def test_every_recipe_of_the_hub_takes_files_instead(path, train_stack, capsys, 
     assert found == ImageSettings(**(data.model_dump() | given | {"name": None, "revision": None, "splits": {}}))
 
 
-def test_there_are_recipes():
-    assert ROOT / "recipes" / "digits.yaml" in RECIPES
-
-
 def test_the_default_recipe_is_digits(train_stack, capsys):
     train_stack.main(["--dry-run"])
     assert capsys.readouterr().out.startswith(to_yaml(read_yaml(ROOT / "recipes" / "digits.yaml", RunConfig)))

@@ -1,10 +1,9 @@
 """tools/evaluate.py as a user runs it: what it writes agrees with the package, what it refuses."""
 
-import importlib.util
 import json
 import math
-import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 
 from vqstack import features
 from vqstack.code_model import parent_of
-from vqstack.config import RunConfig, run_command
+from vqstack.config import RunConfig
 from vqstack.evaluation import evaluate_split, fidelity_by_level, leaks
 from vqstack.fit import FitSettings
 from vqstack.images import load_splits
@@ -54,33 +53,16 @@ def run_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path_factory):
-    """The command in this process, its classifier trained for a moment only: (exit code, stdout, stderr)."""
-    quick = FitSettings(steps=4, batch_size=8, warmup=1, evaluate_every=4)
-    monkeypatch.setattr(features, "TRAINING", quick)
-    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path_factory.mktemp("cache")))
-    spec = importlib.util.spec_from_file_location("command_evaluate", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            run_command(module.main)
-            code = 0
-        except SystemExit as leave:
-            code = leave.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def call(call, monkeypatch):
+    """The command in this process, its classifier trained for a moment only."""
+    monkeypatch.setattr(features, "TRAINING", FitSettings(steps=4, batch_size=8, warmup=1, evaluate_every=4))
+    return partial(call, TOOL)
 
 
 def test_what_it_writes(call, run_folder, tmp_path):
     out = tmp_path / "out"
-    code, printed, _ = call(run_folder, "--out", out, "--cpu", "--num", 8, "--seeds", 4, 5, "--batch-size", 16)
+    given = ("--cpu", "--num", 8, "--seeds", 4, 5, "--batch-size", 16, "--cache", tmp_path / "cache")
+    code, printed, _ = call(run_folder, "--out", out, *given)
     assert code == 0
     pictures = {"ledger.png", "usage.png", "reconstructions.png", "samples.png"}
     assert {p.name for p in out.iterdir()} == {"evaluate.json", "table.txt", *pictures}
@@ -131,7 +113,7 @@ def test_what_it_writes(call, run_folder, tmp_path):
     assert [row["seed"] for row in samples["seeds"]] == [4, 5]
     assert all(0 <= row["accuracy"] <= 1 and row["floor"] > 0 for row in samples["seeds"])
     assert found["settings"]["sampling"]["temperature"] == [0.5]  # the model's own, as nothing else was said
-    assert len(list(Path(os.environ["VQSTACK_CACHE"]).glob("classifier-*"))) == 1
+    assert len(list((tmp_path / "cache").glob("classifier-*"))) == 1
 
 
 def test_another_split_without_samples(call, run_folder, tmp_path):
@@ -146,7 +128,7 @@ def test_another_split_without_samples(call, run_folder, tmp_path):
     model = HierarchicalModel.from_pretrained(run_folder / "model")
     split = load_splits(data_of_run(run_folder))["validation"]
     assert found["ledger"]["refined"]["bits"] == pytest.approx(model.ledger(split.pixels, split.labels).bits)
-    assert not list(Path(os.environ["VQSTACK_CACHE"]).glob("classifier-*"))
+    assert not list((tmp_path / "cache").glob("classifier-*"))
 
 
 def test_the_batch_size_does_not_matter(run_folder):

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import refused
 from PIL import Image
 from pydantic import ValidationError
 
-from vqstack.errors import InputError
 from vqstack.images import (
     AugmentSettings,
     ImageSettings,
@@ -48,14 +48,6 @@ def write_parquet(path, pixels, labels=None, image="image", label="label") -> st
 def array_settings(tmp_path, count: int = 40, **changes) -> ImageSettings:
     np.savez(tmp_path / "train.npz", images=random_pixels(count)[:, 0], labels=np.arange(count) % 4)
     return ImageSettings(source="array", files={"train": str(tmp_path / "train.npz")}, **changes)
-
-
-def refused(call, *words: str) -> None:
-    with pytest.raises(InputError) as refusal:
-        call()
-    message = str(refusal.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -212,15 +204,6 @@ def test_eight_bits_become_the_nearest_value(tmp_path, values):
     assert pixels == [min(range(values), key=lambda value, p=p: (abs(greys[value] - p), -value)) for p in range(256)]
 
 
-def test_a_size_covers_and_crops_the_centre(tmp_path):
-    image = np.zeros((1, 8, 16), dtype=np.uint8)
-    image[:, :, 4:12] = 200
-    (tmp_path / "a.png").write_bytes(png(image))
-    pixels = load_images([tmp_path / "a.png"], ImageSettings(source="parquet", files={"train": "x"}, size=(8, 8)))
-    assert pixels.shape == (1, 1, 8, 8)
-    assert (pixels == 200).all()
-
-
 def test_a_smaller_image_is_a_mean_of_the_larger_one(tmp_path):
     """Without a filter before sampling, a fine pattern of black and white would stay black and white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
@@ -363,11 +346,6 @@ def test_settings_that_contradict_each_other_are_refused(changes):
         ImageSettings(**changes)
 
 
-def test_settings_survive_being_written_down():
-    for settings in (ImageSettings(), ImageSettings(source="array", files={"train": "x"}, size=(4, 6), validation=3)):
-        assert ImageSettings(**settings.model_dump(mode="json")) == settings
-
-
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
     def parquet(name, *arguments, **columns):
         return {"source": "parquet", "files": {"train": write_parquet(tmp_path / name, *arguments, **columns)}}
@@ -434,17 +412,3 @@ def test_files_given_by_hand_are_refused_by_name(tmp_path):
     refused(lambda: load_images([tmp_path / "none.png"], settings), "none.png")
     (tmp_path / "text.png").write_text("no image")
     refused(lambda: load_images([tmp_path / "text.png"], settings), "text.png")
-
-
-def test_sixteen_bits_transparency_and_rotation(tmp_path):
-    settings = ImageSettings(source="parquet", files={"train": "x"})
-    wide = np.array([[0, 257, 65535]], dtype=np.uint16)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert load_images([tmp_path / "wide.png"], settings).flatten().tolist() == [0, 1, 255]
-    Image.fromarray(np.array([[[255, 255], [255, 0]]], dtype=np.uint8)).save(tmp_path / "clear.png")
-    assert load_images([tmp_path / "clear.png"], settings).flatten().tolist() == [255, 0]
-    turned = Image.fromarray(np.array([[10, 20, 30]], dtype=np.uint8))
-    exif = turned.getexif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    assert load_images([tmp_path / "turned.png"], settings).shape == (1, 1, 3, 1)

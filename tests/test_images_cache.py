@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_images import png, random_pixels, refused, write_parquet
+from helpers import refused
+from test_images import png, random_pixels, write_parquet
 
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, default_cache, image_shape, load_splits, num_classes
@@ -82,16 +83,6 @@ def test_settings_of_training_are_not(cache, settings, changes, monkeypatch):
     load_splits(settings)
     closed(monkeypatch)
     load_splits(settings.model_copy(update=changes))
-
-
-def test_a_file_that_changed_is_decoded_again(cache, settings, tmp_path):
-    before = load_splits(settings)["train"].pixels
-    write_parquet(tmp_path / "a.parquet", 255 - random_pixels(30), np.arange(30) % 3)
-    after = load_splits(settings)
-    assert {bytes(255 - one.numpy()) for split in after.values() for one in split.pixels} == {
-        one.tobytes() for one in random_pixels(30)
-    }
-    assert before.shape[0] <= 30
 
 
 def test_a_file_that_changed_at_equal_size_is_decoded_again(cache, tmp_path):

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import refused
 from pydantic import ValidationError
-from test_images import png, random_pixels, refused, write_parquet
+from test_images import png, random_pixels, write_parquet
 from test_images_folders import classes
 
 from vqstack.images import ImageSettings, load_splits, num_classes

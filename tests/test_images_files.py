@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from PIL import Image
 from pydantic import ValidationError
-from test_images import refused
 
 from vqstack.codec.pictures import read_picture
 from vqstack.errors import InputError

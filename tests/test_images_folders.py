@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_images import png, random_pixels, refused, write_parquet
+from helpers import refused
+from test_images import png, random_pixels, write_parquet
 
 from vqstack.images import ImageSettings, load_splits
 
@@ -54,10 +55,6 @@ def test_classes_stay_where_another_split_has_none(tmp_path, how, caplog):
     check(found)
 
 
-def test_classes_of_splits_at_other_depths(tmp_path, how):
-    check(load_splits(settings(classes(tmp_path / "train"), test=classes(tmp_path / "x" / "y" / "test"), **how)))
-
-
 def test_classes_beside_a_table_of_captions(tmp_path, how):
     train = classes(tmp_path / "train")
     (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na/0.png,one\n")
@@ -76,10 +73,6 @@ def test_class_folders_that_are_links_and_their_new_files(tmp_path, how):
     assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
     (tmp_path / "linked").rename(tmp_path / "[linked]")
     check(load_splits(settings(tmp_path / "[linked]", **how)))
-
-
-def test_a_folder_whose_name_looks_like_a_glob(tmp_path, how):
-    check(load_splits(settings(classes(tmp_path / "[2020] pictures"), **how)))
 
 
 def test_images_without_a_class_are_refused_by_name(tmp_path, how):

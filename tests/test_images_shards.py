@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_images import png, random_pixels, refused, write_parquet
+from helpers import refused
+from test_images import png, random_pixels, write_parquet
 
 from vqstack.images import ImageSettings, load_splits
 from vqstack.paths import expanded, matches

@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from test_images import png, random_pixels, refused, write_parquet
+from helpers import refused
+from test_images import png, random_pixels, write_parquet
 
 from vqstack import signals
 from vqstack.config import RunConfig

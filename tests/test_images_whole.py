@@ -1,6 +1,5 @@
 """A stream read to its end: what the same files give without streaming, in any order, and as codes to the byte."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from test_images import png, refused, write_parquet
+from helpers import files_of, refused
+from test_images import png, write_parquet
 from test_images_stream import LABELS, PIXELS, imagefolder, webdataset
 
 from vqstack.images import ImageSettings, load_splits, split_names, survey, whole_splits
@@ -107,14 +107,6 @@ def test_fingerprints_tell_images_apart(tmp_path):
     assert survey(settings)["train"].fingerprint != before
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("encode_dataset", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run_of(folder, settings):
     """A run with random weights, whose configuration names these images."""
     torch.manual_seed(0)
@@ -128,12 +120,9 @@ def run_of(folder, settings):
     return folder
 
 
-def files_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_stream_is_encoded_whole_and_to_the_same_bytes(tmp_path, tool, capsys):
+def test_a_stream_is_encoded_whole_and_to_the_same_bytes(tmp_path, programs, capsys):
     """The limit of a streamed run says what is scored; encoding takes every image once, with position and label."""
+    tool = programs[TOOL]
     source = parquet(tmp_path)
     run = run_of(tmp_path / "run", made(source, limit=5))
     given = [str(run), "--cpu", "--shard-size", "20", "--batch-size", "8"]
@@ -147,7 +136,8 @@ def test_a_stream_is_encoded_whole_and_to_the_same_bytes(tmp_path, tool, capsys)
     assert sorted(index) == list(range(90)) and (label == LABELS[index]).all()
 
 
-def test_a_limit_is_said(tmp_path, tool, capsys):
+def test_a_limit_is_said(tmp_path, programs, capsys):
+    tool = programs[TOOL]
     run = run_of(tmp_path / "run", made(parquet(tmp_path)))
     tool.main([str(run), "--cpu", "--data.limit", "6", "--out", str(tmp_path / "codes")])
     printed = capsys.readouterr().out

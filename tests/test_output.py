@@ -6,23 +6,13 @@ import signal
 import stat
 
 import pytest
+from helpers import files_of, refused
 from torture.disk import Disk, differing
 from torture.disk import output as out
 
 from vqstack.checkpoint import LOCK, Lock
-from vqstack.errors import InputError, WriteError
+from vqstack.errors import WriteError
 from vqstack.output import UNFINISHED, Output, check_folder, unfinished
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def refused(action, *words):
-    with pytest.raises(InputError) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    assert all(word in str(caught.value) for word in words)
 
 
 def killed(folder, **files):
@@ -44,7 +34,7 @@ def test_a_free_folder_is_claimed_and_released(tmp_path, start):
     assert unfinished(folder).missing(folder) == ["a.png", "b.png"]
     output.write("a.png", b"x")
     output.finish()
-    assert contents(folder) == {"a.png": b"x"}
+    assert files_of(folder) == {"a.png": b"x"}
     assert unfinished(folder) is None
 
 
@@ -79,7 +69,7 @@ def test_own_unfinished_output_is_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {UNFINISHED, LOCK}
     again.write("1.png", b"y")
     again.finish()
-    assert contents(tmp_path) == {"1.png": b"y"}
+    assert files_of(tmp_path) == {"1.png": b"y"}
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "chapters", "last.png", "0.png", "link.png"])
@@ -96,10 +86,10 @@ def test_what_others_put_into_unfinished_output_is_kept(tmp_path, name):
         (folder / name).symlink_to(elsewhere)
     else:
         (folder / name).write_text("the user's")
-    before = contents(tmp_path)
+    before = files_of(tmp_path)
     refused(lambda: Output(folder, "generate"), str(folder / name), "did not write it")
     refused(lambda: check_folder(folder, "generate"), str(folder / name), "did not write it")
-    assert contents(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
@@ -131,10 +121,10 @@ def test_a_used_folder_is_refused_and_nothing_is_touched(tmp_path, start):
         output.lock.release()
     else:
         folder.write_text("x")
-    before = contents(tmp_path)
+    before = files_of(tmp_path)
     target = folder / "deeper" if start == "below a file" else folder
     refused(lambda: Output(target, "generate"), str(target))
-    assert contents(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_what_is_marked_finished_is_on_the_disk(tmp_path, monkeypatch):

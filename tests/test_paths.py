@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from helpers import refused
 from pydantic import BaseModel, Field
-from test_images import refused
 
 from vqstack.checkpoint import append, make_folder, on_main, remove, told_apart, write_atomically
 from vqstack.codes import MapCache

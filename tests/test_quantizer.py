@@ -7,10 +7,9 @@ import resource
 import pytest
 import torch
 import torch.nn.functional as F
-import vector_quantize_pytorch as library
 from pydantic import ValidationError
 
-from vqstack.quantizer import QuantizerSettings, build_quantizer, fixed, fsq_levels, moving_average, nearest, usage
+from vqstack.quantizer import QuantizerSettings, build_quantizer, fsq_levels, nearest, usage
 from vqstack.quantizer.build import KINDS as CLASSES
 
 KINDS = ["vq", "cosine", "fsq", "lfq", "simvq"]
@@ -142,13 +141,6 @@ def test_every_kind_returns_the_same_types(kind, training):
     assert out.codes.shape == (3, 2, 5) and out.codes.min() >= 0 and out.codes.max() < 16
     assert out.vectors.dtype == torch.float32 and out.vectors.shape == x.shape
     assert out.loss.shape == () and out.loss.dtype == torch.float32
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_cross_entropy_takes_the_codes(kind):
-    """Trap: int32 indices break F.cross_entropy."""
-    codes = make(kind).train()(torch.randn(3, 6, 2, 5)).codes
-    assert F.cross_entropy(torch.zeros(3, 16, 2, 5), codes).item() == pytest.approx(math.log(16))
 
 
 @pytest.mark.parametrize("shape", MAPS)
@@ -513,19 +505,6 @@ def test_a_dead_code_is_revived_and_a_living_one_stays():
             assert quantizer.state_dict()["average_use"][0, 3] == 64  # it gets the mean use to begin with
 
 
-def test_without_revival_no_code_is_replaced():
-    quantizer = trained("vq", 4, 3, decay=0.5, revival=0.0)
-    far = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [500, 500, 500]])
-    state = quantizer.state_dict()
-    state |= {"codebook": far[None], "average_use": torch.full((1, 4), 64.0), "average_sum": 64 * far[None]}
-    quantizer.load_state_dict(state)
-    for _ in range(10):
-        x = (far[:3].repeat(86, 1)[:256] + 0.01 * torch.randn(256, 3)).view(16, 16, 3).movedim(-1, 1)
-        quantizer(x)
-        assert not rows_from(quantizer.codebook(), x).any()
-    assert torch.allclose(quantizer.codebook()[3], far[3], rtol=1e-3)
-
-
 # --- gradient accumulation ----------------------------------------------------------------------------------------
 
 
@@ -575,14 +554,6 @@ def test_the_state_has_our_names_and_restores_everything(kind):
     quantizer(x), other(x)
     assert same(snapshot(quantizer), snapshot(other))  # the next step is the same too: no second k-means
     assert torch.equal(quantizer.codebook(), other.codebook())
-
-
-@pytest.mark.parametrize("kind", ["vq", "cosine"])
-def test_library_defaults_are_overridden(kind):
-    """Trap: decay 0.8, an absolute revival threshold and the rotation trick are the library's defaults."""
-    quantizer = make(kind)
-    assert quantizer.library._codebook.decay == 0.99 and not quantizer.library.rotation_trick
-    assert not isinstance(quantizer.codebook(), torch.nn.Parameter) and not list(quantizer.parameters())
 
 
 def test_simvq_learns_its_map_and_not_its_codes():
@@ -740,31 +711,6 @@ def test_activation_checkpointing_is_refused(kind, reentrant):
     with pytest.raises(RuntimeError, match="activation checkpointing"):
         out.backward()
     assert same(before, snapshot(quantizer))
-
-
-def test_residual_quantizers_stay_outside():
-    """Traps: ResidualVQ takes maps only if C == H == W; ResidualFSQ puts the quantizers' axis elsewhere; the library's
-    HierarchicalVQ is a residual quantizer over scales. None of them is behind the adapter."""
-    maps = {"dim": 4, "num_quantizers": 2, "codebook_size": 8, "accept_image_fmap": True}
-    library.ResidualVQ(**maps)(torch.randn(1, 4, 4, 4))
-    with pytest.raises(Exception, match="."):
-        library.ResidualVQ(**maps)(torch.randn(1, 4, 2, 3))
-    residual = library.ResidualVQ(dim=4, num_quantizers=2, codebook_size=8)
-    assert residual(torch.randn(1, 6, 4))[2].numel() == 2  # a loss for each quantizer
-    imported = {*vars(fixed), *vars(moving_average)}
-    assert not {name for name in imported if "Residual" in name or "Hierarchical" in name}
-    kinds = [build_quantizer(QuantizerSettings(kind=k, codebook_size=16)).library for k in KINDS]
-    assert {type(k).__name__ for k in kinds} == {"VectorQuantize", "FSQ", "LFQ", "SimVQ"}
-
-
-@pytest.mark.parametrize("kind", ["vq", "cosine"])
-def test_settings_that_break_a_resume_are_off(kind):
-    """Traps: orthogonal_reg_weight makes the codebook a parameter besides its average, affine_param adds buffers, and
-    straight_through=True cannot go with the rotation trick."""
-    for gradient in ("identity", "rotation"):
-        quantizer = make(kind, gradient=gradient)
-        assert quantizer.library.orthogonal_reg_weight == 0 and not quantizer._state.affine_param
-        assert not list(quantizer.parameters())
 
 
 @pytest.mark.parametrize("kind", ["vq", "cosine"])

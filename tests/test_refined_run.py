@@ -1,12 +1,11 @@
 """A run with refiners at both levels through the recipe and the tools, tiny."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import main
 from PIL import Image
 
 from vqstack.errors import InputError
@@ -30,18 +29,6 @@ sample_grid: 4
 """
 
 
-def main(path, *arguments):
-    """A command in this process."""
-    spec = importlib.util.spec_from_file_location(f"refined_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        module.main([str(argument) for argument in arguments])
-    finally:
-        del sys.modules[spec.name]
-
-
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     torch.set_num_threads(1)
@@ -49,7 +36,12 @@ def run_folder(tmp_path_factory):
     (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     main(
         ROOT / "recipes/train_stack.py",
-        *("--config", folder / "tiny.yaml", "--out", folder / "run", "--refiners.1.dim", 16),
+        "--config",
+        folder / "tiny.yaml",
+        "--out",
+        folder / "run",
+        "--refiners.1.dim",
+        16,
     )
     return folder / "run"
 

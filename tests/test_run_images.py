@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from helpers import files_of
 from PIL import ImageColor
 from test_images import png, random_pixels, write_parquet
 from test_reuse import config, train
@@ -37,10 +38,6 @@ COUNTS = {"train": 24, "validation": 8, "test": 8}
 def settings(**changes):
     files = {name: f"data/{name}.npz" for name in COUNTS}
     return config(data={"source": "array", "files": files, "values": 17, "size": (8, 8)}, **changes)
-
-
-def tree(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +93,13 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_stopped_run_is_not_gone_on_with_on_other_images(stopped, images, change):
-    before = tree(stopped)
+    before = files_of(stopped)
     CHANGES[change][0](images)
     with pytest.raises(InputError) as refused:
         Run(settings(), stopped, Accelerator(cpu=True))
     assert CHANGES[change][1] in str(refused.value)
     assert "--override-config" in str(refused.value)
-    assert tree(stopped) == before
+    assert files_of(stopped) == before
 
 
 def test_images_that_only_look_new_are_the_same(stopped, images, tmp_path):
@@ -124,49 +121,47 @@ def test_an_override_goes_on_with_the_images_of_today(stopped, images):
 @pytest.mark.parametrize("change", ["more", "test", "labels"])
 def test_what_a_run_released_stays(finished, images, change, capsys):
     """Another P(label) would be another model, which refuses what the released one has compressed."""
-    before = tree(finished)
+    before = files_of(finished)
     CHANGES[change][0](images)
     with pytest.raises(InputError, match="other images"):
         Run(settings(), finished, Accelerator(cpu=True))
-    assert tree(finished) == before
+    assert files_of(finished) == before
     run = Run(settings(), finished, Accelerator(cpu=True), override=True)
     for phase in run.phases.values():
         run.train(phase)
     run.release()
     run.close()
-    after = tree(finished)
-    assert {name for name in after if before.get(name) != after[name]} == {
-        p for p in after if p.name.startswith("config-")
-    }
+    after = files_of(finished)
+    assert {name for name in after if before.get(name) != after[name]} == {p for p in after if p.startswith("config-")}
     assert "released before" in capsys.readouterr().out
 
 
 def test_what_an_older_run_released_stays(finished, images):
     """It kept nothing of its images."""
     (finished / "images.json").unlink()
-    before = tree(finished / "model"), (finished / "ledger.json").read_bytes()
+    before = files_of(finished / "model"), (finished / "ledger.json").read_bytes()
     write(images, {"train": 26})
     train(settings(), finished)
-    assert (tree(finished / "model"), (finished / "ledger.json").read_bytes()) == before
+    assert (files_of(finished / "model"), (finished / "ledger.json").read_bytes()) == before
 
 
 @pytest.mark.parametrize("lost", ["ledger.json", "model/config.json", "model/README.md", "model/model.safetensors"])
 def test_a_release_that_was_lost_is_made_again(finished, images, lost):
-    before = tree(finished)
+    before = files_of(finished)
     (finished / lost).unlink()
     train(settings(), finished)
-    assert tree(finished) == before
+    assert files_of(finished) == before
     if not lost.endswith("README.md"):  # which has no checksum
         shutil.copy(finished / "config.yaml", finished / lost)  # damaged
         train(settings(), finished)
-        assert tree(finished) == before
+        assert files_of(finished) == before
 
 
 def test_other_defaults_of_sampling_are_released_without_scoring_again(finished, images):
-    before = tree(finished)
+    before = files_of(finished)
     model = train(settings(sampling={"temperature": (0.5,)}), finished)
     assert model.settings.sampling.temperature == (0.5,)
-    after = tree(finished)
+    after = files_of(finished)
     changed = {str(name) for name in after if before.get(name) != after[name]}
     assert changed == {"config.yaml", "config-history.jsonl", "model/config.json"}
 
@@ -182,10 +177,10 @@ def test_classes_in_another_order_are_refused_even_with_an_override(images, tmp_
     whole = config(data=data)
     train(whole, tmp_path / "run")
     (folders / "d").rename(folders / "a")
-    before = tree(tmp_path / "run")
+    before = files_of(tmp_path / "run")
     with pytest.raises(InputError, match="b, c, d.*a, b, c"):
         Run(whole, tmp_path / "run", Accelerator(cpu=True), override=True)
-    assert tree(tmp_path / "run") == before
+    assert files_of(tmp_path / "run") == before
 
 
 def test_a_damaged_record_of_the_images_is_refused(stopped, images):

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
+from helpers import main
 from safetensors import safe_open
 from test_model import everything, tiny, total
-from test_refined_run import ROOT, main
+from test_refined_run import ROOT
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.codec.blocks import BlockCodec
