@@ -22,7 +22,6 @@ from vqstack.checkpoint import (
     Lock,
     check_ours,
     check_unlocked,
-    digest,
     sealed,
     write_atomically,
 )
@@ -164,11 +163,6 @@ def test_a_file_is_whole_or_as_before(tmp_path):
         write_atomically(path, half)
     assert path.read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_digest_is_sha256(tmp_path):
-    (tmp_path / "empty").write_bytes(b"")
-    assert digest(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 HOLDER = """

@@ -611,15 +611,6 @@ def test_the_best_weights_come_back(tmp_path, ema):
         assert row["validation/nats"] <= row.get("validation/nats_raw", math.inf)
 
 
-def test_metrics_are_written(tmp_path):
-    build(tmp_path).run()
-    metrics = rows(tmp_path)
-    assert [row["step"] for row in metrics] == [4, 8, 12]
-    assert {"train/nats", "train/loss", "validation/nats", "validation/codes_used"} <= set(metrics[0])
-    assert all(math.isfinite(value) for row in metrics for value in row.values())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
-
-
 def test_usage_is_that_of_the_last_whole_epoch(tmp_path):
     """50 images in steps of 24: an epoch ends with every third step, and an evaluation follows every second one."""
     fit, counts = build(tmp_path, evaluate_every=2), []

@@ -48,11 +48,6 @@ def test_merge_equals_the_ledger_of_everything_at_once():
     assert parts[0].count == 2  # merging changes neither part
 
 
-def test_merge_weighs_by_images_not_by_ledgers():
-    merged = Ledger({"level-1": Row(2 * LN2, 1)}, 1).merge(Ledger({"level-1": Row(30 * LN2, 1)}, 3))
-    assert merged.bits == pytest.approx(8)  # 32 bits over four images, not the mean of 2 and 10
-
-
 @pytest.mark.parametrize("rows", [{"level-1": Row(1.0, 4)}, {"level-1": Row(1.0, 16), "prior": Row(1.0, 4)}])
 def test_merge_refuses_other_rows_and_other_dimensions(rows):
     with pytest.raises(ValueError, match="same rows"):

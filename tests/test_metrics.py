@@ -15,15 +15,6 @@ def covariance(dimensions, rank=None):
     return root @ root.T
 
 
-def test_distance_of_gaussians_along_the_axes():
-    """Commuting covariances: |m_a - m_b|² + sum (s_a - s_b)², s the standard deviations."""
-    means, deviations = torch.randn(2, 6, dtype=torch.float64), torch.rand(2, 6, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
-    a, b = (Gaussian(m, basis * s.square() @ basis.T) for m, s in zip(means, deviations, strict=True))
-    expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
-    assert gaussian_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
-
-
 @pytest.mark.parametrize("rank", [None, 3], ids=["full rank", "singular"])
 def test_distance_of_any_gaussians(rank):
     """The root of the product by Schur decomposition; for singular ones a multiple of the identity is added there."""

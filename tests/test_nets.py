@@ -25,11 +25,6 @@ def test_fold_gathers_each_patch_at_its_own_site():
             assert torch.equal(folded[0, :, row, column], patch.flatten())
 
 
-def test_unfold_of_square_patches_is_the_pixel_shuffle():
-    x = torch.randn(2, 12, 3, 5)
-    assert torch.equal(unfold(x, (2, 2)), nn.functional.pixel_shuffle(x, 2))
-
-
 def test_residual_block_starts_as_the_identity_and_can_leave_it():
     block, x = ResidualBlock(32), torch.randn(2, 32, 3, 5)
     assert torch.equal(block(x), x)

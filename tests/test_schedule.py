@@ -28,12 +28,6 @@ def test_an_ordered_partition(shape, groups, even):
         assert set(schedule.before(torch.tensor([k]))[0].nonzero()[:, 0].tolist()) == before
 
 
-def test_the_same_every_time():
-    one, other = Schedule.dispersed((6, 10), 7), Schedule.dispersed((6, 10), 7)
-    assert torch.equal(one.order, other.order)
-    assert one.sizes == other.sizes
-
-
 def test_every_beginning_covers_the_map_evenly():
     order = Schedule.dispersed((8, 8), 64).order
     for size in (4, 16):  # the first 4 sites fall into the 4 quadrants, the first 16 into the 16 squares of side 2

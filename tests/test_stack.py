@@ -86,11 +86,6 @@ def test_padding_is_cropped():
         build(shape=(3, 7, 3))
 
 
-def test_a_code_outside_the_codebook_is_an_error():
-    with pytest.raises(InputError, match="codes of level 1: -1 lies outside"):
-        build().level(1).decode(torch.full((1, 4, 2), -1))
-
-
 def test_the_encoder_state_leaves_decoders_out():
     stack = build()
     state = stack.encoder_state()

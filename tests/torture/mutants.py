@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from boast import boast
 from harness import ENCODE, Child, World, command
 
 from vqstack.checkpoint import digest
@@ -139,7 +140,8 @@ def mutate_codes(folder: Path, generator: random.Random) -> bool:
     elif kind < 0.7:
         rewritten(path, generator)
     elif kind < 0.75:
-        boasting(path, generator)
+        size, count = generator.choice([(2**30, 10), (None, 2**30)])
+        boast(path, generator.randrange(pq.ParquetFile(path).metadata.num_columns), size, count)
     elif kind < 0.9:
         content = path.read_bytes()
         (length,) = struct.unpack("<I", content[-8:-4])
@@ -181,36 +183,6 @@ def rewritten(path: Path, generator: random.Random) -> None:
     else:
         table = table.append_column(generator.choice(["label", "extra", name]), pa.array([1] * rows))
     pq.write_table(table, path, compression=generator.choice(["snappy", "zstd", "none"]))
-
-
-def boasting(path: Path, generator: random.Random) -> None:
-    """A Parquet file in which a dictionary claims a GiB, or 2^30 values.
-
-    Its header grows and its content shrinks by as much, so that all else stays where it is.
-    """
-    size, count = generator.choice([(2**30, 10), (None, 2**30)])
-    pq.write_table(pq.read_table(path), path, compression="snappy" if size else "none")
-    group = pq.ParquetFile(path).metadata.row_group(0)
-    column = group.column(generator.randrange(group.num_columns))
-    place, end = column.dictionary_page_offset, column.data_page_offset
-    length = len(dictionary_header(0, 0, 0))
-    if end - place <= length:  # too short to hold it
-        return
-    stored = end - place - length
-    content = path.read_bytes()
-    header = dictionary_header(size or stored, stored, count)
-    path.write_bytes(content[:place] + header + content[place + length :])
-
-
-def dictionary_header(size: int, stored: int, count: int) -> bytes:
-    """The header of a page, of the same length whatever its numbers."""
-
-    def number(value: int) -> bytes:
-        value *= 2  # zigzag
-        return bytes([value >> 7 * i & 127 | (128 if i < 4 else 0) for i in range(5)])
-
-    numbers = b"\x15\x04\x15" + number(size) + b"\x15" + number(stored)
-    return numbers + b"\x4c\x15" + number(count) + b"\x15\x00\x12\x00\x00"
 
 
 def artefact_loader(model: HierarchicalModel) -> Callable[[Path], None]:
