@@ -343,7 +343,7 @@ class Fit:
             torch.set_num_threads(number)
             accelerator.print(lines(f"{self.name}: {number} of {most} threads, by a measurement of its first steps"))
         else:
-            self._keep_threads(number)
+            threads.keep(self.name, number, accelerator)
 
     def _quickest(self, most: int) -> int:
         """1 or ``most`` threads, whichever takes the first step sooner; of a copy, so that nothing is learned."""
@@ -355,19 +355,9 @@ class Fit:
 
         return threads.quickest(work, most)
 
-    def _keep_threads(self, began: int) -> None:
-        """Sums are rounded by the number of threads: a phase on the CPU goes on with as many as it began with."""
-        now = torch.get_num_threads()
-        if began != now and self.accelerator.device.type == "cpu":
-            torch.set_num_threads(began)
-            if self.accelerator.is_main_process:
-                warn(
-                    f"{self.name} began with {began} threads and goes on with as many, not with {now}: with others its "
-                    "weights would not be those of a run that was never stopped"
-                )
-
     def _load(self, state: dict[str, Any]) -> None:
-        self._keep_threads(state.get("threads", torch.get_num_threads()))  # the first checkpoints had none
+        began = state.get("threads", torch.get_num_threads())  # the first checkpoints had none
+        threads.keep(self.name, began, self.accelerator)
         check_numbers({name: state[name] for name in ("module", "optimizer", "average") if state[name]})
         self.module.load_state_dict(state["module"])
         load_optimizer(self.optimizer, state["optimizer"])

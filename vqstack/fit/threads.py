@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable
 
 import torch
+from accelerate import Accelerator
+
+from vqstack.terminal import warn
 
 GAIN = 0.9
 """Largest share of one thread's time that more threads may take to be worth it."""
@@ -40,3 +43,16 @@ def quickest(work: Callable[[], object], most: int, repeats: int = 3) -> int:
                 seconds.setdefault(threads, []).append(time.perf_counter() - began)
     torch.set_num_threads(before)
     return most if statistics.median(seconds[most]) <= GAIN * statistics.median(seconds[1]) else 1
+
+
+def keep(name: str, began: int, accelerator: Accelerator) -> None:
+    """Sums are rounded by the number of threads: a run on the CPU goes on with as many as its phase ``name`` had."""
+    now = torch.get_num_threads()
+    if began == now or accelerator.device.type != "cpu":
+        return
+    torch.set_num_threads(began)
+    if asked_for() and accelerator.is_main_process:
+        warn(
+            f"{name} began with {began} threads, and the run goes on with as many, not with {now}: with others its "
+            "weights would not be those of a run that was never stopped"
+        )

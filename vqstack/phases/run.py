@@ -25,6 +25,7 @@ from vqstack.fit import (
     any_algorithms,
     deterministic_algorithms,
     load_outcome,
+    threads,
     write_outcome,
 )
 from vqstack.images import grid, identity, load_splits
@@ -117,7 +118,9 @@ class Run:
         name, folder, module = phase.name, self.folder / "phases" / phase.name, phase.module
         checkpoints = folder / "checkpoints"
         if (folder / DONE).exists():
-            source = load_outcome(folder, module).get("taken_from")
+            about = load_outcome(folder, module)
+            source = about.get("taken_from")
+            threads.keep(name, about.get("threads", torch.get_num_threads()), self.accelerator)  # what follows, too
             on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
             self.accelerator.print(lines(f"{name}: taken from {source}" if source else f"{name}: done before"))
             return
@@ -139,7 +142,7 @@ class Run:
                 on_evaluation=lambda trained, step: self._write_picture(name, trained, phase.refines, step),
             )
             nats = fit.run()
-        about = {"steps": phase.settings.steps, "validation_nats": nats}
+        about = {"steps": phase.settings.steps, "validation_nats": nats, "threads": torch.get_num_threads()}
         on_main(self.accelerator, lambda: write_outcome(folder, module.state_dict(), about))
         on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
         self.accelerator.print(lines(f"{name}: best validation {nats * BITS:.2f} bits per image"))
