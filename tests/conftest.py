@@ -40,7 +40,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(1)  # these networks are too small for two
+torch.set_num_threads(1)  # also for what is made before the first test
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,13 +70,12 @@ def same_start() -> Iterator[None]:
     torch.manual_seed(0)
     deterministic = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these networks are too small for two, and other numbers round sums otherwise
     dtype = torch.get_default_dtype()
     yield
     if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call alone imports the compiler
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark
-    torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     for number, handler in _HANDLERS.items():
         signal.signal(number, handler)

@@ -43,12 +43,6 @@ sample_grid: 4
 SPLITS = {"train": 48, "validation": 48, "test": 48}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These networks are too small for two."""
-    torch.set_num_threads(1)
-
-
 def start(*command):
     """A command in a process of its own."""
     return subprocess.run(

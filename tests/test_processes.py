@@ -49,12 +49,6 @@ sample_grid: 2
 COUNTS = {"train": 47, "validation": 1, "test": 3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes have: with more, sums are rounded in another order."""
-    torch.set_num_threads(1)
-
-
 def launched(*command, processes=2, stop_after=""):
     """A command in processes that talk through gloo, ended."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

@@ -47,7 +47,8 @@ def main() -> None:
 
 
 def limit(kind: int, value: int) -> None:
-    resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def limit_memory(room: int) -> None:
