@@ -76,6 +76,7 @@ def same_start() -> Iterator[None]:
     if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call alone imports the compiler
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark
+    torch.set_num_threads(1)
     torch.set_default_dtype(dtype)
     for number, handler in _HANDLERS.items():
         signal.signal(number, handler)
