@@ -229,6 +229,23 @@ def test_a_folder_that_is_another_one_by_now_is_not_written_into(tmp_path, after
         write_atomically(run / "file", lambda aside: aside.write_text("of the second"))
 
 
+def test_a_folder_that_becomes_another_one_while_a_file_is_written(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    lock = Lock(run)
+
+    def slow(aside):
+        aside.write_text("of the first")
+        run.rename(tmp_path / "moved")
+        run.mkdir()
+        aside.write_text("of the second, under the same name")
+
+    with pytest.raises(WriteError, match="no longer the folder"):
+        write_atomically(run / "file", slow)
+    assert not (run / "file").exists()
+    lock.release()
+
+
 def test_a_lock_reached_by_another_name_is_still_ours(tmp_path, monkeypatch):
     """A relative path, and a link to the folder."""
     (tmp_path / "run").mkdir()

@@ -101,6 +101,18 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == b"the user's"
 
 
+def test_the_files_of_another_command_at_the_same_path_are_left_alone(tmp_path):
+    folder = tmp_path / "out"
+    output = Output(folder, "generate")
+    output.write("a.png", b"x")
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    (folder / f"{UNFINISHED}.0").write_bytes(b"what the other is writing")
+    with pytest.raises(WriteError, match="no longer the folder"):
+        output.finish()
+    assert files_of(folder) == {f"{UNFINISHED}.0": b"what the other is writing"}
+
+
 @pytest.mark.parametrize("mark", [b"generate\n\n{}\n", b"generate\n\n[3]\n", b"\xff\n", b"generate\n\n[\n"])
 def test_a_mark_that_nobody_wrote_is_refused(tmp_path, mark):
     (tmp_path / UNFINISHED).write_bytes(mark)

@@ -157,6 +157,14 @@ def test_a_release_that_was_lost_is_made_again(finished, images, lost):
         assert files_of(finished) == before
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_ledger_that_is_not_finite_is_made_again(finished, images, number):
+    before = files_of(finished)
+    (finished / "ledger.json").write_text(f'{{"train": {{"bits": {number}}}}}', encoding="utf-8")
+    train(settings(), finished)
+    assert files_of(finished) == before
+
+
 def test_other_defaults_of_sampling_are_released_without_scoring_again(finished, images):
     before = files_of(finished)
     model = train(settings(sampling={"temperature": (0.5,)}), finished)

@@ -48,7 +48,11 @@ def failed_write(path: Path | str, error: Exception) -> WriteError:
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Around what writes: an error of the system becomes a WriteError. See :func:`vqstack.reading.reading`."""
+    """Around what writes: an error of the system becomes a WriteError. See :func:`vqstack.reading.reading`.
+
+    And so does a folder that is no longer ours (:func:`check_ours`).
+    """
+    check_ours(Path(path))
     try:
         yield
     except OSError as error:
@@ -84,7 +88,6 @@ def sync(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it that are missing, and force their names to the disk, or WriteError."""
-    check_ours(path)
     with writing(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,6 @@ def make_folder(path: Path) -> None:
 
 def append(path: Path, text: str) -> None:
     """Add text to the end of a file and force it to the disk. WriteError if it cannot be written."""
-    check_ours(path)
     with writing(path):
         new = not path.exists()
         with plain_file(path).open("a", encoding="utf-8") as file:
@@ -116,6 +118,7 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
         save(aside)
         aside.chmod(mode)  # what the user's umask allows; some libraries write files for their owner alone
         sync(aside)
+        check_ours(path)  # writing a large file takes a while
         os.replace(aside, path)
         sync(path.parent)
     except BaseException as error:

@@ -21,6 +21,7 @@ from vqstack.checkpoint import (
     LOCK,
     Lock,
     append,
+    check_ours,
     check_unlocked,
     digest,
     failed_write,
@@ -164,6 +165,7 @@ class Output:
 
     def _settle(self) -> None:
         """Put the files that wait on the disk. WriteError if they cannot be written."""
+        check_ours(self.folder)
         asides, lines, name = dict[Path, Path](), list[str](), ""
         try:
             for number, (name, content) in enumerate(self._waiting.items()):
