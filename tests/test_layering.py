@@ -116,7 +116,8 @@ def test_programs_import_public_modules_only(path):
 def bare_prints(source: str) -> list[int]:
     """Lines that print something which has not been escaped."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    prints = [call for call in calls if f".{ast.unparse(call.func)}".endswith(".print")]
+    printing = (".print", ".stdout.write", ".stderr.write", ".tqdm.write", ".Progress.write")
+    prints = [call for call in calls if f".{ast.unparse(call.func)}".endswith(printing)]
     escaped = ("lines(", "plain(", "f'warning: {plain(")
     return [call.lineno for call in prints if not all(ast.unparse(a).startswith(escaped) for a in call.args)]
 

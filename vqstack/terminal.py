@@ -68,13 +68,20 @@ class Progress(tqdm):
         super().close()
 
 
-class _Plain(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
+class _Plain(logging.LogRecord):
+    """A line of a log, escaped before any handler sees it: libraries bring handlers of their own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.exc_info:
+            self.exc_text = lines("".join(traceback.format_exception(*self.exc_info)).rstrip())
+
+    def getMessage(self) -> str:
+        return plain(super().getMessage())
 
 
 def escape_what_others_print() -> None:
-    """From now on log lines without a handler, warnings and tracebacks are escaped, too.
+    """From now on log lines, warnings and tracebacks are escaped, too.
 
     Characters that the terminal's encoding lacks are escaped as well, where they ended the command.
     """
@@ -87,7 +94,6 @@ def escape_what_others_print() -> None:
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_Plain())
+    logging.setLogRecordFactory(_Plain)
     sys.excepthook = excepthook
     warnings.showwarning = showwarning  # type: ignore[assignment]  # a file and a line of it are never given
