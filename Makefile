@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # Training resumes or returns at once when it is run again; the samples are made anew, because generate.py overwrites
-# nothing. How many threads train is measured (vqstack/fit/threads.py).
+# nothing. How many threads train is measured (vqstack/threads.py).
 demo: $(STAMP)  ## train on scikit-learn's handwritten digits, then draw 100 samples
 	$(BIN)/accelerate launch recipes/train_stack.py --out $(RUN)
 	@rm -rf $(SAMPLES)

@@ -139,7 +139,7 @@ def bare_training(level: Level, pixels: Tensor, settings: FitSettings) -> Iterat
             batch = pixels[indices]
             quantized = level.quantizer(level.encoder(level.features(batch)))
             distribution = level.given(quantized.vectors, quantized.codes)
-            loss = -distribution.log_prob(batch).mean() / distribution.sites + quantized.loss
+            loss = -distribution.unchecked_log_prob(batch).mean() / distribution.sites + quantized.loss
             loss.backward()
             nn.utils.clip_grad_norm_(weights, settings.clip)
             optimizer.step()

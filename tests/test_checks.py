@@ -7,8 +7,10 @@ import pytest
 import torch
 from test_model import tiny
 
+from vqstack.code_model import NO_LABEL
 from vqstack.errors import InputError
-from vqstack.likelihood import Known
+from vqstack.likelihood import Clamped, Guided, Known, LogisticMixture
+from vqstack.quantizer import QuantizerSettings, build_quantizer
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +148,72 @@ def test_labels_that_are_none_are_refused(model, method, wrong):
     pixels, codes, labels = right(model)
     with pytest.raises(InputError, match="^labels"):
         READS_LABELS[method](model, pixels, codes, LABELS[wrong](labels))
+
+
+DISTRIBUTIONS = {
+    "a table": lambda m, y, z: m.stack.level(1).decode(z[0]),
+    "a mixture": lambda m, y, z: LogisticMixture(torch.randn(7, 3, 4, 4), 1, 5),
+    "a refiner": lambda m, y, z: m.conditional(1, z[0], torch.arange(7) % 2),
+    "guided": lambda m, y, z: Guided(*[m.stack.level(1).decode(z[0])] * 2, 2.0),
+    "clamped": lambda m, y, z: Clamped(m.stack.level(1).decode(z[0]), Known(y, y > 0)),
+}
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+def test_a_distribution_scores_maps_of_its_own_alone(model, kind):
+    pixels, codes, _ = right(model)
+    distribution = DISTRIBUTIONS[kind](model, pixels, codes)
+    assert distribution.log_prob(pixels).equal(distribution.unchecked_log_prob(pixels))
+    for wrong in (*PIXELS.values(), lambda y: y[:1]):
+        with pytest.raises(InputError, match="^values"):
+            distribution.log_prob(wrong(pixels))
+
+
+@pytest.mark.parametrize("noise", [None, torch.rand(7, 15), torch.ones(7, 16), torch.rand(7, 16) * torch.nan])
+def test_noise_that_is_none_is_refused(model, noise):
+    pixels, codes, _ = right(model)
+    for make in DISTRIBUTIONS.values():
+        with pytest.raises(InputError, match="^noise"):
+            make(model, pixels, codes).sample(noise)
+
+
+@pytest.mark.parametrize("family", ["autoregressive", "masked"])
+def test_a_code_model_scores_maps_of_its_own_alone(family):
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2),), family=family, labels=True)
+    _, (codes,), labels = right(model)
+    model.prior.log_prob(codes, labels)
+    distribution = model.prior.distribution(7, labels, model.device)
+    for wrong in CODES.values():
+        with pytest.raises(InputError, match="^values"):
+            model.prior.log_prob(wrong(codes), labels)
+        with pytest.raises(InputError, match="^values"):
+            distribution.log_prob(wrong(codes))
+
+
+def test_a_code_model_reads_labels_of_its_own_alone(model):
+    _, codes, labels = right(model)
+    model.prior.log_prob(codes[1], torch.full_like(labels, NO_LABEL))
+    for call in (lambda c: model.prior.log_prob(codes[1], c), lambda c: model.prior.distribution(7, c, model.device)):
+        for name, wrong in LABELS.items():
+            if name != "below 0":  # -1 is a label that is not told
+                with pytest.raises(InputError, match="^labels"):
+                    call(wrong(labels))
+        with pytest.raises(InputError, match="^labels: -2 lies outside -1 … 1"):
+            call(labels - 2)
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine", "fsq", "lfq", "simvq"])
+def test_a_quantizer_reads_codes_and_vectors_of_its_own_alone(kind):
+    quantizer = build_quantizer(QuantizerSettings(kind=kind, codebook_size=4, dim=3)).eval()
+    vectors, codes = torch.randn(7, 3, 2, 2), torch.arange(28).view(7, 2, 2) % 4
+    assert quantizer.encode(vectors).equal(quantizer.unchecked_encode(vectors))
+    assert quantizer.lookup(codes).equal(quantizer.unchecked_lookup(codes))
+    for wrong in (None, vectors.numpy(), vectors.long(), vectors[0, 0], vectors[:, :2], vectors * torch.nan):
+        with pytest.raises(InputError, match="^vectors"):
+            quantizer.encode(wrong)
+    for wrong in (None, codes.numpy(), codes.float(), codes.int(), codes + 1, codes - 1, codes.to("meta")):
+        with pytest.raises(InputError, match="^codes"):
+            quantizer.lookup(wrong)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel, ValidationError
@@ -467,3 +468,13 @@ def test_the_estimate_counts_the_libraries(train_stack, capsys):
     train_stack.main(["--dry-run", "--train-levels.0.batch-size", "1"])
     found = re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")
     assert float(found) > 350
+
+
+def test_the_estimate_counts_what_reads_the_images(train_stack, capsys, tmp_path):
+    """scikit-learn holds the digits, and nothing is needed for arrays."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 8, 8), np.uint8))
+    found = []
+    for given in ((), ("--data.source", "array", "--data.values", "17", "--data.files", "train", tmp_path / "a.npy")):
+        train_stack.main(["--dry-run", *map(str, given)])
+        found.append(float(re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")))
+    assert found[0] - found[1] > 100

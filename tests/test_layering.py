@@ -16,6 +16,7 @@ ORDER = [
     "reading",
     "paths",
     "signals",
+    "threads",
     "checkpoint",
     "output",
     "checks",

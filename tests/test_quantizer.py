@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from vqstack.errors import InputError
 from vqstack.quantizer import QuantizerSettings, build_quantizer, fsq_levels, nearest, usage
 from vqstack.quantizer.build import KINDS as CLASSES
 
@@ -177,8 +178,10 @@ def test_codes_back_to_vectors_are_what_forward_gave(kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_lookup_refuses_codes_outside_the_codebook(kind, code):
     """Trap: index -1 wraps silently to the last code."""
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError):
         make(kind).lookup(torch.tensor([[0, code]]))
+    with pytest.raises(IndexError):
+        make(kind).unchecked_lookup(torch.tensor([[0, code]]))
 
 
 # --- gradients and losses -----------------------------------------------------------------------------------------
@@ -379,7 +382,7 @@ def test_a_constant_batch_does_not_start_the_codebook(kind, constant, kmeans):
     out = quantizer(x)
     assert not quantizer.state_dict()["initialised"]
     assert torch.equal(quantizer.codebook(), codebook)
-    assert torch.equal(out.codes, quantizer.encode(x))
+    assert torch.equal(out.codes, quantizer.unchecked_encode(x))
     if constant == 1.5:  # it is quantized and trained on like any other batch
         reference = copy.deepcopy(quantizer)
         reference._state.initted.fill_(True)

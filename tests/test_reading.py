@@ -1,15 +1,22 @@
 """Files of strangers: text that means one thing, in bounded time; nothing but plain files is opened."""
 
+import errno
+import io
 import json
 import os
+import re
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
 
+from vqstack.checkpoint import digest, told_apart
 from vqstack.config import RunConfig, read_yaml, to_yaml
 from vqstack.errors import InputError
-from vqstack.reading import MAX_YAML, read_json, read_yaml_values
+from vqstack.pretrained import read_header
+from vqstack.reading import MAX_YAML, read_bytes, read_json, read_yaml_values
 
 
 def written(folder, text):
@@ -124,3 +131,19 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     for path in (tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(InputError, match=r"is a (pipe|device), no file"):
             read_yaml(type(tmp_path)(path), RunConfig)
+
+
+class Failing(io.BytesIO):
+    def read(self, *_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("read", [digest, partial(read_json, limit=99), partial(read_bytes, limit=99), read_header])
+def test_a_read_that_fails_names_its_file(tmp_path, monkeypatch, read):
+    """The system names a file that it cannot open, and not one that it could."""
+    (tmp_path / "a").write_text("{}")
+    monkeypatch.setattr(Path, "open", lambda *_: Failing())
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "a"))) as caught:
+        read(tmp_path / "a")
+    found = told_apart(caught.value)
+    assert found.exit_code == 2 and str(tmp_path / "a") in str(found)

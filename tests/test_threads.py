@@ -1,9 +1,13 @@
 """The number of threads that a phase trains with is measured, unless somebody has named one."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from test_images import random_pixels, write_parquet
 
-from vqstack.fit import threads
+from vqstack import threads
+from vqstack.images import ImageSettings, load_splits
 
 
 @pytest.fixture(autouse=True)
@@ -11,6 +15,29 @@ def as_before():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for local, processes, share in ((None, 2, 4), ("2", 4, 4), ("1", 4, 8), ("16", 16, 1), ("2", 2, 4)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local) if local else monkeypatch.delenv(
+            "LOCAL_WORLD_SIZE", raising=False
+        )
+        assert threads.cores(threads.beside(processes)) == share
+
+
+def test_images_are_decoded_by_as_many_threads_as_there_are_cores_to_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    asked = []
+
+    def pool(number):
+        asked.append(number)
+        return ThreadPoolExecutor(number)
+
+    monkeypatch.setattr("vqstack.images.splits.ThreadPoolExecutor", pool)
+    write_parquet(tmp_path / "a.parquet", random_pixels(8))
+    load_splits(ImageSettings(source="parquet", files={"test": str(tmp_path / "a.parquet")}), ["test"])
+    assert asked == [1]
 
 
 @pytest.mark.parametrize(("one", "many", "chosen"), [(0.03, 0.01, 4), (0.01, 0.03, 1), (0.02, 0.02, 1)])

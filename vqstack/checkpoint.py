@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.errors import CommandError, InputError, WriteError
-from vqstack.reading import plain_file
+from vqstack.reading import opened, plain_file
 from vqstack.terminal import warn
 
 Result = TypeVar("Result")
@@ -131,7 +131,7 @@ def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     sha256 = hashlib.sha256()
-    with plain_file(path).open("rb") as file:
+    with opened(path) as file:
         while block := file.read(2**20):
             sha256.update(block)
     return sha256.hexdigest()

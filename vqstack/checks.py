@@ -20,8 +20,9 @@ def check_map(
     device: torch.device | None,
     dtype: torch.dtype = torch.int64,
     num: int | None = None,
+    least: int = 0,
 ) -> None:
-    """InputError unless ``values`` is a tensor [images, \\*shape] of whole numbers 0 … size-1.
+    """InputError unless ``values`` is a tensor [images, \\*shape] of whole numbers least … size-1.
 
     Args:
         values: what was given.
@@ -31,13 +32,14 @@ def check_map(
         device: where the model is; none: anywhere, it will be moved.
         dtype: of the values.
         num: number of images; none: any.
+        least: the smallest value.
     """
     wanted = f"{str(dtype).removeprefix('torch.')} (images{''.join(f', {n}' for n in shape)}{',' * (not shape)})"
     if not isinstance(values, Tensor):
         raise InputError(f"{what}: {type(values).__name__} where a tensor belongs: give {wanted}")
     if values.dtype != dtype:
         raise InputError(
-            f"{what} are {str(values.dtype).removeprefix('torch.')}: give {wanted} with values 0 … {size - 1}"
+            f"{what} are {str(values.dtype).removeprefix('torch.')}: give {wanted} with values {least} … {size - 1}"
         )
     if values.ndim != len(shape) + 1 or tuple(values.shape[1:]) != shape:
         raise InputError(f"{what} have shape {tuple(values.shape)}: they must be {wanted}")
@@ -47,8 +49,24 @@ def check_map(
         raise InputError(f"{what} are on {values.device}, the model is on {device}: move one of them with .to()")
     if size <= torch.iinfo(dtype).max and values.numel():
         for extreme in torch.stack(values.aminmax()).tolist():
-            if not 0 <= extreme < size:
-                raise InputError(f"{what}: {extreme} lies outside 0 … {size - 1}: give those of this model")
+            if not least <= extreme < size:
+                raise InputError(f"{what}: {extreme} lies outside {least} … {size - 1}: give those of this model")
+
+
+def check_floats(values: Any, what: str, shape: tuple[int | None, ...], device: torch.device | None) -> None:
+    """InputError unless ``values`` is a tensor of floats of this shape, on ``device`` (none: anywhere).
+
+    Axes that are None may have any size.
+    """
+    wanted = f"floats ({', '.join('any' if n is None else str(n) for n in shape)})"
+    if not isinstance(values, Tensor):
+        raise InputError(f"{what}: {type(values).__name__} where a tensor belongs: give {wanted}")
+    fits = all(n is None or n == m for n, m in zip(shape, values.shape, strict=False))
+    if not values.is_floating_point() or values.ndim != len(shape) or not fits:
+        found = f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
+        raise InputError(f"{what}: {found} where {wanted} belong")
+    if device is not None and values.device != device:
+        raise InputError(f"{what}: on {values.device}, the model is on {device}: move one of them with .to()")
 
 
 def check_number(value: Any, what: str, least: int, most: int) -> int:

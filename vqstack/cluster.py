@@ -97,7 +97,7 @@ class ClusterLevel(Level):
 
     def quantize(self, below: AnyCodes) -> Quantized:
         codes = self.code(below)
-        vectors = self.quantizer.lookup(codes)
+        vectors = self.quantizer.unchecked_lookup(codes)
         return Quantized(vectors, codes, vectors.new_zeros(()))
 
     @torch.no_grad()

@@ -85,9 +85,9 @@ class JointDecoders(nn.Module):
         objectives = []
         for level, codes in zip(self.stack.levels, self.stack.encode(pixels), strict=True):
             with torch.no_grad():
-                vectors = level.quantizer.lookup(codes)
+                vectors = level.quantizer.unchecked_lookup(codes)
             distribution = level.given(vectors, codes)
-            nats = -distribution.log_prob(below).mean()
+            nats = -distribution.unchecked_log_prob(below).mean()
             objectives.append(Objective(nats / distribution.sites, {"nats": nats.detach()}))
             below = codes
         return _sum(objectives)

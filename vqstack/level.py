@@ -163,7 +163,7 @@ class Level(nn.Module, ABC):
 
     def objective(self, below: Pixels | AnyCodes, quantized: Quantized, distribution: Distribution) -> Objective:
         """See :meth:`forward`; ``distribution`` is what the decoder makes of the quantized vectors."""
-        nats = -distribution.log_prob(below).mean()
+        nats = -distribution.unchecked_log_prob(below).mean()
         return Objective(
             nats / distribution.sites + quantized.loss,
             {"nats": nats.detach(), "quantizer": quantized.loss.detach()},
@@ -183,7 +183,7 @@ class Level(nn.Module, ABC):
     def decode(self, codes: Codes) -> Distribution:
         """``P_dec_l(. | z_l)``, a distribution over the map below. InputError where these are no codes of the level."""
         self.upper.check(codes, device=self.device)
-        return self.given(self.quantizer.lookup(codes), codes)
+        return self.given(self.quantizer.unchecked_lookup(codes), codes)
 
     @property
     def device(self) -> torch.device:
@@ -234,7 +234,7 @@ class EncodingLevel(Level):
 
     @torch.no_grad()
     def code(self, below: Pixels | AnyCodes) -> Codes:
-        return self.quantizer.encode(self.encoder(self.features(below)))
+        return self.quantizer.unchecked_encode(self.encoder(self.features(below)))
 
 
 class PixelLevel(EncodingLevel):

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqstack.checkpoint import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
-from vqstack.reading import plain_file, read_json, reading
+from vqstack.reading import opened, plain_file, read_json, reading
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
 MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
@@ -61,12 +61,12 @@ Described = dict[str, tuple[str, tuple[int, ...]]]  # of each tensor its type an
 
 def read_header(path: Path) -> Described:
     """What a safetensors file says it holds. ValueError if the header is damaged or does not cover the file."""
-    with plain_file(path).open("rb") as file:
+    with opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER, path.stat().st_size - 8):
         raise ValueError("its header is longer than the file, or than any that a model needs")
-    with safe_open(path, "pt") as opened:
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # no mapping
+    with safe_open(path, "pt") as tensors:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # no mapping
         return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
 
 
@@ -222,7 +222,7 @@ def _rebuilt(
 
 def _read_card(path: Path) -> str:
     """The text of a model card without the front matter, which is written anew."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         text = file.read(MAX_CONFIG).decode("utf-8", "replace")
     return re.sub(r"\A---\n.*?\n---\n+", "", text, count=1, flags=re.DOTALL)
 

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 
@@ -49,9 +49,20 @@ def plain_file(path: Named) -> Named:
     return path
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A plain file to be read; errors of the system name it, also where a read fails that had opened it (EIO)."""
+    try:
+        with plain_file(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a plain file. ValueError if it is longer than ``limit`` bytes."""
-    with plain_file(path).open("rb") as file:
+    with opened(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"longer than {limit} bytes")

@@ -10,7 +10,9 @@ from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.pretrained import without_memory
 from vqstack.window import WindowDecoder
 
-PROCESS = 400 * 2**20  # bytes of a process that has loaded the libraries and trains next to nothing, on the CPU
+PROCESS = 415 * 2**20  # bytes of a process that has loaded the libraries and trains next to nothing, on the CPU
+READERS = {"digits": 115 * 2**20, "array": 0}  # bytes of what reads images that are in no cache: scikit-learn, nothing
+OTHER_READERS = 55 * 2**20  # datasets
 TENSORS = 10**5  # more than any model that could be trained has
 
 
@@ -90,8 +92,9 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
     total = sum(p.numel() for p in model.parameters())
     peak = max(peak, 4 * total + 4 * scored * config.encode_batch)
     lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")
+    process = PROCESS + READERS.get(config.data.source, OTHER_READERS)
     lines.append(
-        f"memory   about {(PROCESS + peak) / 2**20:,.0f} MiB a process for the libraries, and for weights, gradients, "
+        f"memory   about {(process + peak) / 2**20:,.0f} MiB a process for the libraries, and for weights, gradients, "
         "AdamW, averages and activations of the largest phase, or of a batch that is encoded or scored, and "
         f"{channels * rows * columns / 2**20 * 1000:,.2f} MiB for each 1,000 images"
     )

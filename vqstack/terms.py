@@ -75,13 +75,13 @@ class DecoderTerm(Term):
         self, given: Values, num: int, *, known: Known | None = None, guidance: float = 1.0
     ) -> Distribution:
         codes = given[self.level.upper.name]
-        decoded = self.level.given(self.level.quantizer.lookup(codes), codes)
+        decoded = self.level.given(self.level.quantizer.unchecked_lookup(codes), codes)
         return decoded if known is None else Clamped(decoded, known)
 
 
 def code_lengths(terms: Sequence[Term], values: Values, num: int) -> dict[str, Nats]:
     """``-ln P(target | given)`` of each image by row, nats; the sum over rows is that of the product."""
-    return {term.row: -term.distribution(values, num).log_prob(values[term.target.name]) for term in terms}
+    return {term.row: -term.distribution(values, num).unchecked_log_prob(values[term.target.name]) for term in terms}
 
 
 def descend(

@@ -200,8 +200,8 @@ class Windowed(Distribution):
         known = rearrange(self.read(values), "b (h w) c -> b c h w", h=self.network.map_shape[0])
         return limited(self.network(known, self.features), self.support)
 
-    def log_prob(self, x: AnyCodes | Pixels) -> Nats:
-        return self.network.head(self.parameters(by_site(x, self.network.head.channels))).log_prob(x)
+    def unchecked_log_prob(self, x: AnyCodes | Pixels) -> Nats:
+        return self.network.head(self.parameters(by_site(x, self.network.head.channels))).unchecked_log_prob(x)
 
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:

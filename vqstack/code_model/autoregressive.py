@@ -157,8 +157,10 @@ class AutoregressiveCodeModel(CodeModel):
             inputs = inputs + self.window.of_few(lambda near: self.embed(values[:, near]), sites)
         return self.backbone(inputs, cache=cache, cache_age=inputs.shape[1], return_hiddens=True)
 
-    def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
-        return self._over_map(self._site_parameters(self.by_site(values), labels, parent)).log_prob(values)
+    def unchecked_log_prob(
+        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None
+    ) -> Nats:
+        return self._over_map(self._site_parameters(self.by_site(values), labels, parent)).unchecked_log_prob(values)
 
     def _over_map(self, parameters: Float[Tensor, "b N P"]) -> Distribution:
         rows, columns = self.map_shape
@@ -172,7 +174,7 @@ class AutoregressiveCodeModel(CodeModel):
     def score(self, parameters: Float[Tensor, "b N P"], values: AnyCodes | Pixels) -> tuple[Tensor, Nats]:
         """Of parameters of every site the loss, nats per image averaged over the batch, and -ln P of each image."""
         if self.soft_codebook is None or not self.training:
-            nats = -self._over_map(parameters).log_prob(values)
+            nats = -self._over_map(parameters).unchecked_log_prob(values)
             return nats.mean(), nats
         flat, parameters = self.by_site(values).flatten(0, 1), parameters.flatten(0, 1)
         nats = self.site_nats(parameters.detach(), flat).view(len(values), -1).sum(1)

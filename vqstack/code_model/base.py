@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vqstack.checks import check_map, check_number
 from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
@@ -153,9 +154,27 @@ class CodeModel(nn.Module, ABC):
     @abstractmethod
     def _backbone(self, **settings: Any) -> nn.Module: ...
 
-    @abstractmethod
     def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
-        """ln P(values | label, parent) of each image under the schedule, nats; exact."""
+        """ln P(values | label, parent) of each image under the schedule, nats; exact. InputError if they do not fit."""
+        self.check(values, labels)
+        return self.unchecked_log_prob(values, labels, parent)
+
+    def check(self, values: AnyCodes | Pixels, labels: Labels | None) -> None:
+        """InputError unless these are maps of the model, and labels of as many images."""
+        codes = isinstance(self.head, CodeHead)
+        shape, dtype = ((), torch.int64) if codes else ((self.head.channels,), torch.uint8)
+        check_map(values, "values", (*shape, *self.map_shape), self.size, self.position.device, dtype)
+        self._check_labels(labels, len(values))
+
+    def _check_labels(self, labels: Labels | None, num: int) -> None:
+        if labels is not None and self.classes:
+            check_map(labels, "labels", (), self.classes, self.position.device, num=num, least=NO_LABEL)
+
+    @abstractmethod
+    def unchecked_log_prob(
+        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None
+    ) -> Nats:
+        """:meth:`log_prob` of values and labels that are known to fit."""
 
     @abstractmethod
     def _distribution(
@@ -194,6 +213,7 @@ class CodeModel(nn.Module, ABC):
                 from the start.
             guidance: scale of classifier-free guidance, see :class:`~vqstack.likelihood.Guided`.
         """
+        self._check_labels(labels, check_number(batch, "batch", 0, 2**48))
         distribution = self._distribution(batch, labels, device, parent, known)
         if guidance != 1.0 and self.classes and labels is not None:
             without = self._distribution(batch, torch.full_like(labels, NO_LABEL), device, parent, known)
@@ -266,7 +286,7 @@ class CodeModel(nn.Module, ABC):
     def site_nats(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:
         """-ln P of single sites."""
         distribution = self.head(parameters[..., None, None])
-        return -distribution.log_prob(values.view(-1, *distribution.shape).to(distribution.dtype))
+        return -distribution.unchecked_log_prob(values.view(-1, *distribution.shape).to(distribution.dtype))
 
     def site_loss(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:
         """What training minimises at single sites: the cross-entropy to soft targets, or :meth:`site_nats`.
@@ -305,8 +325,8 @@ class CodeModelDistribution(Distribution, Generic[Model]):
         self.batch, self.device = batch, device
         self.shape, self.size, self.dtype = of_one_image.shape, of_one_image.size, of_one_image.dtype
 
-    def log_prob(self, x: AnyCodes | Pixels) -> Nats:
-        return self.model.log_prob(x, self.labels, self.parent)
+    def unchecked_log_prob(self, x: AnyCodes | Pixels) -> Nats:
+        return self.model.unchecked_log_prob(x, self.labels, self.parent)
 
 
 def by_raster(parent: Parent | None, values: Int64[Tensor, "b N c"]) -> Float[Tensor, "b N P"] | None:

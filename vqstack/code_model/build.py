@@ -47,5 +47,5 @@ def parent_of(level: Level, codes: Codes, share: torch.Tensor | None = None) -> 
         share: of replaced codes in each image, [b]; none: they are all genuine.
     """
     with torch.autocast(codes.device.type, enabled=False):
-        base, features = level.base_and_context(level.quantizer.lookup(codes), codes)
+        base, features = level.base_and_context(level.quantizer.unchecked_lookup(codes), codes)
     return Parent(base, features, features.new_zeros(len(codes)) if share is None else share.to(features))

@@ -54,7 +54,9 @@ class MaskedCodeModel(CodeModel):
             inputs = inputs + self.window(embedded, torch.arange(self.sites, device=known.device), known)
         return self.backbone(inputs + self.context(parent) + self.label_features(len(values), labels))
 
-    def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
+    def unchecked_log_prob(
+        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None
+    ) -> Nats:
         """ln P under the schedule, exact in K passes."""
         flat = self.by_site(values)
         base = by_raster(parent, flat)
@@ -173,6 +175,7 @@ class Masked(CodeModelDistribution[MaskedCodeModel]):
         As many sites are kept in pass k as group k of the schedule has. Which ones depends on what was drawn, so these
         samples do not follow the distribution that ``log_prob`` scores.
         """
+        self.check_noise(noise)
         model, base = self.model, by_raster(self.parent, self.values)
         channels = model.head.channels
         noise = noise.to(self.device, finest(self.device))

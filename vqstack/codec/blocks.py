@@ -236,7 +236,9 @@ class BlockCodec:
             torch.arange(classes).repeat(len(top)).split(BATCH),
             strict=True,
         )
-        prior = torch.cat([self.model.prior.log_prob(maps, labels) for maps, labels in pairs]).view(len(top), classes)
+        prior = torch.cat([self.model.prior.unchecked_log_prob(maps, labels) for maps, labels in pairs]).view(
+            len(top), classes
+        )
         return (prior + self.model.label_probs.log()).argmax(1)
 
     def _ledger(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None, batch: int) -> Ledger:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from vqstack.codec.blocks import Block, batch_of
 from vqstack.codec.pictures import MAX_PIXELS, Entry, Mode, safe_stem, tile_count
 from vqstack.errors import InputError
-from vqstack.reading import plain_file
+from vqstack.reading import opened, plain_file
 
 MAGIC, VERSION, SUFFIX = b"vqs", 1, ".vqs"
 BLOCK = 256
@@ -110,7 +110,7 @@ class Container:
     def read(self, place: Place, sections: int) -> list[tuple[bytes, int]]:
         """The first ``sections`` sections of a block and their checks, as many as are there whole."""
         found, at = [], place.offset
-        with self.open() as file:
+        with opened(self.path) if self.content is None else BytesIO(self.content) as file:
             for length in place.lengths[:sections]:
                 if at + length + CHECK > self.size:  # before memory is asked for
                     break

@@ -15,10 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqstack import signals
+from vqstack import signals, threads
 from vqstack.checkpoint import Checkpoint, Checkpoints, append, make_folder, on_main, write_atomically
 from vqstack.errors import DivergedError, InputError, Stopped
-from vqstack.fit import threads
 from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.guard import REPORTS, Guard, poisoned
 from vqstack.fit.optimisation import Average, learning_rate, load_optimizer, networks, optimizer_for
@@ -27,7 +26,7 @@ from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.pretrained import check_numbers
-from vqstack.reading import plain_file
+from vqstack.reading import opened
 from vqstack.shapes import Objective
 from vqstack.terminal import Progress, lines, warn
 
@@ -326,11 +325,16 @@ class Fit:
         accelerator, note = self.accelerator, self.checkpoints.folder / "threads"
         if accelerator.device.type != "cpu" or self.step:
             return
-        most = threads.cores(accelerator.num_processes)
-        free = accelerator.num_processes == 1 and not self.compiled and most > 1 and not threads.asked_for()
+        most, asked = threads.cores(threads.beside(accelerator.num_processes)), threads.asked_for()
+        if not asked and accelerator.num_processes > 1:  # all of them on all cores would wait for each other
+            torch.set_num_threads(min(most, torch.get_num_threads()))
+        free = accelerator.num_processes == 1 and not self.compiled and most > 1 and not asked
 
         def noted() -> int:
-            text = plain_file(note).read_text(encoding="utf-8", errors="replace") if note.exists() else ""
+            text = ""
+            if note.exists():
+                with opened(note) as file:
+                    text = file.read(100).decode(errors="replace")
             if not re.fullmatch("[1-9][0-9]{0,3}\n", text):
                 number = self._quickest(most) if free else torch.get_num_threads()
                 text = f"{number}\n"
@@ -379,7 +383,8 @@ class Fit:
         """Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row."""
         for path in (self.folder / "metrics.jsonl", self.folder / "bad-steps.jsonl"):
             if path.exists():
-                rows = [row for row in plain_file(path).read_bytes().splitlines(keepends=True) if row.endswith(b"\n")]
+                with opened(path) as file:
+                    rows = [row for row in file.read().splitlines(keepends=True) if row.endswith(b"\n")]
                 steps = list(map(_step_of, rows))
                 kept = b"".join(row for row, step in zip(rows, steps, strict=True) if step <= self.step)
                 write_atomically(path, partial(Path.write_bytes, data=kept))

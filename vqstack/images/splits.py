@@ -1,7 +1,6 @@
 """The splits of a data set as tensors: decoded once into the cache, memory-mapped from there."""
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
 from vqstack.images.views import center
 from vqstack.shapes import Labels, Pixels
 from vqstack.terminal import Progress
+from vqstack.threads import cores
 
 logger = logging.getLogger(__name__)
 NAMED = 5  # images that could not be read which are named
@@ -187,7 +187,7 @@ def _write(
     labels: list[int] | None = []
     failed: list[str] = []
     progress = Progress(total=total, desc="reading images", unit="img", disable=None, leave=False)
-    with Writer(folder) as writer, ThreadPoolExecutor(os.cpu_count()) as pool, progress:
+    with Writer(folder) as writer, ThreadPoolExecutor(cores()) as pool, progress:
         for batch in batches:
             images = decode_all(batch.records, batch.names, settings, writer.shape[1:] or settings.kept, pool)
             failed += [image for image in images if isinstance(image, str)]

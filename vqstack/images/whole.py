@@ -6,7 +6,6 @@ few numbers per image, and what comes out is what the same files give without st
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from vqstack.images.settings import SPLITS, ImageSettings
 from vqstack.images.splits import Part, check_classes, described, image_name, skipped
 from vqstack.images.views import center
 from vqstack.terminal import Progress
+from vqstack.threads import cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
     rows = iter(
         Progress(_rows(stream, settings), desc=f"looking through {stream.where}", unit="img", disable=None, leave=False)
     )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         while chunk := list(islice(rows, FETCH)):
             numbers, records = [number for number, _ in chunk], [row[stream.image_column] for _, row in chunk]
             names = [image_name(stream.where, *pair) for pair in zip(numbers, records, strict=True)]
@@ -156,7 +156,7 @@ class WholeSplit:
         records = list(self._records(wanted))
         names = [image_name(self.stream.where, *pair) for pair in zip(wanted, records, strict=True)]
         _, height, width = self.source["shape"]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             images = decode_all(records, names, self.settings, self.settings.kept or (height, width), pool)
         for problem in (image for image in images if isinstance(image, str)):
             raise InputError(f"{problem}; it could be read before")

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from vqstack.checks import check_floats, check_map
+from vqstack.errors import InputError
 from vqstack.likelihood.drawing import Draw
 from vqstack.likelihood.factors import Factor
 from vqstack.shapes import Nats, Noise, finest
@@ -46,9 +48,14 @@ class Distribution(ABC):
         """N, number of sites."""
         return int(np.prod(self.shape))
 
-    @abstractmethod
     def log_prob(self, x: Tensor) -> Nats:
-        """ln P(x) of each image, nats; ``x`` is [b, \\*shape]."""
+        """ln P(x) of each image, nats; ``x`` is [b, \\*shape]. InputError where it is no map of these images."""
+        check_map(x, "values", self.shape, self.size, self.device, self.dtype, self.batch)
+        return self.unchecked_log_prob(x)
+
+    @abstractmethod
+    def unchecked_log_prob(self, x: Tensor) -> Nats:
+        """:meth:`log_prob` of a map that is known to fit, as in training."""
 
     @abstractmethod
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
@@ -56,7 +63,14 @@ class Distribution(ABC):
 
     def sample(self, noise: Noise, draw: Draw = Draw()) -> Tensor:
         """One map per image by the inverse CDF of each factor at ``noise`` [b, N] (see :func:`noise`)."""
+        self.check_noise(noise)
         return self._walk(noise.to(self.device, finest(self.device)), draw)
+
+    def check_noise(self, noise: Noise) -> None:
+        """InputError unless these are numbers from 0 to below 1, one for each site of each image."""
+        check_floats(noise, "noise", (self.batch, self.sites), None)
+        if noise.numel() and not (noise.min() >= 0 and noise.max() < 1):
+            raise InputError("noise: not all numbers lie in [0, 1): take vqstack.likelihood.noise")
 
     def mode(self) -> Tensor:
         """The most likely map where sites are independent; otherwise the most likely value of each factor in turn."""

@@ -25,7 +25,7 @@ class Categorical(Distribution):
         self.batch, *shape, self.size = logits.shape
         self.shape, self.dtype, self.device = tuple(shape), dtype, logits.device
 
-    def log_prob(self, x: Tensor) -> Nats:
+    def unchecked_log_prob(self, x: Tensor) -> Nats:
         loss = F.cross_entropy(self.logits.flatten(0, -2), x.flatten().long(), reduction="none")
         return -loss.view(self.batch, -1).sum(1)
 
@@ -46,7 +46,7 @@ class Frequencies(Distribution):
         self.batch, *shape, self.size = probs.shape
         self.shape, self.dtype, self.device = tuple(shape), torch.int64, probs.device
 
-    def log_prob(self, x: Tensor) -> Nats:
+    def unchecked_log_prob(self, x: Tensor) -> Nats:
         return self.probs.gather(-1, x[..., None]).log().flatten(1).sum(1)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
@@ -66,7 +66,7 @@ class Bernoulli(Distribution):
         self.batch, *shape = logits.shape
         self.shape, self.size, self.dtype, self.device = tuple(shape), 2, torch.uint8, logits.device
 
-    def log_prob(self, x: Tensor) -> Nats:
+    def unchecked_log_prob(self, x: Tensor) -> Nats:
         return F.logsigmoid(torch.where(x > 0, self.logits, -self.logits)).flatten(1).sum(1)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:

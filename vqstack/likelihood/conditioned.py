@@ -30,7 +30,7 @@ class Guided(Distribution):
         self.batch, self.shape, self.size = given.batch, given.shape, given.size
         self.dtype, self.device = given.dtype, given.device
 
-    def log_prob(self, x: Tensor) -> Nats:
+    def unchecked_log_prob(self, x: Tensor) -> Nats:
         return walked_log_prob(self, x)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
@@ -62,7 +62,7 @@ class Clamped(Distribution):
         self.values = known.values.to(self.device).long().flatten(1)
         self.given = known.given.to(self.device).flatten(1)
 
-    def log_prob(self, x: Tensor) -> Nats:
+    def unchecked_log_prob(self, x: Tensor) -> Nats:
         return walked_log_prob(self, x)
 
     def sample(self, noise: Noise, draw: Draw = Draw()) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from vqstack import threads
 from vqstack.checkpoint import make_folder, on_main, write_atomically
 from vqstack.codes import quoted
 from vqstack.config import RunConfig
@@ -25,7 +26,6 @@ from vqstack.fit import (
     any_algorithms,
     deterministic_algorithms,
     load_outcome,
-    threads,
     write_outcome,
 )
 from vqstack.images import grid, identity, load_splits

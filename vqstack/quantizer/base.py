@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vqstack.checks import check_floats, check_map
+from vqstack.errors import InputError
 from vqstack.quantizer.settings import QuantizerSettings
 from vqstack.shapes import Codes, Vectors
 
@@ -74,13 +77,24 @@ class Codebook(nn.Module, ABC):
         self.dim = settings.dim
 
     def lookup(self, codes: Codes) -> Vectors:
-        """The vectors of codes, laid out as a map. A code outside 0 … K-1 is an error (it never wraps around)."""
+        """The vectors of codes, laid out as a map. InputError where there are no such codes."""
+        shape = tuple(getattr(codes, "shape", ()))[1:]
+        check_map(codes, "codes", shape, self.size, self.device)
+        return self.unchecked_lookup(codes)
+
+    def unchecked_lookup(self, codes: Codes) -> Vectors:
+        """:meth:`lookup` of codes that are known to fit. One outside 0 … K-1 never wraps around."""
         with torch.autocast(codes.device.type, enabled=False):
             vectors = self._lookup(codes.flatten(1))
         return rearrange(vectors, "b n d -> b d n").reshape(len(codes), self.dim, *codes.shape[1:])
 
     def _lookup(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         return F.embedding(codes, self.codebook())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codebook lives."""
+        return next(chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
     def codebook(self) -> Float[Tensor, "K d"]:
@@ -117,7 +131,16 @@ class Quantizer(Codebook):
 
     @torch.no_grad()
     def encode(self, vectors: Vectors) -> Codes:
-        """The code of each site. Changes nothing, in training mode either."""
+        """The code of each site. Changes nothing, in training mode either. InputError where these are no vectors."""
+        axes = max(2, getattr(vectors, "ndim", 0))
+        check_floats(vectors, "vectors", (None, self.dim, *[None] * (axes - 2)), self.device)
+        if not vectors.isfinite().all():
+            raise InputError("vectors: not all numbers are finite: the nearest code is that of none")
+        return self.unchecked_encode(vectors)
+
+    @torch.no_grad()
+    def unchecked_encode(self, vectors: Vectors) -> Codes:
+        """:meth:`encode` of vectors that are known to fit."""
         shape = vectors.shape
         with torch.autocast(vectors.device.type, enabled=False):
             codes = self._encode(rearrange(vectors.float(), "b d ... -> b (...) d"))

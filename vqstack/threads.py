@@ -1,4 +1,4 @@
-"""How many threads a phase trains with on the CPU: as many as a few steps show to be quicker.
+"""How many threads train on the CPU: as many as a few steps of a phase show to be quicker; and cores to be shared.
 
 The tensors of small models keep no two threads busy, and threads that wait spin: beside other programs they cost more
 than they give. ``accelerate launch`` gives each process one thread where ``OMP_NUM_THREADS`` is not set, so that 1 is
@@ -25,10 +25,16 @@ def asked_for() -> bool:
     return value is not None and not (value == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ)
 
 
-def cores(processes: int) -> int:
-    """Cores for each of the processes of a launch."""
+def cores(processes: int = 1) -> int:
+    """Cores that this process may use, or the share of each of several processes of a machine."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, found // processes)
+
+
+def beside(processes: int) -> int:
+    """Of those of a launch, the processes on this machine, as its launcher counts them; else all of them."""
+    value = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(processes, int(value)) if value.isdecimal() and int(value) else processes
 
 
 def quickest(work: Callable[[], object], most: int, repeats: int = 3) -> int:
