@@ -1,6 +1,7 @@
-"""What several tests share: a refusal in one line, the files of a folder, a program as a module."""
+"""What several tests share: a refusal in one line, the files of a folder, finished phases, a program as a module."""
 
 import importlib.util
+import json
 import sys
 from functools import cache
 
@@ -21,6 +22,11 @@ def refused(call, *words):
 def files_of(folder):
     """Every file below a folder with its content, every folder with none."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def phases_done(run):
+    """What a run says of every finished phase."""
+    return {path.parent.name: json.loads(path.read_text().splitlines()[0]) for path in run.glob("phases/*/DONE")}
 
 
 @cache

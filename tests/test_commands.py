@@ -140,7 +140,7 @@ def test_files_of_a_run(run_folder, recipe):
     for phase in ("level-1", "level-2", "prior"):
         folder = run_folder / "phases" / phase
         assert {p.name for p in folder.iterdir()} == {"DONE", "best.pt", "metrics.jsonl"}
-        done = json.loads((folder / "DONE").read_text())
+        done = json.loads((folder / "DONE").read_text().splitlines()[0])
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in metrics] == [3, 6]
         assert done["steps"] == 6

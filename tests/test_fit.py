@@ -156,6 +156,19 @@ def test_so_does_one_that_was_stopped_before_its_first_checkpoint(tmp_path, caps
     assert "began with 2 threads" in capsys.readouterr().err
 
 
+def test_no_damage_to_what_a_phase_says_goes_unseen(tmp_path):
+    module, done = nn.Linear(1, 1), tmp_path / "DONE"
+    write_outcome(tmp_path, module.state_dict(), {"steps": 3})
+    whole = done.read_bytes()
+    assert load_outcome(tmp_path, module)["steps"] == 3
+    for place in range(len(whole)):
+        done.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError, match="train this phase again"):
+            load_outcome(tmp_path, module)
+    done.write_bytes(whole.splitlines(keepends=True)[0])  # as the first versions wrote it
+    assert load_outcome(tmp_path, module)["steps"] == 3
+
+
 @pytest.mark.parametrize("part", ["module", "optimizer"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e12])
 def test_numbers_that_no_training_leaves_are_refused_whatever_their_checksum(tmp_path, part, value):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import main
+from helpers import main, phases_done
 from PIL import Image
 
 from vqstack.errors import InputError
@@ -52,7 +52,7 @@ def generate(run_folder, out, *arguments):
 
 
 def test_the_phases_and_their_improvement(run_folder):
-    phases = {path.name: json.loads((path / "DONE").read_text()) for path in (run_folder / "phases").iterdir()}
+    phases = phases_done(run_folder)
     assert set(phases) == {"level-1", "level-2", "refiner-1", "refiner-2", "prior"}
     for level in (1, 2):
         assert phases[f"refiner-{level}"]["validation_nats"] < phases[f"level-{level}"]["validation_nats"]

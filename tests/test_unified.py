@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import main
+from helpers import main, phases_done
 from safetensors import safe_open
 from test_model import everything, tiny, total
 from test_refined_run import ROOT
@@ -219,7 +219,7 @@ def train(out, *arguments):
 
 
 def test_a_run(run_folder):
-    done = {path.name: json.loads((path / "DONE").read_text()) for path in (run_folder / "phases").iterdir()}
+    done = phases_done(run_folder)
     assert set(done) == {"level-1", "level-2", "transformer"}
     first = json.loads((run_folder / "phases/transformer/metrics.jsonl").read_text().splitlines()[0])
     assert first["validation/nats"] == pytest.approx(first["validation/prior"] + first["validation/level-2"], rel=1e-5)

@@ -156,9 +156,7 @@ def unfinished_runs(trials: Trials) -> None:
             mine = path.relative_to(run) if path.name == "metrics.jsonl" else None
             return ", ".join(name for name in world.problems(run) if name != str(mine))
 
-        return Case(
-            run, path, lambda: world.train(run)[0], must_refuse if name.endswith((".yaml", "images.json")) else wrong
-        )
+        return Case(run, path, lambda: world.train(run)[0], must_refuse if name.endswith(".yaml") else wrong)
 
     for name in (
         "config.yaml",

@@ -1,4 +1,4 @@
-"""What a phase leaves: its best weights and ``DONE``, which names their checksum; until then checkpoints."""
+"""What a phase leaves: its best weights and ``DONE``, with their checksum and its own; until then checkpoints."""
 
 import json
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqstack.checkpoint import Checkpoints, digest, write_atomically, write_state
+from vqstack.checkpoint import Checkpoints, digest, sealed, unsealed, write_atomically, write_state
 from vqstack.errors import InputError
 from vqstack.pretrained import check_numbers
 from vqstack.reading import plain_file
@@ -19,7 +19,7 @@ BEST, DONE, CHECKPOINTS = "best.pt", "DONE", "checkpoints"
 def write_outcome(folder: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Mark a phase as finished, with what there is to say about it; from then on it is not trained again."""
     write_atomically(folder / BEST, partial(write_state, state=weights))
-    text = json.dumps({**about, "sha256": digest(folder / BEST)}) + "\n"
+    text = sealed(json.dumps({**about, "sha256": digest(folder / BEST)}))
     write_atomically(folder / DONE, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
@@ -61,8 +61,9 @@ def shapes_left(folder: Path) -> dict[str, tuple[int, ...]]:
 def _read(folder: Path, mapped: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What was said about a finished phase, and its weights; ``mapped`` leaves them on the disk until looked at."""
     try:
-        about = json.loads(plain_file(folder / DONE).read_text(encoding="utf-8"))
-        if digest(folder / BEST) != about.get("sha256", digest(folder / BEST)):  # the first version wrote none
+        text = plain_file(folder / DONE).read_text(encoding="utf-8")
+        about = json.loads(text if text.find("\n") == len(text) - 1 else unsealed(text))  # the first were not sealed
+        if digest(folder / BEST) != about.get("sha256", digest(folder / BEST)):  # nor had this
             raise ValueError("it is not what was written")
         return about, torch.load(plain_file(folder / BEST), map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
