@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from test_images import png, random_pixels, write_parquet
 
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, default_cache, image_shape, load_splits, num_classes
-from vqstack.images.cache import key
+from vqstack.images.cache import key, plain_folder
 
 
 @pytest.fixture
@@ -181,3 +183,21 @@ def test_one_rule_says_where_what_serves_all_runs_is_kept(monkeypatch, tmp_path)
     assert default_cache() == tmp_path / "b" / "vqstack"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == tmp_path / "c" / ".cache" / "vqstack"
+
+
+def test_two_processes_link_the_same_folder(cache, tmp_path, monkeypatch):
+    """The second finds the links of the first when it is about to put its own there."""
+    folder = tmp_path / "a[b]"
+    (folder / "c").mkdir(parents=True)
+    (folder / "c" / "1.png").write_bytes(b"x")
+    mkdtemp = tempfile.mkdtemp
+
+    def late(dir):
+        monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+        plain_folder(str(folder))
+        return mkdtemp(dir=dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", late)
+    made = Path(plain_folder(str(folder)))
+    assert (made / "c" / "1.png").read_bytes() == b"x"
+    assert list(made.parent.iterdir()) == [made]

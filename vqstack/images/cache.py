@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,14 @@ def plain_folder(folder: str) -> str:
             link = aside / os.path.relpath(path, real)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
-        with suppress(FileExistsError):  # another process was quicker
+        for inside, _, _ in os.walk(aside):
+            sync(Path(inside))
+        try:
             aside.rename(made)
+        except OSError:
+            shutil.rmtree(aside)
+            if not made.exists():  # no other process was quicker
+                raise
     return str(made)
 
 
