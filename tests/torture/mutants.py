@@ -233,12 +233,12 @@ def fuzz(
     """``count`` mutants of ``whole``, each loaded in a child of its own."""
     outcomes: Counter[str] = Counter()
     failures, largest, slowest = list[str](), 0.0, 0.0
-    size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file()) / 2**20
     for seed in range(count):
         place = folder / "mutant"
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(whole, place)
         own = mutate(place, random.Random(seed))
+        size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 2**20
         end = Child(lambda place=place: load(place), folder).end(LIMIT)
         largest, slowest = max(largest, end.mebibytes), max(slowest, end.seconds)
         fine = {REFUSED: "refused", EQUAL: "equal"} | ({OTHER: "sealed anew"} if own else {})
