@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import stat
+from io import BytesIO
 
 import pytest
 from helpers import files_of, refused
@@ -11,7 +12,7 @@ from torture.disk import Disk, differing
 from torture.disk import output as out
 
 from vqstack.checkpoint import LOCK, Lock
-from vqstack.errors import WriteError
+from vqstack.errors import InputError, WriteError
 from vqstack.output import UNFINISHED, Output, check_folder, unfinished
 
 
@@ -179,3 +180,17 @@ def test_a_power_cut_is_seen_by_what_is_not_forced_to_the_disk(tmp_path, monkeyp
     wrong += [name for tree in last for name in differing(tree, written)]
     assert len(written) == 12
     assert bool(wrong) == bool(forgotten), wrong
+
+
+def test_a_stream_becomes_a_file_as_bytes_do(tmp_path):
+    """What its reader gives is on the disk, recorded by checksum, and a rerun knows it as its own."""
+    content, output = bytes(range(256)) * 9_000, Output(tmp_path / "out", "generate")
+    output.write("one", content)
+    output.write("two", BytesIO(content))
+    output._settle()
+    output.lock.release()
+    assert (tmp_path / "out/one").read_bytes() == (tmp_path / "out/two").read_bytes() == content
+    check_folder(tmp_path / "out", "generate")
+    (tmp_path / "out/two").write_bytes(content[:-1])
+    with pytest.raises(InputError, match="two: lies in unfinished output"):
+        check_folder(tmp_path / "out", "generate")

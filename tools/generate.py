@@ -6,9 +6,9 @@ Draws from the prior down to pixels, makes variations of given images, or decode
 import json
 from collections.abc import Iterator
 from functools import partial
-from io import BytesIO
 from itertools import chain, cycle, islice, repeat
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 import tyro
@@ -216,7 +216,9 @@ def main(arguments: list[str]) -> None:
     available, start = starting_codes(command, model) or (16, None)
     num = command.num or available
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
-    output, rows, shown = Output(command.out, "generate"), BytesIO(), torch.empty(0)
+    output, shown = Output(command.out, "generate"), torch.empty(0)
+    rows = TemporaryFile()  # what is said of each image waits on the disk
+    rows.write(b'{"images": [\n')
     with Progress(total=num, desc="generate", unit="img", disable=None) as progress:
         for first, pixels, labels in generate(command, model, start, num, sampling):
             for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
@@ -231,7 +233,9 @@ def main(arguments: list[str]) -> None:
     output.write("grid.png", saved(partial(sheet.save, format="PNG")))
     settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}
     ending = b'\n],\n"settings": ' + json.dumps(settings, indent=1).encode() + b"\n}\n"
-    output.write("manifest.json", b'{"images": [\n' + rows.getvalue() + ending)
+    rows.write(ending)
+    rows.seek(0)
+    output.write("manifest.json", rows)
     output.finish()
     say(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
 

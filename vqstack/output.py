@@ -7,15 +7,15 @@ the record, their names, and at the end the mark goes. A kill or a power cut the
 finished, or one that says that it is not, and whose files are known by name and checksum.
 """
 
-import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from vqstack.checkpoint import (
     LOCK,
@@ -37,6 +37,13 @@ from vqstack.reading import plain_file
 UNFINISHED = ".vqstack-unfinished"
 TOGETHER = 64  # files that wait for the disk together, in some 0.3 ms each where one alone takes 4
 HELD = 2**24  # bytes of files that wait at most
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Output:
     def __init__(self, folder: Path, command: str, plan: str = "", expected: Sequence[str] = ()) -> None:
         check_folder(folder, command, plan)
         self.folder = folder
-        self._waiting: dict[str, bytes] = {}
+        self._waiting: dict[str, bytes | Readable] = {}
         text = f"{command}\n{plan}\n{json.dumps(list(expected)) if expected else ''}\n"
         try:
             make_folder(folder)
@@ -157,10 +164,14 @@ class Output:
         except (OSError, WriteError) as error:
             raise InputError(f"{folder}: cannot be used as output folder ({error}); name another one") from error
 
-    def write(self, name: str, content: bytes) -> None:
-        """A file of the output; it may appear with later ones. WriteError if it cannot be written."""
+    def write(self, name: str, content: bytes | Readable) -> None:
+        """A file of the output; it may appear with later ones. WriteError if it cannot be written.
+
+        A stream is read to its end, part by part: what it holds need not fit into memory.
+        """
         self._waiting[name] = content
-        if len(self._waiting) >= TOGETHER or sum(map(len, self._waiting.values())) >= HELD:
+        held = sum(len(waiting) for waiting in self._waiting.values() if isinstance(waiting, bytes))
+        if len(self._waiting) >= TOGETHER or held >= HELD:
             self._settle()
 
     def _settle(self) -> None:
@@ -170,9 +181,10 @@ class Output:
         try:
             for number, (name, content) in enumerate(self._waiting.items()):
                 aside = self.folder / f"{UNFINISHED}.{number}"
-                aside.write_bytes(content)
+                with aside.open("wb") as file:
+                    shutil.copyfileobj(BytesIO(content) if isinstance(content, bytes) else content, file)
                 asides[aside] = self.folder / name
-                lines.append(_line(hashlib.sha256(content).hexdigest(), name) + "\n")
+                lines.append(_line(digest(aside), name) + "\n")
             with ThreadPoolExecutor(16) as pool:
                 list(pool.map(sync, asides))
             append(self.folder / UNFINISHED, "".join(lines))
