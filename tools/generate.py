@@ -216,27 +216,26 @@ def main(arguments: list[str]) -> None:
     available, start = starting_codes(command, model) or (16, None)
     num = command.num or available
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
-    output, shown = Output(command.out, "generate"), torch.empty(0)
-    rows = TemporaryFile()  # what is said of each image waits on the disk
-    rows.write(b'{"images": [\n')
-    with Progress(total=num, desc="generate", unit="img", disable=None) as progress:
-        for first, pixels, labels in generate(command, model, start, num, sampling):
-            for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
-                output.write(f"{i:06d}.png", saved(partial(save_png, image, values=model.stack.values)))
-                name = None if label is None else [*model.settings.class_names, *numerals(model.classes)][label]
-                about = {"file": f"{i:06d}.png", "index": i, "seed": command.seed, "label": label, "class": name}
-                rows.write(b",\n" * bool(i) + json.dumps(about).encode())
-            shown = pixels if not first else torch.cat([shown, pixels[: columns * GRID - len(shown)]])
-            progress.update(len(pixels))
-    scale = max(1, 64 // model.stack.shape[1])
-    sheet = grid(shown[: columns * GRID], columns, model.stack.values, scale)
-    output.write("grid.png", saved(partial(sheet.save, format="PNG")))
-    settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}
-    ending = b'\n],\n"settings": ' + json.dumps(settings, indent=1).encode() + b"\n}\n"
-    rows.write(ending)
-    rows.seek(0)
-    output.write("manifest.json", rows)
-    output.finish()
+    output = Output(command.out, "generate")
+    with TemporaryFile() as rows:  # what is said of each image waits on the disk
+        rows.write(b'{"images": [\n')
+        shown = torch.empty(0)
+        with Progress(total=num, desc="generate", unit="img", disable=None) as progress:
+            for first, pixels, labels in generate(command, model, start, num, sampling):
+                for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
+                    output.write(f"{i:06d}.png", saved(partial(save_png, image, values=model.stack.values)))
+                    name = None if label is None else [*model.settings.class_names, *numerals(model.classes)][label]
+                    about = {"file": f"{i:06d}.png", "index": i, "seed": command.seed, "label": label, "class": name}
+                    rows.write(b",\n" * bool(i) + json.dumps(about).encode())
+                shown = pixels if not first else torch.cat([shown, pixels[: columns * GRID - len(shown)]])
+                progress.update(len(pixels))
+        sheet = grid(shown[: columns * GRID], columns, model.stack.values, max(1, 64 // model.stack.shape[1]))
+        output.write("grid.png", saved(partial(sheet.save, format="PNG")))
+        settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}
+        rows.write(b'\n],\n"settings": ' + json.dumps(settings, indent=1).encode() + b"\n}\n")
+        rows.seek(0)
+        output.write("manifest.json", rows)
+        output.finish()
     say(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
 
 
