@@ -6,9 +6,11 @@ import os
 import pickle
 import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from device import after_the_end
 from disk import Disk, Tree, differing, output
 from harness import COMPRESS, DECOMPRESS, ENCODE, EVALUATE, GENERATE, RECIPE, TRAIN, Child, command, write_shards
 
@@ -87,6 +89,17 @@ def decode(shards: Path, cached: Path) -> None:
     load_splits(ImageSettings(source="parquet", files={"train": str(shards / "*.parquet")}, values=17), ["train"])
 
 
+def _into(program: str, home: Path, *arguments: object) -> Callable[[], None]:
+    """A command whose last argument is its output folder."""
+    *others, out = arguments
+    return command(program, home, *others, "--out", out)
+
+
+def _unforced(out: Path) -> None:
+    out.mkdir()
+    (out / "file").write_bytes(bytes(1000))
+
+
 def part(folder: Path, short: bool) -> dict[str, Any]:
     """A power cut at every change of a name, in every command that writes."""
     every = 10 if short else 4
@@ -100,6 +113,7 @@ def part(folder: Path, short: bool) -> dict[str, Any]:
     write_shards(folder / "shards")
     home, count = folder / "train" / "run", 70 if short else 200
     images = ["--split", "test", "--data.limit", count]
+    devices = dict[str, list[str] | None]()
     results = {"training": cut(folder / "train", command(TRAIN, "--config", folder / "tiny.yaml", "--out", home), run)}
     for name, program, *arguments in [
         ("compress", COMPRESS, *images),
@@ -111,8 +125,15 @@ def part(folder: Path, short: bool) -> dict[str, Any]:
         place = folder / name.replace(" ", "")
         action = command(program, home, *arguments, "--out", place / "out")
         results[name] = cut(place, action, output)
+        devices[name] = after_the_end(folder / f"{place.name}.device", partial(_into, program, home, *arguments))
     place, archive = folder / "decompress", folder / "compress" / "out"
     results["decompress"] = cut(place, command(DECOMPRESS, home, archive, "--out", place / "out"), output)
+    device = partial(_into, DECOMPRESS, home, archive)
+    devices["decompress"] = after_the_end(folder / "decompress.device", device)
     results["image cache"] = cut(folder / "cached", lambda: decode(folder / "shards", folder / "cached"), cache)
     failures = [f"{name}: {failure}" for name, result in results.items() for failure in result["failures"]]
-    return {"results": results, "failures": failures}
+    failures += [f"{name}, on ext4: lost {lost}" for name, found in devices.items() for lost in found or ()]
+    if after_the_end(folder / "control.device", lambda out: partial(_unforced, out)) == []:
+        failures.append("on ext4: what nobody forced to the disk was there after the cut, so the cut shows nothing")
+    whole = [name for name, found in devices.items() if found == []]
+    return {"results": results, "on ext4": whole, "failures": failures}
