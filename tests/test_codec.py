@@ -850,3 +850,16 @@ def test_the_report_adds_up(grey, tmp_path):
     assert found["bits_per_dim"] == pytest.approx(found["bytes"] * 8 / 256)
     assert str(report).splitlines()[0].split() == ["row", "ledger", "bytes", "coded", "bytes", "difference"]
     assert isinstance(report, archive.Report)
+
+
+def test_the_label_that_is_chosen_makes_the_file_shortest():
+    """Of all labels, over all rows: a refiner that knows classes has its say, too."""
+    torch.manual_seed(0)
+    model = build((1, 8, 8), 17, 3, refiners=[{"level": 1}])
+    pixels = torch.randint(0, 17, (40, 1, 8, 8), dtype=torch.uint8)
+    with torch.inference_mode():
+        codes = model.encode(pixels)
+        totals = [-model.joint_log_prob(pixels, codes, torch.full((40,), label)) for label in range(3)]
+        chosen = BlockCodec(model)._choose(pixels, codes, None)
+    assert torch.equal(chosen, torch.stack(totals).argmin(0))
+    assert len(chosen.unique()) > 1

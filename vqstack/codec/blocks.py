@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqstack.code_model import CodeModelTerm
 from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, Probe, code
 from vqstack.codec.portable import LEANS, Rounding, in_float64
 from vqstack.codes import fingerprint
@@ -24,7 +25,7 @@ from vqstack.errors import InputError
 from vqstack.ledger import Ledger
 from vqstack.model import HierarchicalModel
 from vqstack.shapes import AnyCodes, Labels, Pixels
-from vqstack.terms import Values
+from vqstack.terms import Values, code_lengths
 from vqstack.variables import Variable
 
 Section = list[Tensor]
@@ -134,7 +135,7 @@ class BlockCodec:
             seed: starts the chain of checks; the decoder must know it.
         """
         codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
-        labels = self._choose(codes[-1], label) if self.model.classes else None
+        labels = self._choose(pixels, codes, label) if self.model.classes else None
         ledger = self._ledger(pixels, codes, labels, batch)
         coded = self._coded(len(pixels), batch, self.model.values(pixels, codes, labels))
         if coded is None:
@@ -224,22 +225,23 @@ class BlockCodec:
                 yield section
                 section = Section()
 
-    def _choose(self, top: AnyCodes, label: int | None) -> Labels:
-        """The label given for all images, or for each the one with the shortest label and prior rows."""
+    def _choose(self, pixels: Pixels, codes: list[AnyCodes], label: int | None) -> Labels:
+        """The label given for all images, or for each the one that makes the rows which read it shortest."""
         if label is not None:
-            labels = torch.full((len(top),), label)
+            labels = torch.full((len(pixels),), label)
             self.model.check_labels(labels)
             return labels
-        classes = self.model.classes
-        pairs = zip(  # every map with every label
-            top.repeat_interleave(classes, 0).split(BATCH),
-            torch.arange(classes).repeat(len(top)).split(BATCH),
-            strict=True,
-        )
-        prior = torch.cat([self.model.prior.unchecked_log_prob(maps, labels) for maps, labels in pairs]).view(
-            len(top), classes
-        )
-        return (prior + self.model.label_probs.log()).argmax(1)
+        reads = [
+            t for t in self.model.terms() if t.row == "label" or (isinstance(t, CodeModelTerm) and t.model.classes)
+        ]
+        values, nats = self.model.stack.named(pixels, codes), list[Tensor]()
+        for first in range(0, len(pixels), BATCH):
+            given = {name: maps[first : first + BATCH] for name, maps in values.items()}
+            count = len(given["pixels"])
+            every = (torch.full((count,), number) for number in range(self.model.classes))
+            rows = [code_lengths(reads, {**given, "label": labels}, count).values() for labels in every]
+            nats.append(torch.stack([torch.stack(list(lengths)).sum(0) for lengths in rows], 1))
+        return torch.cat(nats).argmin(1)
 
     def _ledger(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None, batch: int) -> Ledger:
         ledger = None
