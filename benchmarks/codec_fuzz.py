@@ -30,15 +30,13 @@ from vqstack.codec.archive import check_container, compress, restore
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import open_container
 from vqstack.codec.pictures import Pictures, pictures_of_split
-from vqstack.config import run_command
+from vqstack.commands import decompress
+from vqstack.ending import run_command
 from vqstack.errors import PARTLY, InputError
 from vqstack.images import load_splits, save_png
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-import decompress  # the command itself, which is no package
 
 Damage = Callable[[bytes, bytes, random.Random], bytes]
 

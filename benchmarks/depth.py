@@ -24,7 +24,8 @@ from sharing import changed, train, variant
 from trades import with_groups
 
 from vqstack.code_model import RefinerSettings
-from vqstack.config import RunConfig, parse, read_yaml, run_command
+from vqstack.config import RunConfig, parse, read_yaml
+from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.features import trained_judge
 from vqstack.images import default_cache, grid, load_splits

@@ -27,7 +27,8 @@ from sharing import changed
 from trades import with_groups
 from unified import for_steps, step_seconds, train
 
-from vqstack.config import RunConfig, run_command
+from vqstack.config import RunConfig
+from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.features import trained_judge
 from vqstack.images import default_cache, load_splits

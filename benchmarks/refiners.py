@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqstack.config import run_command
+from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.images import ImageSplit, load_splits
 from vqstack.ledger import BITS

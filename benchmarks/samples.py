@@ -18,7 +18,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from refiners import evaluations, same_data, seconds_in_turn
 
-from vqstack.config import run_command
+from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.features import ImageJudge, trained_judge
 from vqstack.images import ImageSplit, default_cache, grid, load_splits

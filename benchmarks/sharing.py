@@ -16,7 +16,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from pydantic import Field
 
-from vqstack.config import RunConfig, parse, read_yaml, run_command
+from vqstack.config import RunConfig, parse, read_yaml
+from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from refiners import row_bits
 
-from vqstack.config import run_command
+from vqstack.ending import run_command
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run

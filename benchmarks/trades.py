@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from refiners import row_bits, seconds_in_turn
 from samples import score
 
-from vqstack.config import run_command
+from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.features import trained_judge
 from vqstack.images import default_cache, grid, load_splits

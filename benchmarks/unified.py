@@ -29,7 +29,8 @@ from sharing import changed
 from torch import nn
 
 from vqstack.code_model import segments_of
-from vqstack.config import RunConfig, parse, read_yaml, run_command
+from vqstack.config import RunConfig, parse, read_yaml
+from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.features import trained_judge
 from vqstack.fit import FitSettings, Source, optimizer_for

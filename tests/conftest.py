@@ -94,7 +94,7 @@ def programs():
 @pytest.fixture
 def call(programs, monkeypatch, capsys):
     """A command in this process: (exit code, stdout, stderr)."""
-    from vqstack.config import run_command  # after the import hook above
+    from vqstack.ending import run_command  # after the import hook above
 
     def run(program, *arguments):
         monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])

@@ -1,8 +1,8 @@
 """What several tests share: a refusal in one line, the files of a folder, finished phases, a program as a module."""
 
-import importlib.util
+import importlib
 import json
-import sys
+import re
 from functools import cache
 
 import pytest
@@ -31,11 +31,9 @@ def phases_done(run):
 
 @cache
 def program(path):
-    """A recipe or a tool as a module."""
-    spec = importlib.util.spec_from_file_location(f"program_{path.stem}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of the command that a script in recipes/ or tools/ runs."""
+    (name,) = re.findall(r'run\("(\w+)"\)', path.read_text("utf-8"))
+    return importlib.import_module(f"vqstack.commands.{name}")
 
 
 def main(path, *arguments):

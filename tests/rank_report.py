@@ -1,22 +1,20 @@
-"""One of several processes that train: torchrun … rank_report.py REPORT ARGUMENTS of recipes/train_stack.py.
+"""One of several processes that train: torchrun … rank_report.py REPORT ARGUMENTS of vqstack train.
 
-Runs the recipe and leaves in REPORT-RANK.json what this process saw: the fingerprint of the module in training before
+Trains and leaves in REPORT-RANK.json what this process saw: the fingerprint of the module in training before
 and after every step, of the whole model at the end, and which code maps it encoded. With STOP_AFTER="PHASE STEP" in
 the environment the first process is asked to leave after that step.
 """
 
 import json
 import os
-import runpy
 import signal
 import sys
 from pathlib import Path
 
 from vqstack.codes import MapCache, fingerprint
+from vqstack.commands import train
 from vqstack.fit import Fit
 from vqstack.phases import Run
-
-RECIPE = Path(__file__).parents[1] / "recipes" / "train_stack.py"
 
 
 def main(report: str, arguments: list[str]) -> None:
@@ -47,7 +45,7 @@ def main(report: str, arguments: list[str]) -> None:
         watched_write,
         watched_release,
     )
-    runpy.run_path(str(RECIPE))["main"](arguments)
+    train.main(arguments)
     Path(f"{report}-{os.environ['RANK']}.json").write_text(json.dumps(seen), "utf-8")
 
 

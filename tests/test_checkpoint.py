@@ -282,7 +282,7 @@ def test_a_signal_leaves_at_once_or_is_noted(number):
 SALVOS = """
 import atexit, os, sys
 from vqstack import signals
-from vqstack.config import run_command
+from vqstack.ending import run_command
 
 def salvo():
     for number in 3 * signals.SIGNALS:

@@ -318,8 +318,11 @@ def test_stored_codes_wait_on_the_disk(run_folder, programs, monkeypatch):
     """Memory does not grow with the number of code maps, and after the last one comes the first."""
     generate, model = programs[GENERATE], HierarchicalModel.from_pretrained(run_folder / "model")
 
-    class Many:
+    class Many(CodeDataset):
         splits = {"test": 100}
+
+        def __init__(self):
+            pass
 
         def check(self, *_):
             pass
@@ -648,11 +651,11 @@ def test_a_failure_leaves_output_that_a_rerun_replaces(call, programs, run_folde
 
 
 @pytest.mark.parametrize(("program", "word"), [(GENERATE, "to start over"), (ENCODE, "to go on")])
-def test_a_stopped_command_says_what_running_it_again_does(monkeypatch, capsys, tmp_path, program, word):
+def test_a_stopped_command_says_what_running_it_again_does(programs, monkeypatch, capsys, tmp_path, program, word):
     def stop(folder):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("vqstack.pretrained.find_artefact", stop)
+    monkeypatch.setattr(programs[program], "find_artefact", stop)
     monkeypatch.setattr(sys, "argv", [str(program), str(tmp_path), "--out", str(tmp_path / "out")])
     if program == ENCODE:
         sys.argv += ["--data.source", "digits"]

@@ -18,6 +18,7 @@ ORDER = [
     "signals",
     "threads",
     "checkpoint",
+    "ending",
     "output",
     "checks",
     "shapes",
@@ -51,6 +52,9 @@ ORDER = [
     "report",
     "reuse",
     "phases",
+    "recipes",
+    "commands",
+    "__main__",
 ]
 PLACE = {name: place for place, name in enumerate(ORDER)}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -76,7 +80,7 @@ def breaches(entry: str, source: str, package: str = "vqstack") -> list[str]:
     found = []
     for name in imports(source, package):
         first, _, rest = name.partition(".")
-        if first != "vqstack":
+        if first != "vqstack" or rest == "__version__":
             continue
         target = rest.partition(".")[0]  # empty for a bare `import vqstack`
         if target != entry and PLACE.get(target, len(ORDER)) >= PLACE[entry]:

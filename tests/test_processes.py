@@ -3,7 +3,6 @@ ever where the images do not divide."""
 
 import json
 import os
-import runpy
 import shutil
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
+from helpers import main
 from safetensors.torch import load_file
 
 from vqstack.checkpoint import sealed, unsealed
@@ -207,7 +207,7 @@ def test_two_processes_write_the_bytes_of_one(trained, tmp_path):
     folder, _ = trained
     given = [ROOT / "tools" / "encode_dataset.py", folder, "--shard-size", 9, "--batch-size", 4]
     together(*given, "--out", tmp_path / "two")
-    runpy.run_path(str(given[0]))["main"]([*map(str, given[1:]), "--out", str(tmp_path / "one"), "--cpu"])
+    main(*given, "--out", tmp_path / "one", "--cpu")
     one, two = (
         {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
         for name in ("one", "two")

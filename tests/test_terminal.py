@@ -7,7 +7,8 @@ import warnings
 
 import pytest
 
-from vqstack.config import RunConfig, parse, run_command
+from vqstack.config import RunConfig, parse
+from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.terminal import Progress, lines, plain, say, warn
 

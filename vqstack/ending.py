@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from vqstack import signals
-from vqstack.checkpoint import told_apart
 from vqstack.errors import BROKEN_PIPE, CommandError, LostError, Stopped
 from vqstack.terminal import escape_what_others_print, plain
 
@@ -56,4 +55,6 @@ def _ending(error: OSError | RuntimeError) -> CommandError | None:
     """How an error from below ends a command; None for one that only a traceback explains."""
     if isinstance(error, RuntimeError):
         return LostError.of(error)
+    from vqstack.checkpoint import told_apart  # imports torch, which takes seconds
+
     return told_apart(error)

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from pydantic import ValidationError
-from torch.distributed import DistError
 
 from vqstack.terminal import plain
 
@@ -67,6 +66,8 @@ class LostError(CommandError):
 
         torch has a type for what its own store and NCCL report (DistError); gloo's reports are known by their text.
         """
+        from torch.distributed import DistError  # seconds, which a command that ends before it needs torch has not
+
         text = " ".join(str(error).split())
         if not isinstance(error, DistError) and "gloo/transport/" not in text:
             return None

@@ -59,6 +59,20 @@ def of_parent(worker: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def leave_at_once(again: str) -> None:
+    """From now on a signal ends the process with one line and the code of :class:`Stopped`, for as long as it imports.
+
+    An exception in the middle of an import would be taken for one of the library's, and half a library be left.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"stopped by {signal.Signals(number).name}; run the same command again {again}\n".encode())
+        os._exit(Stopped.exit_code)
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
+
+
 @contextmanager
 def stopping(again: str) -> Iterator[None]:
     """A signal leaves at once, with :class:`Stopped`, which says what running the command ``again`` does.

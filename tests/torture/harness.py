@@ -4,7 +4,6 @@ The parent imports everything once, on one thread, and does nothing else that st
 command's own entry point, as the command line would, and leaves through its exit code.
 """
 
-import importlib.util
 import io
 import os
 import random
@@ -30,7 +29,8 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from vqstack.checkpoint import digest  # noqa: E402
-from vqstack.config import run_command  # noqa: E402
+from vqstack.commands import compress, decompress, encode, evaluate, generate, train  # noqa: E402
+from vqstack.ending import run_command  # noqa: E402
 
 torch.set_num_threads(1)
 pyarrow.set_cpu_count(1)
@@ -70,18 +70,14 @@ PHASES = {RECIPE: GREEDY, STREAMED: GREEDY, JOINT: ["joint", "decoders", "refine
 NAMES = {RECIPE: "greedy", STREAMED: "streamed", JOINT: "joint"}
 
 
-def load(program: str) -> Any:
-    """A program of the repository as a module."""
-    path = ROOT / program
-    spec = importlib.util.spec_from_file_location(f"torture_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-PROGRAMS = {program: load(program) for program in (TRAIN, ENCODE, GENERATE, COMPRESS, DECOMPRESS, EVALUATE)}
+PROGRAMS = {
+    TRAIN: train,
+    ENCODE: encode,
+    GENERATE: generate,
+    COMPRESS: compress,
+    DECOMPRESS: decompress,
+    EVALUATE: evaluate,
+}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Compress images without loss: python tools/compress.py RUN IMAGES… --out FOLDER [--single] [--label …].
+"""Compress images without loss: vqstack compress RUN IMAGES… --out FOLDER [--single] [--label …].
 
 Writes one archive, or one file an image, and prints what it cost beside what the ledger says.
 """
@@ -14,7 +14,7 @@ from vqstack.codec.archive import compress
 from vqstack.codec.blocks import BlockCodec, given_label
 from vqstack.codec.container import SUFFIX
 from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, safe_stem
-from vqstack.config import parse, run_command
+from vqstack.config import parse
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, Split, is_image, load_splits
 from vqstack.model import HierarchicalModel
@@ -51,7 +51,7 @@ def command_of(arguments: list[str]) -> Command:
     split = any(argument.partition("=")[0] == "--split" for argument in arguments)
     run = named_run(arguments) if split else None
     default = None if run is None else Command.model_construct(run=run[0], out=tyro.MISSING, data=run[1])
-    return parse(Command, arguments, default, prog="compress.py")
+    return parse(Command, arguments, default)
 
 
 def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
@@ -118,7 +118,3 @@ def main(arguments: list[str]) -> None:
     output.finish()
     say(report)
     say(f"{report.pictures} images in {report.files} files, {report.size} bytes, in {command.out}")
-
-
-if __name__ == "__main__":
-    run_command(main, again="to start over")

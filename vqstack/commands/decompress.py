@@ -1,4 +1,4 @@
-"""Get images back: python tools/decompress.py RUN FILES|FOLDER… --out FOLDER [--levels K] [--sample].
+"""Get images back: vqstack decompress RUN FILES|FOLDER… --out FOLDER [--levels K] [--sample].
 
 Every image comes back as STEM.png, exact. Where a file is cut short or damaged, or only its first levels are asked for,
 it comes as STEM.level-L.png, which shows what the model makes of the maps down to z_L. Exit code 0: all that was asked
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vqstack.codec.archive import Restored, check_container, restore
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import SUFFIX, Container, open_container, twice
-from vqstack.config import parse, run_command
+from vqstack.config import parse
 from vqstack.errors import PARTLY, InputError
 from vqstack.images import save_png
 from vqstack.model import HierarchicalModel
@@ -141,7 +141,7 @@ def note(damaged: list[Partial], image: Restored, path: Path, why: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    command = parse(Command, arguments, prog="decompress.py")
+    command = parse(Command, arguments)
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     if command.levels is not None and command.levels > len(model.stack):
         raise InputError(f"--levels {command.levels}: the model has {len(model.stack)}; leave it out for whole images")
@@ -177,7 +177,3 @@ def main(arguments: list[str]) -> None:
     )
     if damaged or refused:
         sys.exit(PARTLY)
-
-
-if __name__ == "__main__":
-    run_command(main, again="to start over")

@@ -1,8 +1,8 @@
-"""Encode a data set to code maps: python tools/encode_dataset.py RUN --out FOLDER [--data.* …].
+"""Encode a data set to code maps: vqstack encode RUN --out FOLDER [--data.* …].
 
 Writes every split of the run's own data set, or of another one that fits the model, as Parquet shards with a manifest
 and a card; ``datasets.load_dataset(FOLDER)`` reads them. A stream is read to its end, and its images are kept nowhere.
-``accelerate launch tools/encode_dataset.py …`` shares the shards among processes. A killed command, given again, goes
+``accelerate launch -m vqstack encode …`` shares the shards among processes. A killed command, given again, goes
 on where it stopped; the bytes are the same either way.
 """
 
@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, StoredCodes, fingerprint
-from vqstack.config import parse, run_command
+from vqstack.config import parse
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     if run is not None:  # a run keeps `limit` images of a stream for scoring; here all are meant
         data = run[1].model_copy(update={"limit": None}) if run[1].streaming else run[1]
         default = Command.model_construct(run=run[0], out=tyro.MISSING, data=data)
-    command = parse(Command, arguments, default, prog="encode_dataset.py")
+    command = parse(Command, arguments, default)
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     # Others wait while the first process of each host reads the images, and for the last shard.
     accelerator = Accelerator(cpu=command.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
@@ -117,7 +117,3 @@ def main(arguments: list[str]) -> None:
     only = f"; no more than {limit} of each split, as data.limit says" if limit else ""
     described = ", ".join(f"{name} {n}" for name, n in counts.items())
     accelerator.print(lines(f"{command.out}: {described} images as codes{only}"))
-
-
-if __name__ == "__main__":
-    run_command(main)

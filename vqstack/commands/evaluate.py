@@ -1,4 +1,4 @@
-"""Evaluate a model on a split: python tools/evaluate.py RUN --out FOLDER [--split test] [--no-samples].
+"""Evaluate a model on a split: vqstack evaluate RUN --out FOLDER [--split test] [--no-samples].
 
 Writes the ledger, usage of the codes, reconstructions from each level, what levels leak, and how near samples come to
 held-out images, as evaluate.json, table.txt and pictures.
@@ -15,7 +15,7 @@ import tyro
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
-from vqstack.config import parse, run_command
+from vqstack.config import parse
 from vqstack.evaluation import (
     Estimate,
     Evaluation,
@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> None:
     if run is not None:
         sampling = HierarchicalModel.from_pretrained(find_artefact(run[0])).settings.sampling
         default = Command.model_construct(run=run[0], out=tyro.MISSING, data=run[1], sampling=sampling)
-    command = parse(Command, arguments, default, prog="evaluate.py")
+    command = parse(Command, arguments, default)
     model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(command.run))
     model.settings.draws(command.sampling)
     figure()  # refuses before anything is written where there is nothing to plot with
@@ -224,7 +224,3 @@ def main(arguments: list[str]) -> None:
     output.write("table.txt", text.encode())
     output.finish()
     say(f"{text}\n{command.out}: evaluate.json, table.txt and pictures")
-
-
-if __name__ == "__main__":
-    run_command(main, again="to start over")

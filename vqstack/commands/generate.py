@@ -1,4 +1,4 @@
-"""Generate images: python tools/generate.py RUN --num N --out FOLDER [--label …] [--temperature …].
+"""Generate images: vqstack generate RUN --num N --out FOLDER [--label …] [--temperature …].
 
 Draws from the prior down to pixels, makes variations of given images, or decodes stored codes.
 """
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.codes import CodeDataset, fingerprint
-from vqstack.config import parse, run_command
+from vqstack.config import parse
 from vqstack.errors import InputError
 from vqstack.images import grid, load_images, numerals, save_png
 from vqstack.likelihood import Draw
@@ -208,7 +208,7 @@ def generate(
 
 
 def main(arguments: list[str]) -> None:
-    command = parse(Command, arguments, prog="generate.py")
+    command = parse(Command, arguments)
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     check(command, model)
     model.to(chosen_device(command.device))
@@ -237,7 +237,3 @@ def main(arguments: list[str]) -> None:
         output.write("manifest.json", rows)
         output.finish()
     say(f"{num} images in {command.out}, overview in {command.out / 'grid.png'}")
-
-
-if __name__ == "__main__":
-    run_command(main, again="to start over")

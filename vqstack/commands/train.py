@@ -1,6 +1,7 @@
-"""Train a stack of levels and a prior: accelerate launch recipes/train_stack.py [--config YAML] [--out FOLDER].
+"""Train a stack of levels and a prior: vqstack train [--config RECIPE] [--out FOLDER].
 
-Without arguments it trains the digits recipe. Run the same command again to go on where it stopped.
+Without arguments it trains the digits recipe. Run the same command again to go on where it stopped. Several processes:
+``accelerate launch -m vqstack train …``.
 """
 
 from contextlib import closing
@@ -10,23 +11,21 @@ from pathlib import Path
 from accelerate import Accelerator, InitProcessGroupKwargs
 from pydantic import Field
 
-from vqstack.config import RunConfig, parse, read_recipe, run_command, to_yaml
+from vqstack.config import RunConfig, parse, read_recipe, to_yaml
 from vqstack.errors import InputError
 from vqstack.images import check_paths, image_shape, num_classes
-from vqstack.paths import path_of
 from vqstack.phases import Run, check_processes, check_trackers
+from vqstack.recipes import find_recipe
 from vqstack.report import describe, growing_maps
 from vqstack.reuse import check_sources
 from vqstack.run_folder import check_run_folder
 from vqstack.terminal import lines, warn
 
-RECIPES = Path(__file__).parent
-
 
 class Command(RunConfig):
     """Train a stack of levels and a prior."""
 
-    config: Path | None = Field(None, description="YAML file of the recipe; default: recipes/digits.yaml.")
+    config: Path | None = Field(None, description="YAML file, or a name of vqstack recipes; default: digits.")
     out: Path | None = Field(None, description="Folder of the run; default: runs/NAME, after the recipe.")
     override_config: bool = Field(False, description="Go on with other settings than the run began with; recorded.")
     dry_run: bool = Field(
@@ -39,10 +38,10 @@ def config_path(arguments: list[str]) -> Path:
     """The value of --config, which is needed before the other arguments make sense."""
     for i, argument in enumerate(arguments):
         if argument.startswith("--config="):
-            return path_of(argument.removeprefix("--config="))
+            return find_recipe(argument.removeprefix("--config="))
         if argument == "--config" and i + 1 < len(arguments):
-            return path_of(arguments[i + 1])
-    return RECIPES / "digits.yaml"
+            return find_recipe(arguments[i + 1])
+    return find_recipe("digits")
 
 
 def warn_of_done(command: Command, folder: Path, accelerator: Accelerator) -> None:
@@ -55,7 +54,7 @@ def warn_of_done(command: Command, folder: Path, accelerator: Accelerator) -> No
 def main(arguments: list[str]) -> None:
     path = config_path(arguments)
     recipe = read_recipe(path)
-    command = parse(Command, arguments, Command(**dict(recipe)), prog="train_stack.py")
+    command = parse(Command, arguments, Command(**dict(recipe)))
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     check_paths(config.data)
     shape = image_shape(config.data)
@@ -102,7 +101,3 @@ def main(arguments: list[str]) -> None:
             run.train(phase)
         run.release()
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    run_command(main)

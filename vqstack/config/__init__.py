@@ -1,11 +1,10 @@
-"""The configuration of a run, from YAML and the command line; and how commands refuse wrong input.
+"""The configuration of a run, from YAML and the command line.
 
 Values come from the recipe's YAML file, then from the command line; both are strict, both end in one line when wrong.
 """
 
 from vqstack.config.command_line import parse
-from vqstack.config.ending import run_command
 from vqstack.config.run import RunConfig, read_recipe, read_yaml, to_yaml
 from vqstack.config.unused import without_unused
 
-__all__ = ["RunConfig", "parse", "read_recipe", "read_yaml", "run_command", "to_yaml", "without_unused"]
+__all__ = ["RunConfig", "parse", "read_recipe", "read_yaml", "to_yaml", "without_unused"]

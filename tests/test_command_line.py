@@ -1,0 +1,101 @@
+"""The command ``vqstack``: every command by name, recipes by name, and leaving while libraries are imported."""
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from helpers import refused
+
+from vqstack.commands import COMMANDS
+from vqstack.config import read_recipe
+from vqstack.recipes import about, find_recipe, shipped
+
+ROOT = Path(__file__).parents[1]
+
+
+def vqstack(*arguments, **environment):
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "vqstack", *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_every_command_has_a_module_and_the_overview_names_it():
+    overview = vqstack("--help")
+    assert (overview.returncode, overview.stderr) == (0, "")
+    assert vqstack().stdout == overview.stdout
+    for name in COMMANDS:
+        assert callable(import_module(f"vqstack.commands.{name}").main)
+        assert f"\n  {name} " in overview.stdout
+    assert len(overview.stdout.splitlines()) <= 24
+
+
+def test_scripts_are_commands(programs):
+    assert {module.__name__.rpartition(".")[2] for module in programs.values()} == COMMANDS.keys() - {"recipes"}
+
+
+def test_a_wrong_name_is_refused():
+    out = vqstack("trian")
+    assert (out.returncode, out.stdout, out.stderr.count("\n")) == (2, "", 1)
+    assert "choose train, or" in out.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["nonsense"], ["recipes"], ["recipes", "digits"]])
+def test_what_needs_no_tensors_imports_no_torch(tmp_path, arguments):
+    """torch takes seconds; here its import ends the process."""
+    (tmp_path / "torch.py").write_text("import os; os._exit(99)")
+    assert vqstack(*arguments, PYTHONPATH=str(tmp_path)).returncode in (0, 2)
+
+
+@pytest.mark.parametrize(("name", "word"), [("train", "to go on"), ("generate", "to start over")])
+def test_a_signal_while_libraries_are_imported_leaves_in_one_line(tmp_path, name, word):
+    """Also where the library takes every exception for its own."""
+    torch = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except BaseException as error:
+    raise ImportError("half of it") from error
+"""
+    (tmp_path / "torch.py").write_text(torch)
+    out = vqstack(name, "--help", PYTHONPATH=str(tmp_path))
+    assert (out.returncode, out.stdout) == (75, "")
+    assert out.stderr == f"stopped by SIGINT; run the same command again {word}\n"
+
+
+def test_help_names_the_command():
+    out = vqstack("generate", "--help")
+    assert out.returncode == 0 and out.stdout.startswith("usage: vqstack generate ")
+
+
+def test_recipes_are_listed_and_printed():
+    listed = vqstack("recipes").stdout
+    for name, path in shipped().items():
+        assert f"{name} " in listed and about(path) in listed
+        assert read_recipe(path)
+    assert vqstack("recipes", "digits").stdout == shipped()["digits"].read_text("utf-8")
+    assert vqstack("recipes", "nonsense").returncode == 2
+
+
+def test_the_checkout_has_the_recipes_of_the_package_once():
+    links = {path.stem: path for path in (ROOT / "recipes").glob("*.yaml")}
+    assert links.keys() == shipped().keys()
+    assert all(path.is_symlink() and path.resolve() == shipped()[name].resolve() for name, path in links.items())
+
+
+def test_a_recipe_by_name_or_path(tmp_path):
+    assert find_recipe("digits") == shipped()["digits"]
+    (tmp_path / "digits").mkdir()  # say, of images
+    assert find_recipe("digits") == shipped()["digits"]
+    (tmp_path / "mnist").write_text("seed: 1")
+    assert find_recipe("mnist") == Path("mnist")
+    assert find_recipe("recipes/digits.yaml") == Path("recipes/digits.yaml")  # a path is never guessed at
+    refused(lambda: find_recipe("digit"), "--config digit", "digits")
