@@ -276,7 +276,7 @@ def test_another_source_leaves_what_the_digits_brought():
             "--levels.0.quantizer.codebook-size: 'many' does not fit: see --help for what it takes",
         ),
         (["--levels.0.map", "3", "x"], "--levels.0.map: '3 x' does not fit: see --help for what it takes"),
-        (["--levels.0.map", "3"], "--levels.0.map: too few values: it takes 2"),
+        (["--pixels.components"], "--pixels.components: too few values: it takes 1"),
         (["--train-prior.steps"], "--train-prior.steps: too few values: it takes 1"),
         (["--data.files", "foo", "bar"], "--data.files: 'foo bar' does not fit: see --help for what it takes"),
         (

@@ -6,11 +6,11 @@ Every map that the decoder can draw has the codes above it that it was drawn fro
 code lies in, the decoder which of the cluster it is (coarse-to-fine tokens, Guo et al. 2025).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
@@ -104,8 +104,8 @@ class ClusterLevel(Level):
     def code(self, below: AnyCodes) -> Codes:
         return self.encoder(below)
 
-    def support(self, codes: Codes) -> Bool[Tensor, "b P h w"]:
-        return rearrange(self.encoder.members()[codes], "b h w k -> b k h w")
+    def support(self, codes: Codes) -> Bool[Tensor, "b P *map"]:
+        return self.encoder.members()[codes].movedim(-1, 1)
 
     @torch.no_grad()
     def learn_from(self, below: Level, counts: Int64[Tensor, "K"], beside: Int64[Tensor, "K K"]) -> None:
@@ -131,10 +131,10 @@ class ClusterLevel(Level):
 
 
 def neighbours(codes: Codes, size: int) -> Int64[Tensor, "K K"]:
-    """How often each of ``size`` codes has each other one on its left, on its right, above or below."""
-    across, along = (codes[..., :-1], codes[..., 1:]), (codes[..., :-1, :], codes[..., 1:, :])
+    """How often each of ``size`` codes has each other one beside it, in either direction along an axis."""
     found = codes.new_zeros(size * size)
-    for one, other in (across, along):
+    for axis in range(1, codes.ndim):
+        one, other = codes.narrow(axis, 0, codes.shape[axis] - 1), codes.narrow(axis, 1, codes.shape[axis] - 1)
         found += torch.bincount((one * size + other).flatten(), minlength=size * size)
     pairs = found.view(size, size)
     return pairs + pairs.T
@@ -198,5 +198,5 @@ def check_clusters(levels: tuple[LevelSettings, ...]) -> None:
             raise ValueError(f"levels.{number - 1}.quantizer.codebook_size: clusters are made of {MOST} codes at most")
         if level.quantizer.dim != below.quantizer.dim:
             raise ValueError(f"{name}.quantizer.dim: the level below has {below.quantizer.dim}: set the same")
-        if level.quantizer.merge == "neighbours" and level.map == (1, 1):
+        if level.quantizer.merge == "neighbours" and math.prod(level.map) == 1:
             raise ValueError(f"{name}.quantizer.merge: in a map of one site no code has neighbours: use vectors")

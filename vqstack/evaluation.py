@@ -191,7 +191,7 @@ def leaks(
             back = (model.stack.level(number).encode(drawn) == codes).flatten(1)
             sites[number] += int(back.sum())
             maps[number] += int(back.all(1).sum())
-    sizes = [rows * columns for rows, columns in model.stack.map_shapes]
+    sizes = [math.prod(shape) for shape in model.stack.map_shapes]
     return {n: Leak(len(pixels), sites[n], maps[n], sizes[n - 1]) for n in names}
 
 

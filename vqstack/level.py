@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
 from vqstack.nets import build_network, registered_networks
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
-from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors
+from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors, by_axis, cropped
 from vqstack.variables import Variable
 from vqstack.window import DecoderSettings, WindowDecoder, Windowed, WindowNetwork, limited
 
@@ -44,7 +43,12 @@ class LevelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    map: tuple[int, int] = Field((4, 4), description="Rows and columns of the code map, sites; divides the map below.")
+    map: tuple[int, ...] = Field(
+        (4, 4),
+        min_length=1,
+        max_length=3,
+        description="Sites of the code map along each axis (of images: rows and columns); divides the map below.",
+    )
     quantizer: QuantizerSettings = Field(QuantizerSettings(), description="The codebook.")
     networks: NetworkSettings = Field(NetworkSettings(), description="Encoder and decoder.")
     width: int = Field(64, ge=1, description="Channels of the residual blocks, count.")
@@ -57,14 +61,19 @@ class LevelSettings(BaseModel):
     )
 
 
-def check_scale(number: int, below: tuple[int, int], above: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the map below that one site covers; a map that does not divide is an error."""
-    if min(above) < 1 or below[0] % above[0] or below[1] % above[1]:
+def check_scale(number: int, below: tuple[int, ...], above: tuple[int, ...]) -> tuple[int, ...]:
+    """Sites of the map below that one site covers along each axis; a map that does not divide is an error."""
+    if len(above) != len(below):
         raise InputError(
-            f"levels.{number - 1}.map: {above[0]}x{above[1]} does not divide what lies below it "
-            f"({below[0]}x{below[1]}): choose divisors of both sides, or set pad_to"
+            f"levels.{number - 1}.map: {by_axis(above)} has {len(above)} axes, what lies below it {len(below)} "
+            f"({by_axis(below)}): give one number for each axis"
         )
-    return below[0] // above[0], below[1] // above[1]
+    if min(above) < 1 or any(large % small for large, small in zip(below, above, strict=True)):
+        raise InputError(
+            f"levels.{number - 1}.map: {by_axis(above)} does not divide what lies below it "
+            f"({by_axis(below)}): choose divisors of all sides, or set pad_to"
+        )
+    return tuple(large // small for large, small in zip(below, above, strict=True))
 
 
 class Level(nn.Module, ABC):
@@ -75,7 +84,7 @@ class Level(nn.Module, ABC):
         settings: see :class:`LevelSettings`.
         channels: features per site that the encoder reads.
         head: the likelihood of a site of the map below.
-        padded: rows and columns of the map below, padding included.
+        padded: sites of the map below along each axis, padding included.
 
     Attributes:
         number: l, counted from 1 (the level that reads pixels).
@@ -83,7 +92,7 @@ class Level(nn.Module, ABC):
     """
 
     def __init__(
-        self, lower: Variable, settings: LevelSettings, *, channels: int, head: Head, padded: tuple[int, int]
+        self, lower: Variable, settings: LevelSettings, *, channels: int, head: Head, padded: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.number, self.lower, self.settings, self.head = lower.number + 1, lower, settings, head
@@ -125,11 +134,11 @@ class Level(nn.Module, ABC):
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         """What a window decoder reads of known values of the map below."""
 
-    def crop(self, parameters: Float[Tensor, "b P H W"]) -> Float[Tensor, "b P h w"]:
+    def crop(self, parameters: Float[Tensor, "b P *padded"]) -> Float[Tensor, "b P *map"]:
         """What stands for sites of the map below, without padding."""
         return parameters
 
-    def support(self, codes: Codes) -> Bool[Tensor, "b P h w"] | None:
+    def support(self, codes: Codes) -> Bool[Tensor, "b P *map"] | None:
         """The decoder's numbers that stay below codes z_l; the others become -inf. None: all stay."""
         return None
 
@@ -138,7 +147,7 @@ class Level(nn.Module, ABC):
         base = self._from(self.crop(self.up(vectors)[1]), codes)
         return base if isinstance(base, Windowed) else self.head(base)
 
-    def _from(self, above: Float[Tensor, "b F h w"], codes: Codes) -> Float[Tensor, "b P h w"] | Windowed:
+    def _from(self, above: Float[Tensor, "b F *below"], codes: Codes) -> Float[Tensor, "b P *below"] | Windowed:
         """The decoder's numbers of each site, or what finds them where they depend on known values."""
         support = self.support(codes)
         if isinstance(self.decoder, WindowDecoder):
@@ -172,7 +181,7 @@ class Level(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, below: Pixels | AnyCodes) -> Codes:
-        """``z_l = enc_l(z_{l-1})``, [b, rows, columns]. InputError where the map below is none of this model."""
+        """``z_l = enc_l(z_{l-1})``, [b, *map]. InputError where the map below is none of this model."""
         self.lower.check(below, device=self.device)
         return self.code(below)
 
@@ -192,7 +201,7 @@ class Level(nn.Module, ABC):
 
     def base_and_context(
         self, vectors: Vectors, codes: Codes
-    ) -> tuple[Float[Tensor, "b P h w"] | Windowed, Float[Tensor, "b F rows columns"]]:
+    ) -> tuple[Float[Tensor, "b P *below"] | Windowed, Float[Tensor, "b F *map"]]:
         """What a refiner starts from: the decoder's numbers for the map below, and features of each site of z_l.
 
         The features are the codebook vectors, which are given, and those of the decoder's network.
@@ -206,10 +215,9 @@ class Level(nn.Module, ABC):
         return self.quantizer.dim + self.up.features
 
     @property
-    def below(self) -> tuple[int, int]:
-        """Rows and columns of the map below, without padding."""
-        rows, columns = self.lower.shape[-2:]
-        return rows, columns
+    def below(self) -> tuple[int, ...]:
+        """Sites of the map below along each axis, without padding."""
+        return self.lower.shape[-len(self.map_shape) :]
 
 
 class EncodingLevel(Level):
@@ -227,7 +235,7 @@ class EncodingLevel(Level):
 
     @abstractmethod
     def features(self, below: Tensor) -> Vectors:
-        """What the encoder reads, as floats: [b, channels, rows, columns]."""
+        """What the encoder reads, as floats: [b, channels, *map]."""
 
     def quantize(self, below: Pixels | AnyCodes) -> Quantized:
         return self.quantizer(self.encoder(self.features(below)))
@@ -244,16 +252,17 @@ class PixelLevel(EncodingLevel):
         pixels: the variable.
         settings: see :class:`LevelSettings`.
         head: the likelihood of the pixels.
-        padded: rows and columns after padding, at least those of the images.
+        padded: sites along each axis after padding, at least those of the images.
     """
 
-    def __init__(self, pixels: Variable, settings: LevelSettings, head: PixelHead, padded: tuple[int, int]) -> None:
+    def __init__(self, pixels: Variable, settings: LevelSettings, head: PixelHead, padded: tuple[int, ...]) -> None:
         super().__init__(pixels, settings, channels=pixels.shape[0], head=head, padded=padded)
-        self.padding = padded[0] - self.below[0], padded[1] - self.below[1]
+        after = [large - small for large, small in zip(padded, self.below, strict=True)]
+        self.padding = [number for more in after[::-1] for number in (0, more)]  # the last axis first, as torch has it
 
     def features(self, below: Pixels) -> Vectors:
-        x, (rows, columns) = self._scaled(below), self.padding
-        return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
+        x = self._scaled(below)
+        return F.pad(x, self.padding, mode="replicate") if any(self.padding) else x
 
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         return self._scaled(values)
@@ -261,8 +270,8 @@ class PixelLevel(EncodingLevel):
     def _scaled(self, values: Tensor) -> Tensor:
         return values.to(next(self.parameters()).dtype) * (2 / (self.lower.size - 1)) - 1
 
-    def crop(self, parameters: Float[Tensor, "b P H W"]) -> Float[Tensor, "b P h w"]:
-        return parameters[..., : self.below[0], : self.below[1]]
+    def crop(self, parameters: Float[Tensor, "b P *padded"]) -> Float[Tensor, "b P *map"]:
+        return cropped(parameters, self.below)
 
 
 class CodeLevel(EncodingLevel):
@@ -292,4 +301,4 @@ class CodeLevel(EncodingLevel):
         return self.embedding(values[..., 0])
 
     def features(self, below: Codes) -> Vectors:
-        return rearrange(self.embedding(below), "b h w d -> b d h w")
+        return self.embedding(below).movedim(-1, 1)

@@ -117,8 +117,12 @@ class ModelSettings(BaseModel):
     refiners: tuple[RefinerSettings, ...] = Field((), description="Corrections to the decoders of chosen levels.")
     unified: bool = Field(False, description="The prior's transformer also refines every level above 1.")
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
-    image_shape: tuple[int, int, int] = Field(description="Channels (count), rows and columns (pixels) of the images.")
-    values: int = Field(256, ge=2, le=256, description="V, count of grey values a channel: pixels are 0 … V-1.")
+    image_shape: tuple[int, ...] = Field(
+        min_length=2,
+        max_length=4,
+        description="Channels (count), then sites along each axis: of images rows and columns, pixels.",
+    )
+    values: int = Field(256, ge=2, le=2**16, description="V, count of values a channel: pixels are 0 … V-1.")
     geometry: Geometry | None = Field(None, description="How images are prepared; none: not known, as in older models.")
     classes: int = Field(0, ge=0, le=10**6, description="Count of class labels; 0: none.")
     class_names: tuple[str, ...] = Field(
@@ -127,9 +131,8 @@ class ModelSettings(BaseModel):
 
     @model_validator(mode="after")
     def check(self) -> "ModelSettings":
-        channels, rows, columns = self.image_shape
-        if channels not in (1, 3) or min(rows, columns) < 1:
-            raise ValueError(f"image_shape: {self.image_shape} is no shape of grey (1) or colour (3) images")
+        if not 1 <= self.image_shape[0] <= 16 or min(self.image_shape) < 1:
+            raise ValueError(f"image_shape: {self.image_shape} is no shape of 1 to 16 channels and a site or more")
         check_refiners(self.refiners, self.stack.levels)
         if self.unified:
             check_unified(self.prior, self.refiners, self.stack.levels)

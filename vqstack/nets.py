@@ -11,7 +11,9 @@ resolution would cost most of the training time and adds little.
 import inspect
 import os
 from abc import ABC, abstractmethod
+from functools import cache
 from importlib import import_module
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +34,7 @@ class EncoderNetwork(Protocol):
     Built as ``network(channels, width, out, blocks=…, map_shape=…, scale=…, dropout=…, **options)``, as :class:`Down`.
     """
 
-    def __call__(self, values: Float[Tensor, "b channels H W"]) -> Float[Tensor, "b out h w"]: ...
+    def __call__(self, values: Float[Tensor, "b channels *below"]) -> Float[Tensor, "b out *map"]: ...
 
 
 class DecoderNetwork(Protocol):
@@ -47,8 +49,8 @@ class DecoderNetwork(Protocol):
     features: int
 
     def __call__(
-        self, vectors: Float[Tensor, "b channels h w"]
-    ) -> tuple[Float[Tensor, "b features h w"], Float[Tensor, "b out H W"]]: ...
+        self, vectors: Float[Tensor, "b channels *map"]
+    ) -> tuple[Float[Tensor, "b features *map"], Float[Tensor, "b out *below"]]: ...
 
 
 _KINDS: dict[str, tuple[Any, Any]] = {}
@@ -90,14 +92,34 @@ def build_network(network: Any, *sizes: int, **settings: Any) -> nn.Module:
     return network(*sizes, **settings)
 
 
-def fold(x: Float[Tensor, "b c H W"], scale: tuple[int, int]) -> Float[Tensor, "b d h w"]:
-    """Space to depth: every ``scale[0] × scale[1]`` patch becomes the channels of one site."""
-    return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=scale[0], q=scale[1])
+def convolution(axes: int) -> Any:
+    """The convolution of torch for maps of one, two or three axes."""
+    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
 
 
-def unfold(x: Float[Tensor, "b d h w"], scale: tuple[int, int]) -> Float[Tensor, "b c H W"]:
+def over_map(x: Float[Tensor, "d"], axes: int) -> Float[Tensor, "d ..."]:
+    """Features that are the same at all sites, to be added to a map."""
+    return x.view(-1, *(1,) * axes)
+
+
+def fold(x: Float[Tensor, "b c *below"], scale: tuple[int, ...]) -> Float[Tensor, "b d *map"]:
+    """Space to depth: every patch of ``scale`` sites becomes the channels of one site."""
+    apart, together = _patches(len(scale))
+    return rearrange(x, f"{apart} -> {together}", **{f"p{axis}": size for axis, size in enumerate(scale)})
+
+
+def unfold(x: Float[Tensor, "b d *map"], scale: tuple[int, ...]) -> Float[Tensor, "b c *below"]:
     """Depth to space (pixel shuffle), the inverse of :func:`fold`; patches need not be square."""
-    return rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=scale[0], q=scale[1])
+    apart, together = _patches(len(scale))
+    return rearrange(x, f"{together} -> {apart}", **{f"p{axis}": size for axis, size in enumerate(scale)})
+
+
+@cache
+def _patches(axes: int) -> tuple[str, str]:
+    """For einops: a map of patches of p0 × p1 × … sites, and the map in which each is one site."""
+    sites, patch = [f"m{axis}" for axis in range(axes)], [f"p{axis}" for axis in range(axes)]
+    apart = " ".join(f"({m} {p})" for m, p in zip(sites, patch, strict=True))
+    return f"b c {apart}", f"b (c {' '.join(patch)}) {' '.join(sites)}"
 
 
 def norm(width: int) -> nn.GroupNorm:
@@ -109,15 +131,16 @@ def norm(width: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """``x + conv(silu(norm(conv(silu(norm(x))))))``; the last convolution starts at zero, so the block starts as x."""
 
-    def __init__(self, width: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, dropout: float = 0.0, axes: int = 2) -> None:
         super().__init__()
-        last = nn.Conv2d(width, width, 3, padding=1)
+        convolve = convolution(axes)
+        last = convolve(width, width, 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.body = nn.Sequential(
             norm(width),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            convolve(width, width, 3, padding=1),
             norm(width),
             nn.SiLU(),
             nn.Dropout(dropout),
@@ -125,7 +148,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Vectors, offset: Float[Tensor, "d"] | None = None) -> Vectors:
-        return x + self.body(x if offset is None else x + offset[:, None, None])
+        return x + self.body(x if offset is None else x + over_map(offset, x.ndim - 2))
 
 
 class Trunk(nn.Module):
@@ -136,14 +159,14 @@ class Trunk(nn.Module):
     Args:
         width: channels.
         blocks: number of residual blocks.
-        map_shape: sites (rows, columns) at which the trunk runs.
+        map_shape: sites along each axis at which the trunk runs.
         dropout: share of features dropped inside each block while training.
     """
 
-    def __init__(self, width: int, blocks: int, map_shape: tuple[int, int], dropout: float = 0.0) -> None:
+    def __init__(self, width: int, blocks: int, map_shape: tuple[int, ...], dropout: float = 0.0) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.zeros(width, *map_shape))
-        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout, len(map_shape)) for _ in range(blocks)))
         self.level: nn.Parameter | None
         self.register_parameter("level", None)
 
@@ -169,8 +192,8 @@ class ScalingPath(nn.Module, ABC):
         channels: features per site of the input.
         width, blocks, dropout: see :class:`Trunk`.
         out: features per site of the output.
-        map_shape: sites (rows, columns) of the smaller map.
-        scale: how many rows and columns of the larger map one site of the smaller one covers.
+        map_shape: sites of the smaller map along each axis.
+        scale: how many sites of the larger map one site of the smaller one covers along each axis.
 
     Attributes:
         features: numbers of a site that the last convolution reads.
@@ -183,16 +206,17 @@ class ScalingPath(nn.Module, ABC):
         out: int,
         *,
         blocks: int,
-        map_shape: tuple[int, int],
-        scale: tuple[int, int],
+        map_shape: tuple[int, ...],
+        scale: tuple[int, ...],
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.scale, self.features = scale, width
-        read, numbers = self._folded(channels, out, scale[0] * scale[1])
-        self.enter = nn.Conv2d(read, width, 3, padding=1)
+        read, numbers = self._folded(channels, out, prod(scale))
+        convolve = convolution(len(map_shape))
+        self.enter = convolve(read, width, 3, padding=1)
         self.trunk = Trunk(width, blocks, map_shape, dropout)
-        self.leave = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, numbers, 1))
+        self.leave = nn.Sequential(norm(width), nn.SiLU(), convolve(width, numbers, 1))
 
     @staticmethod
     @abstractmethod
@@ -207,7 +231,7 @@ class Down(ScalingPath):
     def _folded(channels: int, out: int, patch: int) -> tuple[int, int]:
         return channels * patch, out
 
-    def forward(self, x: Float[Tensor, "b c H W"]) -> Vectors:
+    def forward(self, x: Float[Tensor, "b c *below"]) -> Float[Tensor, "b d *map"]:
         return self.leave(self.trunk(self.enter(fold(x, self.scale))))
 
 
@@ -218,7 +242,7 @@ class Up(ScalingPath):
     def _folded(channels: int, out: int, patch: int) -> tuple[int, int]:
         return channels, out * patch
 
-    def forward(self, x: Vectors) -> tuple[Float[Tensor, "b w rows columns"], Float[Tensor, "b out H W"]]:
+    def forward(self, x: Vectors) -> tuple[Float[Tensor, "b w *map"], Float[Tensor, "b out *below"]]:
         """What the last layer reads, at the smaller map, and the output."""
         normalise, activate, last = self.leave
         features = activate(normalise(self.trunk(self.enter(x))))

@@ -8,6 +8,7 @@ from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.pretrained import without_memory
+from vqstack.shapes import by_axis, value_dtype
 from vqstack.window import WindowDecoder
 
 PROCESS = 415 * 2**20  # bytes of a process that has loaded the libraries and trains next to nothing, on the CPU
@@ -18,8 +19,7 @@ TENSORS = 10**5  # more than any model that could be trained has
 
 def growing_maps(settings: ModelSettings) -> Iterator[str]:
     """A line for each level whose map can hold as many bits as what lies below it, or more: it need forget nothing."""
-    channels, rows, columns = settings.image_shape
-    below, what = channels * rows * columns * math.log2(settings.values), "the images hold"
+    below, what = math.prod(settings.image_shape) * math.log2(settings.values), "the images hold"
     for number, level in enumerate(settings.stack.levels, start=1):
         bits = math.prod(level.map) * math.log2(level.quantizer.codebook_size)
         if bits >= below:
@@ -36,10 +36,10 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         model = without_memory(lambda: HierarchicalModel(settings), TENSORS)
     except ValueError as error:
         raise InputError(f"{error}: choose a smaller model") from error
-    channels, rows, columns = settings.image_shape
+    numbers = math.prod(settings.image_shape)
     lines = [
-        f"images   {channels}x{rows}x{columns}, {settings.values} values, {settings.classes} classes: "
-        f"{channels * rows * columns * math.log2(settings.values):,.0f} bits raw"
+        f"images   {by_axis(settings.image_shape)}, {settings.values} values, {settings.classes} classes: "
+        f"{numbers * math.log2(settings.values):,.0f} bits raw"
     ]
     peak = together = scored = 0.0
     for level in model.stack.levels:
@@ -48,18 +48,18 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         fit = config.train_joint if config.joint else config.train_decoders if config.encoders_from else fit
         parameters = sum(p.numel() for p in level.parameters())
         lines.append(
-            f"level {number}  {level.map_shape[0]}x{level.map_shape[1]} of {level.quantizer.size} codes: at most "
+            f"level {number}  {by_axis(level.map_shape)} of {level.quantizer.size} codes: at most "
             f"{sites * math.log2(level.quantizer.size):,.0f} bits, {parameters:,} parameters"
         )
         blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
         # own output, of pixels ten; the quantizer three tables of distances and one of int64, which is as large as two.
         windowed = isinstance(level.decoder, WindowDecoder)
-        numbers = level.settings.decoder.features if windowed else level.head.parameters
+        outputs = level.settings.decoder.features if windowed else level.head.parameters
         floats = sites * (6 * level.settings.width * (blocks + 2) + 5 * level.quantizer.size)
-        floats += (10 if number == 1 and not windowed else 4) * numbers * sites * math.prod(level.scale)
+        floats += (10 if number == 1 and not windowed else 4) * outputs * sites * math.prod(level.scale)
         # Without a backward pass a block's maps are given back, the likelihood's are not.
-        forward = sites * (6 * level.settings.width + 4 * numbers * math.prod(level.scale))
+        forward = sites * (6 * level.settings.width + 4 * outputs * math.prod(level.scale))
         if windowed:
             # Of each site below: what a block reads and makes, twice each, and ten tensors of a likelihood's numbers.
             window, size = level.settings.decoder, math.prod(level.below)
@@ -96,6 +96,6 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
     lines.append(
         f"memory   about {(process + peak) / 2**20:,.0f} MiB a process for the libraries, and for weights, gradients, "
         "AdamW, averages and activations of the largest phase, or of a batch that is encoded or scored, and "
-        f"{channels * rows * columns / 2**20 * 1000:,.2f} MiB for each 1,000 images"
+        f"{numbers * value_dtype(settings.values).itemsize / 2**20 * 1000:,.2f} MiB for each 1,000 images"
     )
     return "\n".join(lines)

@@ -45,14 +45,17 @@ class Schedule:
         return cls(order, group, sizes)
 
     @classmethod
-    def wavefront(cls, map_shape: tuple[int, int], slope: int) -> "Schedule":
+    def wavefront(cls, map_shape: tuple[int, ...], slope: int) -> "Schedule":
         """Diagonals from the top left: site (row, column) belongs to group ``slope * row + column``.
+
+        With one axis they are its sites, with three (slice, row, column) is in that of ``slope² * slice + slope * row +
+        column``.
 
         A site knows the neighbours that it has in raster order, left and above; of those above on the right it knows
         ``slope - 1``. With slope 1, 16 × 16 sites are 31 groups, with slope 2 they are 46.
         """
-        row, column = torch.meshgrid(torch.arange(map_shape[0]), torch.arange(map_shape[1]), indexing="ij")
-        group = torch.unique(slope * row + column, return_inverse=True)[1].flatten()
+        places = torch.cartesian_prod(*map(torch.arange, map_shape)).view(-1, len(map_shape))
+        group = torch.unique(advance(places, slope), return_inverse=True)[1]
         return cls(group.argsort(stable=True), group, tuple(torch.bincount(group).tolist()))
 
     def __len__(self) -> int:
@@ -74,6 +77,17 @@ class Schedule:
     def before(self, group: Int64[Tensor, "b"]) -> Bool[Tensor, "b N"]:
         """Which sites belong to groups before the given ones."""
         return self.group < group[:, None]
+
+
+def advance(places: Int64[Tensor, "n axes"], slope: int) -> Int64[Tensor, "n"]:
+    """When a wavefront reaches each place, or how much later than another one: ``sum over axes of slope^k place_k``."""
+    return (places * slope ** torch.arange(places.shape[1] - 1, -1, -1)).sum(1)
+
+
+def raveled(places: Int64[Tensor, "*n axes"], shape: tuple[int, ...]) -> Int64[Tensor, "*n"]:
+    """Numbers in raster order of places, or of steps between them, in a map of that shape."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return (places * torch.tensor(strides, device=places.device)).sum(-1)
 
 
 def _even_sizes(sites: int, groups: int) -> tuple[int, ...]:

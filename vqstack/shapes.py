@@ -3,21 +3,23 @@
 The annotations are documentation that the test suite enforces: under pytest they are checked at every call, outside it
 they cost nothing.
 
-Axes: ``b`` images, ``c`` channels, ``h w`` rows and columns, ``d`` features, ``n`` sites in raster order.
+Axes: ``b`` inputs, ``c`` channels, ``*map`` the sites of a map along one axis or more (``h w`` rows and columns of
+images), ``d`` features, ``n`` sites in raster order.
 """
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, Integer
 from torch import Tensor
 
-Pixels: TypeAlias = UInt8[Tensor, "b c h w"]
-"""Grey values 0 … V-1; the only pixel format outside a network."""
+Pixels: TypeAlias = Integer[Tensor, "b c *pixels"]
+"""Values 0 … V-1 of c channels at each site, uint8 where V is 256 at most and int32 above; the only format outside a
+network. Of images the map is ``h w``."""
 
 Codes: TypeAlias = Int64[Tensor, "b *map"]
-"""A code map; today the map is ``h w``."""
+"""A code map, of one axis or more."""
 
 AnyCodes: TypeAlias = Int64[Tensor, "b ..."]
 """A code map next to maps of other shapes: maps of several levels, or the one below."""
@@ -43,6 +45,22 @@ def finest(device: torch.device) -> torch.dtype:
 def widened(numbers: Tensor) -> Tensor:
     """What likelihoods compute with: float32 at least, float64 where the model is (see ``codec/portable.py``)."""
     return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
+def value_dtype(size: int) -> torch.dtype:
+    """What holds values 0 … V-1 that are no codes."""
+    return torch.uint8 if size <= 256 else torch.int32
+
+
+def by_axis(shape: tuple[int, ...]) -> str:
+    """The size of a map in words: 4x4."""
+    return "x".join(map(str, shape))
+
+
+def cropped(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The first sites along each of the last axes: maps without padding."""
+    here: tuple[Any, ...] = (..., *map(slice, shape))
+    return maps[here]
 
 
 @dataclass(frozen=True)

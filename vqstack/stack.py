@@ -13,7 +13,7 @@ from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
 from vqstack.likelihood import Draw, PixelHead, PixelSettings
 from vqstack.nets import ResidualBlock, ScalingPath, store_once
 from vqstack.quantizer import QuantizerSettings
-from vqstack.shapes import AnyCodes, Codes, Pixels
+from vqstack.shapes import AnyCodes, Codes, Pixels, by_axis
 from vqstack.terms import DecoderTerm, Term, descend
 from vqstack.variables import Variable
 
@@ -33,9 +33,10 @@ class StackSettings(BaseModel):
         "naming one more than there are adds a copy of the last.",
     )
     pixels: PixelSettings = Field(PixelSettings(), description="The likelihood of the pixels.")
-    pad_to: tuple[int, int] | None = Field(
+    pad_to: tuple[int, ...] | None = Field(
         None,
-        description="Rows and columns (pixels) to which images are padded, cropped again before scoring; none: as is.",
+        description="Sites along each axis (of images: rows and columns, pixels) to which images are padded, cropped "
+        "again before scoring; none: as is.",
     )
     sharing: Literal["none", "trunk"] = Field(
         "none",
@@ -66,19 +67,17 @@ class Stack(nn.Module):
 
     Args:
         settings: see :class:`StackSettings`.
-        shape: (c, h, w) of the images.
+        shape: channels, and sites along each axis: (c, h, w) of images.
         values: V, number of grey values.
     """
 
-    def __init__(self, settings: StackSettings, shape: tuple[int, int, int], values: int) -> None:
+    def __init__(self, settings: StackSettings, shape: tuple[int, ...], values: int) -> None:
         super().__init__()
         self.shape, self.values = shape, values
         pixels = Variable.pixels(shape, values)
         padded = settings.pad_to or shape[1:]
-        if padded[0] < shape[1] or padded[1] < shape[2]:
-            raise InputError(
-                f"pad_to: {padded[0]}x{padded[1]} is smaller than the images: give {shape[1]}x{shape[2]} or more"
-            )
+        if len(padded) != len(shape) - 1 or any(more < own for more, own in zip(padded, shape[1:], strict=True)):
+            raise InputError(f"pad_to: {by_axis(padded)} is smaller than the images: give {by_axis(shape[1:])} or more")
         head = PixelHead(settings.pixels, shape[0], values)
         levels: list[Level] = [PixelLevel(pixels, settings.levels[0], head, padded)]
         for level in settings.levels[1:]:
@@ -123,7 +122,7 @@ class Stack(nn.Module):
         return self.levels[check_number(number, "level", 1, len(self.levels)) - 1]
 
     @property
-    def map_shapes(self) -> list[tuple[int, int]]:
+    def map_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of z_1 … z_L."""
         return [level.map_shape for level in self.levels]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from vqstack.checks import check_map
 from vqstack.errors import InputError
 from vqstack.likelihood import Known
+from vqstack.shapes import value_dtype
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Variable:
 
     @classmethod
     def pixels(cls, shape: tuple[int, ...], size: int) -> "Variable":
-        """Images of (c, h, w), V grey values."""
-        return cls("pixels", 0, shape, size, torch.uint8)
+        r"""Images or other signals of (c, \*map), V values a channel."""
+        return cls("pixels", 0, shape, size, value_dtype(size))
 
     @classmethod
     def codes(cls, level: int, shape: tuple[int, ...], size: int) -> "Variable":

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from x_transformers import Decoder
@@ -163,8 +162,7 @@ class AutoregressiveCodeModel(CodeModel):
         return self._over_map(self._site_parameters(self.by_site(values), labels, parent)).unchecked_log_prob(values)
 
     def _over_map(self, parameters: Float[Tensor, "b N P"]) -> Distribution:
-        rows, columns = self.map_shape
-        return self.head(rearrange(parameters, "b (h w) p -> b p h w", h=rows, w=columns))
+        return self.head(parameters.mT.unflatten(2, self.map_shape))
 
     def _training_nats(
         self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None

@@ -11,11 +11,11 @@ starts exactly as its base: the feed-forward decoder's distribution for a refine
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -24,10 +24,10 @@ from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
 from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known, by_site, site_factors
-from vqstack.nets import rename_state, unfold
+from vqstack.nets import convolution, rename_state, unfold
 from vqstack.quantizer import in_chunks
 from vqstack.schedule import Schedule
-from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels, widened
+from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels, cropped, value_dtype, widened
 from vqstack.window import Windowed
 
 NO_LABEL = -1
@@ -57,7 +57,7 @@ class Parent(NamedTuple):
         before: where the map is a segment of a sequence, what stands before it.
     """
 
-    base: Float[Tensor, "b P h w"] | Windowed
+    base: Float[Tensor, "b P *map"] | Windowed
     features: Float[Tensor, "b F rows columns"]
     share: Float[Tensor, "b"]
     before: Before | None = None
@@ -85,17 +85,17 @@ class CodeModel(nn.Module, ABC):
     def __init__(
         self,
         settings: CodeModelSettings,
-        map_shape: tuple[int, int],
+        map_shape: tuple[int, ...],
         head: Head,
         classes: int,
-        scale: tuple[int, int] | None = None,
+        scale: tuple[int, ...] | None = None,
         features: int = 0,
         vector_dim: int = 0,
         backbone: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.map_shape, self.head, self.scale = settings, map_shape, head, scale
-        self.size, self.sites = head.size, map_shape[0] * map_shape[1]
+        self.size, self.sites = head.size, prod(map_shape)
         self.classes = classes if settings.labels else 0
         self.schedule = (
             Schedule.wavefront(map_shape, settings.wavefront)
@@ -115,7 +115,7 @@ class CodeModel(nn.Module, ABC):
         self.space = CodebookSpace(head.size, vector_dim, settings.dim) if settings.codebook else None
         self.position = nn.Parameter(torch.randn(self.sites, settings.dim) * 0.02)
         if scale is not None:
-            self.parent = nn.Conv2d(features, settings.dim * scale[0] * scale[1], 1, bias=False)
+            self.parent = convolution(len(scale))(features, settings.dim * prod(scale), 1, bias=False)
             self.corruption = nn.Parameter(torch.zeros(settings.dim))
         self.window = self._window()
         self.backbone = backbone or self._backbone(
@@ -162,7 +162,7 @@ class CodeModel(nn.Module, ABC):
     def check(self, values: AnyCodes | Pixels, labels: Labels | None) -> None:
         """InputError unless these are maps of the model, and labels of as many images."""
         codes = isinstance(self.head, CodeHead)
-        shape, dtype = ((), torch.int64) if codes else ((self.head.channels,), torch.uint8)
+        shape, dtype = ((), torch.int64) if codes else ((self.head.channels,), value_dtype(self.size))
         check_map(values, "values", (*shape, *self.map_shape), self.size, self.position.device, dtype)
         self._check_labels(labels, len(values))
 
@@ -262,9 +262,9 @@ class CodeModel(nn.Module, ABC):
             return self.position[None]
         if parent is None:
             raise ValueError("this model refines a level: what lies above is needed")
-        above = unfold(self.parent(parent.features), self.scale)[..., : self.map_shape[0], : self.map_shape[1]]
+        above = cropped(unfold(self.parent(parent.features), self.scale), self.map_shape)
         share = parent.share.to(self.corruption)[:, None, None] * self.corruption
-        return self.position + rearrange(above, "b d h w -> b (h w) d") + share
+        return self.position + above.flatten(2).mT + share
 
     def label_features(self, batch: int, labels: Labels | None) -> Float[Tensor, "#b 1 d"]:
         """Features of the labels; zero where the label is not told or the model knows none."""
@@ -285,7 +285,7 @@ class CodeModel(nn.Module, ABC):
 
     def site_nats(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:
         """-ln P of single sites."""
-        distribution = self.head(parameters[..., None, None])
+        distribution = self.head(parameters[..., None])
         return -distribution.unchecked_log_prob(values.view(-1, *distribution.shape).to(distribution.dtype))
 
     def site_loss(self, parameters: Float[Tensor, "m P"], values: Int64[Tensor, "m c"]) -> Float[Tensor, "m"]:
@@ -304,7 +304,7 @@ class CodeModel(nn.Module, ABC):
         self, parameters: Float[Tensor, "b n P"], sites: Int64[Tensor, "n"], values: Int64[Tensor, "b M"]
     ) -> Iterator[Factor]:
         """The factors of one group: one for codes, one a channel for pixels."""
-        return site_factors(self.head, rearrange(parameters, "b n p -> b p 1 n"), sites, values)
+        return site_factors(self.head, parameters.mT, sites, values)
 
 
 Model = TypeVar("Model", bound=CodeModel)
@@ -334,7 +334,7 @@ def by_raster(parent: Parent | None, values: Int64[Tensor, "b N c"]) -> Float[Te
     if parent is None:
         return None
     base = parent.base.parameters(values) if isinstance(parent.base, Windowed) else parent.base
-    return rearrange(base, "b p h w -> b (h w) p")
+    return base.flatten(2).mT
 
 
 def by_group(
@@ -347,9 +347,9 @@ def by_group(
     base = None if parent is None else parent.base
     if isinstance(base, Windowed):
         for _, numbers in base.walk(values):
-            yield rearrange(numbers, "b p 1 n -> b n p")
+            yield numbers.mT
         return
-    raster = None if base is None else rearrange(base, "b p h w -> b (h w) p")
+    raster = None if base is None else base.flatten(2).mT
     for group in range(len(schedule)):
         yield None if raster is None else raster[:, schedule.sites(group)]
 

@@ -15,7 +15,7 @@ _FAMILIES: dict[str, type[CodeModel]] = {"autoregressive": AutoregressiveCodeMod
 
 
 def build_code_model(
-    settings: CodeModelSettings, map_shape: tuple[int, int], codebook_size: int, classes: int, vector_dim: int = 0
+    settings: CodeModelSettings, map_shape: tuple[int, ...], codebook_size: int, classes: int, vector_dim: int = 0
 ) -> CodeModel:
     """A model of code maps that stands on its own, such as the prior."""
     head = CodeHead(codebook_size)

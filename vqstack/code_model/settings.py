@@ -34,7 +34,7 @@ class CodeModelSettings(BaseModel):
         0,
         ge=0,
         le=16,
-        description="Rows and columns on each side of a site whose known values it reads directly, before any "
+        description="Sites on each side of a site, along each axis, whose known values it reads directly, before any "
         "attention, count; 0: none. Large maps learn in fewer steps with 1 or 2.",
     )
     codebook: bool = Field(
@@ -142,7 +142,7 @@ def check_unified(
                 f"unified: level {number} is a cluster level, whose decoder allows some codes only: leave one out"
             )
         decoder = level.decoder
-        if decoder.family == "window" and (decoder.tile != (0, 0) or prior.wavefront != decoder.steepness):
+        if decoder.family == "window" and (any(decoder.tile) or prior.wavefront != decoder.steepness):
             raise ValueError(
                 f"unified: level {number} has a window decoder, whose diagonals the transformer must follow: set "
                 f"prior.wavefront to {decoder.steepness} and its tile to 0 0"
@@ -173,7 +173,7 @@ def check_refiners(refiners: tuple[RefinerSettings, ...], levels: tuple[LevelSet
         decoder = level.decoder
         if decoder.family != "window":
             continue
-        if decoder.tile != (0, 0):
+        if any(decoder.tile):
             raise ValueError(f"refiners: level {refiner.level} is drawn in tiles, a refiner is not: set tile to 0 0")
         if refiner.wavefront != decoder.steepness:
             raise ValueError(

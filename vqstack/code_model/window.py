@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from vqstack.schedule import raveled
+
 
 class Window(nn.Module):
     """A convolution around each site that leaves out what is not known to it.
 
     Args:
-        map_shape: rows and columns of the map.
-        radius: r; the window has 2r + 1 rows and columns, its centre excepted.
+        map_shape: sites of the map along each axis.
+        radius: r; the window has 2r + 1 sites along each axis, its centre excepted.
         dim: features per site.
         group: number of the group in which each site is drawn, [N]: only sites of earlier groups are known to it; none:
             any may be. An offset at which no site is known gets no weights.
@@ -31,7 +33,7 @@ class Window(nn.Module):
     near: Tensor
 
     def __init__(
-        self, map_shape: tuple[int, int], radius: int, dim: int, group: Int64[Tensor, "N"] | None = None
+        self, map_shape: tuple[int, ...], radius: int, dim: int, group: Int64[Tensor, "N"] | None = None
     ) -> None:
         super().__init__()
         near, inside = _neighbours(map_shape, radius)
@@ -75,13 +77,11 @@ class Window(nn.Module):
         return self.mix(torch.where((near < outside)[..., None], embedded, 0).flatten(2))
 
 
-def _neighbours(map_shape: tuple[int, int], radius: int) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
+def _neighbours(map_shape: tuple[int, ...], radius: int) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
     """For each site and offset, in raster order, the site there and whether it lies on the map."""
-    rows, columns = map_shape
-    reach = torch.arange(-radius, radius + 1)
-    offset = torch.cartesian_prod(reach, reach)
+    axes = len(map_shape)
+    offset = torch.cartesian_prod(*[torch.arange(-radius, radius + 1)] * axes).view(-1, axes)
     offset = offset[offset.ne(0).any(1)]
-    site = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-    row, column = (site[:, None] + offset).unbind(-1)
-    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    return (row * columns + column).where(inside, 0), inside
+    near = torch.cartesian_prod(*map(torch.arange, map_shape)).view(-1, 1, axes) + offset
+    inside = ((near >= 0) & (near < torch.tensor(map_shape))).all(-1)
+    return raveled(near, map_shape).where(inside, 0), inside

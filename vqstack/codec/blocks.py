@@ -102,7 +102,8 @@ class BlockCodec:
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and columns of an image."""
-        return self.model.stack.shape[1:]
+        rows, columns = self.model.stack.shape[1:]
+        return rows, columns
 
     @torch.inference_mode()
     def probe(self, threads: int, batch: int) -> str:

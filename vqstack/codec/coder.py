@@ -2,8 +2,8 @@
 
 Both sides must use the same probabilities to the last bit, so there is one representation: float64 tables of whole
 numbers, ``floor(2^24 P)``, of which constriction makes its exact 24-bit model (each value keeps at least 2^-24). Sums
-of whole numbers are exact in float64 in any order. Values of an ordered factor are coded in two steps of its CDF,
-``v = 16 a + b``: first a, then b given a. By the chain rule this costs what one step costs.
+of whole numbers are exact in float64 in any order. Values of an ordered factor are coded digit by digit to the base 16,
+each given those before it, in steps of its CDF. By the chain rule this costs what one step costs.
 
 With a ``Rounding`` (``portable.py``) the whole numbers are those of that rounding, which every machine finds.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vqstack.codec.portable import Rounding
 from vqstack.errors import InputError
-from vqstack.likelihood import FINE, Distribution, Factor, Ordered
+from vqstack.likelihood import Distribution, Factor, Ordered
 
 PRECISION = 2**24
 AHEAD = 2
@@ -56,16 +56,17 @@ def _code_factor(
 ) -> Int64[Tensor, "m n"]:
     if not isinstance(factor, Ordered):
         return coder.step(coder.counts(factor.probs[:rows]), wanted)
-    runs = coder.counts(_between(factor.coarse()[:rows]))
-    high = coder.step(runs, None if wanted is None else wanted // FINE)
-    whole = F.pad(high, (0, 0, 0, distribution.batch - rows))
-    cdf = factor.fine(whole)[:rows]
-    probs, mass = _between(cdf), cdf[..., -1:] - cdf[..., :1]
-    if coder.rounding is not None:  # of a run that counts as impossible the values are nothing but rounding
-        there = runs.gather(-1, high[..., None]) > 0
-        probs, mass = torch.where(there, probs, 1 / FINE), torch.where(there, mass, torch.inf)
-    low = coder.step(coder.counts(probs, 1 / mass), None if wanted is None else wanted % FINE)
-    values = high * FINE + low
+    values = torch.zeros(rows, len(factor.sites), dtype=torch.int64)
+    there = torch.ones(rows, len(factor.sites), 1, dtype=torch.bool)
+    for width in factor.widths:
+        cdf = factor.runs(F.pad(values, (0, 0, 0, distribution.batch - rows)), width)[:rows]
+        probs, mass = _between(cdf), cdf[..., -1:] - cdf[..., :1]
+        if coder.rounding is not None:  # of a run that counts as impossible the values are nothing but rounding
+            probs, mass = torch.where(there, probs, 1 / probs.shape[-1]), torch.where(there, mass, torch.inf)
+        counts = coder.counts(probs, 1 / mass)
+        digit = coder.step(counts, None if wanted is None else (wanted - values) // width)
+        there = there & (counts.gather(-1, digit[..., None]) > 0)
+        values = values + digit * width
     if bool((values >= distribution.size).any()):  # of probability 0, but damaged bytes can name them
         raise Damaged
     return values

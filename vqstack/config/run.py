@@ -16,6 +16,7 @@ from vqstack.level import check_scale
 from vqstack.model import Geometry, ModelSettings, SamplingSettings
 from vqstack.paths import path_of
 from vqstack.reading import read_yaml_values, to_yaml_text
+from vqstack.shapes import by_axis
 from vqstack.stack import StackSettings
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -186,14 +187,18 @@ class RunConfig(StackSettings):
             class_names=tuple(class_names),
         )
 
-    def check_shapes(self, rows: int, columns: int) -> None:
-        """Every map must divide the one below it, and no shift may leave nothing of an image."""
-        if self.augment.shift >= min(rows, columns):
+    def check_shapes(self, *sides: int) -> None:
+        """Every map must divide the one below it, and no shift may leave nothing of an image.
+
+        Args:
+            sides: sites of an image along each axis.
+        """
+        if self.augment.shift >= min(sides):
             raise InputError(
-                f"augment.shift: {self.augment.shift} moves images of {rows}x{columns} pixels out of sight: choose at "
-                f"most {min(rows, columns) - 1}"
+                f"augment.shift: {self.augment.shift} moves images of {by_axis(sides)} pixels out of sight: choose at "
+                f"most {min(sides) - 1}"
             )
-        below = self.pad_to or (rows, columns)
+        below = self.pad_to or sides
         for number, level in enumerate(self.levels, start=1):
             check_scale(number, below, level.map)
             below = level.map

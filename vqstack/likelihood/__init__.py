@@ -1,19 +1,21 @@
 """Normalised distributions over pixels and over code maps, and how values are drawn from them.
 
 Files in reading order: ``drawing``, ``factors``, ``base`` (distributions as chains of factors), ``categorical``,
-``mixture``, ``conditioned`` (guidance, known sites) and ``heads`` (from the numbers of a network to a distribution).
+``neighbours``, ``mixture``, ``conditioned`` (guidance, known sites) and ``heads`` (from the numbers of a network to a
+distribution).
 """
 
 from vqstack.likelihood.base import Distribution, walked_log_prob
 from vqstack.likelihood.categorical import Bernoulli, Categorical, Frequencies
 from vqstack.likelihood.conditioned import Clamped, Guided, Known
 from vqstack.likelihood.drawing import Draw, draw_values, noise
-from vqstack.likelihood.factors import FINE, Factor, Ordered, Table
+from vqstack.likelihood.factors import BASE, Factor, Ordered, Table
 from vqstack.likelihood.heads import CodeHead, Head, PixelHead, PixelSettings, by_site, site_factors
 from vqstack.likelihood.mixture import LogisticMixture, logistic_parameters
+from vqstack.likelihood.neighbours import Near
 
 __all__ = [
-    "FINE",
+    "BASE",
     "Bernoulli",
     "Categorical",
     "Clamped",
@@ -26,6 +28,7 @@ __all__ = [
     "Head",
     "Known",
     "LogisticMixture",
+    "Near",
     "Ordered",
     "PixelHead",
     "PixelSettings",

@@ -31,7 +31,7 @@ class Distribution(ABC):
         batch: b, number of images.
         shape: shape of one map, such as (h, w) for codes and (c, h, w) for pixels.
         size: V, number of values a site can take.
-        dtype: of the maps: int64 for codes, uint8 for pixels.
+        dtype: of the maps: int64 for codes, uint8 for pixels, int32 for values past 255.
         device: where the parameters live.
         own_order: whether ``draw.confidence`` makes it draw in an order of its own; it then keeps known values itself.
     """
@@ -81,7 +81,7 @@ class Distribution(ABC):
         return self._walk(None, Draw(mean=True))
 
     def _walk(self, noise: Tensor | None, draw: Draw) -> Tensor:
-        if draw.mean and self.dtype != torch.uint8:
+        if draw.mean and self.dtype == torch.int64:
             raise ValueError("codes have no order, so no mean")
         values = torch.zeros(self.batch, self.sites, dtype=torch.int64, device=self.device)
         for factor in self.factors(values):

@@ -55,13 +55,13 @@ class Frequencies(Distribution):
 
 
 class Bernoulli(Distribution):
-    """Independent binary pixels: ``P(x) = prod_i s(l_i)^x_i s(-l_i)^(1-x_i)``, s the logistic function.
+    r"""Independent binary pixels: ``P(x) = prod_i s(l_i)^x_i s(-l_i)^(1-x_i)``, s the logistic function.
 
     Args:
-        logits: log-odds of value 1, [b, c, h, w].
+        logits: log-odds of value 1, [b, c, \*map].
     """
 
-    def __init__(self, logits: Float[Tensor, "b c h w"]) -> None:
+    def __init__(self, logits: Float[Tensor, "b c *map"]) -> None:
         self.logits = widened(logits)
         self.batch, *shape = logits.shape
         self.shape, self.size, self.dtype, self.device = tuple(shape), 2, torch.uint8, logits.device

@@ -1,8 +1,8 @@
 """Factors: sites that are independent given the factors before, and how their values are drawn.
 
-A factor of ordered values is drawn in two steps of its CDF, ``v = 16 a + b``: first the run of 16 values that the noise
-falls into, then the value. That takes P(x < edge) at 34 edges instead of a table of 256 probabilities, and gives what
-the table would give. Entropy coding takes the same two steps.
+A factor of ordered values is drawn in steps of its CDF, one a digit of the value to the base 16: first the run of 16
+values that the noise falls into, then the value (with 65,536 values in four steps). That takes P(x < edge) at 34 edges
+instead of a table of 256 probabilities, and gives what the table would give. Entropy coding takes the same steps.
 """
 
 from abc import ABC, abstractmethod
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vqstack.likelihood.drawing import Draw, draw_values
 
-FINE = 16
-"""Values told apart by the second step."""
+BASE = 16
+"""Runs of values that a step of the CDF tells apart."""
 PLAIN = 0.8
 """Probability from which a picture shows black or white itself: the mean would be a little grey."""
 PART = 2**16
@@ -137,14 +137,22 @@ class Ordered(Factor):
         below = self.cdf(torch.tensor([1, self.size - 1], device=self.sites.device))
         return below[..., 0], 1 - below[..., 1]
 
-    def coarse(self) -> Float[Tensor, "b n m"]:
-        """P(x < edge) at the edges of all runs of 16 values."""
-        return self.cdf(torch.arange(0, self.size + FINE, FINE, device=self.sites.device).clamp(max=self.size))
+    @property
+    def widths(self) -> list[int]:
+        """How many values a run holds in each step: 16 and 1, or with more than 256 values 4,096, 256, 16 and 1."""
+        steps = 2
+        while BASE**steps < self.size:
+            steps += 1
+        return [BASE**step for step in range(steps - 1, -1, -1)]
 
-    def fine(self, run: Int64[Tensor, "b n"]) -> Float[Tensor, "b n m"]:
-        """P(x < edge) at the 17 edges of the values of one run of each site; past the last value 1."""
-        inside = torch.arange(FINE + 1, device=run.device)
-        return self.cdf((run[..., None] * FINE + inside).clamp(max=self.size))
+    def runs(self, first: Int64[Tensor, "b n"], width: int) -> Float[Tensor, "b n m"]:
+        """P(x < edge) at the edges of runs of ``width`` values from ``first`` on, 16 or all.
+
+        Past the last value it is 1.
+        """
+        count = min(BASE, -(-self.size // width))
+        edges = torch.arange(count + 1, device=first.device) * width
+        return self.cdf((first[..., None] + edges).clamp(max=self.size))
 
     def _draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
         if draw.mode or noise is None:
@@ -152,15 +160,17 @@ class Ordered(Factor):
         u = noise.clamp(max=1 - torch.finfo(noise.dtype).eps / 2)  # in float32 it may have been rounded to 1
         if not draw.plain:
             return self._by_parts(lambda part, places: draw_values(part.log_probs, u[:, places], draw))
-        run = _bin(self.coarse(), u)
-        return (run * FINE + _bin(self.fine(run), u)).clamp(max=self.size - 1)
+        value = torch.zeros(self.batch, len(self.sites), dtype=torch.int64, device=self.sites.device)
+        for width in self.widths:
+            value = value + width * _bin(self.runs(value, width), u)
+        return value.clamp(max=self.size - 1)
 
     def most_likely(self) -> Int64[Tensor, "b n"]:
         """The most likely value of each site: where float32 puts it, then the best of the 16 values around that."""
         edges = torch.arange(self.size + 1, device=self.sites.device)
         near = self.cdf(edges, torch.float32).diff(dim=-1).argmax(-1)
-        first = (near - FINE // 2).clamp(min=0)
-        return first + self.cdf((first[..., None] + edges[: FINE + 1]).clamp(max=self.size)).diff(dim=-1).argmax(-1)
+        first = (near - BASE // 2).clamp(min=0)
+        return first + self.cdf((first[..., None] + edges[: BASE + 1]).clamp(max=self.size)).diff(dim=-1).argmax(-1)
 
     def _by_parts(self, choose: Callable[["Ordered", slice], Tensor]) -> Int64[Tensor, "b n"]:
         """Values chosen from a few sites at a time."""

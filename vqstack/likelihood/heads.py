@@ -1,7 +1,7 @@
 """Heads: what turns the numbers of each site into a distribution over a map."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -21,6 +21,8 @@ from vqstack.likelihood.mixture import (
     logistic_parameters,
     starting_point,
 )
+from vqstack.likelihood.neighbours import Near
+from vqstack.shapes import value_dtype
 
 
 class PixelSettings(BaseModel):
@@ -49,8 +51,8 @@ class Head(ABC):
     parameters: int
 
     @abstractmethod
-    def __call__(self, parameters: Float[Tensor, "b P h w"]) -> Distribution:
-        """The distribution over maps of h × w sites."""
+    def __call__(self, parameters: Float[Tensor, "b P *map"]) -> Distribution:
+        """The distribution over maps of these sites."""
 
     def correct(self, base: Float[Tensor, "*n P"], correction: Float[Tensor, "*n P"]) -> Float[Tensor, "*n P"]:
         """The numbers of sites, moved by a correction; one of zeros leaves them as they are."""
@@ -60,15 +62,12 @@ class Head(ABC):
         """Numbers from which a network that knows nothing yet starts."""
         return torch.zeros(self.parameters)
 
-    def relative(
-        self, parameters: Float[Tensor, "b P h w"], near: Callable[[int, int], Tensor]
-    ) -> Float[Tensor, "b P h w"]:
+    def relative(self, parameters: Float[Tensor, "b P *map"], near: Near) -> Float[Tensor, "b P *map"]:
         """The numbers that a likelihood needs, from those that a network gives relative to known neighbours.
 
         Args:
             parameters: as the network puts them out.
-            near: (row, column) to the values [b, c, h, w] at that offset from each site; the ones on the left, above,
-                and above on the left may be asked for. Scaled to [-1, 1], and 0 outside the map.
+            near: the values beside each site; those one step back along some of the axes may be asked for.
         """
         return parameters
 
@@ -83,8 +82,8 @@ class CodeHead(Head):
     def __init__(self, size: int) -> None:
         self.channels, self.size, self.parameters = 1, size, size
 
-    def __call__(self, parameters: Float[Tensor, "b P h w"]) -> Distribution:
-        return Categorical(rearrange(parameters, "b k h w -> b h w k"))
+    def __call__(self, parameters: Float[Tensor, "b P *map"]) -> Distribution:
+        return Categorical(parameters.movedim(1, -1))
 
 
 class PixelHead(Head):
@@ -109,11 +108,13 @@ class PixelHead(Head):
         }[self.kind]
         """Numbers that a pixel needs: channels of the decoder's output."""
 
-    def __call__(self, parameters: Float[Tensor, "b P h w"]) -> Distribution:
+    def __call__(self, parameters: Float[Tensor, "b P *map"]) -> Distribution:
         if self.kind == "bernoulli":
             return Bernoulli(parameters)
         if self.kind == "categorical":
-            return Categorical(rearrange(parameters, "b (c v) h w -> b c h w v", v=self.size), torch.uint8)
+            return Categorical(
+                parameters.unflatten(1, (self.channels, self.size)).movedim(2, -1), value_dtype(self.size)
+            )
         return LogisticMixture(parameters, self.channels, self.size)
 
     def correct(self, base: Float[Tensor, "*n P"], correction: Float[Tensor, "*n P"]) -> Float[Tensor, "*n P"]:
@@ -131,9 +132,7 @@ class PixelHead(Head):
             return starting_point(self.channels, self.parameters)
         return super().start()
 
-    def relative(
-        self, parameters: Float[Tensor, "b P h w"], near: Callable[[int, int], Tensor]
-    ) -> Float[Tensor, "b P h w"]:
+    def relative(self, parameters: Float[Tensor, "b P *map"], near: Near) -> Float[Tensor, "b P *map"]:
         """Means of logistics are corrections to what the neighbours foretell, in units of their scales."""
         if self.kind == "logistic_mixture":
             return around_neighbours(parameters, near, self.channels, self.size)
@@ -146,7 +145,7 @@ def by_site(values: Tensor, channels: int) -> Int64[Tensor, "b N c"]:
 
 
 def site_factors(
-    head: Head, parameters: Float[Tensor, "b P 1 n"], sites: Int64[Tensor, "n"], values: Int64[Tensor, "b M"]
+    head: Head, parameters: Float[Tensor, "b P n"], sites: Int64[Tensor, "n"], values: Int64[Tensor, "b M"]
 ) -> Iterator[Factor]:
     """The factors of some sites of a map whose numbers are known: one for codes, one a channel for pixels.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import log, prod
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from vqstack.likelihood.base import Distribution
 from vqstack.likelihood.factors import Factor, Ordered
-from vqstack.shapes import Nats, finest, widened
+from vqstack.likelihood.neighbours import Near
+from vqstack.shapes import Nats, finest, value_dtype, widened
 
 
 class LogisticMixture(Distribution):
-    """Mixture of discretized logistics with channel coupling (Salimans et al. 2017, PixelCNN++).
+    r"""Mixture of discretized logistics with channel coupling (Salimans et al. 2017, PixelCNN++).
 
     For one pixel with channels x_1 … x_c scaled to [-1, 1], and h = 1 / (V-1):
 
@@ -28,24 +30,21 @@ class LogisticMixture(Distribution):
     ``log(s(a) - s(b)) = -softplus(-a) - softplus(b) + log(1 - exp(b - a))``.
 
     Args:
-        parameters: [b, K (1 + 2c + c(c-1)/2), h, w], as :func:`logistic_parameters` counts them.
+        parameters: [b, K (1 + 2c + c(c-1)/2), \*map], as :func:`logistic_parameters` counts them.
         channels: c.
         size: V, number of grey values.
     """
 
-    MIN_LOG_SCALE = -7.0
-    MAX_LOG_SCALE = 20.0  # past about 95 the inverse scale is 0 in float32 and an inner bin would have probability 0
-
-    def __init__(self, parameters: Float[Tensor, "b P h w"], channels: int, size: int = 256) -> None:
+    def __init__(self, parameters: Float[Tensor, "b P *map"], channels: int, size: int = 256) -> None:
         pairs = channels * (channels - 1) // 2
-        self.batch, total, rows, columns = parameters.shape
+        self.batch, total, *sites = parameters.shape
         components = total // (1 + 2 * channels + pairs)
-        parameters = rearrange(widened(parameters), "b (q k) h w -> q b (h w) k", k=components)
+        parameters = rearrange(widened(parameters).flatten(2), "b (q k) s -> q b s k", k=components)
         self.log_weights = parameters[0].log_softmax(-1)
         self.means = parameters[1 : 1 + channels]
-        self.log_scales = parameters[1 + channels : 1 + 2 * channels].clamp(self.MIN_LOG_SCALE, self.MAX_LOG_SCALE)
+        self.log_scales = parameters[1 + channels : 1 + 2 * channels].clamp(*scale_bounds(size))
         self.coupling = parameters[1 + 2 * channels :].tanh()
-        self.shape, self.size, self.dtype = (channels, rows, columns), size, torch.uint8
+        self.shape, self.size, self.dtype = (channels, *sites), size, value_dtype(size)
         self.device = parameters.device
 
     def _component_mean(self, channel: int, earlier: list[Tensor]) -> Float[Tensor, "b s k"]:
@@ -76,7 +75,7 @@ class LogisticMixture(Distribution):
         return (self.log_weights.exp() * value).sum(-1)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
-        sites_per_channel = self.shape[1] * self.shape[2]
+        sites_per_channel = prod(self.shape[1:])
         posterior, earlier = self.log_weights, list[Tensor]()
         for i in range(self.shape[0]):
             mean, log_scale = self._component_mean(i, earlier), self.log_scales[i]
@@ -142,6 +141,14 @@ class MixtureFactor(Ordered):
         return torch.where(edges <= 0, 0.0, torch.where(edges >= self.size, 1.0, total))
 
 
+def scale_bounds(size: int) -> tuple[float, float]:
+    """Bounds of the logarithm of a scale: a quarter of a bin (of 1/128 where values are 256 or fewer), and e^20.
+
+    Past about e^95 the inverse scale is 0 in float32, and an inner bin would have probability 0.
+    """
+    return -7.0 - log(max(size - 1, 255) / 255), 20.0
+
+
 def scaled(values: Tensor, size: int) -> Tensor:
     """Grey values 0 … V-1 on [-1, 1]."""
     return values.float() * (2 / (size - 1)) - 1
@@ -195,7 +202,7 @@ def correction_units(parameters: Float[Tensor, "*n P"], channels: int, size: int
     quantities = 1 + 2 * channels + channels * (channels - 1) // 2
     numbers = parameters.unflatten(-1, (quantities, -1))
     log_scales = numbers[..., 1 + channels : 1 + 2 * channels, :]
-    widths = log_scales.clamp(LogisticMixture.MIN_LOG_SCALE, LogisticMixture.MAX_LOG_SCALE).exp() + 1 / (size - 1)
+    widths = log_scales.clamp(*scale_bounds(size)).exp() + 1 / (size - 1)
     ones = torch.ones_like(numbers)
     return torch.cat([ones[..., :1, :], widths, ones[..., 1 + channels :, :]], -2).flatten(-2)
 
@@ -209,25 +216,22 @@ def starting_point(channels: int, parameters: int) -> Float[Tensor, "P"]:
 
 
 def around_neighbours(
-    parameters: Float[Tensor, "b P h w"], near: Callable[[int, int], Tensor], channels: int, size: int
-) -> Float[Tensor, "b P h w"]:
+    parameters: Float[Tensor, "b P *map"], near: Near, channels: int, size: int
+) -> Float[Tensor, "b P *map"]:
     """Numbers of a mixture from numbers relative to known neighbours; scales and weights stay as they are.
 
-    Component k is centred on a prediction p_k from its neighbours, the same for all k that are equal modulo 5: the
-    median of left, above and left + above - corner (the edge predictor of JPEG-LS, Weinberger et al. 2000), or one of
-    these, or the corner. Couplings act on what the earlier channels lie beside their prediction:
+    Component k is centred on a prediction p_k from its neighbours, which are taken in turn
+    (:meth:`~vqstack.likelihood.neighbours.Near.predictions`). Couplings act on what the earlier channels lie beside
+    their prediction:
 
         mu_ki = p_ki + (s_ki + h) d_ki - sum_{j<i} a_kij p_kj
     """
-    left, above, corner = near(0, -1), near(-1, 0), near(-1, -1)
-    plane = left + above - corner
-    median = torch.maximum(torch.minimum(left, above), torch.minimum(torch.maximum(left, above), plane))
     pairs = channels * (channels - 1) // 2
-    numbers = parameters.unflatten(1, (1 + 2 * channels + pairs, -1))  # [b, quantities, K, h, w]
-    predictions = [median, left, above, plane, corner]
-    predicted = torch.stack([predictions[k % 5] for k in range(numbers.shape[2])], 2)
+    numbers = parameters.unflatten(1, (1 + 2 * channels + pairs, -1))  # [b, quantities, K, *map]
+    predictions = near.predictions()
+    predicted = torch.stack([predictions[k % len(predictions)] for k in range(numbers.shape[2])], 2)
     log_scales = numbers[:, 1 + channels : 1 + 2 * channels]
-    widths = log_scales.clamp(LogisticMixture.MIN_LOG_SCALE, LogisticMixture.MAX_LOG_SCALE).exp() + 1 / (size - 1)
+    widths = log_scales.clamp(*scale_bounds(size)).exp() + 1 / (size - 1)
     means = list((predicted + widths * numbers[:, 1 : 1 + channels]).unbind(1))
     coupling = numbers[:, 1 + 2 * channels :].tanh()
     for i in range(channels):
