@@ -1,6 +1,8 @@
 """The command ``vqstack``: every command by name, recipes by name, and leaving while libraries are imported."""
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import refused
 
-from vqstack.commands import COMMANDS
+from vqstack.commands import COMMANDS, run
 from vqstack.config import read_recipe
 from vqstack.recipes import about, find_recipe, shipped
 
@@ -38,7 +40,8 @@ def test_every_command_has_a_module_and_the_overview_names_it():
 
 
 def test_scripts_are_commands(programs):
-    assert {module.__name__.rpartition(".")[2] for module in programs.values()} == COMMANDS.keys() - {"recipes"}
+    names = {module.__name__.rpartition(".")[2] for module in programs.values()}
+    assert names == COMMANDS.keys() - {"recipes", "doctor"}
 
 
 def test_a_wrong_name_is_refused():
@@ -66,14 +69,39 @@ except BaseException as error:
     raise ImportError("half of it") from error
 """
     (tmp_path / "torch.py").write_text(torch)
-    out = vqstack(name, "--help", PYTHONPATH=str(tmp_path))
+    out = vqstack(name, "--help-all", PYTHONPATH=str(tmp_path))
     assert (out.returncode, out.stdout) == (75, "")
     assert out.stderr == f"stopped by SIGINT; run the same command again {word}\n"
 
 
-def test_help_names_the_command():
-    out = vqstack("generate", "--help")
-    assert out.returncode == 0 and out.stdout.startswith("usage: vqstack generate ")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_screen_and_names_options_that_are_there(name, monkeypatch, capsys):
+    def help_of(*arguments, **how):
+        monkeypatch.setattr(sys, "argv", [f"vqstack {name}", *arguments])
+        with contextlib.suppress(SystemExit):
+            run(name, **how)
+        return capsys.readouterr().out
+
+    monkeypatch.setenv("COLUMNS", "80")
+    short, whole = help_of("--help", short_help=True), help_of("--help")
+    assert len(short.splitlines()) <= 40 and max(map(len, short.splitlines())) <= 120
+    assert f"vqstack {name}" in short
+    options = re.findall(r"^  (--[a-z-]+)", short, re.MULTILINE)
+    assert options or whole == short
+    for option in options:
+        assert re.search(rf"^[│ ]+{option}[ .,]", whole, re.MULTILINE), option
+
+
+def test_doctor_measures_and_leaves_nothing(capsys, tmp_path):
+    doctor = import_module("vqstack.commands.doctor")
+    doctor.main(["1"])
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {"vqstack", "packages", "device", "cores", "memory", "cache"} < printed.keys()
+    assert int(re.match(r"([\d,]+) images/s", printed["speed"])[1].replace(",", "")) > 0
+    doctor.main(["0"])
+    assert "speed" not in capsys.readouterr().out
+    refused(lambda: doctor.main(["soon"]), "soon", "seconds")
+    assert not list(tmp_path.iterdir())
 
 
 def test_recipes_are_listed_and_printed():

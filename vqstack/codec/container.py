@@ -399,10 +399,10 @@ def open_container(path: Path, tile: tuple[int, int], content: bytes | None = No
         if size > end:
             raise _Broken(f"there are {size - end} bytes after its end")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): name a file of compress.py") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}): name a file of vqstack compress") from error
     except (_Broken, struct.error, zlib.error, ValidationError, IndexError) as error:
         reason = str(error) if isinstance(error, _Broken) else "its header is damaged"
-        raise InputError(f"{path}: is not a whole file of compress.py ({reason}): compress the images again") from error
+        raise InputError(f"{path}: is no whole file of vqstack compress ({reason}): compress it again") from error
     return opened
 
 

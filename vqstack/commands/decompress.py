@@ -35,11 +35,11 @@ class Command(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: tyro.conf.Positional[Path] = Field(description="Folder of the run or released model that compressed them.")
-    files: tyro.conf.Positional[tuple[Path, ...]] = Field(description="Files of compress.py, and folders of them.")
+    files: tyro.conf.Positional[tuple[Path, ...]] = Field(description="Files of vqstack compress, and folders of them.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     levels: int | None = Field(None, ge=1, description="Code maps to read, from the top; default: all and the pixels.")
     sample: bool = Field(
-        False, description="Draw what is not read as generate.py does, not as the model decodes codes."
+        False, description="Draw what is not read as vqstack generate does, not as the model decodes codes."
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Names the random numbers of --sample; no unit.")
     first: int = Field(0, ge=0, description="First image of each file to get back, a count from 0.")
@@ -66,7 +66,7 @@ def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Opened], list[str]]:
         raise (
             refused[0]
             if refused
-            else InputError(f"{folder} holds no {SUFFIX} files: name the folder that compress.py wrote")
+            else InputError(f"{folder} holds no {SUFFIX} files: name the folder that vqstack compress wrote")
         )
     return opened, list(map(str, refused))
 

@@ -215,7 +215,7 @@ def read_yaml(path: Path, settings: type[Settings]) -> Settings:
         values = read_yaml_values(path) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} cannot be read ({reason(error)}): give the path of a YAML file, such as recipes/digits.yaml"
+            f"{path} cannot be read ({reason(error)}): name a YAML file, or one of vqstack recipes"
         ) from error
     except ValueError as error:
         raise InputError(f"{path} is not YAML ({error}): correct that line") from error

@@ -149,7 +149,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         found: dict[str, str] = {}
         if self.source == "digits":
             found["files"] = (
-                "the digits have no files: for a folder of images add --config recipes/folder.yaml, for others say "
+                "the digits have no files: for a folder of images add --config folder, for others say "
                 "what they are (data.source)"
             )
             found["on_error"] = "the digits can all be read: leave it out"
