@@ -402,7 +402,7 @@ def open_container(path: Path, tile: tuple[int, int], content: bytes | None = No
         raise InputError(f"{path}: cannot be read ({error.strerror}): name a file of vqstack compress") from error
     except (_Broken, struct.error, zlib.error, ValidationError, IndexError) as error:
         reason = str(error) if isinstance(error, _Broken) else "its header is damaged"
-        raise InputError(f"{path}: is no whole file of vqstack compress ({reason}): compress it again") from error
+        raise InputError(f"{path}: is not a whole file of vqstack compress ({reason}): compress it again") from error
     return opened
 
 
