@@ -53,6 +53,7 @@ ORDER = [
     "reuse",
     "phases",
     "recipes",
+    "library",
     "commands",
     "__main__",
 ]

@@ -1,3 +1,63 @@
-"""Discrete hierarchies of codes: stacked vector-quantized autoencoders whose numbers are all likelihoods."""
+"""Discrete hierarchies of codes: stacked vector-quantized autoencoders whose numbers are all likelihoods.
+
+    model = vqstack.train("digits", out="runs/digits")      # a recipe; or images and labels in memory
+    model = vqstack.load("runs/digits")                     # a finished run, or a released model
+    codes = model.encode(pixels)                            # [z_1, …, z_L]
+    images = model.sample(16, seed=1).pixels                # uint8 [16, c, h, w]
+
+The names below are imported when they are first used, because torch takes seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vqstack.codes import CodeDataset
+    from vqstack.config import RunConfig
+    from vqstack.errors import InputError
+    from vqstack.images import ImageSettings, load_splits
+    from vqstack.ledger import Ledger
+    from vqstack.library import load, recipe, train
+    from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
+    from vqstack.quantizer import Quantizer, QuantizerSettings, build_quantizer
 
 __version__ = "0.1.0"
+__all__ = [
+    "CodeDataset",
+    "HierarchicalModel",
+    "ImageSettings",
+    "InputError",
+    "Ledger",
+    "ModelSettings",
+    "Quantizer",
+    "QuantizerSettings",
+    "RunConfig",
+    "SamplingSettings",
+    "build_quantizer",
+    "load",
+    "load_splits",
+    "recipe",
+    "train",
+]
+_PLACES = {
+    "codes": ("CodeDataset",),
+    "config": ("RunConfig",),
+    "errors": ("InputError",),
+    "images": ("ImageSettings", "load_splits"),
+    "ledger": ("Ledger",),
+    "library": ("load", "recipe", "train"),
+    "model": ("HierarchicalModel", "ModelSettings", "SamplingSettings"),
+    "quantizer": ("Quantizer", "QuantizerSettings", "build_quantizer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(f"vqstack.{module}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -64,6 +64,10 @@ class Ledger:
         """Mean bits per channel of a pixel."""
         return self.bits / self.rows["level-1"].dims
 
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {self.row_bits(name):.2f}" for name in self.rows)
+        return f"Ledger({self.bits:.2f} bits per image, {self.count} images: {rows})"
+
     def to_json(self) -> dict:
         """Means per image, as ``ledger.json`` holds them."""
         rows = [

@@ -194,6 +194,10 @@ class Sample:
     codes: dict[int, AnyCodes]
     labels: Labels | None
 
+    def __repr__(self) -> str:
+        maps = ", ".join(f"z_{level} {[*codes.shape[1:]]}" for level, codes in sorted(self.codes.items()))
+        return f"Sample({len(self.pixels)} images {[*self.pixels.shape[1:]]}, {maps})"
+
 
 class HierarchicalModel(nn.Module, Pretrained):
     """``P(y, z_1 … z_L, label)``: labels by their training frequency, prior, decoders or refiners.

@@ -56,6 +56,7 @@ def find_artefact(folder: Path) -> Path:
 
 
 Module = TypeVar("Module", bound=nn.Module)
+Model = TypeVar("Model", bound="Pretrained")
 Described = dict[str, tuple[str, tuple[int, ...]]]  # of each tensor its type and shape
 
 
@@ -305,7 +306,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         return _rebuilt, (type(self), self.settings, parameters, dict(self.named_buffers()), modes, self.card)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+    def from_pretrained(cls: type[Model], pretrained_model_name_or_path: str | Path, **options: Any) -> Model:
         """A model from the folder of a run or of a released model, or from the hub, in eval mode.
 
         It is on the CPU unless ``map_location`` says otherwise. The folder may be a stranger's: nothing in it is run or

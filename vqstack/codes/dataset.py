@@ -47,6 +47,9 @@ class StoredCodes:
     labels: Labels | None  # classes, where they are known
     codes: list[AnyCodes]  # maps of levels 1 … L
 
+    def __repr__(self) -> str:
+        return f"StoredCodes({len(self.index)} images, maps {[[*codes.shape[1:]] for codes in self.codes]})"
+
 
 class CodeDatasetWriter:
     """Writes a code data set. Nothing is written before ``claim``; an unusable folder is an InputError at once.
@@ -171,6 +174,9 @@ class CodeDataset:
         for _ in tables(folder, shards, self._manifest, read=False):
             pass
         self._refuse_unnamed()
+
+    def __repr__(self) -> str:
+        return f"CodeDataset({self.folder}: {self.splits}, maps {self.map_shapes} of {self.vocabularies} codes)"
 
     def _refuse_unnamed(self) -> None:
         """A manifest that has lost a split would read as a smaller data set."""

@@ -5,20 +5,18 @@ Without arguments it trains the digits recipe. Run the same command again to go 
 """
 
 from contextlib import closing
-from datetime import timedelta
 from pathlib import Path
 
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from pydantic import Field
 
 from vqstack.config import RunConfig, parse, read_recipe, to_yaml
-from vqstack.errors import InputError
-from vqstack.images import check_paths, image_shape, num_classes
-from vqstack.phases import Run, check_processes, check_trackers
+from vqstack.images import num_classes
+from vqstack.library import prepare
+from vqstack.phases import Run, check_processes
 from vqstack.recipes import find_recipe
-from vqstack.report import describe, growing_maps
+from vqstack.report import describe
 from vqstack.reuse import check_sources
-from vqstack.run_folder import check_run_folder
 from vqstack.terminal import lines, warn
 
 
@@ -56,27 +54,8 @@ def main(arguments: list[str]) -> None:
     recipe = read_recipe(path)
     command = parse(Command, arguments, Command(**dict(recipe)))
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
-    check_paths(config.data)
-    shape = image_shape(config.data)
-    config.check_shapes(*shape[1:])
-    settings = config.model_settings(shape, 1)
-    settings.draws()  # wrong settings of sampling are refused now, not after training
     folder = command.out or Path("runs") / path.stem
-    check_run_folder(folder, config, command.override_config)
-    check_trackers(config.trackers)
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            log_with=list(config.trackers) or None,
-            project_dir=folder,
-            # Processes may wait for longer than the ten minutes of the default: for images to be read, for a picture.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
-        )
-    except ValueError as error:
-        raise InputError(f"mixed_precision {config.mixed_precision}: {error}: choose another") from error
-    if accelerator.is_main_process:
-        for problem in growing_maps(settings):
-            warn(problem)
+    settings, accelerator = prepare(config, folder, command.override_config)
     if command.dry_run:
         warn_of_done(command, folder, accelerator)
         check_processes(config, accelerator)
@@ -85,7 +64,7 @@ def main(arguments: list[str]) -> None:
         # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
         known = config.data.source == "digits" or config.data.size is None
         classes = num_classes(config.data) if known else 0
-        accelerator.print(lines(describe(config, config.model_settings(shape, classes))))
+        accelerator.print(lines(describe(config, config.model_settings(settings.image_shape, classes))))
         if not known:
             unknown = "labels   not counted: a prior with labels has one row of its dim more for each class"
             accelerator.print(lines(unknown))
@@ -95,9 +74,4 @@ def main(arguments: list[str]) -> None:
 
     with closing(Run(config, folder, accelerator, command.override_config)) as run:
         warn_of_done(command, folder, accelerator)
-        if config.trackers:
-            accelerator.init_trackers(folder.name)
-        for phase in run.phases.values():  # the levels or all at once, refiners, prior: see vqstack/phases/order.py
-            run.train(phase)
-        run.release()
-    accelerator.end_training()
+        run.train_all()

@@ -4,7 +4,7 @@ Values come from the recipe's YAML file, then from the command line; both are st
 """
 
 from vqstack.config.command_line import parse
-from vqstack.config.run import RunConfig, read_recipe, read_yaml, to_yaml
+from vqstack.config.run import RunConfig, changed, read_recipe, read_yaml, to_yaml
 from vqstack.config.unused import without_unused
 
-__all__ = ["RunConfig", "parse", "read_recipe", "read_yaml", "to_yaml", "without_unused"]
+__all__ = ["RunConfig", "changed", "parse", "read_recipe", "read_yaml", "to_yaml", "without_unused"]

@@ -1,6 +1,6 @@
 """The configuration of a run, and reading it from YAML: strict, in one line when wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -8,7 +8,7 @@ from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified
-from vqstack.config.unused import check_used
+from vqstack.config.unused import check_used, without_unused
 from vqstack.errors import InputError, explain, reason
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
@@ -235,6 +235,28 @@ def read_recipe(path: Path) -> RunConfig:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return config
+
+
+def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The settings with other values of some fields, checked as a recipe is; InputError in one line.
+
+    A mapping changes fields inside a field, and of a list every entry; anything else takes the field's place. What the
+    changes leave without use is left out, unless it is one of them.
+    """
+    try:
+        found = filled_in(RunConfig.model_validate(_merged(config.model_dump(), changes)))
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
+    check_used(found, RunConfig(), changes)
+    return without_unused(found, RunConfig())
+
+
+def _merged(before: Any, changes: Any) -> Any:
+    if not isinstance(changes, Mapping) or not isinstance(before, dict | tuple | list):
+        return changes
+    if isinstance(before, dict):
+        return before | {name: _merged(before.get(name), value) for name, value in changes.items()}
+    return [_merged(entry, changes) for entry in before]
 
 
 def filled_in(settings: Settings) -> Settings:

@@ -1,6 +1,6 @@
 """What was given and is not used: refused, because whoever gave it expects something of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
@@ -36,11 +36,23 @@ def _at(settings: BaseModel, name: str) -> Any:
     return value
 
 
-def check_used(settings: BaseModel, default: BaseModel) -> None:
-    """InputError for what is unused and is not what it would be without a word."""
+def check_used(settings: BaseModel, default: BaseModel, among: Mapping[str, Any] | None = None) -> None:
+    """InputError for what is unused and is not what it would be without a word; ``among`` these fields, if given."""
     for name, why in unused(settings).items():
-        if _at(settings, name) != _at(default, name):
+        if _at(settings, name) != _at(default, name) and (among is None or _holds(among, name.split("."))):
             raise InputError(f"{name}: {why}")
+
+
+def _holds(values: Any, parts: list[str]) -> bool:
+    """Whether nested values have one of that dotted name; a mapping in the place of a list stands for every entry."""
+    for part in parts:
+        if not isinstance(values, Mapping):
+            return True  # a whole list, or settings
+        if not part.isdigit():
+            if part not in values:
+                return False
+            values = values[part]
+    return True
 
 
 def check_given(settings: BaseModel, given: Iterable[str]) -> None:

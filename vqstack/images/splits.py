@@ -50,6 +50,10 @@ class ImageSplit:
     source: dict[str, Any]  # where the images came from, as JSON for a manifest
     cache: Stored  # what the tensors were opened from
 
+    def __repr__(self) -> str:
+        classes = f", {self.num_classes} classes" if self.labelled else ""
+        return f"ImageSplit({self.name}: {len(self)} images {self.source['shape']}{classes})"
+
     def __len__(self) -> int:
         return len(self.stored)
 

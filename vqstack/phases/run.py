@@ -113,6 +113,15 @@ class Run:
         if self.accelerator.is_main_process:
             self._lock.release()
 
+    def train_all(self) -> None:
+        """Train what is not done, phase by phase (see vqstack/phases/order.py), and release the model."""
+        if self.config.trackers:
+            self.accelerator.init_trackers(self.folder.name)
+        for phase in self.phases.values():
+            self.train(phase)
+        self.release()
+        self.accelerator.end_training()
+
     def train(self, phase: Phase) -> None:
         """Train what a phase trains, unless that was done before."""
         name, folder, module = phase.name, self.folder / "phases" / phase.name, phase.module
