@@ -9,6 +9,15 @@ import pytest
 
 from vqstack.errors import InputError
 
+# Changes to the digits recipe that train in a second.
+TINY = {
+    "levels": {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "decoder": {"width": 8, "blocks": 1}},
+    "prior": {"depth": 1, "dim": 8, "heads": 2},
+    "refiners": (),
+    "train_levels": {"steps": 3, "batch_size": 16, "warmup": 1, "evaluate_every": 3},
+    "train_prior": {"steps": 3, "batch_size": 16, "warmup": 1, "evaluate_every": 3},
+}
+
 
 def refused(call, *words):
     """The call is wrong input; the one line of it has these words."""

@@ -7,17 +7,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from helpers import files_of, refused
+from helpers import TINY, files_of, refused
 
 import vqstack
-
-TINY = {
-    "levels": {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "decoder": {"width": 8, "blocks": 1}},
-    "prior": {"depth": 1, "dim": 8, "heads": 2},
-    "refiners": (),
-    "train_levels": {"steps": 3, "batch_size": 16, "warmup": 1, "evaluate_every": 3},
-    "train_prior": {"steps": 3, "batch_size": 16, "warmup": 1, "evaluate_every": 3},
-}
 
 
 def images(count=60, shape=(8, 8), seed=0):

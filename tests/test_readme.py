@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import TINY
 
+import vqstack
 from vqstack.config import RunConfig
 from vqstack.model import HierarchicalModel
 
@@ -31,9 +33,14 @@ def run_folder(tmp_path):
     return tmp_path
 
 
+def blocks():
+    """The README's Python."""
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
 def test_the_quickstart_runs_as_it_stands(run_folder, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len([line for line in code.splitlines() if line and not line.startswith("from")]) <= 10
+    code = blocks()[0]
+    assert len([line for line in code.splitlines() if line and not line.startswith(("from", "import"))]) <= 10
     monkeypatch.chdir(run_folder)
     names: dict = {}
     exec(code, names)
@@ -42,3 +49,13 @@ def test_the_quickstart_runs_as_it_stands(run_folder, monkeypatch, capsys):
     assert names["samples"].shape == (16, 1, 8, 8)
     assert names["images"].shape == names["test"].pixels.shape
     assert [tuple(z.shape[1:]) for z in names["codes"]] == [(4, 4), (2, 2)]
+
+
+def test_training_on_images_in_memory_runs_as_it_stands(monkeypatch, tmp_path):
+    """With a network of the size of a test in the place of the recipe's."""
+    recipe = vqstack.recipe
+    monkeypatch.setattr(vqstack, "recipe", lambda name, **changes: recipe(name, **changes | TINY))
+    names: dict = {}
+    exec(blocks()[1], names)
+    assert vqstack.load("digits-model").settings == vqstack.load("runs/mine").settings == names["model"].settings
+    assert names["model"].classes == 10

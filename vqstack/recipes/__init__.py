@@ -1,5 +1,6 @@
 """The recipes that come with the package: YAML files, each known by its name without the ending."""
 
+import re
 from pathlib import Path
 
 from vqstack.errors import InputError
@@ -14,14 +15,9 @@ def shipped() -> dict[str, Path]:
 
 
 def about(path: Path) -> str:
-    """What a recipe says of itself: the first sentence of the comment that it begins with."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comment = " ".join(line.removeprefix("#").strip() for line in lines[: _comment_ends(lines)])
-    return comment.partition(". ")[0].rstrip(".") + "."
-
-
-def _comment_ends(lines: list[str]) -> int:
-    return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    """What a recipe is for: the beginning of the comment in its first line, up to a full stop or colon."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return re.split(r"[.:]( |$)", first.removeprefix("# "))[0]
 
 
 def find_recipe(given: str) -> Path:
