@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -16,6 +17,9 @@ from vqstack.config import read_recipe
 from vqstack.recipes import about, find_recipe, shipped
 
 ROOT = Path(__file__).parents[1]
+
+
+SENT = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
 
 
 def vqstack(*arguments, **environment):
@@ -60,18 +64,17 @@ def test_what_needs_no_tensors_imports_no_torch(tmp_path, arguments):
 @pytest.mark.parametrize(("name", "word"), [("train", "to go on"), ("generate", "to start over")])
 def test_a_signal_while_libraries_are_imported_leaves_in_one_line(tmp_path, name, word):
     """Also where the library takes every exception for its own."""
-    torch = """
-import os, signal, time
-try:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(60)
-except BaseException as error:
-    raise ImportError("half of it") from error
-"""
+    torch = f"try: {SENT}\nexcept BaseException as error: raise ImportError('half of it') from error"
     (tmp_path / "torch.py").write_text(torch)
     out = vqstack(name, "--help-all", PYTHONPATH=str(tmp_path))
     assert (out.returncode, out.stdout) == (75, "")
     assert out.stderr == f"stopped by SIGINT; run the same command again {word}\n"
+
+
+def test_a_signal_before_the_command_is_known_leaves_without_a_word(tmp_path):
+    (tmp_path / "tqdm.py").write_text(SENT)
+    out = vqstack("train", PYTHONPATH=str(tmp_path))
+    assert (out.returncode, out.stdout, out.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
