@@ -130,6 +130,36 @@ def test_splits_beside_other_folders_are_refused_with_the_command(tmp_path, how)
     refused(lambda: load_splits(settings(tmp_path, **how)), "extra", f"--data.files train {tmp_path}/train test")
 
 
+@pytest.mark.parametrize("names", [("train_set", "test_set"), ("seg_train", "seg_test"), ("train", "test1")])
+def test_folders_that_are_called_as_splits_are_no_classes(tmp_path, how, names):
+    for name in names:
+        classes(tmp_path / name)
+    asked = f"--data.files train {tmp_path / names[0]} test {tmp_path / names[1]}"
+    refused(lambda: load_splits(settings(tmp_path, **how)), asked)
+
+
+@pytest.mark.parametrize("names", [("train", "unlabeled"), ("train", "training"), ("bus", "train1")])
+def test_a_folder_of_classes_called_train_is_no_class(tmp_path, how, names):
+    for name in names:
+        classes(tmp_path / name)
+    refused(lambda: load_splits(settings(tmp_path, **how)), "may be splits", f"--data.files train {tmp_path}/train")
+
+
+def test_splits_inside_classes_are_refused(tmp_path, how):
+    for name in ("bottle", "cable"):
+        for split in ("train", "test"):
+            classes(tmp_path / name / split)
+    inside = f"--data.files train {tmp_path}/bottle/train test {tmp_path}/bottle/test"
+    refused(lambda: load_splits(settings(tmp_path, **how)), inside)
+
+
+def test_an_image_beside_the_splits_is_no_image_of_none(tmp_path, how):
+    for name in ("train", "test"):
+        classes(tmp_path / name)
+    (tmp_path / "train" / "a" / "0.png").rename(tmp_path / "0.png")
+    refused(lambda: load_splits(settings(tmp_path, **how)), f"{tmp_path}/0.png", "beside")
+
+
 def test_a_class_may_be_called_train(tmp_path, how):
     split = load_splits(settings(classes(tmp_path / "x", ("bus", "train")), **how))["train"]
     assert split.class_names == ["bus", "train"]

@@ -5,6 +5,7 @@ Every file below a folder becomes an image of a class, or is counted with the re
 
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,8 +105,9 @@ def without_roots(settings: ImageSettings) -> ImageSettings:
 def _splits_inside(folder: str) -> dict[Split, str]:
     """Split -> folder, where the folders of images inside are splits; empty where they are anything else."""
     with os.scandir(folder) as entries:
-        children = sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    children = [child for child in children if _any_image(child)]
+        inside = sorted((entry.path, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    files = [path for path, is_folder in inside if not is_folder]
+    children = [path for path, is_folder in inside if is_folder and _any_image(path)]
     if len(children) == 1 and os.path.basename(children[0]).casefold() not in SPLIT_FOLDERS:
         return _splits_inside(children[0])  # a folder around the root
     named = [(SPLIT_FOLDERS.get(os.path.basename(child).casefold()), child) for child in children]
@@ -116,7 +118,44 @@ def _splits_inside(folder: str) -> dict[Split, str]:
             f"{folder}: holds folders of splits ({_listed(found)}) and others ({os.path.basename(others[0])}); "
             f"{_meant(found)}"
         )
+    if others:
+        _check_no_splits(folder, children)
+    elif found and (loose := next(filter(is_image, files), None)):
+        raise InputError(f"{loose}: lies beside the folders of splits ({_listed(found)}); move it into one, or away")
     return {} if others else found
+
+
+def _check_no_splits(folder: str, children: list[str]) -> None:
+    """InputError where folders that would be classes look like splits, or hold splits: test images would train."""
+    maybe = {split: child for child in reversed(children) if (split := _split_in(child))}
+    alike = "train" in maybe and len(maybe) > 1 and all(map(_split_in, children))
+    if alike or any(len(_folders_alone(child)) > 1 for child in maybe.values()):
+        raise InputError(
+            f"{folder}: its folders ({_listed(maybe)}) may be splits; {_meant(maybe)}; if they are classes, rename them"
+        )
+    for child in children:
+        inside = {SPLIT_FOLDERS.get(os.path.basename(path).casefold()): path for path in _folders_alone(child)}
+        splits = {split: inside[split] for split in SPLITS if split in inside}
+        if len(splits) > 1 and "train" in splits:
+            raise InputError(
+                f"{child}: a class, or a data set of its own, that holds splits ({_listed(splits)}); {_meant(splits)}, "
+                "or put the classes into the splits"
+            )
+
+
+def _split_in(folder: str) -> Split | None:
+    """The split that a name begins or ends with, as ``train_set``, ``test1`` and ``seg_train`` do."""
+    words = re.findall("[a-z]+", os.path.basename(folder).casefold()) or [""]
+    return SPLIT_FOLDERS.get(words[0]) or SPLIT_FOLDERS.get(words[-1])
+
+
+def _folders_alone(folder: str) -> list[str]:
+    """The folders with images inside one that has no images beside them."""
+    with os.scandir(folder) as entries:
+        inside = sorted((entry.path, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    if any(is_image(path) for path, is_folder in inside if not is_folder):
+        return []
+    return [path for path, is_folder in inside if is_folder and _any_image(path)]
 
 
 def _any_image(folder: str) -> bool:
