@@ -212,6 +212,17 @@ def test_a_smaller_image_is_a_mean_of_the_larger_one(tmp_path):
     assert (small.float() - 127.5).abs().max() < 8
 
 
+def test_images_given_by_hand_are_seen_as_those_of_the_data_set(tmp_path):
+    photo = np.random.default_rng(0).integers(0, 256, (24, 32), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    files = {"train": str(tmp_path)}
+    settings = ImageSettings(source="imagefolder", files=files, size=(4, 5), resize=(12, 16), validation=0, test=0)
+    found = load_images([tmp_path / "photo.png"], settings)
+    assert torch.equal(found, load_splits(settings, ["train"])["train"].pixels)
+    save_png(found[0], tmp_path / "small.png", 256)
+    assert torch.equal(load_images([tmp_path / "small.png"], settings), found)
+
+
 def test_what_is_kept_has_room_for_crops(tmp_path):
     image = np.arange(12 * 16, dtype=np.uint8).reshape(1, 1, 12, 16)
     settings = ImageSettings(source="array", files={"train": str(tmp_path / "a.npy")}, size=(4, 5), resize=(12, 16))

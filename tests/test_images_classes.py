@@ -146,6 +146,16 @@ def test_labels_inside_records(tmp_path, how, caplog):
     check(load_splits(numbers), ["0", "1", "2"])
 
 
+def test_a_name_where_an_archive_has_numbers_is_refused_with_the_way_to_write_it(tmp_path, how):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in (("0.png", pictures([0])[0]["bytes"]), ("0.cls", b"cat")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    refused(lambda: load_splits(parquet(path, how, source="webdataset")), "a.tar", "cat", ".txt", "label_column")
+
+
 @pytest.mark.parametrize(("values", "found"), [([0.5] * 30, "float64"), ([[1]] * 30, "List"), ([{"a": 1}] * 30, "a")])
 def test_what_is_no_label_is_said(tmp_path, how, values, found, caplog):
     path = stored(tmp_path / "a.parquet", ALL, None, values)
@@ -163,6 +173,33 @@ def test_numbers_in_a_column_of_an_unknown_name_are_said(tmp_path, how, caplog):
     assert load_splits(parquet(path, how, label_column=""))["train"].labels is None
     assert not caplog.records
     refused(lambda: load_splits(parquet(path, how, label_column="", class_names=["a"])), "class_names", "no labels")
+
+
+def test_texts_in_a_column_of_an_unknown_name_are_said(tmp_path, how, caplog):
+    path = stored(tmp_path / "a.parquet", ALL, values=NAMES * 10, label="species")
+    assert load_splits(parquet(path, how))["train"].labels is None
+    assert "species" in caplog.text and "label_column" in caplog.text
+
+
+def test_numbers_of_another_column_than_that_of_train_are_refused(tmp_path, how):
+    """Coarse classes and fine ones have the same numbers."""
+    train = stored(tmp_path / "train.parquet", ALL)
+    test = stored(tmp_path / "test.parquet", ALL, label="fine_label")
+    refused(lambda: load_splits(parquet({"train": train, "test": test}, how)), "fine_label", "train in label")
+    named = stored(tmp_path / "named.parquet", ALL, NAMES)
+    other = stored(tmp_path / "other.parquet", [2, 1] * 4, ["owl", "dog"], [0, 1] * 4, label="fine_label")
+    check(load_splits(parquet({"train": named, "test": other}, how)))
+
+
+def test_two_columns_of_labels_are_said(tmp_path, how, caplog):
+    path = stored(tmp_path / "a.parquet", ALL)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("fine_label", pa.array([0] * len(table))), path)
+    check(load_splits(parquet(path, how)), ["0", "1", "2"])
+    assert "label holds the labels, not fine_label" in caplog.text
+    caplog.clear()
+    load_splits(parquet(path, how, label_column="label"))
+    assert "fine_label" not in caplog.text
 
 
 @pytest.mark.parametrize("label", [2**40, 2_000_000, 2**63 - 1])

@@ -25,6 +25,7 @@ from torch import Tensor
 from vqstack.errors import InputError, told
 from vqstack.images.formats import bombs_refused, opened, upright
 from vqstack.images.settings import ImageSettings
+from vqstack.images.views import center
 from vqstack.shapes import Pixels
 
 CHUNK = 32  # images a thread decodes at a time: taking them one by one costs as much as decoding small ones
@@ -88,18 +89,24 @@ def decode_all(
 def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     """Image files given by hand -> uint8 [n, c, h, w], with the geometry of ``settings``.
 
-    Raises InputError naming the file that cannot be read or has another size than the first.
+    They are seen as those of a data set are, the centre of ``resize`` included; one that has ``size`` already, as those
+    that a model drew, is taken as it is. Raises InputError naming the file that cannot be read or has another size than
+    the first.
     """
     if not paths:
         raise InputError("no image files given; name at least one")
-    settings = settings.model_copy(update={"resize": None})
-    images: list[NDArray[np.uint8]] = []
-    for path in paths:
-        (image,) = decode_all([str(path)], [str(path)], settings, images[0].shape[1:] if images else settings.size)
+    native = settings.model_copy(update={"size": None, "resize": None})
+    images: list[Tensor] = []
+    for name in map(str, paths):
+        first = images[0].shape[1:] if images and settings.size is None else None
+        (image,) = decode_all([name], [name], native, first)
+        if settings.size is not None and not isinstance(image, str) and image.shape[1:] != settings.size:
+            (image,) = decode_all([name], [name], settings, settings.kept)
         if isinstance(image, str):
             raise InputError(image)
-        images.append(image)
-    return torch.from_numpy(np.stack(images))
+        pixels = torch.tensor(image)
+        images.append(pixels if settings.size is None else center(pixels[None], settings.size)[0])
+    return torch.stack(images)
 
 
 def save_png(pixels: UInt8[Tensor, "c h w"], path: Path | io.BufferedIOBase, values: int) -> None:

@@ -204,6 +204,9 @@ def find_labels(types: Mapping[str, Any], where: str, settings: ImageSettings) -
     if not by_type:
         _say_what_is_there(kinds, usable, where)
         return None
+    if len(by_type) > 1:
+        taken, *others = (".".join(path) for path in by_type)
+        logger.warning("%s: %s holds the labels, not %s; set label_column to say so", where, taken, ", ".join(others))
     return Stored(where, by_type[0], usable[by_type[0]], names.get(by_type[0]))
 
 
@@ -215,7 +218,7 @@ def _say_what_is_there(kinds: Mapping[tuple[str, ...], Any], usable: Mapping[tup
                 "%s: column %s holds %s, so there are no labels; store class numbers or names", where, name, found
             )
             return
-    maybe = [path for path, kind in usable.items() if kind == "number" or path[-1] in LABEL_NAMES]
+    maybe = [path for path in usable if not path[-1].startswith("__")]  # those are the archives' own
     if maybe:
         columns = ", ".join(".".join(path) for path in maybe)
         logger.warning("%s: no column of labels; if one of these holds classes, set label_column: %s", where, columns)

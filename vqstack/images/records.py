@@ -147,6 +147,13 @@ def _classes(
             raise InputError(f"{settings}: {name} given, and there are no labels; leave it out, or set label_column")
     if first is None:
         return dict.fromkeys(stored, Classes(None))
+    for one in stored.values():
+        if one is not None and one.column != first[1].column and one.kind == "number" and one.names is None:
+            own, its = (".".join(of.column) for of in (one, first[1]))
+            raise InputError(
+                f"{one.where}: its labels are numbers in column {own}, those of {first[0]} in {its}; write both into "
+                "one of these, or give the classes names"
+            )
     known = reference(first[1], values(first[0]) if first[1].kind == "text" else None, settings)
     return {name: Classes(known) if one is None else read_as(one, known, settings) for name, one in stored.items()}
 

@@ -27,9 +27,21 @@ FORMAT = 1  # of the rows: ``datasets`` keeps a copy of those of a mapped source
 ROWS = 100  # of a row group that are taken apart at a time
 SEEN = 1000  # samples of the first archive that decide on the types of what is no image
 _FIELD = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)  # KEY.FIELD; hidden files are no samples
+
+
+def _whole(content: bytes) -> int:
+    try:
+        return int(content)
+    except ValueError:
+        raise ValueError(
+            f"{content[:40]!r} is no whole number: for classes by name call these members .txt, and set label_column "
+            "to txt"
+        ) from None
+
+
 _READ: dict[str, Callable[[bytes], Any]] = {
     **dict.fromkeys(("txt", "text", "transcript"), bytes.decode),
-    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int),
+    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), _whole),
     **dict.fromkeys(("json", "jsn"), json.loads),
 }
 
