@@ -35,7 +35,7 @@ from vqstack.stack import Stack, StackSettings
 from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, descend
 from vqstack.variables import Variable
 
-Side = Annotated[int, Field(ge=1, le=2**13)]  # pixels
+Side = Annotated[int, Field(ge=1, le=2**20)]  # sites along an axis
 
 
 class SamplingSettings(BaseModel):
@@ -98,10 +98,11 @@ class Geometry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: tuple[Side, Side] | None = Field(description="Rows and columns, pixels; none: images came as they are.")
-    resize: tuple[Side, Side] | None = Field(
-        None, description="Rows and columns of which `size` is the centre, pixels."
+    size: tuple[Side, ...] | None = Field(
+        description="Sites along each axis, of images rows and columns; none: they came as they are."
     )
+    resize: tuple[Side, ...] | None = Field(None, description="Rows and columns of which `size` is the centre, pixels.")
+    rate: int | None = Field(None, ge=1, description="Numbers a second of sounds; none: these are no sounds.")
     background: str = Field(
         "#000000", pattern="^#[0-9a-f]{6}$", description="Colour that transparent parts were laid on, #rrggbb."
     )

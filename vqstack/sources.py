@@ -64,7 +64,7 @@ class PixelSource:
 
     Args:
         pixels: as large as they are kept, on the device or not.
-        size: height and width of the images; None: as large as they are kept.
+        size: sites of the images along each axis; None: as large as they are kept.
         augmentation: what may change where a batch is taken for training.
         share: of the images of a batch that are changed.
         seed: with the epoch and the number of the image it decides on the view.
@@ -82,7 +82,7 @@ class PixelSource:
         device: torch.device | None = None,
         labels: Labels | None = None,
     ) -> None:
-        self.pixels, self.size = pixels, size or (pixels.shape[2], pixels.shape[3])
+        self.pixels, self.size = pixels, size or tuple(pixels.shape[2:])
         self.augmentation, self.share, self.seed = augmentation or AugmentSettings(), share, seed
         self.device, self.labels = device or pixels.device, labels
         self.ahead = ReadAhead(self._read)

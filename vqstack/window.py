@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vqstack.errors import InputError
 from vqstack.likelihood import Distribution, Factor, Head, Near, by_site, site_factors
-from vqstack.nets import convolution
+from vqstack.nets import convolution, over_map
 from vqstack.schedule import Schedule, advance, raveled
 from vqstack.shapes import AnyCodes, Nats, Pixels, by_axis, widened
 
@@ -54,6 +54,11 @@ class DecoderSettings(BaseModel):
         description="Sites along each axis (of images: rows and columns) of tiles that are drawn side by side; they "
         "divide the map. A window ends at the border of its tile. Zeros: the map is one tile.",
     )
+    adaptive: bool = Field(
+        False,
+        description="Known values are read, and widths of logistics given, in units of how much neighbours in the "
+        "window differ: for sounds, which are loud and quiet (pixels or numbers of a logistic_mixture only).",
+    )
     features: int = Field(24, ge=1, description="Features that the code map gives to each site below, count.")
     width: int = Field(64, ge=1, description="Features of a site between masked convolution and likelihood, count.")
     blocks: int = Field(1, ge=0, description="Residual blocks of two 1x1 convolutions, count.")
@@ -81,6 +86,7 @@ class WindowNetwork(nn.Module):
     """
 
     offsets: Tensor
+    pairs: Tensor
 
     def __init__(self, settings: DecoderSettings, map_shape: tuple[int, ...], channels: int, head: Head) -> None:
         super().__init__()
@@ -92,6 +98,12 @@ class WindowNetwork(nn.Module):
         offsets = offsets[advance(offsets, slope) < 0]
         self.register_buffer("offsets", offsets, persistent=False)
         self.after = (max(0, int(offsets[:, 0].max())), *(radius,) * (axes - 1))
+        # Pairs of sites in the window that lie beside each other along the last axis, the later one first.
+        beside = [(now, before) for now, o in enumerate(offsets) for before, p in enumerate(offsets) if _beside(o, p)]
+        self.register_buffer("pairs", torch.tensor(beside).view(-1, 2).T, persistent=False)
+        if settings.adaptive and (not beside or getattr(head, "kind", "") != "logistic_mixture"):
+            raise InputError("decoder.adaptive: needs pixels of a logistic_mixture, and a radius of 2: leave it out")
+        self.loudness = nn.Parameter(torch.zeros(width)) if settings.adaptive else None
         self.look = nn.Parameter(torch.empty(width, channels + 1, len(offsets)))
         convolve = convolution(axes)
         self.enter = convolve(settings.features, width, 1)
@@ -112,27 +124,45 @@ class WindowNetwork(nn.Module):
         size = tuple(r + after + 1 for after in self.after)
         places = raveled(self.offsets + r, size)
         kernel = self.look.new_zeros(*self.look.shape[:2], prod(size)).index_copy(2, places, self.look)
-        seen = (F.conv1d, F.conv2d, F.conv3d)[len(size) - 1](padded, kernel.unflatten(2, size))
+        kernel, convolve = kernel.unflatten(2, size), (F.conv1d, F.conv2d, F.conv3d)[len(size) - 1]
+        unit = None
+        if self.loudness is None:
+            seen = convolve(padded, kernel)
+        else:
+            steps = F.pad(padded[:, :-1].diff(dim=-1), (1, 0)).square().mean(1, keepdim=True)
+            pairs = kernel.new_zeros(prod(size)).index_fill(0, places[self.pairs[0]], 1 / self.pairs.shape[1])
+            unit = self._unit(convolve(steps, pairs.view(1, 1, *size)))
+            seen = convolve(padded[:, :-1], kernel[:, :-1]) / unit + convolve(padded[:, -1:], kernel[:, -1:])
 
         def at(*offset: int) -> Tensor:
             there = (slice(r + by, r + by + sites) for by, sites in zip(offset, self.tile, strict=True))
             return padded[(slice(None), slice(-1), *there)]
 
-        return self.join(self._numbers(seen, self.split(features), Near(len(size), r, at)))
+        return self.join(self._numbers(seen, self.split(features), Near(len(size), r, at, unit)))
 
     def step(self, windows: Float[Tensor, "b n O i"], features: Float[Tensor, "b F *one"]) -> Float[Tensor, "b P *one"]:
         """The same of n sites, along the last axis, from the values at all offsets of their windows."""
-        one = features.shape[2:]
-        seen = torch.einsum("b n o c, d c o -> b d n", windows, self.look).unflatten(2, one)
+        one, read, unit = features.shape[2:], windows, None
+        if self.loudness is not None:
+            now, before = (windows[:, :, places, :-1] for places in self.pairs)
+            measured = self._unit((now - before).square().mean((2, 3), keepdim=True))
+            read, unit = torch.cat([windows[..., :-1] / measured, windows[..., -1:]], -1), measured.view(-1, 1, *one)
+        seen = torch.einsum("b n o c, d c o -> b d n", read, self.look).unflatten(2, one)
 
         def at(*offset: int) -> Tensor:
             place = int((self.offsets == torch.tensor(offset, device=windows.device)).all(1).nonzero())
             return windows[:, :, place, :-1].mT.unflatten(2, one)
 
-        return self._numbers(seen, features, Near(len(one), self.settings.radius, at))
+        return self._numbers(seen, features, Near(len(one), self.settings.radius, at, unit))
+
+    def _unit(self, squares: Tensor) -> Tensor:
+        """How much neighbours in the window differ, at least half a step between values."""
+        return (squares + 1 / (self.head.size - 1) ** 2).sqrt()
 
     def _numbers(self, seen: Tensor, features: Tensor, near: Near) -> Tensor:
         hidden = seen + self.enter(features)
+        if self.loudness is not None and near.unit is not None:
+            hidden = hidden + over_map(self.loudness, hidden.ndim - 2) * near.unit.log()
         for block in self.blocks:
             hidden = block(hidden)
         return self.head.relative(widened(self.leave(F.relu(hidden))), near)
@@ -268,6 +298,11 @@ class Windowed(Distribution):
 def limited(numbers: Float[Tensor, "b P *map"], support: Bool[Tensor, "b P *map"] | None) -> Float[Tensor, "b P *map"]:
     """Logits whose values outside of the support are impossible."""
     return numbers if support is None else numbers.masked_fill(~support, -torch.inf)
+
+
+def _beside(one: Tensor, other: Tensor) -> bool:
+    """Whether a place is the next one along the last axis."""
+    return bool((one[:-1] == other[:-1]).all() and one[-1] == other[-1] + 1)
 
 
 def _with_inside(maps: Float[Tensor, "b c *map"]) -> Float[Tensor, "b c+1 *map"]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vqstack.codes import CodeDataset, fingerprint
 from vqstack.config import parse
 from vqstack.errors import InputError
-from vqstack.images import grid, load_images, numerals, save_png
+from vqstack.images import grid, load_images, numerals, saver
 from vqstack.likelihood import Draw
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.output import Output, saved
@@ -158,8 +158,8 @@ def starting_codes(command: Command, model: HierarchicalModel) -> tuple[int, Ite
             pass
         return count, chain.from_iterable(maps_of(stored, split, level) for _ in repeat(None))
     if command.images:
-        channels, rows, columns = model.stack.shape
-        changes = {"size": (rows, columns), "channels": channels, "values": model.stack.values}
+        channels, *size = model.stack.shape
+        changes = {"size": tuple(size), "channels": channels, "values": model.stack.values}
         pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
         maps = model.stack.encode(pixels.to(model.device), level)[-1]
         return len(maps), cycle(maps)
@@ -216,6 +216,8 @@ def main(arguments: list[str]) -> None:
     available, start = starting_codes(command, model) or (16, None)
     num = command.num or available
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
+    geometry = model.settings.geometry
+    ending, save = saver(model.stack.shape, model.stack.values, geometry and geometry.rate)
     output = Output(command.out, "generate")
     with TemporaryFile() as rows:  # what is said of each image waits on the disk
         rows.write(b'{"images": [\n')
@@ -223,9 +225,10 @@ def main(arguments: list[str]) -> None:
         with Progress(total=num, desc="generate", unit="img", disable=None) as progress:
             for first, pixels, labels in generate(command, model, start, num, sampling):
                 for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
-                    output.write(f"{i:06d}.png", saved(partial(save_png, image, values=model.stack.values)))
+                    output.write(f"{i:06d}{ending}", saved(partial(save, image)))
                     name = None if label is None else [*model.settings.class_names, *numerals(model.classes)][label]
-                    about = {"file": f"{i:06d}.png", "index": i, "seed": command.seed, "label": label, "class": name}
+                    about = {"file": f"{i:06d}{ending}", "index": i, "seed": command.seed}
+                    about |= {"label": label, "class": name}
                     rows.write(b",\n" * bool(i) + json.dumps(about).encode())
                 shown = pixels if not first else torch.cat([shown, pixels[: columns * GRID - len(shown)]])
                 progress.update(len(pixels))

@@ -176,11 +176,12 @@ class RunConfig(StackSettings):
             refiners=self.refiners,
             unified=self.unified,
             sampling=self.sampling,
-            image_shape=image_shape,  # type: ignore[arg-type]
+            image_shape=image_shape,
             values=self.data.values,
             geometry=Geometry(
                 size=self.data.size,
                 resize=self.data.resize,
+                rate=self.data.rate,
                 background="#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(self.data.background)),
             ),
             classes=classes,

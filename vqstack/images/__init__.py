@@ -1,17 +1,19 @@
-"""Image data sets -> uint8 tensors: read, decoded and split once; everything after works on tensors.
+"""Data sets of images, sounds and other signals -> tensors: read, decoded and split once, all after works on tensors.
 
-In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``views`` (random
-changes), ``files`` (on this machine), ``folders`` (of images), ``labels`` (classes), ``shards`` (Parquet files and
-archives), ``records`` (sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``,
-``identity`` (what tells them from others), ``stream`` (endless, for training), ``whole`` (a stream to its end).
+In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``pictures`` (and back),
+``views`` (random changes), ``files`` (on this machine), ``folders`` (of images or sounds), ``labels`` (classes),
+``shards`` (Parquet files and archives), ``records`` (sources), ``parts`` (which image belongs to which split),
+``cache``, ``splits``, ``identity`` (what tells them from others), ``stream`` (endless, for training), ``whole`` (a
+stream to its end). An image stands for an input of any kind: of sounds it is an excerpt (``vqstack/sounds.py``).
 docs/data.md tells it from the user's side.
 """
 
 from vqstack.images.cache import default_cache
-from vqstack.images.decode import grid, load_images, save_png
+from vqstack.images.decode import load_images
 from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
 from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
+from vqstack.images.pictures import grid, save_png, saver
 from vqstack.images.records import check_paths
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
@@ -48,6 +50,7 @@ __all__ = [
     "open_stream",
     "opened",
     "save_png",
+    "saver",
     "split_names",
     "survey",
     "uniforms",

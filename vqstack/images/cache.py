@@ -1,4 +1,4 @@
-"""Decoded splits on disk: each is decoded once, kept as uint8, and memory-mapped from then on.
+"""Decoded splits on disk: each is decoded once, kept (uint8; int32 where values pass 255) and memory-mapped.
 
 A split lies in a folder of its own, named by a hash of all that its pixels depend on: the settings, and path, size and
 time of change of every local file. Hub data sets are known by name and revision, remote files by their address.
@@ -43,7 +43,7 @@ class Stored:
     """What the cache holds of a split; the arrays are memory maps that may be written to without changing the files."""
 
     folder: Path
-    pixels: NDArray[np.uint8]  # [n, c, h, w]
+    pixels: NDArray[Any]  # [n, c, *map], uint8, or int32 for values past 255
     index: NDArray[np.int64]
     labels: NDArray[np.int64] | None
     meta: dict[str, Any]
@@ -127,7 +127,8 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
-        self.shape: tuple[int, ...] = ()  # [c, h, w], known once there is an image
+        self.shape: tuple[int, ...] = ()  # [c, *map], known once there is an image
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
         with _writing(folder):
             self._file = (folder / PIXELS).open("wb")
 
@@ -140,14 +141,14 @@ class Writer:
     def _header(self) -> None:
         """numpy leaves room in it for any number of images, so it can be written again over itself."""
         self._file.seek(0)
-        header = header_data_from_array_1_0(np.empty((0, *self.shape), dtype=np.uint8))
+        header = header_data_from_array_1_0(np.empty((0, *self.shape), dtype=self.dtype))
         write_array_header_1_0(self._file, header | {"shape": (self.count, *self.shape)})
 
-    def append(self, images: list[NDArray[np.uint8]]) -> None:
-        """Adds images [c, h, w], all of one shape."""
+    def append(self, images: list[NDArray[Any]]) -> None:
+        """Adds images [c, *map], all of one shape and type."""
         with _writing(self.folder):
             if images and not self.shape:
-                self.shape = images[0].shape
+                self.shape, self.dtype = images[0].shape, images[0].dtype
                 self._header()
             for image in images:
                 self._file.write(np.ascontiguousarray(image).data)

@@ -1,4 +1,4 @@
-"""One stored image -> uint8 values [c, h, w], whatever the file; and back to PNG.
+"""One stored image -> uint8 values [c, h, w], whatever the file. Sounds: see ``vqstack/sounds.py``.
 
 An 8-bit number p of a file becomes the value ``round(p (V-1) / 255)``: unchanged for V = 256, ``p >= 128`` for V = 2.
 PNG files hold value v as ``round(255 v / (V-1))``, which reads back as v for every V. Arrays and scikit-learn's digits
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
+from vqstack import sounds
 from vqstack.errors import InputError, told
 from vqstack.images.formats import bombs_refused, opened, upright
 from vqstack.images.settings import ImageSettings
@@ -31,16 +31,26 @@ from vqstack.shapes import Pixels
 CHUNK = 32  # images a thread decodes at a time: taking them one by one costs as much as decoding small ones
 
 
-def decode(record: Any, settings: ImageSettings) -> UInt8[np.ndarray, "c h w"]:
-    """An array of values [h, w] or [h, w, c], a path or a {bytes, path} record -> values at the size that is kept.
+def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"]:
+    r"""An array of values, a path or a {bytes, path} record -> values at the size that is kept.
+
+    Arrays are [h, w] or [h, w, c] of images, [c, \*map] of other signals; an excerpt of a sound says its ``start``.
 
     Decoders raise what they like (OSError, SyntaxError, struct.error, …), and so does this.
     """
     if isinstance(record, np.ndarray):
-        if record.max() >= settings.values:
-            raise ValueError(f"value {record.max()} where {settings.values - 1} is the largest; set values to 256?")
+        if record.max() >= settings.values or record.min() < 0:
+            raise ValueError(
+                f"values {record.min()} to {record.max()} where 0 to {settings.values - 1} are known; set values?"
+            )
+        if settings.values > 256 or (settings.size and len(settings.size) != 2):
+            return record.astype(np.uint8 if settings.values <= 256 else np.int32)
         pixels = _channels_first(_fitted(Image.fromarray(record), settings))
         return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
+    if settings.source == "audiofolder":
+        path, start = (record["path"], record["start"]) if isinstance(record, dict) else (record, 0)
+        assert settings.kept is not None and settings.rate is not None
+        return sounds.read(path, start, settings.kept[0], settings.rate, settings.channels, settings.values)
     stored, path = (record["bytes"], record["path"]) if isinstance(record, dict) else (None, record)
     if stored == b"" or (stored is None and path is None):
         raise ValueError("no image in this row")
@@ -109,22 +119,6 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     return torch.stack(images)
 
 
-def save_png(pixels: UInt8[Tensor, "c h w"], path: Path | io.BufferedIOBase, values: int) -> None:
-    """Stores one image as PNG, lossless: value v as ``round(255 v / (V-1))``, V = ``values``."""
-    _to_image(pixels, values).save(path, format="PNG")  # type: ignore[arg-type]  # a stream is all it needs
-
-
-def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Image:
-    """Images in rows of ``columns``, a grey line of one pixel between them, all enlarged ``scale`` times (nearest)."""
-    count, channels, height, width = pixels.shape
-    columns = min(columns, count)
-    size = (columns * (width + 1) - 1, -(-count // columns) * (height + 1) - 1)
-    sheet = Image.new("L", size, 96).convert("L" if channels == 1 else "RGB")
-    for i in range(count):
-        sheet.paste(_to_image(pixels[i], values), (i % columns * (width + 1), i // columns * (height + 1)))
-    return sheet.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
-
-
 def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
     """Grey [h, w] or RGB [h, w, 3], eight bits, brought to the size that is kept.
 
@@ -144,7 +138,8 @@ def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
         image = Image.alpha_composite(Image.new("RGBA", image.size, settings.background), image.convert("RGBA"))
     image = image.convert("L" if settings.channels == 1 else "RGB")
     if settings.kept is not None and image.size != settings.kept[::-1]:
-        image = ImageOps.fit(image, settings.kept[::-1], Image.Resampling.LANCZOS)
+        height, width = settings.kept
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 
@@ -157,9 +152,3 @@ def _to_values(pixels: NDArray[np.uint8], values: int) -> NDArray[np.uint8]:
     if values == 256:
         return pixels
     return ((pixels.astype(np.int64) * (values - 1) * 2 + 255) // 510).astype(np.uint8)
-
-
-def _to_image(pixels: Tensor, values: int) -> Image.Image:
-    """``round(255 v / (V-1))``, in whole numbers."""
-    stored = ((pixels.cpu().numpy().astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8)
-    return Image.fromarray(stored[0] if len(stored) == 1 else np.ascontiguousarray(stored.transpose(1, 2, 0)))

@@ -1,6 +1,7 @@
-"""Folders of images on this machine: roots of splits, class folders, and what lies there that is no image.
+"""Folders of images or sounds on this machine: roots of splits, class folders, and what lies there that is neither.
 
-Every file below a folder becomes an image of a class, or is counted with the reason why it is left out.
+Every file below a folder becomes an image, or excerpts of a sound, of a class, or is counted with the reason why it is
+left out.
 """
 
 import logging
@@ -20,6 +21,7 @@ from vqstack.errors import InputError, listed
 from vqstack.images.files import LOOP, walk
 from vqstack.images.formats import is_image
 from vqstack.images.settings import SPLITS, ImageSettings, Split
+from vqstack.images.sounds import is_sound
 from vqstack.reading import plain_file
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,8 @@ SPLIT_FOLDERS: dict[str, Split] = {
 }
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = 1024  # of a folder that is streamed; more of them mix the classes better
-NO_IMAGE, HIDDEN, TABLE = "no image", "hidden", "table that label_column does not ask for"
+HIDDEN, TABLE = "hidden", "table that label_column does not ask for"
+WANTED = {"imagefolder": ("image", is_image), "audiofolder": ("sound", is_sound)}
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Tree:
 
 def tree(folder: str, settings: ImageSettings) -> Tree:
     """What lies below a folder; what cannot be read is refused, or left out with ``on_error: skip``."""
-    found = Tree(os.path.abspath(folder))
+    found, (what, wanted) = Tree(os.path.abspath(folder)), WANTED[settings.source]
     for path, problem in walk(found.root):
         if not problem and not _storable(path):
             problem = "its name is not UTF-8"
@@ -67,7 +70,7 @@ def tree(folder: str, settings: ImageSettings) -> Tree:
         elif os.path.basename(path) in TABLES:
             found.left_out[TABLE].append(path)
         else:
-            (found.images if is_image(path) else found.left_out[NO_IMAGE]).append(path)
+            (found.images if wanted(path) else found.left_out[f"no {what}"]).append(path)
     found.images.sort()
     return found
 
@@ -90,13 +93,13 @@ def without_roots(settings: ImageSettings) -> ImageSettings:
 
     InputError where a root lacks the split that it is named for, or holds other folders of images as well.
     """
-    if settings.source != "imagefolder":
+    if settings.source not in WANTED:
         return settings
     files: dict[Split, str] = {}
     for split, folder in settings.files.items():
         inside = _splits_inside(folder) if os.path.isdir(folder) else {}
         if inside and (split not in inside and len(settings.files) > 1):
-            raise InputError(f"{folder}: holds {_listed(inside)} and no {split} images; {_meant(inside)}")
+            raise InputError(f"{folder}: holds {_listed(inside)} and nothing for {split}; {_meant(inside)}")
         chosen = inside if len(settings.files) == 1 else {split: inside.get(split, folder)}
         files |= chosen or {split: folder}
     return settings.model_copy(update={"files": {split: files[split] for split in SPLITS if split in files}})
@@ -107,7 +110,7 @@ def _splits_inside(folder: str) -> dict[Split, str]:
     with os.scandir(folder) as entries:
         inside = sorted((entry.path, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     files = [path for path, is_folder in inside if not is_folder]
-    children = [path for path, is_folder in inside if is_folder and _any_image(path)]
+    children = [path for path, is_folder in inside if is_folder and _any_input(path)]
     if len(children) == 1 and os.path.basename(children[0]).casefold() not in SPLIT_FOLDERS:
         return _splits_inside(children[0])  # a folder around the root
     named = [(SPLIT_FOLDERS.get(os.path.basename(child).casefold()), child) for child in children]
@@ -153,14 +156,18 @@ def _folders_alone(folder: str) -> list[str]:
     """The folders with images inside one that has no images beside them."""
     with os.scandir(folder) as entries:
         inside = sorted((entry.path, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    if any(is_image(path) for path, is_folder in inside if not is_folder):
+    if any(_is_input(path) for path, is_folder in inside if not is_folder):
         return []
-    return [path for path, is_folder in inside if is_folder and _any_image(path)]
+    return [path for path, is_folder in inside if is_folder and _any_input(path)]
 
 
-def _any_image(folder: str) -> bool:
+def _any_input(folder: str) -> bool:
     inside = Tree(folder)
-    return any(not (problem or inside.hidden(path)) and is_image(path) for path, problem in walk(folder))
+    return any(not (problem or inside.hidden(path)) and _is_input(path) for path, problem in walk(folder))
+
+
+def _is_input(path: str) -> bool:
+    return is_image(path) or is_sound(path)
 
 
 def _listed(splits: Mapping[Split, str]) -> str:
@@ -177,7 +184,8 @@ def open_folders(settings: ImageSettings, streaming: bool) -> dict[str, tuple[An
     for split, found in trees.items():
         if not found.images:
             left = ", ".join(f"{len(paths)} {reason}" for reason, paths in found.left_out.items())
-            raise InputError(f"{found.root}: no images ({left or 'empty'}); correct the path of {split} in files")
+            what = WANTED[settings.source][0]
+            raise InputError(f"{found.root}: no {what}s ({left or 'empty'}); correct the path of {split} in files")
     column = settings.label_column
     if column is None:
         labels = _folders(trees, alone=bool(settings.class_names) or "train" not in trees)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqstack.errors import InputError, causes, reason
+from vqstack import sounds
+from vqstack.errors import InputError, causes, reason, told
 from vqstack.images.cache import plain_folder
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.labels import Classes, Stored, check_names, find_labels, read_as, reference, texts_in
@@ -86,7 +87,43 @@ def open_records(settings: ImageSettings) -> dict[str, Records]:
             {name: stored for name, (_, stored, _) in arrays.items()}, settings, lambda name: arrays[name][2]
         )
         return {name: _labelled(split, classes[name], values) for name, (split, _, values) in arrays.items()}
-    return {name: _open_rows(stored) for name, stored in open_streams(settings, streaming=False).items()}
+    opened = {name: _open_rows(stored) for name, stored in open_streams(settings, streaming=False).items()}
+    if settings.source != "audiofolder":
+        return opened
+    return {name: _excerpts(files, settings) for name, files in opened.items()}
+
+
+def _excerpts(files: Records, settings: ImageSettings) -> Records:
+    """The excerpts of sound files in the place of the files; files without any are left out, with the reason."""
+    assert settings.kept is not None and settings.rate is not None
+    size, left_out = settings.kept[0], {name: dict(what) for name, what in files.left_out.items()}
+    every = list(files.fetch(np.arange(files.count)))
+    records: list[dict[str, Any]] = []
+    origin: list[int] = []
+    for number, record in enumerate(every):
+        path = record["path"]
+        try:
+            starts, why = sounds.excerpts(sounds.length(path, settings.rate), size), f"shorter than {size} numbers"
+        except InputError:
+            raise
+        except Exception as error:  # soundfile's own type, and what its formats raise
+            if settings.on_error == "refuse":
+                raise InputError(
+                    f"{path}: cannot be read ({told(error)}); mend or remove it, or set on_error"
+                ) from error
+            starts, why = [], f"cannot be read ({told(error)})"
+        if not starts:
+            left = left_out.setdefault(why, {"count": 0, "first": []})
+            left["count"] += 1
+            left["first"] = [*left["first"], path][:3]
+        records += [{**record, "start": start} for start in starts]
+        origin += [number] * len(starts)
+    if not records:
+        raise InputError(f"{files.where}: no sound of {size} numbers or more: choose a smaller size")
+    labels = None if files.labels is None else files.labels[np.array(origin)]
+    return replace(
+        files, count=len(records), fetch=lambda some: [records[i] for i in some], labels=labels, left_out=left_out
+    )
 
 
 def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, Streamed]:
@@ -95,7 +132,9 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
     settings = without_roots(settings)
     check_paths(settings)
     left_out: dict[str, dict[str, Any]] = {}
-    if settings.source == "imagefolder" and not any(map(remote, settings.files.values())):
+    if settings.source == "audiofolder" and any(map(remote, settings.files.values())):
+        raise InputError("source audiofolder reads folders of this machine: fetch the files first")
+    if settings.source.endswith("folder") and not any(map(remote, settings.files.values())):
         opened = open_folders(settings, streaming)
         loaded = {split: rows for split, (rows, _) in opened.items()}
         left_out = {split: summary for split, (_, summary) in opened.items()}
@@ -238,13 +277,10 @@ def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | N
     if pixels is None:
         wanted = ", ".join(image_keys)
         raise InputError(f"{path}: no array {wanted} among {', '.join(names)}; rename it, or set image_column")
-    if pixels.dtype != np.uint8:
-        raise InputError(f"{path}: the images are {pixels.dtype}, not uint8; store whole numbers from 0 to values - 1")
-    first, last = (pixels.ndim == 4 and pixels.shape[axis] in (1, 3) for axis in (1, 3))
-    if pixels.ndim != 3 and first == last:
-        raise InputError(f"{path}: cannot tell the channels of {pixels.shape}; store images as [n, height, width, c]")
-    pixels = pixels.transpose(0, 2, 3, 1) if first else pixels  # Pillow wants channels last, and no axis for grey
-    pixels = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
+    if settings.values > 256 or (settings.size and len(settings.size) != 2):
+        pixels = _signals(pixels, settings, path)
+    else:
+        pixels = _images(pixels, path)
     labels = next((arrays[key] for key in label_keys if key in arrays), None)
     if labels is None and settings.label_column:
         raise InputError(f"{path}: no array {settings.label_column} among {', '.join(names)}; correct label_column")
@@ -256,6 +292,30 @@ def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | N
         kind = {"U": "text", "b": "bool"}.get(labels.dtype.kind, "number")
         stored = Stored(path, (next(key for key in label_keys if key in arrays),), kind)
     return Records(path, len(pixels), pixels.__getitem__, None, None, None, True), stored, labels
+
+
+def _images(pixels: NDArray[Any], path: str) -> NDArray[np.uint8]:
+    """An array of images as Pillow wants it: channels last, and no axis for grey."""
+    if pixels.dtype != np.uint8:
+        raise InputError(f"{path}: the images are {pixels.dtype}, not uint8; store whole numbers from 0 to values - 1")
+    first, last = (pixels.ndim == 4 and pixels.shape[axis] in (1, 3) for axis in (1, 3))
+    if pixels.ndim != 3 and first == last:
+        raise InputError(f"{path}: cannot tell the channels of {pixels.shape}; store images as [n, height, width, c]")
+    pixels = pixels.transpose(0, 2, 3, 1) if first else pixels
+    return pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
+
+
+def _signals(values: NDArray[Any], settings: ImageSettings, path: str) -> NDArray[Any]:
+    r"""An array [n, c, \*size] of whole numbers; the axis of one channel may be missing."""
+    if values.dtype.kind not in "iu":
+        raise InputError(f"{path}: the numbers are {values.dtype}; store whole numbers from 0 to values - 1")
+    axes = len(settings.size or ())
+    if axes and settings.channels == 1 and values.ndim == axes + 1:
+        values = values[:, None]
+    wanted = (settings.channels, *(settings.size or ()))
+    if (axes and values.shape[1:] != wanted) or not 3 <= values.ndim <= 5 or values.shape[1] != settings.channels:
+        raise InputError(f"{path}: inputs of {values.shape[1:]} where {wanted} was said; correct size or channels")
+    return values
 
 
 def _labelled(split: Records, classes: Classes, values: Any) -> Records:
@@ -272,8 +332,10 @@ def check_paths(settings: ImageSettings) -> None:
         if not remote(pattern) and not matches(pattern):
             where = f"the {split} split of source {settings.source}"
             raise InputError(f"{pattern}: no such file ({where}); correct the path in files")
-        if settings.source == "imagefolder" and os.path.isfile(pattern):
-            raise InputError(f"{pattern}: a file where source imagefolder wants a folder; correct the path in files")
+        if settings.source.endswith("folder") and os.path.isfile(pattern):
+            raise InputError(
+                f"{pattern}: a file where source {settings.source} wants a folder; correct the path in files"
+            )
 
 
 def _asked_for(settings: ImageSettings) -> tuple[str, str]:
@@ -355,7 +417,7 @@ def _columns(
     image_types = [name for name, kind in types.items() if isinstance(kind, datasets.Image)] + stored
     binary = [name for name, kind in types.items() if getattr(kind, "dtype", "") in ("binary", "large_binary")]
     image_column = _choose("image", settings.image_column, image_types or binary, list(types), where)
-    root = os.path.abspath(folder) if settings.source == "imagefolder" and folder and not remote(folder) else None
+    root = os.path.abspath(folder) if settings.source.endswith("folder") and folder and not remote(folder) else None
     labels = find_labels(types, where, settings)
     rows = rows.select_columns([image_column, *([labels.column[0]] if labels else [])])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))

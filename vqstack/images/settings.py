@@ -10,13 +10,13 @@ from vqstack.paths import expanded
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-Size = tuple[PositiveInt, PositiveInt]
-Kind = Literal["digits", "hub", "parquet", "webdataset", "imagefolder", "array"]
+Size = tuple[PositiveInt, ...]
+Kind = Literal["digits", "hub", "parquet", "webdataset", "imagefolder", "array", "audiofolder"]
 STREAM_LIMIT = 2000  # images of each split of a stream that are kept for scoring, unless `limit` says otherwise
 
 
 class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Where the images come from, their geometry, and which of them are held out."""
+    """Where images, sounds or other signals come from, their geometry, and which of them are held out."""
 
     source: Kind = Field("digits", description="kind of source; digits: the 1,797 images of 8x8 inside scikit-learn")
     name: str | None = Field(None, description="hub: data set as OWNER/NAME or OWNER/NAME:CONFIGURATION")
@@ -25,7 +25,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         {}, description="hub: split -> its name in the data set; empty: the usual names, what is not named is not used"
     )
     files: dict[Split, str] = Field(
-        {}, description="split -> parquet or tar file, glob or URL, image folder, .npy or .npz file"
+        {}, description="split -> parquet or tar file, glob or URL, folder of images or sounds, .npy or .npz file"
     )
     image_column: str | None = Field(None, description="column of the images; empty: the only one of an image type")
     label_column: str | None = Field(
@@ -43,16 +43,32 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         description="names of the classes in the order of their numbers, where the source has numbers alone or "
         "another order; empty: those of the source",
     )
-    size: Size | None = Field(None, description="height and width in pixels, covered and cropped; empty: native size")
+    size: Size | None = Field(
+        None,
+        min_length=1,
+        max_length=3,
+        description="height and width in pixels, covered and cropped; of sounds the count of numbers of an excerpt, of "
+        "arrays that of their sites along each axis; empty: native size",
+    )
+    rate: int | None = Field(
+        None, ge=1, le=10**6, description="audiofolder: numbers a second; files of other rates are resampled"
+    )
     resize: Size | None = Field(
         None,
         description="height and width kept, pixels; size is its centre, or a random crop of it; empty: size",
     )
-    channels: Literal[1, 3] = Field(1, description="colour channels, count: 1 grey, 3 RGB")
+    channels: int = Field(
+        1, ge=1, le=16, description="channels, count: of images 1 grey or 3 RGB, of sounds 1 mono or 2 stereo, …"
+    )
     background: str = Field(
         "black", description="colour that transparent parts are laid on: a name, or #rrggbb; icons and drawings: white"
     )
-    values: int = Field(256, ge=2, le=256, description="values per channel, count V; pixels are 0 … V-1 (digits: 17)")
+    values: int = Field(
+        256,
+        ge=2,
+        le=2**16,
+        description="values per channel, count V; pixels are 0 … V-1, 256 at most (digits: 17; audiofolder: 65,536)",
+    )
     validation: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
     test: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
     limit: int | None = Field(
@@ -89,6 +105,8 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     def _defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if data.get("source") == "audiofolder":
+            return {"values": 2**16} | data
         if data.get("source", "digits") != "digits":
             return data
         return {"values": 17, "validation": 200, "test": 297} | data | {"size": data.get("size") or (8, 8)}
@@ -136,10 +154,21 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError(f"name, revision and splits are of source hub, not of {self.source}: leave them out")
         if self.source not in ("digits", "hub") and not self.files:
             raise ValueError(f"source {self.source} needs files: a path for each of train, validation, test")
-        if self.resize and not (self.size and all(r >= s for r, s in zip(self.resize, self.size, strict=True))):
-            raise ValueError("resize needs size, and is at least as large along both axes")
-        if self.streaming and self.source in ("digits", "array"):
-            raise ValueError(f"source {self.source} is read from memory maps: leave streaming out")
+        axes = 1 if self.source == "audiofolder" else len(self.size or ()) if self.source == "array" else 2
+        if self.size and len(self.size) != (axes or 2):
+            raise ValueError(f"size: {len(self.size)} numbers, and source {self.source} has {axes}: give one an axis")
+        if self.source == "audiofolder" and not (self.size and self.rate):
+            raise ValueError("source audiofolder needs size, the numbers of an excerpt, and rate, those of a second")
+        if axes == 2 and (self.channels not in (1, 3) or self.values > 256):
+            raise ValueError("images have 1 or 3 channels and 256 values at most: correct channels or values")
+        if self.resize and not (self.size and len(self.resize) == len(self.size)):
+            raise ValueError("resize needs size, and a number for each of its axes")
+        if self.resize and self.size and any(r < s for r, s in zip(self.resize, self.size, strict=True)):
+            raise ValueError("resize is at least as large as size along all axes")
+        if self.resize and axes != 2 and self.source == "array":
+            raise ValueError("resize: only images are brought to another size: leave it out")
+        if self.streaming and self.source in ("digits", "array", "audiofolder"):
+            raise ValueError(f"source {self.source} is read whole: leave streaming out")
         if self.streaming and any(isinstance(share, int) and share for share in (self.validation, self.test)):
             raise ValueError("streaming does not know how many images there are: hold out shares below 1, not counts")
         return self
@@ -155,8 +184,10 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             found["on_error"] = "the digits can all be read: leave it out"
         if self.source == "hub":
             found["files"] = f"{self.name} is fetched from the hub: say what the files are (data.source), or leave them"
-        if self.source in ("digits", "array"):
+        if self.source in ("digits", "array", "audiofolder"):
             found["background"] = "nothing is transparent in numbers: leave it out"
+        if self.source != "audiofolder":
+            found["rate"] = "of sounds alone: leave it out"
         if not self.streaming:
             found |= dict.fromkeys(("workers", "shuffle_buffer"), "of streams alone: add streaming, or leave it out")
         if self.label_column == "":
@@ -170,7 +201,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def kept(self) -> Size | None:
-        """Height and width that images are stored at, None for their native size."""
+        """Sites along each axis that inputs are stored at, None for their native size."""
         return self.resize or self.size
 
     def __str__(self) -> str:

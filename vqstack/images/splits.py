@@ -34,7 +34,7 @@ NAMED = 5  # images that could not be read which are named
 class Part:
     """Some images of a split."""
 
-    pixels: Pixels  # uint8 [b, c, h, w]
+    pixels: Pixels
     labels: Labels | None
     index: Int64[Tensor, "b"]  # as of ImageSplit
 
@@ -43,7 +43,7 @@ class Part:
 class ImageSplit:
     """One split; its images lie in memory maps until they are read."""
 
-    stored: Pixels  # uint8 [n, c, H, W], as large as they are kept
+    stored: Pixels  # as large as they are kept
     labels: Labels | None  # class numbers, where the source has them
     index: Int64[Tensor, "b"]  # position in the source split as stored: a held-out image keeps its position in train
     name: str  # train, validation or test
@@ -59,8 +59,8 @@ class ImageSplit:
 
     @property
     def size(self) -> Size:
-        """Height and width of the images."""
-        return (self.source["shape"][1], self.source["shape"][2])
+        """Sites along each axis: height and width of images."""
+        return tuple(self.source["shape"][1:])
 
     @property
     def fingerprint(self) -> str:
@@ -69,7 +69,7 @@ class ImageSplit:
 
     @property
     def pixels(self) -> Pixels:
-        """uint8 [n, c, h, w]: the centre of what is kept."""
+        """The centre of what is kept."""
         return center(self.stored, self.size)
 
     @property
@@ -139,20 +139,18 @@ def split_names(settings: ImageSettings) -> list[str]:
     return [name for name in SPLITS if name in found or name in held]
 
 
-def image_shape(settings: ImageSettings) -> tuple[int, int, int]:
-    """(channels, height, width) of the images, without loading any where ``size`` is set, else from the first one."""
+def image_shape(settings: ImageSettings) -> tuple[int, ...]:
+    r"""(channels, height, width) of images: without loading any where ``size`` is set, else of the first one."""
     if settings.size is not None:
         return settings.channels, *settings.size
     stored = _any_cached(settings)
     if stored is not None:
-        channels, height, width = stored.meta["shape"]
-        return channels, height, width
+        return tuple(stored.meta["shape"])
     source = _Streams(settings) if settings.streaming else _Mapped(settings)
     image = next(source.images(), None)
     if image is None:
         raise InputError(f"{settings}: no images, so no size; name another data set")
-    channels, height, width = image.shape
-    return channels, height, width
+    return image.shape
 
 
 def num_classes(settings: ImageSettings) -> int:

@@ -2,14 +2,14 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, Int64, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.images.settings import AugmentSettings, Size
 from vqstack.shapes import Pixels
 
-DRAWS = 6  # uniform numbers for each view
+DRAWS = 8  # uniform numbers for each view
 
 
 def uniforms(seed: int, epochs: Int64[Tensor, "b"], images: Int64[Tensor, "b"]) -> Float64[np.ndarray, "b draws"]:
@@ -32,34 +32,37 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def center(pixels: Pixels, size: Size) -> UInt8[Tensor, "b c rows columns"]:
+def center(pixels: Pixels, size: Size) -> Integer[Tensor, "b c *size"]:
     """The middle of images that are stored larger, without a copy."""
-    top, left = ((stored - wanted) // 2 for stored, wanted in zip(pixels.shape[2:], size, strict=True))
-    return pixels[:, :, top : top + size[0], left : left + size[1]]
+    for axis, wanted in enumerate(size, start=2):
+        pixels = pixels.narrow(axis, (pixels.shape[axis] - wanted) // 2, wanted)
+    return pixels
 
 
 def augment(
     pixels: Pixels, draws: Float64[np.ndarray, "b draws"], settings: AugmentSettings, size: Size, share: float = 1.0
-) -> UInt8[Tensor, "b c rows columns"]:
-    """A view [b, c, *size] of each image: cropped, shifted and mirrored as ``settings`` says.
+) -> Integer[Tensor, "b c *size"]:
+    """A view [b, c, *size] of each image: cropped, shifted and (along the last axis) mirrored as ``settings`` says.
 
     ``draws`` comes from :func:`uniforms`. A share of the images is changed, the others are their centre. What lies
     beyond the edge of the stored image has value 0.
     """
     batch, channels, *stored = pixels.shape
     changed = draws[:, 5] < share
-    first = np.empty((batch, 2), dtype=np.int64)  # row and column of the stored image that the view begins at
-    for axis in (0, 1):
+    mirrored = torch.from_numpy(changed & (draws[:, 4] < 0.5) & settings.flip).to(pixels.device)
+    sites = torch.zeros(batch, 1, dtype=torch.int64, device=pixels.device)  # numbers of those of the view, as stored
+    inside = torch.ones(batch, 1, dtype=torch.bool, device=pixels.device)
+    for axis, (crop, move) in zip(range(len(size)), ((0, 2), (1, 3), (6, 7)), strict=False):
         room = stored[axis] - size[axis]
-        start = np.floor(draws[:, axis] * (room + 1)) if settings.crop == "random" else room // 2
-        shift = settings.shift - np.floor(draws[:, 2 + axis] * (2 * settings.shift + 1))
-        first[:, axis] = np.where(changed, start + shift, room // 2)
-    mirrored = changed & (draws[:, 4] < 0.5) & settings.flip
-    moves = torch.from_numpy(np.column_stack([first, mirrored])).to(pixels.device)
-    rows = moves[:, :1] + torch.arange(size[0], device=pixels.device)  # [b, h]: stored row of each row of the view
-    across = torch.arange(size[1], device=pixels.device)
-    columns = moves[:, 1:2] + torch.where(moves[:, 2:] > 0, across.flip(0), across)  # [b, w]
-    inside = ((rows >= 0) & (rows < stored[0]))[:, :, None] & ((columns >= 0) & (columns < stored[1]))[:, None, :]
-    sites = rows.clamp(0, stored[0] - 1)[:, :, None] * stored[1] + columns.clamp(0, stored[1] - 1)[:, None, :]
-    moved = pixels.flatten(2).gather(2, sites.flatten(1)[:, None].expand(-1, channels, -1))
-    return moved.view(batch, channels, *size) * inside[:, None]
+        start = np.floor(draws[:, crop] * (room + 1)) if settings.crop == "random" else room // 2
+        shift = settings.shift - np.floor(draws[:, move] * (2 * settings.shift + 1))
+        first = torch.from_numpy(np.where(changed, start + shift, room // 2).astype(np.int64)).to(pixels.device)
+        across = torch.arange(size[axis], device=pixels.device).expand(batch, -1)
+        if axis == len(size) - 1:
+            across = torch.where(mirrored[:, None], across.flip(1), across)
+        places = first[:, None] + across  # [b, sites along the axis]
+        there = (places >= 0) & (places < stored[axis])
+        sites = (sites[:, :, None] * stored[axis] + places.clamp(0, stored[axis] - 1)[:, None]).flatten(1)
+        inside = (inside[:, :, None] & there[:, None]).flatten(1)
+    moved = pixels.flatten(2).gather(2, sites[:, None].expand(-1, channels, -1)) * inside[:, None]
+    return moved.view(batch, channels, *size)

@@ -155,14 +155,14 @@ class WholeSplit:
         wanted = self.found.positions[places].tolist()
         records = list(self._records(wanted))
         names = [image_name(self.stream.where, *pair) for pair in zip(wanted, records, strict=True)]
-        _, height, width = self.source["shape"]
+        size = tuple(self.source["shape"][1:])
         with ThreadPoolExecutor(cores()) as pool:
-            images = decode_all(records, names, self.settings, self.settings.kept or (height, width), pool)
+            images = decode_all(records, names, self.settings, self.settings.kept or size, pool)
         for problem in (image for image in images if isinstance(image, str)):
             raise InputError(f"{problem}; it could be read before")
         pixels = torch.from_numpy(np.stack([image for image in images if not isinstance(image, str)]))
         labels = None if self.found.labels is None else torch.from_numpy(self.found.labels[places])
-        return Part(center(pixels, (height, width)), labels, torch.tensor(wanted))
+        return Part(center(pixels, size), labels, torch.tensor(wanted))
 
     def _records(self, wanted: Iterable[int]) -> Iterator[Any]:
         for position in wanted:

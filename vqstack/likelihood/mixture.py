@@ -231,11 +231,14 @@ def around_neighbours(
     predictions = near.predictions()
     predicted = torch.stack([predictions[k % len(predictions)] for k in range(numbers.shape[2])], 2)
     log_scales = numbers[:, 1 + channels : 1 + 2 * channels]
+    if near.unit is not None:  # a logistic starts between e^-2 and e times as wide
+        log_scales = log_scales + (near.unit.log() + 3)[:, :, None]
     widths = log_scales.clamp(*scale_bounds(size)).exp() + 1 / (size - 1)
     means = list((predicted + widths * numbers[:, 1 : 1 + channels]).unbind(1))
     coupling = numbers[:, 1 + 2 * channels :].tanh()
     for i in range(channels):
         for j in range(i):
             means[i] = means[i] - coupling[:, i * (i - 1) // 2 + j] * predicted[:, j]
-    rest = numbers[:, 1 + channels :]
-    return torch.cat([numbers[:, :1], torch.stack(means, 1), rest], 1).flatten(1, 2)
+    return torch.cat([numbers[:, :1], torch.stack(means, 1), log_scales, numbers[:, 1 + 2 * channels :]], 1).flatten(
+        1, 2
+    )

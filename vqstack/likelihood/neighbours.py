@@ -17,11 +17,14 @@ class Near:
         reach: how many steps back may be asked for along each axis, at least 1.
         at: a step along each axis, none of them forward, to the values there, [b, c, \\*map]: scaled to [-1, 1], and 0
             outside the map.
+        unit: how much the values around each site differ, [b, 1, \\*map], in which the network gives widths; none: the
+            whole range.
     """
 
     axes: int
     reach: int
     at: Callable[..., Tensor]
+    unit: Tensor | None = None
 
     def predictions(self) -> list[Tensor]:
         """Guesses of the value of each site, [b, c, \\*map] each.

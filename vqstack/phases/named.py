@@ -38,7 +38,9 @@ def data_of_run(folder: Path) -> ImageSettings:
         return config.data
     model, _ = HierarchicalModel.read_settings(find_artefact(folder) / ARTEFACT_CONFIG)
     channels, *size = model.image_shape
-    geometry = (model.geometry or Geometry(size=size)).model_dump()
+    geometry = (model.geometry or Geometry(size=tuple(size))).model_dump()
+    if geometry["rate"] is not None:
+        geometry["source"] = "audiofolder"
     return ImageSettings().model_copy(update={**geometry, "channels": channels, "values": model.values})
 
 

@@ -1,0 +1,94 @@
+"""Values back to files and to pictures: PNG, WAV or arrays of one input, and an overview of many."""
+
+import io
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Integer, UInt8
+from PIL import Image
+from torch import Tensor
+
+from vqstack.shapes import Pixels
+from vqstack.sounds import save_wav
+
+WAVE = (64, 192)  # rows and columns of the picture of a series
+SLICES = 8  # of a volume that its picture shows, at most
+
+
+Save: TypeAlias = Callable[[Tensor, io.BufferedIOBase], None]
+"""Writes one input into a stream."""
+
+
+def saver(shape: tuple[int, ...], values: int, rate: int | None) -> tuple[str, Save]:
+    """How inputs are stored without loss: the ending of their files, and what writes one.
+
+    Args:
+        shape: (c, h, w) of images, which become PNG; (c, n) with a rate is a sound, which becomes WAV; others: .npy.
+        values: V.
+        rate: numbers a second of a sound.
+    """
+    if len(shape) == 3 and shape[0] in (1, 3) and values <= 256:
+        return ".png", partial(save_png, values=values)
+    if len(shape) == 2 and rate is not None:
+        return ".wav", lambda sound, stream: save_wav(sound.cpu().numpy(), stream, values, rate)
+    kept = np.uint8 if values <= 256 else np.uint16
+    return ".npy", lambda numbers, stream: np.save(stream, numbers.cpu().numpy().astype(kept))  # type: ignore[arg-type]
+
+
+def save_png(pixels: UInt8[Tensor, "c h w"], path: Path | io.BufferedIOBase, values: int) -> None:
+    """Stores one image as PNG, lossless: value v as ``round(255 v / (V-1))``, V = ``values``."""
+    _to_image(pixels, values).save(path, format="PNG")  # type: ignore[arg-type]  # a stream is all it needs
+
+
+def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Image:
+    """Inputs in rows of ``columns``, a grey line of one pixel between them, all enlarged ``scale`` times (nearest).
+
+    Images show themselves, a series its curve, a volume its slices along the first axis, side by side.
+    """
+    pixels, values = _pictured(pixels, values)
+    count, channels, height, width = pixels.shape
+    columns = min(columns, count)
+    size = (columns * (width + 1) - 1, -(-count // columns) * (height + 1) - 1)
+    sheet = Image.new("L", size, 96).convert("L" if channels == 1 else "RGB")
+    for i in range(count):
+        sheet.paste(_to_image(pixels[i], values), (i % columns * (width + 1), i // columns * (height + 1)))
+    return sheet.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
+
+
+def _pictured(numbers: Pixels, values: int) -> tuple[UInt8[Tensor, "n c h w"], int]:
+    """Pictures of inputs with any number of axes, and their number of grey values."""
+    if numbers.ndim == 4 and numbers.shape[1] in (1, 3) and values <= 256:
+        return numbers, values
+    grey = (numbers.cpu().long() * 510 + values - 1).div(2 * (values - 1), rounding_mode="floor").to(torch.uint8)
+    if grey.ndim == 3:
+        return _curves(numbers.cpu(), values), 256
+    grey = grey if grey.shape[1] == 3 else grey[:, :1]
+    if grey.ndim == 5:
+        chosen = torch.linspace(0, grey.shape[2] - 1, min(SLICES, grey.shape[2])).round().long()
+        grey = grey[:, :, chosen].permute(0, 1, 3, 2, 4).flatten(3)
+    return grey, 256
+
+
+def _curves(series: Integer[Tensor, "n c t"], values: int) -> UInt8[Tensor, "n 1 h w"]:
+    """For each channel, one below the other, from the smallest to the largest value of each stretch of time."""
+    rows, columns = WAVE
+    places = ((values - 1 - series) * (rows - 1)).div(values - 1, rounding_mode="floor")
+    columns = min(columns, series.shape[-1])
+    cuts = [round(series.shape[-1] * i / columns) for i in range(columns + 1)]
+    parts = [places[..., first:last] for first, last in pairwise(cuts)]
+    high = torch.stack([part.amin(-1) for part in parts], -1)[:, :, None]
+    low = torch.stack([part.amax(-1) for part in parts], -1)[:, :, None]
+    row = torch.arange(rows)[:, None]
+    drawn = (row >= high) & (row <= low)
+    return torch.where(drawn, 255, 0).to(torch.uint8).flatten(1, 2)[:, None]
+
+
+def _to_image(pixels: Tensor, values: int) -> Image.Image:
+    """``round(255 v / (V-1))``, in whole numbers."""
+    stored = ((pixels.cpu().numpy().astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8)
+    return Image.fromarray(stored[0] if len(stored) == 1 else np.ascontiguousarray(stored.transpose(1, 2, 0)))

@@ -1,0 +1,100 @@
+"""Sound files: what they may be, excerpts of one length, and back to WAV.
+
+A number s of 16 bits becomes the value ``round((s + 32768) (V-1) / 65535)``: every number its own for V = 65,536. Files
+of other widths are brought to 16 bits by rounding (floats: 1.0 is full scale, what lies beyond is cut). A file of
+another rate is resampled, one of more channels than are asked for is averaged, one of fewer is repeated.
+
+Needs the extra ``sounds`` (soundfile; soxr for other rates).
+"""
+
+import io
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from numpy.typing import NDArray
+
+from vqstack.errors import InputError
+
+SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .w64 .caf .rf64".split())
+FULL = 2**15  # what is added to a signed number of 16 bits
+
+
+def is_sound(path: str) -> bool:
+    """Whether a file is a sound by its name."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
+
+
+def _library() -> Any:
+    try:
+        import soundfile
+    except ImportError as error:
+        raise InputError('sounds need soundfile: pip install "vqstack[sounds]"') from error
+    return soundfile
+
+
+def length(path: str, rate: int) -> int:
+    """How many numbers a channel of the file has at that rate. Raises what soundfile raises where it is broken."""
+    about = _library().info(path)
+    return about.frames if about.samplerate == rate else round(about.frames * rate / about.samplerate)
+
+
+def excerpts(count: int, size: int) -> list[int]:
+    """Where excerpts of ``size`` begin that together hold every one of ``count`` numbers; none where it is shorter.
+
+    They lie side by side, or overlap where their length does not divide the file's: nothing is padded.
+    """
+    if count < size:
+        return []
+    parts = -(-count // size)
+    return [(count - size) * part // max(parts - 1, 1) for part in range(parts)]
+
+
+@lru_cache(2)  # the excerpts of a file are read one after the other
+def _numbers(path: str, state: tuple[int, int], rate: int, channels: int) -> Int32[np.ndarray, "n c"]:
+    """All of a file: signed numbers of 16 bits."""
+    found, own = _library().read(path, dtype="float64", always_2d=True)
+    if not np.isfinite(found).all():
+        raise ValueError("numbers that are not finite")
+    if own != rate:
+        try:
+            import soxr
+        except ImportError as error:
+            raise InputError('sounds of other rates need soxr: pip install "vqstack[sounds]"') from error
+        found = soxr.resample(found, own, rate, quality="VHQ")
+    if found.shape[1] > channels:
+        found = found.mean(1, keepdims=True)
+    found = np.repeat(found, channels // found.shape[1], 1) if found.shape[1] < channels else found
+    return np.clip(np.rint(found * FULL), -FULL, FULL - 1).astype(np.int32)
+
+
+def read(path: str, start: int, size: int, rate: int, channels: int, values: int) -> Int32[np.ndarray, "c n"]:
+    """An excerpt of a file as values 0 … V-1.
+
+    Args:
+        path: of the file.
+        start, size: its first number and how many there are, at the rate.
+        rate: numbers a second.
+        channels: c.
+        values: V.
+    """
+    status = os.stat(path)
+    numbers = _numbers(path, (status.st_size, status.st_mtime_ns), rate, channels)[start : start + size]
+    if len(numbers) < size - 2:
+        raise ValueError(f"{len(numbers)} numbers where {size} were to be read")
+    if len(numbers) < size:  # a resampler rounds otherwise
+        numbers = np.pad(numbers, ((0, size - len(numbers)), (0, 0)), mode="edge")
+    return _to_values(numbers.T, values)
+
+
+def _to_values(numbers: NDArray[np.int32], values: int) -> NDArray[np.int32]:
+    return (((numbers.astype(np.int64) + FULL) * (values - 1) * 2 + 65535) // 131070).astype(np.int32)
+
+
+def save_wav(sound: NDArray[Any], path: Path | io.BufferedIOBase, values: int, rate: int) -> None:
+    """Stores values [c, n] as a WAV file of 16 bits: value v as ``round(65535 v / (V-1)) - 32768``."""
+    numbers = (sound.astype(np.int64) * 131070 + values - 1) // (2 * (values - 1)) - FULL
+    _library().write(path, numbers.T.astype(np.int16), rate, format="WAV", subtype="PCM_16")
