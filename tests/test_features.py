@@ -118,10 +118,9 @@ def test_images_without_labels_are_refused(digits, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_larger_images_are_read_at_half_the_resolution():
-    for rows, coarse in ((8, False), (28, True)):
-        network = Classifier(3, 256, 5, coarse)
-        assert network.features(torch.zeros(2, 3, rows, rows, dtype=torch.uint8)).shape == (2, 64)
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 28, 28), (1, 100), (1, 4, 6, 6)], ids=str)
+def test_inputs_of_any_size_and_number_of_axes_have_64_features(shape):
+    assert Classifier(shape, 256, 5).features(torch.zeros(2, *shape, dtype=torch.uint8)).shape == (2, 64)
 
 
 def test_inception_that_cannot_be_had_is_refused(monkeypatch):

@@ -21,7 +21,7 @@ from vqstack.errors import InputError, WriteError, reason
 from vqstack.fit import Fit, FitSettings, load_outcome, write_outcome
 from vqstack.images import AugmentSettings, ImageSplit
 from vqstack.metrics import Features
-from vqstack.nets import ResidualBlock, norm
+from vqstack.nets import ResidualBlock, convolution, norm
 from vqstack.shapes import Labels, Objective, Pixels
 from vqstack.sources import PixelSource
 
@@ -39,21 +39,23 @@ class Classifier(nn.Module):
     Few features, so that a thousand images suffice for their covariance.
 
     Args:
-        channels, values, classes: of the images.
-        coarse: start at half the resolution, for images of 16 pixels or more.
+        shape: channels, and sites along each axis, of the images; it starts at half the resolution of 16 or more.
+        values, classes: of the images.
     """
 
-    def __init__(self, channels: int, values: int, classes: int, coarse: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], values: int, classes: int) -> None:
         super().__init__()
         self.values = values
+        channels, *sides = shape
+        convolve, axes = convolution(len(sides)), len(sides)
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1, stride=2 if coarse else 1),
-            ResidualBlock(32),
-            nn.Conv2d(32, FEATURES, 3, padding=1, stride=2),
-            ResidualBlock(FEATURES),
+            convolve(channels, 32, 3, padding=1, stride=2 if min(sides) >= 16 else 1),
+            ResidualBlock(32, axes=axes),
+            convolve(32, FEATURES, 3, padding=1, stride=2),
+            ResidualBlock(FEATURES, axes=axes),
             norm(FEATURES),
             nn.SiLU(),
-            nn.AdaptiveAvgPool2d(1),
+            (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[axes - 1](1),
             nn.Flatten(),
         )
         self.last = nn.Linear(FEATURES, classes)
@@ -123,8 +125,7 @@ def trained_judge(
     folder = cache / f"classifier-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        rows = min(train.pixels.shape[-2:])
-        network = Classifier(train.pixels.shape[1], values, train.num_classes, coarse=rows >= 16)
+        network = Classifier(tuple(train.pixels.shape[1:]), values, train.num_classes)
         network.to(accelerator.device)
         if not (folder / "DONE").exists():
             with _alone_in(folder):
@@ -157,7 +158,8 @@ def _train(
     settings: FitSettings,
 ) -> None:
     """Fit the network; leaves its best weights and their accuracy on the validation split in ``folder``."""
-    shift = AugmentSettings(shift=max(1, train.pixels.shape[-1] // 16))
+    # Beyond the edge of an image lies black; beyond that of a sound, a loud click.
+    shift = AugmentSettings(shift=max(1, train.pixels.shape[-1] // 16) if train.pixels.ndim == 4 else 0)
 
     def source(split: ImageSplit, augmentation: AugmentSettings | None = None) -> PixelSource:
         assert split.labels is not None

@@ -102,7 +102,7 @@ class Geometry(BaseModel):
         description="Sites along each axis, of images rows and columns; none: they came as they are."
     )
     resize: tuple[Side, ...] | None = Field(None, description="Rows and columns of which `size` is the centre, pixels.")
-    rate: int | None = Field(None, ge=1, description="Numbers a second of sounds; none: these are no sounds.")
+    rate: int | None = Field(None, ge=1, description="Count of numbers a second of sounds; none: these are no sounds.")
     background: str = Field(
         "#000000", pattern="^#[0-9a-f]{6}$", description="Colour that transparent parts were laid on, #rrggbb."
     )

@@ -99,6 +99,10 @@ def main(arguments: list[str]) -> None:
     if not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    if len(model.stack.shape) != 3 or model.stack.values > 256:
+        raise InputError(
+            f"{command.run}: archives hold images, and this is a model of other inputs: take one of images"
+        )
     label = given_label(model, command.label)
     pictures = pictures_of(command, model)
     stems = [entry.stem for entry in pictures.entries] if command.single else [command.name]

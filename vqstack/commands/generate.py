@@ -217,7 +217,7 @@ def main(arguments: list[str]) -> None:
     num = command.num or available
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
     geometry = model.settings.geometry
-    ending, save = saver(model.stack.shape, model.stack.values, geometry and geometry.rate)
+    ending, save = saver(model.stack.shape, model.stack.values, geometry.rate if geometry else None)
     output = Output(command.out, "generate")
     with TemporaryFile() as rows:  # what is said of each image waits on the disk
         rows.write(b'{"images": [\n')

@@ -1,4 +1,4 @@
-"""One stored image -> uint8 values [c, h, w], whatever the file. Sounds: see ``vqstack/sounds.py``.
+"""One stored image -> uint8 values [c, h, w], whatever the file. Sounds: see ``sounds.py``.
 
 An 8-bit number p of a file becomes the value ``round(p (V-1) / 255)``: unchanged for V = 256, ``p >= 128`` for V = 2.
 PNG files hold value v as ``round(255 v / (V-1))``, which reads back as v for every V. Arrays and scikit-learn's digits
@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Integer
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
-from vqstack import sounds
 from vqstack.errors import InputError, told
+from vqstack.images import sounds
 from vqstack.images.formats import bombs_refused, opened, upright
 from vqstack.images.settings import ImageSettings
 from vqstack.images.views import center
@@ -67,19 +68,19 @@ def decode_all(
     settings: ImageSettings,
     size: tuple[int, ...] | None,
     pool: Executor | None = None,
-) -> list[NDArray[np.uint8] | str]:
+) -> list[NDArray[Any] | str]:
     """Each image, or in one line why it cannot be had: broken, or not of ``size``, if None that of the first.
 
     A pool of threads decodes in parallel, because Pillow lets go of the interpreter's lock.
     """
 
-    def one(record: Any, name: str) -> NDArray[np.uint8] | str:
+    def one(record: Any, name: str) -> NDArray[Any] | str:
         try:
             return decode(record, settings)
         except Exception as error:
             return f"{name}: cannot be read ({told(error)}); repair or remove it"
 
-    def some(start: int) -> list[NDArray[np.uint8] | str]:
+    def some(start: int) -> list[NDArray[Any] | str]:
         part = slice(start, start + CHUNK)
         return [one(record, name) for record, name in zip(records[part], names[part], strict=True)]
 
@@ -105,7 +106,8 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     """
     if not paths:
         raise InputError("no image files given; name at least one")
-    native = settings.model_copy(update={"size": None, "resize": None})
+    sound = settings.source == "audiofolder"  # an excerpt of the size, the first one
+    native = settings if sound else settings.model_copy(update={"size": None, "resize": None})
     images: list[Tensor] = []
     for name in map(str, paths):
         first = images[0].shape[1:] if images and settings.size is None else None
@@ -119,7 +121,7 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     return torch.stack(images)
 
 
-def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
+def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[Any]:
     """Grey [h, w] or RGB [h, w, 3], eight bits, brought to the size that is kept.
 
     The image is scaled with its shape kept, antialiased, until it just covers that size, up or down, and its centre is
@@ -143,11 +145,11 @@ def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _channels_first(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
 
 
-def _to_values(pixels: NDArray[np.uint8], values: int) -> NDArray[np.uint8]:
+def _to_values(pixels: NDArray[Any], values: int) -> NDArray[np.uint8]:
     """``round(p (V-1) / 255)``, in whole numbers."""
     if values == 256:
         return pixels

@@ -13,8 +13,8 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
+from vqstack.images.sounds import save_wav
 from vqstack.shapes import Pixels
-from vqstack.sounds import save_wav
 
 WAVE = (64, 192)  # rows and columns of the picture of a series
 SLICES = 8  # of a volume that its picture shows, at most

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqstack import sounds
 from vqstack.errors import InputError, causes, reason, told
+from vqstack.images import sounds
 from vqstack.images.cache import plain_folder
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.labels import Classes, Stored, check_names, find_labels, read_as, reference, texts_in

@@ -51,7 +51,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         "arrays that of their sites along each axis; empty: native size",
     )
     rate: int | None = Field(
-        None, ge=1, le=10**6, description="audiofolder: numbers a second; files of other rates are resampled"
+        None, ge=1, le=10**6, description="audiofolder: count of numbers a second; files of other rates are resampled"
     )
     resize: Size | None = Field(
         None,

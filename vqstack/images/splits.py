@@ -263,7 +263,7 @@ class _Mapped:
         largest = int(first.labels.max(initial=-1))
         return count_classes(first.class_names, largest, first.count, self.settings, first.where)
 
-    def images(self) -> Iterator[NDArray[np.uint8]]:
+    def images(self) -> Iterator[NDArray[Any]]:
         """Images of the first split, one by one."""
         split = next(iter(self.splits.values()))
         for batch in self._batches(split, np.arange(split.count), 1):
@@ -297,7 +297,7 @@ class _Streams:
     def splits(self) -> dict[str, Streamed]:
         return open_streams(self.settings)
 
-    def images(self) -> Iterator[NDArray[np.uint8]]:
+    def images(self) -> Iterator[NDArray[Any]]:
         split = next(iter(self.splits.values()))
         for row in guarded(split.rows, split.where, self.settings):
             batch = _Batch([row[split.image_column]], [split.where], [0], None)
@@ -347,7 +347,7 @@ def image_name(where: str, position: int, record: Any) -> str:
     return f"{where}, image {position}" + (f" ({path})" if path else "")
 
 
-def _readable(batch: _Batch, settings: ImageSettings) -> Iterator[NDArray[np.uint8]]:
+def _readable(batch: _Batch, settings: ImageSettings) -> Iterator[NDArray[Any]]:
     for image in decode_all(batch.records, batch.names, settings, settings.kept):
         if not isinstance(image, str):
             yield image

@@ -138,7 +138,7 @@ class ImageStream:
         return label
 
     def _batched(self, rows: Iterator[_Row]) -> Iterator[StreamBatch]:
-        ready: list[tuple[NDArray[np.uint8], _Row]] = []
+        ready: list[tuple[NDArray[Any], _Row]] = []
         failed: list[str] = []
         while True:
             part = list(islice(rows, CHUNK))
@@ -163,7 +163,7 @@ class _Workers(IterableDataset):
         return self.stream.of_worker()
 
 
-def _stacked(ready: list[tuple[NDArray[np.uint8], _Row]], failed: list[str]) -> StreamBatch:
+def _stacked(ready: list[tuple[NDArray[Any], _Row]], failed: list[str]) -> StreamBatch:
     pixels = torch.from_numpy(np.stack([image for image, _ in ready]))
     labels, images, epochs = torch.tensor([(row.label, row.image, row.epoch) for _, row in ready]).T.contiguous()
     return StreamBatch(pixels, labels, images, epochs, failed, None)

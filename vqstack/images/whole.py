@@ -88,7 +88,7 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
     return _Stored(np.array(places), checked, digests, failed, shape)
 
 
-def _digest(image: NDArray[np.uint8]) -> bytes:
+def _digest(image: NDArray[Any]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from vqstack.code_model import CodeModel, JointEncoder, UnifiedCodeModel
@@ -22,7 +22,7 @@ def picture(
     labels: Labels | None,
     count: int,
     seed: int,
-) -> UInt8[Tensor, "all c h w"]:
+) -> Integer[Tensor, "all c *pixels"]:
     """Images above their reconstructions, from one level or from all; above variations of them; samples of the prior.
 
     Args:

@@ -1,0 +1,232 @@
+"""Sounds: what files of every kind become, that excerpts hold every number, and a run on class folders end to end."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from accelerate import Accelerator
+from helpers import refused
+from pydantic import ValidationError
+
+from vqstack.commands import compress, generate
+from vqstack.config import RunConfig
+from vqstack.images import ImageSettings, load_images, load_splits, sounds
+from vqstack.model import HierarchicalModel
+from vqstack.phases import Run
+
+RATE = 8000
+
+
+def tone(count, pitch=200.0, loud=0.3):
+    return loud * np.sin(2 * np.pi * pitch * np.arange(count) / RATE)
+
+
+def write(path, numbers, rate=RATE, subtype="PCM_16"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, numbers, rate, subtype=subtype)
+    return path
+
+
+def settings(folder, **changes):
+    chosen = {"source": "audiofolder", "files": {"train": str(folder)}, "size": (64,), "rate": RATE, **changes}
+    return ImageSettings(**{"validation": 0.0, "test": 0.0, **chosen})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.parametrize("count", [64, 65, 100, 127, 128, 129, 1000])
+def test_excerpts_hold_every_number_and_no_other(count):
+    starts = sounds.excerpts(count, 64)
+    held = np.zeros(count, int)
+    for start in starts:
+        held[start : start + 64] += 1
+    assert held.min() >= 1 and starts[-1] + 64 == count and len(starts) == -(-count // 64)
+    assert sounds.excerpts(63, 64) == []
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "aiff"])
+def test_numbers_of_16_bits_come_back(ending, tmp_path):
+    numbers = np.random.default_rng(0).integers(-(2**15), 2**15, 64).astype(np.int16)
+    path = write(tmp_path / f"a.{ending}", numbers)
+    read = sounds.read(str(path), 0, 64, RATE, 1, 2**16)
+    assert np.array_equal(read[0], numbers.astype(int) + 2**15)
+    sounds.save_wav(read, tmp_path / "b.wav", 2**16, RATE)
+    again, rate = soundfile.read(tmp_path / "b.wav", dtype="int16")
+    assert rate == RATE and np.array_equal(again, numbers)
+
+
+@pytest.mark.parametrize("values", [2, 256, 1000, 2**16])
+def test_every_value_comes_back_from_its_file(values, tmp_path):
+    every = np.arange(values)[None]
+    sounds.save_wav(every, tmp_path / "a.wav", values, RATE)
+    assert np.array_equal(sounds.read(str(tmp_path / "a.wav"), 0, values, RATE, 1, values), every)
+
+
+@pytest.mark.parametrize(
+    ("subtype", "step"), [("PCM_U8", 256), ("PCM_24", 1), ("PCM_32", 1), ("FLOAT", 1), ("DOUBLE", 1), ("ULAW", 1100)]
+)
+def test_other_widths_are_brought_to_16_bits(subtype, step, tmp_path):
+    path = write(tmp_path / "a.wav", tone(200), subtype=subtype)
+    found = sounds.read(str(path), 0, 200, RATE, 1, 2**16)[0] - 2**15
+    assert np.abs(found - tone(200) * 2**15).max() <= step
+    assert np.abs(found).max() > 9000
+
+
+def test_floats_past_full_scale_are_cut_and_not_turned_over(tmp_path):
+    path = write(tmp_path / "a.wav", np.array([0.0, 1.5, -3.0, 1.0]), subtype="FLOAT")
+    assert sounds.read(str(path), 0, 4, RATE, 1, 2**16)[0].tolist() == [2**15, 2**16 - 1, 0, 2**16 - 1]
+
+
+def test_channels_are_averaged_or_repeated(tmp_path):
+    stereo = np.array([[1000, 3000], [-500, 500]], dtype=np.int16)
+    path = str(write(tmp_path / "a.wav", stereo))
+    assert (sounds.read(path, 0, 2, RATE, 1, 2**16)[0] - 2**15).tolist() == [2000, 0]
+    assert (sounds.read(path, 0, 2, RATE, 2, 2**16) - 2**15).tolist() == stereo.T.tolist()
+    path = str(write(tmp_path / "b.wav", stereo[:, 0]))
+    assert (sounds.read(path, 0, 2, RATE, 2, 2**16) - 2**15).tolist() == [[1000, -500], [1000, -500]]
+
+
+@pytest.mark.parametrize("rate", [4000, 11025, 16000, 44100])
+def test_other_rates_keep_pitch_and_length(rate, tmp_path):
+    seconds = 0.25
+    other = 0.3 * np.sin(2 * np.pi * 200 * np.arange(int(seconds * rate)) / rate)
+    path = str(write(tmp_path / "a.wav", other, rate))
+    count = sounds.length(path, RATE)
+    assert abs(count - seconds * RATE) <= 1
+    found = sounds.read(path, 0, count, RATE, 1, 2**16)[0] / 2**15 - 1
+    assert np.abs(found - tone(count))[100:-100].max() < 0.002  # away from the ends
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """One good sound in each of two classes, and a file of the kind that a test adds."""
+    for name, pitch in (("high", 800), ("low", 100)):
+        write(tmp_path / "train" / name / "good.wav", tone(200, pitch))
+    return tmp_path / "train"
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:200])  # the header promises more
+
+
+BROKEN = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no sound at all"),
+    "an image": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)),
+    "not finite": lambda path: write(path, np.array([0.0, np.nan] * 100), subtype="FLOAT"),
+    "infinite": lambda path: write(path, np.array([0.0, np.inf] * 100), subtype="FLOAT"),
+    "header alone": lambda path: path.write_bytes(b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt "),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN, ids=str)
+def test_broken_files_are_refused_by_name_or_left_out(kind, odd):
+    BROKEN[kind](odd / "low" / "bad.wav")
+    refused(lambda: load_splits(settings(odd), ["train"]), "bad.wav", "cannot be read")
+    split = load_splits(settings(odd, on_error="skip"), ["train"])["train"]
+    assert len(split) == 8
+    assert "bad.wav" in json.dumps([split.source["left_out"], split.source["skipped"]])
+
+
+def test_a_file_cut_short_is_what_is_left_of_it(odd):
+    path = write(odd / "low" / "cut.wav", tone(200))
+    _cut(path)
+    split = load_splits(settings(odd), ["train"])["train"]
+    assert len(split) == 8 + 2  # (200 - 44) / 2 numbers: libsndfile goes by what is there
+
+
+def test_what_is_short_or_no_sound_is_counted(odd):
+    write(odd / "low" / "short.wav", tone(63))
+    (odd / "low" / "notes.txt").write_text("words")
+    split = load_splits(settings(odd), ["train"])["train"]
+    left = split.source["left_out"]
+    assert {reason: what["count"] for reason, what in left.items()} == {"no sound": 1, "shorter than 64 numbers": 1}
+
+
+def test_every_excerpt_has_the_class_of_its_folder(odd):
+    split = load_splits(settings(odd), ["train"])["train"]
+    assert split.class_names == ["high", "low"] and split.labels.tolist() == [0] * 4 + [1] * 4
+    assert split.pixels.shape == (8, 1, 64)
+    wanted = np.rint(tone(200, 800) * 2**15).astype(int)[:64] + 2**15
+    assert np.abs(split.pixels[0, 0].numpy() - wanted).max() <= 1
+
+
+def test_excerpts_of_a_file_lie_in_one_split(tmp_path):
+    for number in range(12):
+        write(tmp_path / "all" / f"{number}.wav", tone(400, 50 + 10 * number))
+    splits = load_splits(settings(tmp_path / "all", validation=0.3, test=0.2))
+    firsts = {name: {int(x) // 7 for x in split.index} for name, split in splits.items()}
+    assert sum(map(len, splits.values())) == 12 * 7
+    assert sum(map(len, firsts.values())) == 12 == len(set.union(*firsts.values()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": None},
+        {"rate": None},
+        {"size": (8, 8)},
+        {"streaming": True},
+        {"source": "imagefolder", "size": (8, 8), "values": 2**16},
+        {"source": "imagefolder", "size": (8, 8), "channels": 2},
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_sounds_are_refused(changes, tmp_path):
+    with pytest.raises(ValidationError):
+        settings(tmp_path, **changes)
+
+
+def test_a_run_from_folders_to_sounds(tmp_path, monkeypatch, capsys):
+    generator = np.random.default_rng(1)
+    for split, count in (("train", 6), ("test", 2)):
+        for name, pitch in (("high", 800), ("low", 100)):
+            for number in range(count):
+                numbers = tone(300, pitch * generator.uniform(0.9, 1.1), generator.uniform(0.05, 0.5))
+                write(tmp_path / "data" / split / name / f"{number}.wav", numbers)
+    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 0, "quantizer": {"codebook_size": 4, "dim": 4}}
+    window = {"family": "window", "radius": 4, "width": 8, "features": 4, "adaptive": True}
+    fit = {"steps": 4, "batch_size": 8, "evaluate_every": 2}
+    config = RunConfig.model_validate(
+        {
+            "data": {
+                "source": "audiofolder",
+                "files": {"train": str(tmp_path / "data")},
+                "size": (64,),
+                "rate": RATE,
+                "validation": 0.2,
+            },
+            "levels": [{**level, "map": (4,), "decoder": window}, {**level, "map": (1,)}],
+            "pixels": {"components": 2},
+            "train_levels": [fit],
+            "prior": {"depth": 1, "dim": 8, "heads": 2},
+            "train_prior": fit,
+        }
+    )
+    run = Run(config, tmp_path / "run", Accelerator(cpu=True))
+    for phase in run.phases.values():
+        run.train(phase)
+    run.release()
+    run.close()
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())[0].startswith("level-1")
+    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.settings.geometry.rate == RATE and model.settings.class_names == ("high", "low")
+
+    generate.main([str(tmp_path / "run"), "--num", "2", "--label", "low", "--out", str(tmp_path / "drawn")])
+    numbers, rate = soundfile.read(tmp_path / "drawn" / "000001.wav", dtype="int16")
+    drawn = model.sample(2, labels=model.label_probs.new_tensor([1, 1]).long())
+    assert rate == RATE and np.array_equal(numbers.astype(int) + 2**15, drawn.pixels[1, 0].numpy())
+
+    source = str(tmp_path / "data" / "test" / "low" / "0.wav")
+    kept = ["--images", source, "--from-level", "1", "--out", str(tmp_path / "varied")]
+    generate.main([str(tmp_path / "run"), *kept])
+    excerpt = load_images([Path(source)], config.data)
+    code = model.encode(excerpt)[0]
+    assert model.vary(code, 1).pixels.shape == excerpt.shape
+    refused(lambda: compress.main([str(tmp_path / "run"), source, "--out", str(tmp_path / "a.vqz")]), "images")
