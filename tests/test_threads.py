@@ -1,5 +1,6 @@
 """The number of threads that a phase trains with is measured, unless somebody has named one."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,11 +20,36 @@ def as_before():
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(threads, "quotas", list)
     for local, processes, share in ((None, 2, 4), ("2", 4, 4), ("1", 4, 8), ("16", 16, 1), ("2", 2, 4)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local) if local else monkeypatch.delenv(
             "LOCAL_WORLD_SIZE", raising=False
         )
         assert threads.cores(threads.beside(processes)) == share
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "seconds"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, [1.5]),
+        ("0::/", {"cpu.max": "max 100000"}, []),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "400000 100000"}, [4.0]),
+        ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "250000", "cpu/a/cpu.cfs_period_us": "100000"}, [2.5]),
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, []),
+        ("5:cpuset:/", {"cpu.max": "100000 100000"}, []),
+        ("", {"cpu.max": "100000 100000"}, []),
+    ],
+)
+def test_a_container_has_the_cores_that_it_is_given_time_for(tmp_path, monkeypatch, group, files, seconds):
+    (tmp_path / "cgroup").write_text(group + "\n" * bool(group), encoding="utf-8")
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text + "\n", encoding="ascii")
+    found = threads.quotas(tmp_path / "cgroup", tmp_path / "fs")
+    assert found == seconds
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(threads, "quotas", lambda: found)
+    assert threads.cores() == (math.ceil(seconds[0]) if seconds else 8)
 
 
 def test_images_are_decoded_by_as_many_threads_as_there_are_cores_to_use(tmp_path, monkeypatch):

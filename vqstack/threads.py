@@ -5,10 +5,13 @@ than they give. ``accelerate launch`` gives each process one thread where ``OMP_
 nobody's wish there.
 """
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -26,9 +29,40 @@ def asked_for() -> bool:
 
 
 def cores(processes: int = 1) -> int:
-    """Cores that this process may use, or the share of each of several processes of a machine."""
+    """Cores that this process may use, or the share of each of several processes of a machine.
+
+    Those that it may run on, and on Linux no more than the time that its control group is given, rounded up.
+    """
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, found // processes)
+    return max(1, min([found, *map(math.ceil, quotas())]) // processes)
+
+
+def quotas(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[float]:
+    """Processor time for each second that a container, or a group around this process, is limited to; in seconds."""
+    found: list[float] = []
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):  # another system
+        lines = []
+    for line in lines:
+        _, controllers, inside = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers else root  # the first version of control groups, or the second
+        place = top / inside.lstrip("/")
+        found += [_quota(folder) for folder in (place, *place.parents) if folder.is_relative_to(top)]
+    return [seconds for seconds in found if seconds > 0]
+
+
+def _quota(group: Path) -> float:
+    """Processor time for each second that a control group has; 0 where nothing limits it."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{part}_us").read_text(encoding="ascii") for part in ("quota", "period"))
+        return float(quota) / float(period)
+    return 0.0
 
 
 def beside(processes: int) -> int:
