@@ -190,6 +190,41 @@ def test_a_code_model_scores_maps_of_its_own_alone(family):
             distribution.log_prob(wrong(codes))
 
 
+@pytest.mark.parametrize("family", ["autoregressive", "masked"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_code_model_is_trained_on_maps_of_its_own_alone(family, training):
+    """Whether the numbers lie in their range, no step waits to know."""
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2),), family=family, labels=True)
+    _, (codes,), labels = right(model)
+    prior = model.prior.train(training)
+    prior(codes, labels)
+    for wrong in (codes.numpy(), codes.float(), codes.int(), codes[0], codes[:, :1], codes.to("meta")):
+        with pytest.raises(InputError, match="^values"):
+            prior(wrong, labels)
+    for wrong in (labels.float(), labels[:1], labels[:, None], labels > 0):
+        with pytest.raises(InputError, match="^labels"):
+            prior(codes, wrong)
+
+
+def test_a_masked_model_estimates_what_it_could_score_alone():
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2),), family="masked", labels=True)
+    _, (codes,), labels = right(model)
+    model.prior.random_order_nats(codes, labels)
+    for wrong in CODES.values():
+        with pytest.raises(InputError, match="^values"):
+            model.prior.random_order_nats(wrong(codes), labels)
+
+
+def test_a_code_model_without_classes_takes_no_labels():
+    model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2),), classes=0)
+    _, (codes,), labels = right(model)
+    model.prior(codes)
+    model.prior.log_prob(codes, torch.full_like(labels, NO_LABEL))
+    for call in (model.prior.log_prob, lambda z, c: model.prior.distribution(7, c, model.device)):
+        with pytest.raises(InputError, match="^labels: this model knows no classes"):
+            call(codes, labels)
+
+
 def test_a_code_model_reads_labels_of_its_own_alone(model):
     _, codes, labels = right(model)
     model.prior.log_prob(codes[1], torch.full_like(labels, NO_LABEL))
@@ -214,6 +249,14 @@ def test_a_quantizer_reads_codes_and_vectors_of_its_own_alone(kind):
     for wrong in (None, codes.numpy(), codes.float(), codes.int(), codes + 1, codes - 1, codes.to("meta")):
         with pytest.raises(InputError, match="^codes"):
             quantizer.lookup(wrong)
+    for training in (False, True):
+        quantizer.train(training)
+        for wrong in (None, vectors.numpy(), vectors.long(), vectors[0, 0], vectors[:, :2], vectors.to("meta")):
+            with pytest.raises(InputError, match="^vectors"):
+                quantizer(wrong)
+    for change in (quantizer.half, quantizer.bfloat16, lambda: quantizer.to(torch.float16)):
+        with pytest.raises(InputError, match="^a quantizer stays in float32"):
+            change()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def exchange(model, how):
     elif how == "size":
         level.quantizer = build_quantizer(QuantizerSettings(codebook_size=7, dim=4))
     elif how == "type":
-        model.stack.half()
+        model.prior.half()
 
 
 @pytest.mark.parametrize(

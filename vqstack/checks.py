@@ -22,7 +22,25 @@ def check_map(
     num: int | None = None,
     least: int = 0,
 ) -> None:
-    """InputError unless ``values`` is a tensor [images, \\*shape] of whole numbers least … size-1.
+    """InputError unless ``values`` is a tensor [images, \\*shape] of whole numbers least … size-1."""
+    check_kind(values, what, shape, size, device, dtype, num, least)
+    if size <= torch.iinfo(dtype).max and values.numel():
+        for extreme in torch.stack(values.aminmax()).tolist():
+            if not least <= extreme < size:
+                raise InputError(f"{what}: {extreme} lies outside {least} … {size - 1}: give those of this model")
+
+
+def check_kind(
+    values: Any,
+    what: str,
+    shape: tuple[int, ...],
+    size: int,
+    device: torch.device | None,
+    dtype: torch.dtype = torch.int64,
+    num: int | None = None,
+    least: int = 0,
+) -> None:
+    """:func:`check_map` but for the range, in constant time: a training step does not wait for an extreme.
 
     Args:
         values: what was given.
@@ -47,10 +65,6 @@ def check_map(
         raise InputError(f"{what} have shape {tuple(values.shape)}: give one for each of the {num} images")
     if device is not None and values.device != device:
         raise InputError(f"{what} are on {values.device}, the model is on {device}: move one of them with .to()")
-    if size <= torch.iinfo(dtype).max and values.numel():
-        for extreme in torch.stack(values.aminmax()).tolist():
-            if not least <= extreme < size:
-                raise InputError(f"{what}: {extreme} lies outside {least} … {size - 1}: give those of this model")
 
 
 def check_floats(values: Any, what: str, shape: tuple[int | None, ...], device: torch.device | None) -> None:

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vqstack.checks import check_map, check_number
+from vqstack.checks import check_kind, check_map, check_number
 from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
+from vqstack.errors import InputError
 from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known, by_site, site_factors
 from vqstack.nets import convolution, rename_state, unfold
 from vqstack.quantizer import in_chunks
@@ -159,16 +160,20 @@ class CodeModel(nn.Module, ABC):
         self.check(values, labels)
         return self.unchecked_log_prob(values, labels, parent)
 
-    def check(self, values: AnyCodes | Pixels, labels: Labels | None) -> None:
-        """InputError unless these are maps of the model, and labels of as many images."""
+    def check(self, values: AnyCodes | Pixels, labels: Labels | None, by: Callable[..., None] = check_map) -> None:
+        """InputError unless these are maps of the model, and labels of as many images; as far as ``by`` looks."""
         codes = isinstance(self.head, CodeHead)
         shape, dtype = ((), torch.int64) if codes else ((self.head.channels,), value_dtype(self.size))
-        check_map(values, "values", (*shape, *self.map_shape), self.size, self.position.device, dtype)
-        self._check_labels(labels, len(values))
+        by(values, "values", (*shape, *self.map_shape), self.size, self.position.device, dtype)
+        self._check_labels(labels, len(values), by)
 
-    def _check_labels(self, labels: Labels | None, num: int) -> None:
-        if labels is not None and self.classes:
-            check_map(labels, "labels", (), self.classes, self.position.device, num=num, least=NO_LABEL)
+    def _check_labels(self, labels: Labels | None, num: int, by: Callable[..., None] = check_map) -> None:
+        if labels is None:
+            return
+        check_kind(labels, "labels", (), self.classes, self.position.device, num=num, least=NO_LABEL)
+        if not self.classes and by is check_map and (labels != NO_LABEL).any():
+            raise InputError("labels: this model knows no classes: leave them out")
+        by(labels, "labels", (), self.classes, self.position.device, num=num, least=NO_LABEL)
 
     @abstractmethod
     def unchecked_log_prob(
@@ -221,7 +226,11 @@ class CodeModel(nn.Module, ABC):
         return distribution if known is None else Clamped(distribution, known)
 
     def forward(self, values: AnyCodes | Pixels, labels: Labels | None = None, *parent: Tensor | None) -> Objective:
-        """Nats per site; in training some labels are hidden. ``parent`` holds the fields of a :class:`Parent`."""
+        """Nats per site; in training some labels are hidden. ``parent`` holds the fields of a :class:`Parent`.
+
+        InputError as of :meth:`check`, but a step does not wait to know whether the numbers lie in their range.
+        """
+        self.check(values, labels, check_kind)
         loss, nats = self._training_nats(values, self.hide(labels), Parent(*parent) if parent else None)  # type: ignore[arg-type]
         return Objective(loss / self.sites, {"nats": nats.mean().detach()})
 

@@ -76,6 +76,7 @@ class MaskedCodeModel(CodeModel):
         The number of hidden sites is uniform on 1 … N; each of them is weighed by N over that number. The standard
         error of a mean over images is the deviation of these values over the root of their number.
         """
+        self.check(values, labels)
         known, weights = _random_masks(len(values), self.sites, values.device)
         return self._hidden_nats(values, labels, parent, ~known, known, weights)[1]
 

@@ -1,7 +1,7 @@
 """The interface of all quantizers, the search for the nearest code, and how a codebook is used."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -91,6 +91,12 @@ class Codebook(nn.Module, ABC):
     def _lookup(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         return F.embedding(codes, self.codebook())
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
+        """InputError where the vectors would become coarser: the nearest code would be another."""
+        if torch.finfo(fn(torch.zeros(0)).dtype).bits < 32:  # the codec alone computes in float64
+            raise InputError("a quantizer stays in float32: run what surrounds it under torch.autocast for less")
+        return super()._apply(fn, recurse)
+
     @property
     def device(self) -> torch.device:
         """Where the codebook lives."""
@@ -116,8 +122,10 @@ class Quantizer(Codebook):
     def forward(self, vectors: Vectors) -> Quantized:
         """Quantize with gradients; in training mode the codebook learns, in eval mode nothing changes.
 
-        Distances and the codebook stay in float32 whatever the autocast setting.
+        Distances and the codebook stay in float32 whatever the autocast setting. InputError where these are no vectors
+        of its width; whether they are finite, a training step does not wait to know.
         """
+        self._check_vectors(vectors)
         shape = vectors.shape
         with torch.autocast(vectors.device.type, enabled=False):
             flat = rearrange(vectors.float(), "b d ... -> b (...) d")
@@ -132,11 +140,14 @@ class Quantizer(Codebook):
     @torch.no_grad()
     def encode(self, vectors: Vectors) -> Codes:
         """The code of each site. Changes nothing, in training mode either. InputError where these are no vectors."""
-        axes = max(2, getattr(vectors, "ndim", 0))
-        check_floats(vectors, "vectors", (None, self.dim, *[None] * (axes - 2)), self.device)
+        self._check_vectors(vectors)
         if not vectors.isfinite().all():
             raise InputError("vectors: not all numbers are finite: the nearest code is that of none")
         return self.unchecked_encode(vectors)
+
+    def _check_vectors(self, vectors: Vectors) -> None:
+        axes = max(2, getattr(vectors, "ndim", 0))
+        check_floats(vectors, "vectors", (None, self.dim, *[None] * (axes - 2)), self.device)
 
     @torch.no_grad()
     def unchecked_encode(self, vectors: Vectors) -> Codes:
