@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from helpers import refused
 from pydantic import ValidationError
 
-from vqstack.commands import compress, generate
+from vqstack.commands import compress, decompress, generate
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_images, load_splits, sounds
 from vqstack.model import HierarchicalModel
@@ -229,4 +229,28 @@ def test_a_run_from_folders_to_sounds(tmp_path, monkeypatch, capsys):
     excerpt = load_images([Path(source)], config.data)
     code = model.encode(excerpt)[0]
     assert model.vary(code, 1).pixels.shape == excerpt.shape
-    refused(lambda: compress.main([str(tmp_path / "run"), source, "--out", str(tmp_path / "a.vqz")]), "images")
+
+    files = [str(tmp_path / "data" / "test" / name) for name in ("high", "low")]
+    for number, name in enumerate(("high", "low")):  # names that differ
+        (tmp_path / "data" / "test" / name / "0.wav").rename(tmp_path / "data" / "test" / name / f"clip{number}.wav")
+        (tmp_path / "data" / "test" / name / "1.wav").unlink()
+    compress.main([str(tmp_path / "run"), *files, "--out", str(tmp_path / "small")])
+    decompress.main([str(tmp_path / "run"), str(tmp_path / "small" / "images.vqs"), "--out", str(tmp_path / "back")])
+    for name, clip in (("high", "clip0"), ("low", "clip1")):
+        ours, rate = soundfile.read(tmp_path / "back" / f"{clip}.wav", dtype="int16")
+        theirs, _ = soundfile.read(tmp_path / "data" / "test" / name / f"{clip}.wav", dtype="int16")
+        assert rate == RATE and np.array_equal(ours, theirs)
+    partial = ["--levels", "1", "--out", str(tmp_path / "guess")]
+    decompress.main([str(tmp_path / "run"), str(tmp_path / "small" / "images.vqs"), *partial])
+    assert {path.name for path in (tmp_path / "guess").glob("*.wav")} == {"clip0.level-2.wav", "clip1.level-2.wav"}
+
+    run_of = str(tmp_path / "run")
+    for changes, words in (
+        ({"rate": 16000}, "16000"),
+        ({"subtype": "PCM_24"}, "PCM_24"),
+        ({"numbers": np.zeros((100, 2))}, "2 channels"),
+        ({"numbers": np.zeros(0)}, "holds 0 numbers"),
+    ):
+        odd = write(tmp_path / "odd.wav", **{"numbers": tone(100), **changes})
+        refused(lambda odd=odd: compress.main([run_of, str(odd), "--out", str(tmp_path / "no")]), "odd.wav", words)
+    refused(lambda: compress.main([run_of, files[0], "--single", "--out", str(tmp_path / "no")]), "--single")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer
 from torch import Tensor
 
 from vqstack.codec.blocks import BATCH, Block, BlockCodec, Section, batch_of, plausible, worthwhile
@@ -235,7 +235,9 @@ def _same(image: "Restored | None", pictures: Pictures, number: int) -> bool:
     entry, wanted = pictures.entries[number], pictures.load(number)
     if image is None or image.entry != entry or image.level or image.pixels is None:
         return False
-    return torch.equal(image.pixels, wanted[:1] if entry.mode == "L" else wanted.expand(3, -1, -1))
+    if entry.mode != "PCM":
+        wanted = wanted[:1] if entry.mode == "L" else wanted.expand(3, -1, -1)
+    return torch.equal(image.pixels, wanted)
 
 
 # --- and back ---------------------------------------------------------------------------------------------------------
@@ -247,13 +249,13 @@ class Restored:
 
     Attributes:
         entry: what the file says of it.
-        pixels: [c, height, width] with the channels of its mode; nothing, where not even z_L could be read.
+        pixels: [c, height, width] or [c, n], with the channels of its mode; nothing, where not even z_L could be read.
         level: 0: the picture itself, exact; l: everything below z_l is the model's guess.
         damaged: whether more was asked for than the file could give.
     """
 
     entry: Entry
-    pixels: UInt8[Tensor, "c height width"] | None
+    pixels: Integer[Tensor, "c *map"] | None
     level: int
     damaged: bool
 
@@ -345,7 +347,7 @@ def _show(
     if not found:
         return None, len(codec.model.stack)
     lowest = found[-1][-1]
-    if lowest.dtype == torch.uint8:
+    if lowest.dtype != torch.int64:  # no codes
         return lowest, 0
     level, shown = codec.sections - len(found), list[Tensor]()
     labels = found[0][0] if codec.model.classes else None

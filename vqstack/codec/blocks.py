@@ -24,7 +24,7 @@ from vqstack.codes import fingerprint
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
 from vqstack.model import HierarchicalModel
-from vqstack.shapes import AnyCodes, Labels, Pixels
+from vqstack.shapes import AnyCodes, Labels, Pixels, value_dtype
 from vqstack.terms import Values, code_lengths
 from vqstack.variables import Variable
 
@@ -101,8 +101,8 @@ class BlockCodec:
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Rows and columns of an image."""
-        rows, columns = self.model.stack.shape[1:]
+        """Rows and columns of an image, channels and numbers of a sound."""
+        rows, columns = self.model.stack.shape[-2:]
         return rows, columns
 
     @torch.inference_mode()
@@ -185,8 +185,8 @@ class BlockCodec:
 
     def decode_raw(self, section: bytes, expected: int, count: int, *, seed: int) -> Pixels | None:
         """The images of a raw block, or nothing if it is damaged."""
-        shape = (count, *self.model.stack.shape)
-        size = int(torch.tensor(shape).prod())
+        shape, dtype = (count, *self.model.stack.shape), value_dtype(self.model.stack.values)
+        size = int(torch.tensor(shape).prod()) * dtype.itemsize
         inflate = zlib.decompressobj()
         try:
             content = inflate.decompress(section, size + 1)
@@ -194,7 +194,7 @@ class BlockCodec:
             return None
         if len(content) != size or not inflate.eof or inflate.unused_data:
             return None
-        pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
+        pixels = torch.frombuffer(bytearray(content), dtype=dtype).view(shape)
         return pixels if _check(section, [pixels], seed) == expected else None
 
     def _walk(self, coder: Coder, count: int, batch: int, truth: Values | None, lean: int = 0) -> Iterator[Section]:

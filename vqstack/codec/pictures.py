@@ -1,16 +1,19 @@
-"""Image files -> values of the model, and tiles of its size; nothing is lost on the way or the picture is refused."""
+"""Image and sound files -> values of the model, and tiles of its size; nothing is lost on the way or they are refused.
+
+A sound is a picture of mode PCM whose rows are its channels and whose columns are its numbers.
+"""
 
 import re
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
@@ -18,10 +21,10 @@ from torch import Tensor
 
 from vqstack.checkpoint import failed_write
 from vqstack.errors import InputError, told
-from vqstack.images import ImageSplit, bombs_refused, opened, upright
+from vqstack.images import ImageSplit, bombs_refused, opened, upright, whole_sound
 from vqstack.shapes import Pixels
 
-Mode = Literal["L", "RGB"]
+Mode = Literal["L", "RGB", "PCM"]
 MAX_PIXELS = 2**26
 """Rows times columns of the largest picture."""
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
@@ -30,7 +33,7 @@ _PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py call
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture as it comes back: the stem of its file name, its rows and columns, and whether it is grey or RGB."""
+    """A picture as it comes back: the stem of its file name, its rows and columns, whether it is L, RGB or PCM."""
 
     stem: str
     height: int
@@ -39,16 +42,16 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Numbers that the picture consists of, which are its bytes without compression."""
-        return self.height * self.width * len(self.mode.replace("L", "1"))
+        """Its bytes without compression."""
+        return self.height * self.width * {"L": 1, "RGB": 3, "PCM": 2}[self.mode]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures to compress: what they are, and how to get the values [c, height, width] of number i."""
+    """Pictures to compress: what they are, and how to get the values [c, height, width] or [c, n] of number i."""
 
     entries: Sequence[Entry]
-    load: Callable[[int], UInt8[Tensor, "c height width"]]
+    load: Callable[[int], Integer[Tensor, "c *map"]]
 
 
 def safe_stem(stem: str) -> bool:
@@ -62,39 +65,46 @@ def safe_stem(stem: str) -> bool:
 
 def pictures_of_split(split: ImageSplit) -> Pictures:
     """The images of a split, named by their six-digit position in the source."""
-    channels, height, width = split.pixels.shape[1:]
-    mode: Mode = "L" if channels == 1 else "RGB"
+    channels, *_, height, width = (1, *split.pixels.shape[1:])[-3:]
+    mode: Mode = "PCM" if split.pixels.ndim == 3 else "L" if channels == 1 else "RGB"
     return Pictures([Entry(f"{i:06d}", height, width, mode) for i in split.index.tolist()], split.pixels.__getitem__)
 
 
-def pictures_of_files(paths: Sequence[Path], channels: int, values: int) -> Pictures:
-    """Image files, all read here and only here: none is refused after something is written, or is another one then.
+def pictures_of_files(
+    paths: Sequence[Path], read: Callable[[Path], tuple[Mode, Integer[Tensor, "c *map"]]]
+) -> Pictures:
+    """Files, all read here and only here: none is refused after something is written, or is another one then.
 
     Their values wait in memory, and beyond 64 MiB in a temporary file without a name (``$TMPDIR``).
+
+    Args:
+        paths: of the files.
+        read: gives mode and values of one: :func:`read_picture` or :func:`read_sound` for a model.
     """
-    entries, seen, places = list[Entry](), dict[str, Path](), [0]
+    entries, seen, places, kinds = list[Entry](), dict[str, Path](), [0], list[tuple[torch.Size, torch.dtype]]()
     spool = SpooledTemporaryFile(2**26)
     try:
         for path in paths:
             if not safe_stem(path.stem):
                 raise InputError(f"{path}: its name cannot be stored: rename it")
             if path.stem in seen:
-                raise InputError(f"{path} and {seen[path.stem]} would both come back as {path.stem}.png: rename one")
+                raise InputError(f"{path} and {seen[path.stem]} would both come back as {path.stem}: rename one")
             seen[path.stem] = path
-            mode, pixels = read_picture(path, channels, values)
-            entries.append(Entry(path.stem, pixels.shape[1], pixels.shape[2], mode))
-            places.append(places[-1] + spool.write(pixels[: 1 if mode == "L" else channels].numpy().tobytes()))
+            mode, pixels = read(path)
+            kinds.append((pixels.shape, pixels.dtype))
+            entries.append(Entry(path.stem, pixels.shape[-2], pixels.shape[-1], mode))
+            kept = pixels[:1] if mode == "L" else pixels
+            places.append(places[-1] + spool.write(kept.numpy().tobytes()))
     except BaseException as error:
         spool.close()
         if isinstance(error, OSError):
             raise failed_write("the temporary file of the images (TMPDIR names its folder)", error) from error
         raise
 
-    def load(number: int) -> UInt8[Tensor, "c height width"]:
+    def load(number: int) -> Integer[Tensor, "c *map"]:
         spool.seek(places[number])
-        content = bytearray(spool.read(places[number + 1] - places[number]))
-        stored = torch.frombuffer(content, dtype=torch.uint8).view(-1, entries[number].height, entries[number].width)
-        return stored.expand(channels, -1, -1)
+        content, (shape, dtype) = bytearray(spool.read(places[number + 1] - places[number])), kinds[number]
+        return torch.frombuffer(content, dtype=dtype).view(-1, *shape[1:]).expand(shape)
 
     pictures = Pictures(entries, load)
     weakref.finalize(pictures, spool.close)
@@ -136,6 +146,30 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
     return mode, torch.from_numpy(found.astype(np.uint8).transpose(2, 0, 1).copy())
 
 
+def read_sound(
+    path: Path, channels: int, values: int, rate: int | None
+) -> tuple[Mode, Integer[Tensor, "channels numbers"]]:
+    """A sound file of 16 bits as values 0 … V-1 of a model with these channels and this rate; InputError for others."""
+    try:
+        numbers, own, width = whole_sound(path)
+    except InputError:
+        raise
+    except Exception as error:  # soundfile's own type, and what its formats raise
+        raise InputError(f"{path}: cannot be read as a sound ({told(error)}): repair it or leave it out") from error
+    if width != "PCM_16":
+        raise InputError(f"{path}: holds {width}, and archives 16 bits a number (PCM_16): convert it first")
+    if (own, len(numbers)) != (rate, channels):
+        raise InputError(
+            f"{path}: {len(numbers)} channels at {own} numbers a second, the model knows {channels} at {rate}: "
+            "convert it first, or use another model"
+        )
+    if values != 2**16:
+        raise InputError(f"{path}: holds 65,536 values, the model knows {values}: use another model")
+    if not 0 < numbers.size <= MAX_PIXELS:
+        raise InputError(f"{path}: holds {numbers.size:,} numbers, an archive 1 to {MAX_PIXELS:,}: cut it into pieces")
+    return "PCM", torch.from_numpy(numbers)
+
+
 def _refuse_depth(image: Image.Image, path: Path) -> None:
     """The depth as each format stores it: pillow's mode says RGB for 16 bits as well."""
     assert isinstance(image, ImageFile) and image.fp is not None
@@ -171,8 +205,10 @@ def tile_count(entry: Entry, tile: tuple[int, int]) -> int:
     return -(-entry.height // tile[0]) * -(-entry.width // tile[1])
 
 
-def to_tiles(pixels: UInt8[Tensor, "c height width"], tile: tuple[int, int]) -> Pixels:
+def to_tiles(pixels: Integer[Tensor, "c *map"], tile: tuple[int, int]) -> Pixels:
     """The picture in tiles, row by row; beyond its lower and right edge the last row and column are repeated."""
+    if pixels.ndim == 2:
+        return to_tiles(pixels[None], tile).squeeze(1)
     (h, w), (channels, height, width) = tile, pixels.shape
     rows, columns = -(-height // h), -(-width // w)
     pixels = pixels[:, torch.arange(rows * h).clamp(max=height - 1)]
@@ -180,8 +216,10 @@ def to_tiles(pixels: UInt8[Tensor, "c height width"], tile: tuple[int, int]) -> 
     return pixels.view(channels, rows, h, columns, w).permute(1, 3, 0, 2, 4).reshape(-1, channels, h, w)
 
 
-def from_tiles(tiles: Pixels, entry: Entry) -> UInt8[Tensor, "channels height width"]:
+def from_tiles(tiles: Pixels, entry: Entry) -> Integer[Tensor, "channels *map"]:
     """The picture that tiles make, cropped, with the channels of its mode."""
+    if entry.mode == "PCM":
+        return from_tiles(tiles[:, None], replace(entry, mode="L"))[0]
     _, channels, h, w = tiles.shape
     rows, columns = -(-entry.height // h), -(-entry.width // w)
     whole = tiles.view(rows, columns, channels, h, w).permute(2, 0, 3, 1, 4).reshape(channels, rows * h, columns * w)

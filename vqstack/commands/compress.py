@@ -4,6 +4,7 @@ Writes one archive, or one file an image, and prints what it cost beside what th
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -13,10 +14,10 @@ from vqstack.checkpoint import write_atomically
 from vqstack.codec.archive import compress
 from vqstack.codec.blocks import BlockCodec, given_label
 from vqstack.codec.container import SUFFIX
-from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, safe_stem
+from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, read_picture, read_sound, safe_stem
 from vqstack.config import parse
 from vqstack.errors import InputError
-from vqstack.images import ImageSettings, Split, is_image, load_splits
+from vqstack.images import ImageSettings, Split, is_image, is_sound, load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, unfinished
 from vqstack.phases import named_run, warn_of_changes
@@ -56,29 +57,44 @@ def command_of(arguments: list[str]) -> Command:
 
 def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
     """The images that were asked for; each fits the model or is refused."""
-    channels = model.stack.shape[0]
+    channels, values = model.stack.shape[0], model.stack.values
     if (command.split is None) == (not command.images):
         raise InputError("name image files or folders, or a split with --split, and not both")
     if command.split is not None:
         split = load_splits(command.data, [command.split])[command.split]
-        if split.pixels.shape[1] != channels or command.data.values != model.stack.values:
+        if split.pixels.shape[1] != channels or command.data.values != values:
             raise InputError(
                 f"images of {split.pixels.shape[1]} channels with {command.data.values} values do not fit the model, "
-                f"which wants {channels} with {model.stack.values}: set --data.channels and --data.values"
+                f"which wants {channels} with {values}: set --data.channels and --data.values"
             )
         warn_of_changes(command.run, command.data, {command.split: split})
         return pictures_of_split(split)
-    paths = list[Path]()
+    paths, sounds = list[Path](), is_of_sounds(model)
+    wanted, what, example = (is_sound, "sounds", "WAV") if sounds else (is_image, "images", "PNG")
     for path in command.images:
         with reading(path):
             folder = path.is_dir()
-            inside = sorted(filter(is_image, path.iterdir())) if folder else [path]
+            inside = sorted(inside for inside in path.iterdir() if wanted(str(inside))) if folder else [path]
         if folder and (mark := unfinished(path)) is not None:
             raise InputError(f"{path} is unfinished output of {mark.command}: finish that first, or name its files")
         if not inside:
-            raise InputError(f"{path} holds no images: name a folder with files such as PNG")
+            raise InputError(f"{path} holds no {what}: name a folder with files such as {example}")
         paths += inside
-    return pictures_of_files(paths, channels, model.stack.values)
+    if sounds:
+        rate = model.settings.geometry.rate if model.settings.geometry else None
+        return pictures_of_files(paths, partial(read_sound, channels=channels, values=values, rate=rate))
+    return pictures_of_files(paths, partial(read_picture, channels=channels, values=values))
+
+
+def is_of_images(model: HierarchicalModel) -> bool:
+    """Whether a model knows images of 8 bits."""
+    return len(model.stack.shape) == 3 and model.stack.values <= 256
+
+
+def is_of_sounds(model: HierarchicalModel) -> bool:
+    """Whether a model knows sounds of some rate."""
+    geometry = model.settings.geometry
+    return len(model.stack.shape) == 2 and geometry is not None and geometry.rate is not None
 
 
 def check_flags(command: Command, arguments: list[str]) -> None:
@@ -99,10 +115,10 @@ def main(arguments: list[str]) -> None:
     if not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
-    if len(model.stack.shape) != 3 or model.stack.values > 256:
-        raise InputError(
-            f"{command.run}: archives hold images, and this is a model of other inputs: take one of images"
-        )
+    if not is_of_images(model) and not is_of_sounds(model):
+        raise InputError(f"{command.run}: archives hold images and sounds, this model knows neither: take another")
+    if command.single and is_of_sounds(model):
+        raise InputError("--single: a file of its own holds an image, sounds come in archives: leave it out")
     label = given_label(model, command.label)
     pictures = pictures_of(command, model)
     stems = [entry.stem for entry in pictures.entries] if command.single else [command.name]

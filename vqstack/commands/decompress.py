@@ -19,7 +19,7 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import SUFFIX, Container, open_container, twice
 from vqstack.config import parse
 from vqstack.errors import PARTLY, InputError
-from vqstack.images import save_png
+from vqstack.images import saver
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved, unfinished
 from vqstack.pretrained import find_artefact
@@ -105,11 +105,13 @@ def wanted(command: Command, file: Container) -> range:
     return range(len(file.entries))[command.first :][: command.num]
 
 
-def write(image: Restored, output: Output, values: int) -> None:
-    """Store what there is of an image."""
+def write(image: Restored, output: Output, model: HierarchicalModel) -> None:
+    """Store what there is of an image or a sound."""
     if image.pixels is not None:
-        end = f".level-{image.level}.png" if image.level else ".png"
-        output.write(f"{image.entry.stem}{end}", saved(partial(save_png, image.pixels, values=values)))
+        geometry = model.settings.geometry
+        ending, save = saver(image.pixels.shape, model.stack.values, geometry.rate if geometry else None)
+        end = f".level-{image.level}{ending}" if image.level else ending
+        output.write(f"{image.entry.stem}{end}", saved(partial(save, image.pixels)))
 
 
 @dataclass
@@ -160,7 +162,7 @@ def main(arguments: list[str]) -> None:
                 codec, file, wanted(command, file), levels=command.levels, sampling=sampling, seed=command.seed
             )
             for image in images:
-                write(image, output, model.stack.values)
+                write(image, output, model)
                 if image.damaged:
                     note(damaged, image, file.path, why)
                 shown += image.pixels is not None

@@ -16,6 +16,7 @@ from vqstack.images.labels import mapped, numerals
 from vqstack.images.pictures import grid, save_png, saver
 from vqstack.images.records import check_paths
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
+from vqstack.images.sounds import is_sound, whole_sound
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
 from vqstack.images.views import augment, center, uniforms
@@ -42,6 +43,7 @@ __all__ = [
     "identity",
     "image_shape",
     "is_image",
+    "is_sound",
     "load_images",
     "load_splits",
     "mapped",
@@ -55,5 +57,6 @@ __all__ = [
     "survey",
     "uniforms",
     "upright",
+    "whole_sound",
     "whole_splits",
 ]

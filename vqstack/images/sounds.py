@@ -94,6 +94,13 @@ def _to_values(numbers: NDArray[np.int32], values: int) -> NDArray[np.int32]:
     return (((numbers.astype(np.int64) + FULL) * (values - 1) * 2 + 65535) // 131070).astype(np.int32)
 
 
+def whole_sound(path: Path) -> tuple[Int32[np.ndarray, "c n"], int, str]:
+    """All numbers of a file of 16 bits as values 0 … 65,535, their rate, and how the file has them (``PCM_16``)."""
+    with _library().SoundFile(path) as file:
+        numbers = file.read(dtype="int16", always_2d=True)
+        return np.ascontiguousarray(numbers.T, dtype=np.int32) + FULL, file.samplerate, file.subtype
+
+
 def save_wav(sound: NDArray[Any], path: Path | io.BufferedIOBase, values: int, rate: int) -> None:
     """Stores values [c, n] as a WAV file of 16 bits: value v as ``round(65535 v / (V-1)) - 32768``."""
     numbers = (sound.astype(np.int64) * 131070 + values - 1) // (2 * (values - 1)) - FULL
