@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from accelerate import Accelerator
 from helpers import refused
 from pydantic import ValidationError
 
+from vqstack.codec.blocks import BlockCodec
+from vqstack.codec.pictures import Entry, from_tiles, padding, to_tiles
 from vqstack.commands import compress, decompress, generate
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_images, load_splits, sounds
-from vqstack.model import HierarchicalModel
+from vqstack.likelihood import walked_log_prob
+from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.phases import Run
 
 RATE = 8000
@@ -254,3 +258,29 @@ def test_a_run_from_folders_to_sounds(tmp_path, monkeypatch, capsys):
         odd = write(tmp_path / "odd.wav", **{"numbers": tone(100), **changes})
         refused(lambda odd=odd: compress.main([run_of, str(odd), "--out", str(tmp_path / "no")]), "odd.wav", words)
     refused(lambda: compress.main([run_of, files[0], "--single", "--out", str(tmp_path / "no")]), "--single")
+
+
+@torch.inference_mode()
+def test_what_lies_beyond_the_end_of_a_sound_costs_nothing():
+    """Two sounds that differ beyond their end alone are coded in the same bytes, those of the ledger."""
+    torch.manual_seed(2)
+    level = {"map": (4,), "width": 8, "quantizer": {"codebook_size": 4, "dim": 4}}
+    level["decoder"] = {"family": "window", "radius": 3, "width": 8, "features": 4, "adaptive": True}
+    settings = {"stack": {"levels": [level]}, "prior": {"depth": 1, "dim": 8, "heads": 2}, "values": 2**16}
+    model = HierarchicalModel(ModelSettings.model_validate({**settings, "image_shape": (2, 16)})).eval()
+    codec = BlockCodec(model)
+    entry = Entry("a", 2, 27, "PCM")
+    sound = torch.randint(2**15 - 2, 2**15 + 3, (2, 27), dtype=torch.int32)  # what a model that learned nothing expects
+    tiles, known = to_tiles(sound, (2, 16)), padding([entry], (2, 16))
+    assert known[1].sum() == 2 * 5 and tiles[known[1]].eq(2**15).all() and from_tiles(tiles, entry).equal(sound)
+    block = codec.encode(tiles, None, batch=32, seed=1, padding=known)
+    whole = codec.encode(tiles, None, batch=32, seed=1)
+    pairs = list(zip(block.sections, block.checks, strict=True))
+    found = codec.decode(pairs, 2, batch=32, seed=1, padding=known)
+    assert from_tiles(found[-1][-1], entry).equal(sound)
+    spared = whole.ledger.row_bits("level-1") - block.ledger.row_bits("level-1")
+    term = model.terms()[-1]
+    values = model.values(tiles, model.encode(tiles), None)
+    beyond = walked_log_prob(term.distribution(values, 2), tiles, known[1].flatten(1))
+    assert spared == pytest.approx(float(-beyond.sum()) / 2 / np.log(2), rel=1e-4) and spared > 1
+    assert block.bits["level-1"] == pytest.approx(2 * block.ledger.row_bits("level-1"), rel=0.01)

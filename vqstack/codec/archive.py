@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from vqstack.codec.blocks import BATCH, Block, BlockCodec, Section, batch_of, plausible, worthwhile
+from vqstack.codec.blocks import BATCH, Block, BlockCodec, Padding, Section, batch_of, plausible, worthwhile
 from vqstack.codec.container import (
     BLOCK,
     SUFFIX,
@@ -26,7 +26,7 @@ from vqstack.codec.container import (
     pack_single,
     single_header,
 )
-from vqstack.codec.pictures import Entry, Pictures, from_tiles, tile_count, to_tiles
+from vqstack.codec.pictures import Entry, Pictures, from_tiles, padding, tile_count, to_tiles
 from vqstack.errors import InputError, WriteError
 from vqstack.ledger import BITS, Ledger
 from vqstack.model import SamplingSettings
@@ -134,7 +134,8 @@ def compress(
             blocks = list[Block]()
             for number, share in enumerate(draft.shares):
                 tiles = _tiles(codec, pictures, share)
-                block = codec.encode(tiles, label, batch=draft.batch, seed=draft.seed(number, False))
+                known = padding([pictures.entries[i] for i in share], codec.tile)
+                block = codec.encode(tiles, label, batch=draft.batch, seed=draft.seed(number, False), padding=known)
                 blocks.append(block if not block.raw else draft.stored(number, tiles, block))
                 progress.update(len(share))
             content = draft.pack(blocks)
@@ -314,7 +315,7 @@ def restore(
         entries = file.entries[place.first : place.first + place.count]
         counts = [tile_count(entry, codec.tile) for entry in entries]
         sections = codec.sections if levels is None else min(levels, codec.sections)
-        found = _decode(codec, file, place, sum(counts), sections)
+        found = _decode(codec, file, place, sum(counts), sections, padding(entries, codec.tile))
         tiles, level = _show(codec, found, sampling, seed)
         damaged = len(found) < (1 if place.raw else sections)
         first = 0
@@ -325,7 +326,9 @@ def restore(
             first += count
 
 
-def _decode(codec: BlockCodec, file: Container, place: Place, count: int, sections: int) -> list[Section]:
+def _decode(
+    codec: BlockCodec, file: Container, place: Place, count: int, sections: int, known: Padding | None
+) -> list[Section]:
     """What can be read of a block; the pixels stand last."""
     if place.count > 1 and count > BLOCK:  # no encoder makes such a block
         return []
@@ -336,7 +339,8 @@ def _decode(codec: BlockCodec, file: Container, place: Place, count: int, sectio
     believed = plausible(count, sum(place.lengths)) and worthwhile(count, file.present(place))
     if len(place.lengths) != codec.sections or not believed:
         return []
-    return codec.decode(file.read(place, sections), count, batch=file.environment.batch, seed=file.seed(place))
+    seed, batch = file.seed(place), file.environment.batch
+    return codec.decode(file.read(place, sections), count, batch=batch, seed=seed, padding=known)
 
 
 @torch.inference_mode()

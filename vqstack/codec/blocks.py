@@ -12,6 +12,7 @@ CPU in float32, with one number of threads, factor by factor. Portable ones (``p
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from vqstack.codec.portable import LEANS, Rounding, in_float64
 from vqstack.codes import fingerprint
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
+from vqstack.likelihood import walked_log_prob
 from vqstack.model import HierarchicalModel
 from vqstack.shapes import AnyCodes, Labels, Pixels, value_dtype
 from vqstack.terms import Values, code_lengths
@@ -30,6 +32,9 @@ from vqstack.variables import Variable
 
 Section = list[Tensor]
 """What a section decodes to: one map for each image, in section 0 after the labels, if there are any."""
+
+Padding: TypeAlias = tuple[Tensor, Tensor]
+r"""Values that both sides know of images, and where, both [b, c, \*map]: what lies beyond the end of a sound."""
 
 BATCH = 32
 """Images that the networks see at a time; a block of one image goes through them alone."""
@@ -126,7 +131,9 @@ class BlockCodec:
         return {term.target.name: pattern(term.target) for term in self.model.terms()}
 
     @torch.inference_mode()
-    def encode(self, pixels: Pixels, label: int | None, *, batch: int, seed: int) -> Block:
+    def encode(
+        self, pixels: Pixels, label: int | None, *, batch: int, seed: int, padding: Padding | None = None
+    ) -> Block:
         """Code images. Whether they come back is for :func:`vqstack.codec.archive.compress` to see.
 
         Args:
@@ -134,11 +141,12 @@ class BlockCodec:
             label: of all images; none: for each the one with the shortest label and prior rows.
             batch: batch shape of the networks.
             seed: starts the chain of checks; the decoder must know it.
+            padding: what both sides know of the images.
         """
         codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
         labels = self._choose(pixels, codes, label) if self.model.classes else None
-        ledger = self._ledger(pixels, codes, labels, batch)
-        coded = self._coded(len(pixels), batch, self.model.values(pixels, codes, labels))
+        ledger = self._ledger(pixels, codes, labels, batch, padding)
+        coded = self._coded(len(pixels), batch, self.model.values(pixels, codes, labels), padding)
         if coded is None:
             return self.store(pixels, ledger, seed=seed)
         encoder, contents = coded
@@ -149,11 +157,13 @@ class BlockCodec:
             return Block(sections, checks, False, encoder.bits, ledger)
         return self.store(pixels, ledger, seed=seed)
 
-    def _coded(self, count: int, batch: int, truth: Values) -> tuple[Encoder, list[Section]] | None:
+    def _coded(
+        self, count: int, batch: int, truth: Values, padding: Padding | None = None
+    ) -> tuple[Encoder, list[Section]] | None:
         """An encoder that has coded the sections, and these; nothing where every rounding leaves tables unsure."""
         for lean in range(LEANS if self.portable else 1):
             encoder, contents = Encoder(), list[Section]()
-            for tensors in self._walk(encoder, count, batch, truth, lean):
+            for tensors in self._walk(encoder, count, batch, truth, lean, padding):
                 contents.append(tensors)
                 encoder.cut()
                 if encoder.rounding is not None and encoder.rounding.unsure:
@@ -168,10 +178,18 @@ class BlockCodec:
         return Block([packed], [_check(packed, [pixels], seed)], True, {}, ledger)
 
     @torch.inference_mode()
-    def decode(self, sections: list[tuple[bytes, int]], count: int, *, batch: int, seed: int) -> list[Section]:
+    def decode(
+        self,
+        sections: list[tuple[bytes, int]],
+        count: int,
+        *,
+        batch: int,
+        seed: int,
+        padding: Padding | None = None,
+    ) -> list[Section]:
         """What the first sections of a block hold, up to the first that is damaged; see :meth:`encode`."""
         decoder = Decoder(b"".join(section for section, _ in sections))
-        walk, found, check = self._walk(decoder, count, batch, None), list[Section](), seed
+        walk, found, check = self._walk(decoder, count, batch, None, padding=padding), list[Section](), seed
         for section, expected in sections:
             try:
                 tensors = next(walk)
@@ -197,7 +215,15 @@ class BlockCodec:
         pixels = torch.frombuffer(bytearray(content), dtype=dtype).view(shape)
         return pixels if _check(section, [pixels], seed) == expected else None
 
-    def _walk(self, coder: Coder, count: int, batch: int, truth: Values | None, lean: int = 0) -> Iterator[Section]:
+    def _walk(
+        self,
+        coder: Coder,
+        count: int,
+        batch: int,
+        truth: Values | None,
+        lean: int = 0,
+        padding: Padding | None = None,
+    ) -> Iterator[Section]:
         """Code the terms in order and yield the sections; with an encoder ``truth`` has the values of all variables.
 
         A section ends with each map: labels lie in that of the top one. ``lean`` is how an encoder rounds portable
@@ -217,8 +243,11 @@ class BlockCodec:
             for first in range(0, count, batch):
                 rows = min(batch, count - first)
                 given = {name: filled(tensor, first, rows) for name, tensor in values.items()}
-                wanted = None if truth is None else truth[target.name][first : first + rows].reshape(rows, -1).long()
-                maps.append(code(coder, term.distribution(given, batch), rows, wanted))
+                part, known = slice(first, first + rows), None
+                wanted = None if truth is None else truth[target.name][part].reshape(rows, -1).long()
+                if padding is not None and target.number == 0:
+                    known = padding[0][part].flatten(1).long(), padding[1][part].flatten(1)
+                maps.append(code(coder, term.distribution(given, batch), rows, wanted, known))
             values[target.name] = torch.cat(maps).view(count, *target.shape)
             coder.mark(term.row)
             section.append(values[target.name].to(target.dtype))
@@ -244,12 +273,26 @@ class BlockCodec:
             nats.append(torch.stack([torch.stack(list(lengths)).sum(0) for lengths in rows], 1))
         return torch.cat(nats).argmin(1)
 
-    def _ledger(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None, batch: int) -> Ledger:
-        ledger = None
+    def _ledger(
+        self,
+        pixels: Pixels,
+        codes: list[AnyCodes],
+        labels: Labels | None,
+        batch: int,
+        padding: Padding | None,
+    ) -> Ledger:
+        ledger, last = None, self.model.terms()[-1]
         for first in range(0, len(pixels), batch):
             part = slice(first, first + batch)
             given = None if labels is None else labels[part]
-            lengths = self.model.code_lengths(pixels[part], [z[part] for z in codes], given)
+            values = self.model.values(pixels[part], [z[part] for z in codes], given)
+            count = len(values["pixels"])
+            if padding is None:
+                lengths = code_lengths(self.model.terms(), values, count)
+            else:
+                lengths = code_lengths(self.model.terms()[:-1], values, count)
+                counted = ~padding[1][part].flatten(1)
+                lengths[last.row] = -walked_log_prob(last.distribution(values, count), values["pixels"], counted)
             one = Ledger.of(lengths, self.model.dims)
             ledger = one if ledger is None else ledger.merge(one)
         assert ledger is not None

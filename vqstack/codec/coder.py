@@ -16,7 +16,7 @@ import constriction
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +35,13 @@ class Damaged(Exception):
     """The bytes are not what an encoder with this model has written."""
 
 
-def code(coder: "Coder", distribution: Distribution, rows: int, wanted: Int64[Tensor, "m N"] | None) -> Tensor:
+def code(
+    coder: "Coder",
+    distribution: Distribution,
+    rows: int,
+    wanted: Int64[Tensor, "m N"] | None,
+    known: tuple[Int64[Tensor, "m N"], Bool[Tensor, "m N"]] | None = None,
+) -> Tensor:
     """Code one map for each of the first ``rows`` images of a batch, factor by factor; returns the maps [m, N].
 
     Args:
@@ -43,19 +49,26 @@ def code(coder: "Coder", distribution: Distribution, rows: int, wanted: Int64[Te
         distribution: of the whole batch; the images past ``rows`` fill it up to its fixed shape.
         rows: m, images that are there.
         wanted: their maps, if they are known.
+        known: values that both sides know, and where; these are not coded.
     """
     values = torch.zeros(distribution.batch, distribution.sites, dtype=torch.int64)
     for factor in distribution.factors(values):
         chosen = None if wanted is None else wanted[:, factor.sites]
-        values[:rows, factor.sites] = _code_factor(coder, distribution, factor, rows, chosen)
+        told = None if known is None else (known[0][:, factor.sites], known[1][:, factor.sites])
+        values[:rows, factor.sites] = _code_factor(coder, distribution, factor, rows, chosen, told)
     return values[:rows]
 
 
 def _code_factor(
-    coder: "Coder", distribution: Distribution, factor: Factor, rows: int, wanted: Int64[Tensor, "m n"] | None
+    coder: "Coder",
+    distribution: Distribution,
+    factor: Factor,
+    rows: int,
+    wanted: Int64[Tensor, "m n"] | None,
+    known: tuple[Int64[Tensor, "m n"], Bool[Tensor, "m n"]] | None,
 ) -> Int64[Tensor, "m n"]:
     if not isinstance(factor, Ordered):
-        return coder.step(coder.counts(factor.probs[:rows]), wanted)
+        return coder.step(coder.counts(factor.probs[:rows]), wanted, known)
     values = torch.zeros(rows, len(factor.sites), dtype=torch.int64)
     there = torch.ones(rows, len(factor.sites), 1, dtype=torch.bool)
     for width in factor.widths:
@@ -64,7 +77,8 @@ def _code_factor(
         if coder.rounding is not None:  # of a run that counts as impossible the values are nothing but rounding
             probs, mass = torch.where(there, probs, 1 / probs.shape[-1]), torch.where(there, mass, torch.inf)
         counts = coder.counts(probs, 1 / mass)
-        digit = coder.step(counts, None if wanted is None else (wanted - values) // width)
+        told = None if known is None else ((known[0] - values) // width, known[1])
+        digit = coder.step(counts, None if wanted is None else (wanted - values) // width, told)
         there = there & (counts.gather(-1, digit[..., None]) > 0)
         values = values + digit * width
     if bool((values >= distribution.size).any()):  # of probability 0, but damaged bytes can name them
@@ -95,8 +109,19 @@ class Coder(ABC):
             raise InputError("the model's probabilities are not finite: train or export it again")
         return (probs * PRECISION).floor_() if self.rounding is None else self.rounding(probs, blur, PRECISION)
 
-    def step(self, counts: Float64[Tensor, "m n V"], wanted: Int64[Tensor, "m n"] | None) -> Int64[Tensor, "m n"]:
-        """Code a symbol 0 … V-1 for each image and site; returns the symbols."""
+    def step(
+        self,
+        counts: Float64[Tensor, "m n V"],
+        wanted: Int64[Tensor, "m n"] | None,
+        known: tuple[Int64[Tensor, "m n"], Bool[Tensor, "m n"]] | None = None,
+    ) -> Int64[Tensor, "m n"]:
+        """Code a symbol 0 … V-1 for each image and site, but where it is known; returns the symbols."""
+        if known is not None:
+            symbols, coded = known[0].clone(), ~known[1]
+            if bool(coded.any()):
+                few = self.step(counts[coded][:, None], None if wanted is None else wanted[coded][:, None])
+                symbols[coded] = few[:, 0]
+            return symbols
         given = None if wanted is None else wanted.flatten().to(torch.int32).numpy()
         found = self._step(counts.flatten(0, 1).numpy(), given)
         return torch.from_numpy(found.astype(np.int64)).view(counts.shape[:2])

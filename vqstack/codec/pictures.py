@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Integer, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
@@ -27,6 +28,8 @@ from vqstack.shapes import Pixels
 Mode = Literal["L", "RGB", "PCM"]
 MAX_PIXELS = 2**26
 """Rows times columns of the largest picture."""
+SILENCE = 2**15
+"""What stands beyond the end of a sound."""
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py calls images that are not exact
 
@@ -206,14 +209,30 @@ def tile_count(entry: Entry, tile: tuple[int, int]) -> int:
 
 
 def to_tiles(pixels: Integer[Tensor, "c *map"], tile: tuple[int, int]) -> Pixels:
-    """The picture in tiles, row by row; beyond its lower and right edge the last row and column are repeated."""
+    """The picture in tiles, row by row; beyond its lower and right edge the last row and column are repeated.
+
+    Beyond the end of a sound is silence, see :func:`padding`.
+    """
     if pixels.ndim == 2:
-        return to_tiles(pixels[None], tile).squeeze(1)
+        return _excerpts(pixels, tile, SILENCE)
     (h, w), (channels, height, width) = tile, pixels.shape
     rows, columns = -(-height // h), -(-width // w)
     pixels = pixels[:, torch.arange(rows * h).clamp(max=height - 1)]
     pixels = pixels[:, :, torch.arange(columns * w).clamp(max=width - 1)]
     return pixels.view(channels, rows, h, columns, w).permute(1, 3, 0, 2, 4).reshape(-1, channels, h, w)
+
+
+def padding(entries: Sequence[Entry], tile: tuple[int, int]) -> tuple[Pixels, Bool[Tensor, "n c t"]] | None:
+    """Where the tiles of sounds lie beyond their ends, and what stands there: it costs nothing. None for images."""
+    if not entries or entries[0].mode != "PCM":
+        return None
+    inside = [_excerpts(torch.ones(e.height, e.width, dtype=torch.int32), tile, 0) for e in entries]
+    beyond = torch.cat(inside) == 0
+    return torch.full_like(beyond, SILENCE, dtype=torch.int32), beyond
+
+
+def _excerpts(sound: Integer[Tensor, "c n"], tile: tuple[int, int], fill: int) -> Pixels:
+    return F.pad(sound, (0, -sound.shape[1] % tile[1]), value=fill).unflatten(1, (-1, tile[1])).movedim(1, 0)
 
 
 def from_tiles(tiles: Pixels, entry: Entry) -> Integer[Tensor, "channels *map"]:

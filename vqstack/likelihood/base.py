@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from vqstack.checks import check_floats, check_map
@@ -90,12 +90,18 @@ class Distribution(ABC):
         return values.view(self.batch, *self.shape).to(self.dtype)
 
 
-def walked_log_prob(distribution: Distribution, x: Tensor) -> Nats:
-    """ln P(x) by walking the factors, nats."""
+def walked_log_prob(distribution: Distribution, x: Tensor, counted: Bool[Tensor, "b N"] | None = None) -> Nats:
+    """ln P(x) by walking the factors, nats.
+
+    Args:
+        distribution, x: see :meth:`Distribution.log_prob`.
+        counted: the sites that are scored given those before; the others are given themselves. None: all.
+    """
     flat = x.flatten(1).long()
     values, nats = torch.zeros_like(flat), torch.zeros(len(flat), device=flat.device)
     for factor in distribution.factors(values):
         chosen = flat[:, factor.sites]
         values[:, factor.sites] = chosen
-        nats = nats + factor.log_probs.gather(-1, chosen[..., None]).squeeze(-1).sum(1)
+        scored = factor.log_prob(chosen)
+        nats = nats + (scored if counted is None else scored.where(counted[:, factor.sites], 0)).sum(1)
     return nats

@@ -44,6 +44,10 @@ class Factor(ABC):
     def log_probs(self) -> Float[Tensor, "b n V"]:
         """For each image and site the log-probability of every value, [b, n, V], each row summing to one."""
 
+    def log_prob(self, values: Int64[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+        """ln P of a value of each site."""
+        return self.log_probs.gather(-1, values[..., None]).squeeze(-1)
+
     @property
     def probs(self) -> Float64[Tensor, "b n V"]:
         """The probabilities that entropy coding reads."""

@@ -118,6 +118,9 @@ class MixtureFactor(Ordered):
     def mean(self) -> Float[Tensor, "b n"]:
         return self.overall()
 
+    def log_prob(self, values: Int64[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+        return (self.log_weights + log_bin(values[..., None], self.centre, self.log_scale, self.size)).logsumexp(-1)
+
     @property
     def log_probs(self) -> Float[Tensor, "b n V"]:
         table = None
