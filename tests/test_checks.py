@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_model import tiny
 
-from vqstack.code_model import NO_LABEL
+from vqstack.conditions import NO_LABEL
 from vqstack.errors import InputError
 from vqstack.likelihood import Clamped, Guided, Known, LogisticMixture
 from vqstack.quantizer import QuantizerSettings, build_quantizer
@@ -181,11 +181,11 @@ def test_noise_that_is_none_is_refused(model, noise):
 def test_a_code_model_scores_maps_of_its_own_alone(family):
     model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2),), family=family, labels=True)
     _, (codes,), labels = right(model)
-    model.prior.log_prob(codes, labels)
-    distribution = model.prior.distribution(7, labels, model.device)
+    model.prior.log_prob(codes, {"label": labels})
+    distribution = model.prior.distribution(7, {"label": labels}, model.device)
     for wrong in CODES.values():
         with pytest.raises(InputError, match="^values"):
-            model.prior.log_prob(wrong(codes), labels)
+            model.prior.log_prob(wrong(codes), {"label": labels})
         with pytest.raises(InputError, match="^values"):
             distribution.log_prob(wrong(codes))
 
@@ -209,32 +209,36 @@ def test_a_code_model_is_trained_on_maps_of_its_own_alone(family, training):
 def test_a_masked_model_estimates_what_it_could_score_alone():
     model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2),), family="masked", labels=True)
     _, (codes,), labels = right(model)
-    model.prior.random_order_nats(codes, labels)
+    model.prior.random_order_nats(codes, {"label": labels})
     for wrong in CODES.values():
         with pytest.raises(InputError, match="^values"):
-            model.prior.random_order_nats(wrong(codes), labels)
+            model.prior.random_order_nats(wrong(codes), {"label": labels})
 
 
 def test_a_code_model_without_classes_takes_no_labels():
     model = tiny(shape=(1, 4, 4), values=5, maps=((2, 2),), classes=0)
     _, (codes,), labels = right(model)
     model.prior(codes)
-    model.prior.log_prob(codes, torch.full_like(labels, NO_LABEL))
+    model.prior.log_prob(codes, {})
     for call in (model.prior.log_prob, lambda z, c: model.prior.distribution(7, c, model.device)):
         with pytest.raises(InputError, match="^labels: this model knows no classes"):
-            call(codes, labels)
+            call(codes, {"label": labels})
 
 
 def test_a_code_model_reads_labels_of_its_own_alone(model):
     _, codes, labels = right(model)
-    model.prior.log_prob(codes[1], torch.full_like(labels, NO_LABEL))
+    model.prior.log_prob(codes[1], {"label": torch.full_like(labels, NO_LABEL)})
     for call in (lambda c: model.prior.log_prob(codes[1], c), lambda c: model.prior.distribution(7, c, model.device)):
         for name, wrong in LABELS.items():
             if name != "below 0":  # -1 is a label that is not told
                 with pytest.raises(InputError, match="^labels"):
-                    call(wrong(labels))
+                    call({"label": wrong(labels)})
         with pytest.raises(InputError, match="^labels: -2 lies outside -1 … 1"):
-            call(labels - 2)
+            call({"label": labels - 2})
+        with pytest.raises(InputError, match="^conditioning: Tensor where a mapping"):
+            call(labels)
+        with pytest.raises(InputError, match="conditional on the class: give labels"):
+            call({})
 
 
 @pytest.mark.parametrize("kind", ["vq", "cosine", "fsq", "lfq", "simvq"])

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from vqstack.code_model import (
-    NO_LABEL,
     AutoregressiveCodeModel,
     CodeModelSettings,
     MaskedCodeModel,
@@ -19,6 +18,8 @@ from vqstack.code_model import (
     parent_of,
 )
 from vqstack.code_model.window import Window
+from vqstack.conditions import NO_LABEL
+from vqstack.errors import InputError
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
 from vqstack.likelihood import CodeHead, Draw, Known, PixelHead, PixelSettings, noise, walked_log_prob
 from vqstack.variables import Variable
@@ -68,7 +69,7 @@ def with_parent(family="autoregressive", groups=0, head=None, map_shape=(2, 4), 
 
 def some(model, batch=4):
     codes = torch.randint(0, model.size, (batch, *model.map_shape))
-    return codes, torch.randint(0, model.classes, (batch,)) if model.classes else None
+    return codes, {"label": torch.randint(0, model.classes, (batch,))} if model.classes else {}
 
 
 def groups_before(model):
@@ -85,7 +86,7 @@ def test_causality_by_gradients(groups, window, wavefront):
     values = torch.randn(2, 8, 16, requires_grad=True)
     # The features of each site's own value, for all sites (the window) and for the inputs of the sequence.
     model.embed = lambda chosen: values if chosen.shape[1] == 8 else values[:, model.source]
-    logits = model.logits(codes, None, above)
+    logits = model.logits(codes, {}, above)
     allowed = groups_before(model)
     for site in range(8):
         score = (logits[:, site] * torch.randn(5)).sum()
@@ -152,7 +153,7 @@ def test_all_maps_sum_to_one(family, groups, classes, window, codebook, wavefron
     )
     codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
     for label in [*range(classes), *([NO_LABEL] if classes else [0])]:
-        labels = torch.full((len(codes),), label) if classes else None
+        labels = {"label": torch.full((len(codes),), label)} if classes else {}
         assert model.log_prob(codes, labels).double().exp().sum().item() == pytest.approx(1, abs=1e-6)
 
 
@@ -180,23 +181,23 @@ def test_the_training_estimate_is_unbiased(masks):
     model = build("masked", 3, masks=masks, map_shape=(2, 2), size=3, classes=0)
     codes = torch.randint(0, 3, (1, 2, 2))
     if masks == "schedule":
-        truth = -model.log_prob(codes, None).item()
+        truth = -model.log_prob(codes, {}).item()
     else:  # the mean over all orders, one site at a time
         truth = 0.0
         orders = list(itertools.permutations(range(4)))
         for order in orders:
             for place, site in enumerate(order):
                 known = torch.isin(torch.arange(4), torch.tensor(order[:place]))[None]
-                table = model.to_logits(model.predict(codes.flatten(1)[..., None], known, None)).log_softmax(-1)
+                table = model.to_logits(model.predict(codes.flatten(1)[..., None], known, {})).log_softmax(-1)
                 truth -= table[0, site, codes.flatten()[site]].item() / len(orders)
     model.train()
     draws = 4000
-    loss, nats = model._training_nats(codes.expand(draws, 2, 2), None, None)
+    loss, nats = model._training_nats(codes.expand(draws, 2, 2), {}, None)
     error = nats.std().item() / math.sqrt(draws)
     assert nats.mean().item() == pytest.approx(truth, abs=4 * error)
     assert loss.item() == pytest.approx(nats.mean().item(), rel=1e-5)
     if masks == "random":
-        again = model.random_order_nats(codes.expand(draws, 2, 2), None)
+        again = model.random_order_nats(codes.expand(draws, 2, 2), {})
         assert again.mean().item() == pytest.approx(truth, abs=4 * error)
 
 
@@ -204,10 +205,10 @@ def test_the_training_estimate_is_unbiased(masks):
 def test_validation_of_a_masked_model_visits_its_groups_evenly():
     model = build("masked", 3)
     codes, labels = some(model, 1)
-    codes, labels = codes.expand(6, 2, 3), labels.expand(6)
-    nats = model(codes, labels).metrics["nats"].item()
+    codes, labels = codes.expand(6, 2, 3), {"label": labels["label"].expand(6)}
+    nats = model(codes, *labels.values()).metrics["nats"].item()
     assert nats == pytest.approx(-model.log_prob(codes, labels)[0].item(), rel=1e-5)
-    assert nats == model(codes, labels).metrics["nats"].item()
+    assert nats == model(codes, *labels.values()).metrics["nats"].item()
 
 
 @torch.no_grad()
@@ -216,9 +217,9 @@ def test_validation_of_a_masked_model_visits_its_groups_evenly():
 def test_frequencies_of_samples(family, groups, window, codebook):
     model, parent = with_parent(family, groups, map_shape=(2, 2), head=CodeHead(3), window=window, codebook=codebook)
     above = Parent(*(x.expand(4000, *x.shape[1:]) for x in parent(1)[:3]))
-    drawn = model.distribution(4000, None, torch.device("cpu"), above).sample(noise(0, range(4000), 1, 4))
+    drawn = model.distribution(4000, {}, torch.device("cpu"), above).sample(noise(0, range(4000), 1, 4))
     maps = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
-    probs = model.log_prob(maps, None, Parent(*(x[:1].expand(81, *x.shape[1:]) for x in above[:3]))).exp()
+    probs = model.log_prob(maps, {}, Parent(*(x[:1].expand(81, *x.shape[1:]) for x in above[:3]))).exp()
     numbers = (drawn.flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1)
     frequencies = torch.bincount(numbers, minlength=81) / 4000
     deviation = (probs * (1 - probs) / 4000).sqrt()
@@ -230,13 +231,13 @@ def test_frequencies_of_samples(family, groups, window, codebook):
 def test_the_first_code_is_scored_and_the_label_matters(family, groups):
     model = build(family, groups, map_shape=(1, 1), size=3)
     codes = torch.arange(3).view(3, 1, 1)
-    values = torch.stack([model.log_prob(codes, torch.full((3,), label)) for label in (NO_LABEL, 0, 1)])
+    values = torch.stack([model.log_prob(codes, {"label": torch.full((3,), label)}) for label in (NO_LABEL, 0, 1)])
     assert len(values.unique()) == 9
-    with pytest.raises(ValueError, match="labels are needed"):
-        model.log_prob(codes, None)
+    with pytest.raises(InputError, match="conditional on the class: give labels"):
+        model.log_prob(codes, {})
     free = build(family, groups, labels=False)
     assert free.classes == 0
-    assert torch.isfinite(free.log_prob(some(free)[0], None)).all()
+    assert torch.isfinite(free.log_prob(some(free)[0], {})).all()
 
 
 @torch.no_grad()
@@ -245,13 +246,13 @@ def test_a_prior_starts_uniform(family, groups):
     settings = CodeModelSettings(depth=1, dim=8, heads=2, family=family, groups=groups)
     model = build_code_model(settings, (2, 2), 4, 0).eval()
     codes, _ = some(model)
-    torch.testing.assert_close(model.log_prob(codes, None), -4 * torch.tensor(4.0).log().expand(len(codes)))
+    torch.testing.assert_close(model.log_prob(codes, {}), -4 * torch.tensor(4.0).log().expand(len(codes)))
 
 
 def test_forward_is_nats_a_site():
     model = build()
     codes, labels = some(model)
-    objective = model(codes, labels)
+    objective = model(codes, *labels.values())
     nats = -model.log_prob(codes, labels).mean()
     torch.testing.assert_close(objective.loss, nats / 6)
     torch.testing.assert_close(objective.metrics["nats"], nats.detach())
@@ -275,14 +276,14 @@ def test_names_are_our_own_and_travel(family, own):
 def test_labels_are_dropped_in_training_only():
     model = build(label_dropout=0.5).train()
     codes, labels = some(model, 200)
-    codes, labels = codes[:1].expand(200, 2, 3), labels[:1].expand(200)
+    codes, labels = codes[:1].expand(200, 2, 3), labels["label"][:1].expand(200)
     seen = []
     inner = model._training_nats
     model._training_nats = lambda values, labels, parent: seen.append(labels) or inner(values, labels, parent)
     model(codes, labels)
-    assert 60 < (seen[0] == NO_LABEL).sum() < 140
+    assert 60 < (seen[0]["label"] == NO_LABEL).sum() < 140
     model.eval()(codes, labels)
-    assert torch.equal(seen[1], labels)
+    assert torch.equal(seen[1]["label"], labels)
 
 
 # Guidance.
@@ -300,7 +301,7 @@ def test_guidance_mixes_the_tables(family, groups):
     neutral = made(1.0)
     u = noise(0, range(8), 1, 6)
     assert torch.equal(neutral.sample(u), model.distribution(8, labels, torch.device("cpu")).sample(u))
-    nobody = model.log_prob(codes, torch.full((8,), NO_LABEL))
+    nobody = model.log_prob(codes, {"label": torch.full((8,), NO_LABEL)})
     torch.testing.assert_close(made(0.0).log_prob(codes), nobody)
     torch.testing.assert_close(made(1.0 + 1e-7).log_prob(codes), model.log_prob(codes, labels), atol=1e-4, rtol=1e-4)
     values = codes.flatten(1)
@@ -316,7 +317,8 @@ def test_guidance_mixes_the_tables(family, groups):
 def test_guided_maps_sum_to_one(family, groups):
     model = build(family, groups, map_shape=(2, 2), size=3)
     codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
-    guided = model.distribution(81, torch.ones(81, dtype=torch.int64), torch.device("cpu"), guidance=2.5)
+    labels = {"label": torch.ones(81, dtype=torch.int64)}
+    guided = model.distribution(81, labels, torch.device("cpu"), guidance=2.5)
     assert guided.log_prob(codes).double().exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
@@ -429,7 +431,9 @@ def test_sampling_by_confidence(groups):
     free = model.distribution(16, labels, torch.device("cpu"))
     drawn = free.sample(u, Draw(confidence=True))
     alone = [
-        model.distribution(1, labels[i : i + 1], torch.device("cpu")).sample(u[i : i + 1], Draw(confidence=True))
+        model.distribution(1, {n: v[i : i + 1] for n, v in labels.items()}, torch.device("cpu")).sample(
+            u[i : i + 1], Draw(confidence=True)
+        )
         for i in range(16)
     ]
     assert torch.equal(drawn, torch.cat(alone))
@@ -452,7 +456,7 @@ def test_soft_targets(family):
     model.know_codebook(codebook)
     unit = (1 + 1 + 4) / 3  # mean squared distance to the nearest other code
     weights = torch.exp(-(codebook[:, 0] - 1).square() / (0.7 * unit))
-    logits = torch.stack([model.log_prob(torch.tensor([[[k]]]), None)[0] for k in range(3)])
+    logits = torch.stack([model.log_prob(torch.tensor([[[k]]]), {})[0] for k in range(3)])
     expected = -(weights / weights.sum() * logits).sum()
     soft = model(codes)
     torch.testing.assert_close(soft.loss, expected)
@@ -487,8 +491,8 @@ def test_a_refiner_of_pixels_starts_as_the_decoder(family, groups, kind, values,
     pixels = torch.randint(0, values, (3, *shape), dtype=torch.uint8)
     parent = parent_of(one, codes)
     expected = one.decode(codes).log_prob(pixels)
-    torch.testing.assert_close(refiner.log_prob(pixels, None, parent), expected, atol=1e-5, rtol=1e-5)
-    distribution = refiner.distribution(3, None, torch.device("cpu"), parent)
+    torch.testing.assert_close(refiner.log_prob(pixels, {}, parent), expected, atol=1e-5, rtol=1e-5)
+    distribution = refiner.distribution(3, {}, torch.device("cpu"), parent)
     assert distribution.shape == shape
     torch.testing.assert_close(walked_log_prob(distribution, pixels), expected, atol=1e-4, rtol=1e-4)
     u = noise(0, range(3), 0, math.prod(shape))
@@ -504,7 +508,7 @@ def test_a_refiner_of_codes_starts_as_the_decoder(family, groups):
         RefinerSettings(level=2, family=family, groups=groups, depth=1, dim=8, heads=2), two, 0
     ).eval()
     codes, below = torch.randint(0, 5, (3, 1, 2)), torch.randint(0, 5, (3, 2, 2))
-    got = refiner.log_prob(below, None, parent_of(two, codes))
+    got = refiner.log_prob(below, {}, parent_of(two, codes))
     torch.testing.assert_close(got, two.decode(codes).log_prob(below), atol=1e-5, rtol=1e-5)
 
 
@@ -519,9 +523,9 @@ def test_all_images_given_a_parent_sum_to_one(family, groups, kind, values, wind
     model, parent = with_parent(family, groups, head, map_shape=(2, 2), window=window)
     images = torch.tensor(list(itertools.product(range(values), repeat=8)), dtype=torch.uint8).view(-1, 2, 2, 2)
     above = Parent(*(x.expand(len(images), *x.shape[1:]) for x in parent(1)[:3]))
-    log_probs = model.log_prob(images, None, above)
+    log_probs = model.log_prob(images, {}, above)
     assert log_probs.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
-    walked = walked_log_prob(model.distribution(len(images), None, torch.device("cpu"), above), images)
+    walked = walked_log_prob(model.distribution(len(images), {}, torch.device("cpu"), above), images)
     torch.testing.assert_close(walked, log_probs, atol=1e-4, rtol=1e-4)
 
 
@@ -530,12 +534,12 @@ def test_all_images_given_a_parent_sum_to_one(family, groups, kind, values, wind
 def test_everything_above_matters(family, groups):
     model, parent = with_parent(family, groups)
     codes, above = torch.randint(0, 5, (4, 2, 4)), parent(4)
-    truth = model.log_prob(codes, None, above)
+    truth = model.log_prob(codes, {}, above)
     for field in ("base", "features", "share"):
         changed = above._replace(**{field: torch.randn_like(getattr(above, field))})
-        assert (model.log_prob(codes, None, changed) != truth).all()
+        assert (model.log_prob(codes, {}, changed) != truth).all()
     with pytest.raises(ValueError, match="what lies above is needed"):
-        model.log_prob(codes, None)
+        model.log_prob(codes, {})
 
 
 def test_settings_are_checked():

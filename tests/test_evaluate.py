@@ -99,7 +99,7 @@ def test_what_it_writes(call, run_folder, tmp_path):
     z = model.encode(split.pixels)
     estimates = torch.cat(
         [
-            model.refiner(2).random_order_nats(below, None, parent_of(model.stack.level(2), above))
+            model.refiner(2).random_order_nats(below, {}, parent_of(model.stack.level(2), above))
             for below, above in zip(z[0].split(16), z[1].split(16), strict=True)
         ]
     ).double()

@@ -63,7 +63,7 @@ def masked_nats(level, refiner, below):
     features, parameters = level.decoder(straight)
     parent = Parent(parameters, torch.cat([straight, features], 1), torch.zeros(len(below)))
     torch.manual_seed(3)  # of the masks
-    return refiner(below, None, *parent[:3]).loss
+    return refiner(below, *parent[:3]).loss
 
 
 def test_the_encoder_receives_both_gradients(model, codes):
@@ -87,7 +87,7 @@ def test_the_encoder_learns_from_the_context_too(model, codes):
     level, refiner = model.stack.level(2), model.refiner(2)
     quantized = level.quantize(codes)
     parameters, features = level.base_and_context(quantized.vectors, quantized.codes)
-    refiner(codes, None, *Parent(parameters.detach(), features, torch.zeros(len(codes)))).loss.backward()
+    refiner(codes, parameters.detach(), features, torch.zeros(len(codes))).loss.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in level.encoder.parameters())
 
 

@@ -23,6 +23,7 @@ ORDER = [
     "checks",
     "shapes",
     "nets",
+    "conditions",
     "quantizer",
     "likelihood",
     "variables",

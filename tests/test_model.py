@@ -126,7 +126,7 @@ def test_the_ledger_is_the_sum_of_its_rows():
     one, two = model.encode(pixels)
     apart = {
         "label": -torch.tensor([4 / 12, 8 / 12])[labels].log(),
-        "prior": -model.prior.log_prob(two, labels),
+        "prior": -model.prior.log_prob(two, {"label": labels}),
         "level-2": -model.stack.level(2).decode(two).log_prob(one),
         "level-1": -model.stack.level(1).decode(one).log_prob(pixels),
     }

@@ -338,7 +338,7 @@ def test_rows_of_classes_are_matched_by_name(tmp_path, capsys):
     assert "prior: the classes bee begin anew" in said and "prior: the classes dog are not kept" in said
     fresh = begun(config(**named("owl", "bee", "cat"), seed=7), tmp_path / "fresh")
     for part in ("prior", "refiners.1"):
-        rows, before, without = (m.get_submodule(part).label_embedding.weight for m in (new, old, fresh))
+        rows, before, without = (m.get_submodule(part).conditions["label"].embedding.weight for m in (new, old, fresh))
         assert torch.equal(rows, torch.stack([before[2], without[1], before[0]]))
     unlabelled = {**named("owl", "bee", "cat"), "prior": {"depth": 1, "dim": 8, "heads": 2, "labels": False}}
     begun(starting(tmp_path / "model", **unlabelled), tmp_path / "unlabelled")

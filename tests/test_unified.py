@@ -74,7 +74,7 @@ def test_the_rows_the_walk_and_the_objective_agree(changes):
     pixels = torch.randint(0, 3, (5, 1, 4, 4), dtype=torch.uint8)
     rows = model.code_lengths(pixels, maps, labels)
     walks = {
-        "prior": (model.prior.distribution(5, labels, model.device), maps[2]),
+        "prior": (model.prior.distribution(5, {"label": labels}, model.device), maps[2]),
         "level-3": (model.conditional(3, maps[2], labels, above=[]), maps[1]),
         "level-2": (model.conditional(2, maps[1], labels, above=maps[2:]), maps[0]),
     }

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqstack.code_model import NO_LABEL, RefinerSettings, parent_of
+from vqstack.code_model import RefinerSettings, parent_of
 from vqstack.codes import MapCache
 from vqstack.fit import Asked, ReadingAhead, Source
 from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, StreamBatch, augment, center, uniforms
@@ -326,11 +326,10 @@ class RefinerSource:
             share = torch.rand(len(codes), generator=generator) * self.settings.corruption * chosen
             replaced = torch.rand(codes.shape, generator=generator) < share.view(-1, *[1] * (codes.ndim - 1))
             codes = torch.where(replaced.to(codes.device), self._replacements(codes, generator), codes)
-        labels = given[0] if given else torch.full((len(codes),), NO_LABEL)
         base, features, share = parent_of(self.level, codes, share.to(codes.device))[:3]
         if isinstance(base, Windowed):
             base = base.parameters(by_site(below, self.level.head.channels))
-        return below, labels.to(codes.device), base, features, share
+        return below, *given, base, features, share
 
     def _replacements(self, codes: Codes, generator: torch.Generator) -> Codes:
         """Another code for every site: a near neighbour, or what the decoder above might have drawn."""
@@ -371,5 +370,4 @@ class UnifiedSource:
             if isinstance(base, Windowed):
                 base = base.parameters(by_site(maps[-2], level.head.channels))
             parents.append((base, features))
-        labels = given[0] if given else torch.full((len(codes),), NO_LABEL, device=codes.device)
-        return labels.to(codes.device), *maps[::-1], *(tensor for pair in parents[::-1] for tensor in pair)
+        return *given, *maps[::-1], *(tensor for pair in parents[::-1] for tensor in pair)

@@ -5,7 +5,7 @@ Files in reading order: ``settings``, ``base`` (what both classes share), ``auto
 """
 
 from vqstack.code_model.autoregressive import AutoregressiveCodeModel
-from vqstack.code_model.base import NO_LABEL, CodeModel, Parent
+from vqstack.code_model.base import CodeModel, Parent
 from vqstack.code_model.build import build_code_model, build_refiner, parent_of
 from vqstack.code_model.joint_encoder import JointEncoder
 from vqstack.code_model.masked import MaskedCodeModel
@@ -21,7 +21,6 @@ from vqstack.code_model.unified import SHARED, UnifiedCodeModel, before_map
 from vqstack.schedule import Schedule
 
 __all__ = [
-    "NO_LABEL",
     "SHARED",
     "AutoregressiveCodeModel",
     "CodeModel",

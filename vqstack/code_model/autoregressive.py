@@ -19,9 +19,10 @@ from x_transformers.x_transformers import LayerIntermediates
 
 from vqstack.code_model.base import Before, CodeModel, CodeModelDistribution, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
+from vqstack.conditions import Conditioning
 from vqstack.likelihood import Distribution, Factor, Known
 from vqstack.schedule import Schedule
-from vqstack.shapes import AnyCodes, Labels, Nats, Pixels
+from vqstack.shapes import AnyCodes, Nats, Pixels
 
 
 class AutoregressiveCodeModel(CodeModel):
@@ -66,17 +67,17 @@ class AutoregressiveCodeModel(CodeModel):
     def _backbone(self, **settings: Any) -> nn.Module:
         return Decoder(**settings)
 
-    def _begin(self, batch: int, labels: Labels | None) -> Float[Tensor, "b 1 d"]:
-        return self.begin.expand(batch, 1, -1) + self.label_features(batch, labels)
+    def _begin(self, batch: int, conditioning: Conditioning) -> Float[Tensor, "b 1 d"]:
+        return self.begin.expand(batch, 1, -1) + self.condition_features(conditioning)
 
     def _site_parameters(
-        self, values: Int64[Tensor, "b N c"], labels: Labels | None, parent: Parent | None
+        self, values: Int64[Tensor, "b N c"], conditioning: Conditioning, parent: Parent | None
     ) -> Float[Tensor, "b N P"]:
         """Parameters of every site given the groups before its own, in one pass; raster order."""
-        inputs, group = self.inputs(values, labels, parent), self.groups
+        inputs, group = self.inputs(values, conditioning, parent), self.groups
         before = None if parent is None else parent.before
         if before is not None:
-            inputs = torch.cat([before.inputs(labels), inputs], 1)
+            inputs = torch.cat([before.inputs(conditioning), inputs], 1)
             group = torch.cat([before.group, group + before.group[-1] + 1])
         return self.outputs(self.attend(inputs, group)[:, -self.sites :], values, parent)
 
@@ -86,10 +87,10 @@ class AutoregressiveCodeModel(CodeModel):
         return self.schedule.group.to(self.order.device)[self.order]
 
     def inputs(
-        self, values: Int64[Tensor, "b N c"], labels: Labels | None, parent: Parent | None
+        self, values: Int64[Tensor, "b N c"], conditioning: Conditioning, parent: Parent | None
     ) -> Float[Tensor, "b N d"]:
         """What the network reads at each place of the sequence: of no value of the place's own group or a later one."""
-        begin = self._begin(len(values), labels).expand(-1, self.schedule.sizes[0], -1)
+        begin = self._begin(len(values), conditioning).expand(-1, self.schedule.sizes[0], -1)
         inputs = torch.cat([begin, self.embed(values[:, self.source])], 1) + self.context(parent)[:, self.order]
         return inputs if self.window is None else inputs + self.window(self.embed(values), self.order)
 
@@ -110,30 +111,30 @@ class AutoregressiveCodeModel(CodeModel):
         return self.correct(hidden[:, raster], by_raster(parent, values))
 
     def logits(
-        self, codes: Int64[Tensor, "b N"], labels: Labels | None, parent: Parent | None = None
+        self, codes: Int64[Tensor, "b N"], conditioning: Conditioning, parent: Parent | None = None
     ) -> Float[Tensor, "b N K"]:
         """Logits of every code given the groups before its own, in one pass."""
-        return self._site_parameters(codes[..., None], labels, parent)
+        return self._site_parameters(codes[..., None], conditioning, parent)
 
     def prefill(
         self,
         batch: int,
-        labels: Labels | None,
+        conditioning: Conditioning,
         context: Float[Tensor, "#b N d"],
         before: Before | None = None,
     ) -> tuple[Float[Tensor, "b n d"], LayerIntermediates]:
         """What the network puts out for the sites of the first group, and the cache.
 
         Args:
-            batch, labels: number of images, one label each.
+            batch, conditioning: number of images, and what they are given.
             context: of every site, see :meth:`CodeModel.context`.
             before: what stands before the map in its sequence; read in one pass.
         """
         first = self.schedule.sizes[0]
-        inputs = self._begin(batch, labels) + context[:, self.order[:first]]
+        inputs = self._begin(batch, conditioning) + context[:, self.order[:first]]
         if before is None:
             return self.backbone(inputs, return_hiddens=True)
-        inputs = torch.cat([before.inputs(labels), inputs.expand(batch, -1, -1)], 1)
+        inputs = torch.cat([before.inputs(conditioning), inputs.expand(batch, -1, -1)], 1)
         group = F.pad(before.group, (0, first), value=int(before.group[-1]) + 1)
         hidden, cache = self.attend(inputs, group, return_hiddens=True)
         return hidden[:, -first:], cache
@@ -157,17 +158,19 @@ class AutoregressiveCodeModel(CodeModel):
         return self.backbone(inputs, cache=cache, cache_age=inputs.shape[1], return_hiddens=True)
 
     def unchecked_log_prob(
-        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None
+        self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None = None
     ) -> Nats:
-        return self._over_map(self._site_parameters(self.by_site(values), labels, parent)).unchecked_log_prob(values)
+        return self._over_map(self._site_parameters(self.by_site(values), conditioning, parent)).unchecked_log_prob(
+            values
+        )
 
     def _over_map(self, parameters: Float[Tensor, "b N P"]) -> Distribution:
         return self.head(parameters.mT.unflatten(2, self.map_shape))
 
     def _training_nats(
-        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None
+        self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None
     ) -> tuple[Tensor, Nats]:
-        return self.score(self._site_parameters(self.by_site(values), labels, parent), values)
+        return self.score(self._site_parameters(self.by_site(values), conditioning, parent), values)
 
     def score(self, parameters: Float[Tensor, "b N P"], values: AnyCodes | Pixels) -> tuple[Tensor, Nats]:
         """Of parameters of every site the loss, nats per image averaged over the batch, and -ln P of each image."""
@@ -179,9 +182,9 @@ class AutoregressiveCodeModel(CodeModel):
         return self.site_loss(parameters, flat).sum() / len(values), nats
 
     def _distribution(
-        self, batch: int, labels: Labels | None, device: torch.device, parent: Parent | None, known: Known | None
+        self, batch: int, conditioning: Conditioning, device: torch.device, parent: Parent | None, known: Known | None
     ) -> "Autoregressive":
-        return Autoregressive(self, batch, labels, device, parent)
+        return Autoregressive(self, batch, conditioning, device, parent)
 
 
 class Autoregressive(CodeModelDistribution[AutoregressiveCodeModel]):
@@ -192,7 +195,7 @@ class Autoregressive(CodeModelDistribution[AutoregressiveCodeModel]):
         model = self.model
         context = model.context(self.parent)
         before = None if self.parent is None else self.parent.before
-        hidden, cache = model.prefill(self.batch, self.labels, context, before)
+        hidden, cache = model.prefill(self.batch, self.conditioning, context, before)
         schedule = model.schedule.on(self.device)
         for group, base in enumerate(by_group(self.parent, schedule, values)):
             if group:

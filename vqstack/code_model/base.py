@@ -23,27 +23,24 @@ from vqstack.checks import check_kind, check_map, check_number
 from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
-from vqstack.errors import InputError
+from vqstack.conditions import CONDITION_NAMES, ClassCondition, Conditioning, Conditions
 from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known, by_site, site_factors
 from vqstack.nets import convolution, rename_state, unfold
 from vqstack.quantizer import in_chunks
 from vqstack.schedule import Schedule
-from vqstack.shapes import AnyCodes, Labels, Nats, Objective, Pixels, cropped, value_dtype, widened
+from vqstack.shapes import AnyCodes, Nats, Objective, Pixels, cropped, value_dtype, widened
 from vqstack.window import Windowed
-
-NO_LABEL = -1
-"""Stands for a label that is not told."""
 
 
 class Before(NamedTuple):
     """What stands before a map in a sequence of maps (see :mod:`vqstack.code_model.unified`).
 
     Attributes:
-        inputs: of the network at each place, [b, M, d], given the labels that are told.
+        inputs: of the network at each place, [b, M, d], given the conditioning.
         group: number of the group of each place, [M], none smaller than the one before it.
     """
 
-    inputs: Callable[[Labels | None], Float[Tensor, "b M d"]]
+    inputs: Callable[[Conditioning], Float[Tensor, "b M d"]]
     group: Int64[Tensor, "M"]
 
 
@@ -71,7 +68,7 @@ class CodeModel(nn.Module, ABC):
         settings: see :class:`CodeModelSettings`.
         map_shape: rows and columns of one map.
         head: what a site's numbers stand for.
-        classes: number of class labels in the data; 0: none.
+        classes: number of class labels in the data, which it is conditional on if its settings say so; 0: none.
         scale: rows and columns that one site of the parent map covers; none: no parent.
         features: features of each site of the parent map.
         vector_dim: numbers of a codebook vector of the codes that are modelled.
@@ -103,7 +100,7 @@ class CodeModel(nn.Module, ABC):
             if settings.wavefront
             else self._schedule(min(settings.groups or self.sites, self.sites))
         )
-        self.label_embedding = nn.Embedding(self.classes, settings.dim) if self.classes else None
+        self.conditions = Conditions({"label": ClassCondition(self.classes, settings.dim)} if self.classes else {})
         # A table where values are few, a linear map of the scaled value where they are many grey values.
         self.tabled = isinstance(head, CodeHead) or head.size <= 32
         self.embedding = (
@@ -129,16 +126,17 @@ class CodeModel(nn.Module, ABC):
             ff_dropout=settings.dropout,
         )
         self.to_logits = nn.Linear(settings.dim, head.parameters)
-        for table in (self.embedding, self.label_embedding):
-            if isinstance(table, nn.Embedding):
-                nn.init.normal_(table.weight, std=0.02)
+        if isinstance(self.embedding, nn.Embedding):
+            nn.init.normal_(self.embedding.weight, std=0.02)
+        for _, condition in self.conditions.items():
+            condition.reset()
         if scale is not None:  # as large as what else a site reads, which it would drown otherwise
             nn.init.normal_(self.parent.weight, std=0.02 / features**0.5)
         nn.init.zeros_(self.to_logits.weight)  # starts as the base, or as the uniform distribution
         nn.init.zeros_(self.to_logits.bias)
         self.soft_codebook: Tensor | None  # in units in which the mean squared distance to the nearest other code is 1
         self.register_buffer("soft_codebook", None, persistent=False)
-        rename_state(self, _own_names(settings.depth))
+        rename_state(self, _own_names(settings.depth) | CONDITION_NAMES)
         self._add_inputs()
 
     @abstractmethod
@@ -155,40 +153,32 @@ class CodeModel(nn.Module, ABC):
     @abstractmethod
     def _backbone(self, **settings: Any) -> nn.Module: ...
 
-    def log_prob(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
+    def log_prob(self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None = None) -> Nats:
         """ln P(values | label, parent) of each image under the schedule, nats; exact. InputError if they do not fit."""
-        self.check(values, labels)
-        return self.unchecked_log_prob(values, labels, parent)
+        self.check(values, conditioning)
+        return self.unchecked_log_prob(values, conditioning, parent)
 
-    def check(self, values: AnyCodes | Pixels, labels: Labels | None, by: Callable[..., None] = check_map) -> None:
-        """InputError unless these are maps of the model, and labels of as many images; as far as ``by`` looks."""
+    def check(self, values: AnyCodes | Pixels, conditioning: Conditioning, by: Callable[..., None] = check_map) -> None:
+        """InputError unless these are maps of the model, and what as many images are given; as far as ``by`` looks."""
         codes = isinstance(self.head, CodeHead)
         shape, dtype = ((), torch.int64) if codes else ((self.head.channels,), value_dtype(self.size))
         by(values, "values", (*shape, *self.map_shape), self.size, self.position.device, dtype)
-        self._check_labels(labels, len(values), by)
-
-    def _check_labels(self, labels: Labels | None, num: int, by: Callable[..., None] = check_map) -> None:
-        if labels is None:
-            return
-        check_kind(labels, "labels", (), self.classes, self.position.device, num=num, least=NO_LABEL)
-        if not self.classes and by is check_map and (labels != NO_LABEL).any():
-            raise InputError("labels: this model knows no classes: leave them out")
-        by(labels, "labels", (), self.classes, self.position.device, num=num, least=NO_LABEL)
+        self.conditions.check(conditioning, len(values), self.position.device, by)
 
     @abstractmethod
     def unchecked_log_prob(
-        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None
+        self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None = None
     ) -> Nats:
-        """:meth:`log_prob` of values and labels that are known to fit."""
+        """:meth:`log_prob` of values and conditioning that are known to fit."""
 
     @abstractmethod
     def _distribution(
-        self, batch: int, labels: Labels | None, device: torch.device, parent: Parent | None, known: Known | None
+        self, batch: int, conditioning: Conditioning, device: torch.device, parent: Parent | None, known: Known | None
     ) -> Distribution: ...
 
     @abstractmethod
     def _training_nats(
-        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None
+        self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None
     ) -> tuple[Tensor, Nats]:
         """The loss, nats per image averaged over the batch, and (estimates of) -ln P of each image."""
 
@@ -200,7 +190,7 @@ class CodeModel(nn.Module, ABC):
     def distribution(
         self,
         batch: int,
-        labels: Labels | None,
+        conditioning: Conditioning,
         device: torch.device,
         parent: Parent | None = None,
         *,
@@ -211,36 +201,42 @@ class CodeModel(nn.Module, ABC):
 
         Args:
             batch: number of images.
-            labels: one per image if the model is conditional; ``NO_LABEL`` where it is not told.
+            conditioning: what the images are given, by the name of each condition that the model reads.
             device: where the model lives.
             parent: see :class:`Parent`; for refiners.
             known: sites that are given. An autoregressive model takes them as they come; a masked one sees all of them
                 from the start.
             guidance: scale of classifier-free guidance, see :class:`~vqstack.likelihood.Guided`.
         """
-        self._check_labels(labels, check_number(batch, "batch", 0, 2**48))
-        distribution = self._distribution(batch, labels, device, parent, known)
-        if guidance != 1.0 and self.classes and labels is not None:
-            without = self._distribution(batch, torch.full_like(labels, NO_LABEL), device, parent, known)
+        self.conditions.check(conditioning, check_number(batch, "batch", 0, 2**48), device)
+        distribution = self._distribution(batch, conditioning, device, parent, known)
+        if guidance != 1.0 and self.conditions:
+            without = self._distribution(batch, self.conditions.nothing(batch, device), device, parent, known)
             distribution = Guided(distribution, without, guidance)
         return distribution if known is None else Clamped(distribution, known)
 
-    def forward(self, values: AnyCodes | Pixels, labels: Labels | None = None, *parent: Tensor | None) -> Objective:
-        """Nats per site; in training some labels are hidden. ``parent`` holds the fields of a :class:`Parent`.
+    def forward(self, values: AnyCodes | Pixels, *tensors: Tensor) -> Objective:
+        """Nats per site; in training nothing is told of some images.
+
+        Args:
+            values: the maps.
+            tensors: what the images are given, in the order of ``conditions``; then, for refiners, the fields of a
+                :class:`Parent`.
 
         InputError as of :meth:`check`, but a step does not wait to know whether the numbers lie in their range.
         """
-        self.check(values, labels, check_kind)
-        loss, nats = self._training_nats(values, self.hide(labels), Parent(*parent) if parent else None)  # type: ignore[arg-type]
+        conditioning, parent = self.conditions.named(tensors)
+        self.check(values, conditioning, check_kind)
+        loss, nats = self._training_nats(values, self.hide(conditioning), Parent(*parent) if parent else None)  # type: ignore[arg-type]
         return Objective(loss / self.sites, {"nats": nats.mean().detach()})
 
-    def hide(self, labels: Labels | None) -> Labels | None:
-        """The labels, in training without those of some images."""
-        if not self.training or not self.settings.label_dropout or labels is None:
-            return labels
-        return labels.masked_fill(
-            torch.rand(labels.shape, device=labels.device) < self.settings.label_dropout, NO_LABEL
-        )
+    def hide(self, conditioning: Conditioning) -> Conditioning:
+        """The same, in training with nothing told of some images."""
+        if not self.training or not self.settings.label_dropout or not conditioning:
+            return conditioning
+        first = next(iter(conditioning.values()))
+        which = torch.rand(len(first), device=first.device) < self.settings.label_dropout
+        return self.conditions.hide(conditioning, which)
 
     def know_codebook(self, codebook: Float[Tensor, "K v"]) -> None:
         """Tell the model, before training, which codes are near each other: for soft targets and for its space."""
@@ -275,14 +271,10 @@ class CodeModel(nn.Module, ABC):
         share = parent.share.to(self.corruption)[:, None, None] * self.corruption
         return self.position + above.flatten(2).mT + share
 
-    def label_features(self, batch: int, labels: Labels | None) -> Float[Tensor, "#b 1 d"]:
-        """Features of the labels; zero where the label is not told or the model knows none."""
-        if self.label_embedding is None:
-            return self.position.new_zeros(1, 1, self.settings.dim)
-        if labels is None:
-            raise ValueError("this model is conditional on the class: labels are needed")
-        told = (labels != NO_LABEL)[:, None]
-        return (self.label_embedding(labels.clamp(min=0)) * told)[:, None]
+    def condition_features(self, conditioning: Conditioning) -> Float[Tensor, "#b 1 d"]:
+        """Features of what the images are given; zero where nothing is told or the model reads nothing."""
+        features = self.conditions.features(conditioning)
+        return self.position.new_zeros(1, 1, self.settings.dim) if features is None else features
 
     def correct(self, hidden: Float[Tensor, "*n d"], base: Float[Tensor, "*n P"] | None) -> Float[Tensor, "*n P"]:
         """Parameters of sites, in float32 at least."""
@@ -323,19 +315,19 @@ class CodeModelDistribution(Distribution, Generic[Model]):
     """What a code model says of some images.
 
     Args:
-        model, batch, labels, device, parent: see :meth:`CodeModel.distribution`.
+        model, batch, conditioning, device, parent: see :meth:`CodeModel.distribution`.
     """
 
     def __init__(
-        self, model: Model, batch: int, labels: Labels | None, device: torch.device, parent: Parent | None
+        self, model: Model, batch: int, conditioning: Conditioning, device: torch.device, parent: Parent | None
     ) -> None:
-        self.model, self.labels, self.parent = model, labels, parent
+        self.model, self.conditioning, self.parent = model, conditioning, parent
         of_one_image = model.head(torch.zeros(1, model.head.parameters, *model.map_shape, device=device))
         self.batch, self.device = batch, device
         self.shape, self.size, self.dtype = of_one_image.shape, of_one_image.size, of_one_image.dtype
 
     def unchecked_log_prob(self, x: AnyCodes | Pixels) -> Nats:
-        return self.model.unchecked_log_prob(x, self.labels, self.parent)
+        return self.model.unchecked_log_prob(x, self.conditioning, self.parent)
 
 
 def by_raster(parent: Parent | None, values: Int64[Tensor, "b N c"]) -> Float[Tensor, "b N P"] | None:

@@ -43,7 +43,7 @@ class JointEncoder(nn.Module):
         assert isinstance(parameters, torch.Tensor)  # settings with a window decoder are refused
         alone = self.level.objective(below, quantized, self.level.head(parameters))
         genuine = torch.zeros(len(below), device=parameters.device)
-        refined = self.refiner(below, None, parameters, features, genuine)
+        refined = self.refiner(below, parameters, features, genuine)
         parts = {"decoder": alone.metrics["nats"], "refiner": refined.metrics["nats"]}
         nats = (parts["decoder"] + self.weight * parts["refiner"]) / (1 + self.weight)
         return Objective(

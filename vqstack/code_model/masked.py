@@ -16,9 +16,10 @@ from x_transformers import Encoder
 
 from vqstack.code_model.base import CodeModel, CodeModelDistribution, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
+from vqstack.conditions import Conditioning
 from vqstack.likelihood import Draw, Factor, Known, draw_values
 from vqstack.schedule import Schedule
-from vqstack.shapes import AnyCodes, Labels, Nats, Noise, Pixels, finest
+from vqstack.shapes import AnyCodes, Nats, Noise, Pixels, finest
 
 
 class MaskedCodeModel(CodeModel):
@@ -44,7 +45,7 @@ class MaskedCodeModel(CodeModel):
         self,
         values: Int64[Tensor, "b N c"],
         known: Bool[Tensor, "b N"],
-        labels: Labels | None,
+        conditioning: Conditioning,
         parent: Parent | None = None,
     ) -> Float[Tensor, "b N d"]:
         """What the network puts out for every site, given the values where they are known."""
@@ -52,10 +53,10 @@ class MaskedCodeModel(CodeModel):
         inputs = torch.where(known[..., None], embedded, self.hidden)
         if self.window is not None:
             inputs = inputs + self.window(embedded, torch.arange(self.sites, device=known.device), known)
-        return self.backbone(inputs + self.context(parent) + self.label_features(len(values), labels))
+        return self.backbone(inputs + self.context(parent) + self.condition_features(conditioning))
 
     def unchecked_log_prob(
-        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None
+        self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None = None
     ) -> Nats:
         """ln P under the schedule, exact in K passes."""
         flat = self.by_site(values)
@@ -64,24 +65,26 @@ class MaskedCodeModel(CodeModel):
         for group in range(len(schedule)):
             sites = schedule.sites(group)
             known = schedule.before(torch.full((len(flat),), group, device=flat.device))
-            hidden = self.predict(flat, known, labels, parent)[:, sites]
+            hidden = self.predict(flat, known, conditioning, parent)[:, sites]
             parameters = self.correct(hidden, None if base is None else base[:, sites])
             nats = self.site_nats(parameters.flatten(0, 1), flat[:, sites].flatten(0, 1))
             total = total - nats.view(len(flat), -1).sum(1)
         return total
 
-    def random_order_nats(self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None = None) -> Nats:
+    def random_order_nats(
+        self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None = None
+    ) -> Nats:
         """One-pass estimates of -ln P in a random order, one site at a time; their mean is the mean over all orders.
 
         The number of hidden sites is uniform on 1 … N; each of them is weighed by N over that number. The standard
         error of a mean over images is the deviation of these values over the root of their number.
         """
-        self.check(values, labels)
+        self.check(values, conditioning)
         known, weights = _random_masks(len(values), self.sites, values.device)
-        return self._hidden_nats(values, labels, parent, ~known, known, weights)[1]
+        return self._hidden_nats(values, conditioning, parent, ~known, known, weights)[1]
 
     def _training_nats(
-        self, values: AnyCodes | Pixels, labels: Labels | None, parent: Parent | None
+        self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None
     ) -> tuple[Tensor, Nats]:
         """One pass; see ``settings.masks``. Outside training always the schedule's, at groups spread over the batch.
 
@@ -91,7 +94,7 @@ class MaskedCodeModel(CodeModel):
         count, device = len(values), values.device
         if self.training and self.settings.masks == "random":
             known, weights = _random_masks(count, self.sites, device)
-            return self._hidden_nats(values, labels, parent, ~known, known, weights)
+            return self._hidden_nats(values, conditioning, parent, ~known, known, weights)
         groups = len(self.schedule)
         if self.training:
             k = torch.randint(groups, (count,), device=device)
@@ -99,12 +102,13 @@ class MaskedCodeModel(CodeModel):
             k = (torch.arange(count, device=device) * 2 + 1) * groups // (2 * count)
         schedule = self.schedule.on(device)
         known, scored = schedule.before(k), schedule.group == k[:, None]
-        return self._hidden_nats(values, labels, parent, scored, known, torch.full((count,), float(groups)).to(device))
+        weights = torch.full((count,), float(groups)).to(device)
+        return self._hidden_nats(values, conditioning, parent, scored, known, weights)
 
     def _hidden_nats(
         self,
         values: AnyCodes | Pixels,
-        labels: Labels | None,
+        conditioning: Conditioning,
         parent: Parent | None,
         scored: Bool[Tensor, "b N"],
         known: Bool[Tensor, "b N"],
@@ -113,7 +117,7 @@ class MaskedCodeModel(CodeModel):
         """Loss, and weighted nats of the scored sites of each image; only those pass through the last layer."""
         flat = self.by_site(values)
         base = by_raster(parent, flat)
-        hidden = self.predict(flat, known, labels, parent)[scored]
+        hidden = self.predict(flat, known, conditioning, parent)[scored]
         parameters = self.correct(hidden, None if base is None else base[scored])
         image = scored.nonzero()[:, 0]
         nats = self.site_nats(parameters, flat[scored])
@@ -122,9 +126,9 @@ class MaskedCodeModel(CodeModel):
         return (loss * weights[image]).sum() / len(flat), per_image.detach()
 
     def _distribution(
-        self, batch: int, labels: Labels | None, device: torch.device, parent: Parent | None, known: Known | None
+        self, batch: int, conditioning: Conditioning, device: torch.device, parent: Parent | None, known: Known | None
     ) -> "Masked":
-        return Masked(self, batch, labels, device, parent, known)
+        return Masked(self, batch, conditioning, device, parent, known)
 
 
 class Masked(CodeModelDistribution[MaskedCodeModel]):
@@ -140,12 +144,12 @@ class Masked(CodeModelDistribution[MaskedCodeModel]):
         self,
         model: MaskedCodeModel,
         batch: int,
-        labels: Labels | None,
+        conditioning: Conditioning,
         device: torch.device,
         parent: Parent | None,
         known: Known | None,
     ) -> None:
-        super().__init__(model, batch, labels, device, parent)
+        super().__init__(model, batch, conditioning, device, parent)
         channels = model.head.channels
         self.told = torch.zeros(batch, model.sites, channels, dtype=torch.bool, device=device)
         self.values = torch.zeros(batch, model.sites, channels, dtype=torch.int64, device=device)
@@ -161,7 +165,7 @@ class Masked(CodeModelDistribution[MaskedCodeModel]):
             before = schedule.before(torch.full((self.batch,), group, device=self.device))
             seen = torch.where(self.given[..., None], self.values, model.by_site(values))
             sites = schedule.sites(group)
-            hidden = model.predict(seen, before | self.given, self.labels, self.parent)[:, sites]
+            hidden = model.predict(seen, before | self.given, self.conditioning, self.parent)[:, sites]
             parameters = model.correct(hidden, base)
             yield from model.site_factors(parameters, sites, values)
 
@@ -184,7 +188,7 @@ class Masked(CodeModelDistribution[MaskedCodeModel]):
         values, known = self.values.clone(), self.given.clone()
         told, given = (rearrange(x, "b n c -> b (c n)") for x in (self.told, self.values))
         for group, size in enumerate(model.schedule.sizes):
-            parameters = model.correct(model.predict(values, known, self.labels, self.parent), base)
+            parameters = model.correct(model.predict(values, known, self.conditioning, self.parent), base)
             drawn = torch.zeros(self.batch, channels * model.sites, dtype=torch.int64, device=self.device)
             confidence = torch.zeros(self.batch, channels * model.sites, device=self.device)
             for factor in model.site_factors(parameters, everywhere, drawn):

@@ -6,20 +6,21 @@ import torch
 from torch import Tensor
 
 from vqstack.code_model.autoregressive import AutoregressiveCodeModel
-from vqstack.code_model.base import NO_LABEL, CodeModel, Parent
+from vqstack.code_model.base import CodeModel, Parent
 from vqstack.code_model.build import parent_of
 from vqstack.code_model.masked import MaskedCodeModel
 from vqstack.code_model.unified import before_map
+from vqstack.conditions import Conditioning
 from vqstack.errors import InputError
 from vqstack.level import Level
 from vqstack.likelihood import Distribution, Known
-from vqstack.shapes import Labels, Nats
+from vqstack.shapes import Nats
 from vqstack.terms import Term, Values
 from vqstack.variables import Variable
 
 
 class CodeModelTerm(Term):
-    """What a code model says of its target given the label and what lies above.
+    """What a code model says of its target given its conditions and what lies above.
 
     Args:
         row, target: see :class:`Term`.
@@ -42,8 +43,8 @@ class CodeModelTerm(Term):
     def distribution(
         self, given: Values, num: int, *, known: Known | None = None, guidance: float = 1.0
     ) -> Distribution:
-        labels, parent = self.inputs(given, num)
-        return self.model.distribution(num, labels, self._device, parent, known=known, guidance=guidance)
+        conditioning, parent = self.inputs(given, num)
+        return self.model.distribution(num, conditioning, self._device, parent, known=known, guidance=guidance)
 
     def random_order_nats(self, values: Values, num: int) -> Nats | None:
         """See :meth:`MaskedCodeModel.random_order_nats`; none for other families."""
@@ -51,27 +52,27 @@ class CodeModelTerm(Term):
             return None
         return self.model.random_order_nats(values[self.target.name], *self.inputs(values, num))
 
-    def inputs(self, given: Values, num: int) -> tuple[Labels | None, Parent | None]:
-        """The labels that the model reads, and what it sees of the maps above.
+    def inputs(self, given: Values, num: int) -> tuple[Conditioning, Parent | None]:
+        """What the model reads of what is given, and what it sees of the maps above.
 
-        Where labels are not told, a model that was trained to do without reads none. Maps above z_l that are not given
-        are the encodings of z_l.
+        Where one of its conditions is missing, a model that was trained to do without is told nothing, as in training.
+        Maps above z_l that are not given are the encodings of z_l.
         """
-        labels = given.get("label") if self.model.classes else None
-        if self.model.classes and labels is None:
-            if not self.model.settings.label_dropout:
-                raise InputError(f"the {self._name} is conditional on the class: give labels")
-            labels = torch.full((num,), NO_LABEL, device=self._device)
+        conditions = self.model.conditions
+        missing = [condition for name, condition in conditions.items() if name not in given]
+        if missing and not self.model.settings.label_dropout:
+            raise InputError(f"the {self._name} is conditional on {missing[0].needs}")
+        conditioning = conditions.nothing(num, self._device) if missing else {name: given[name] for name in conditions}
         if not self.levels:
-            return labels, None
+            return conditioning, None
         maps: list[Tensor] = []
         for level in self.levels if self.segments else self.levels[:1]:
             codes = given.get(level.upper.name)
             maps.append(level.encode(maps[-1]) if codes is None else codes)
         parents = [parent_of(level, codes) for level, codes in zip(self.levels, maps, strict=False)]
         if not self.segments:
-            return labels, parents[0]
-        return labels, parents[0]._replace(before=before_map(self.segments, maps[::-1], [None, *parents[:0:-1]]))
+            return conditioning, parents[0]
+        return conditioning, parents[0]._replace(before=before_map(self.segments, maps[::-1], [None, *parents[:0:-1]]))
 
     @property
     def _name(self) -> str:

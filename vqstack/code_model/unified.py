@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from vqstack.code_model.autoregressive import AutoregressiveCodeModel
 from vqstack.code_model.base import Before, Parent
+from vqstack.conditions import Conditioning, Conditions
 from vqstack.nets import store_once
-from vqstack.shapes import AnyCodes, Labels, Objective
+from vqstack.shapes import AnyCodes, Objective
 
 SHARED = ("blocks.", "final_norm.")
 """Names of the backbone's parameters begin so."""
@@ -53,26 +54,31 @@ class UnifiedCodeModel(nn.Module):
         return self.segments[0].classes
 
     @property
+    def conditions(self) -> Conditions:
+        """What each segment reads."""
+        return self.segments[0].conditions
+
+    @property
     def networks(self) -> list[nn.Module]:
         """The plain network, which can be compiled."""
         return self.segments[0].networks
 
-    def forward(self, labels: Labels, *tensors: Tensor) -> Objective:
+    def forward(self, *tensors: Tensor) -> Objective:
         """Nats per site, over the sites of all maps. Metrics: nats per image, all and by row of the ledger.
 
         Args:
-            labels: one an image, ``NO_LABEL`` where there is none.
-            tensors: the maps z_L … z_1; then for each of z_{L-1} … z_1 the two tensors of its :class:`Parent`.
+            tensors: what the images are given, in the order of ``conditions``; the maps z_L … z_1; then for each of
+                z_{L-1} … z_1 the two tensors of its :class:`Parent`.
         """
         segments = list(self.segments)
         count, top = len(segments), segments[0]
-        maps, given = tensors[:count], tensors[count:]
-        genuine = torch.zeros(len(labels), device=labels.device)
-        pairs = zip(given[::2], given[1::2], strict=True)
+        conditioning, others = self.conditions.named(tensors)
+        maps, seen = others[:count], others[count:]
+        genuine = torch.zeros(len(maps[0]), device=maps[0].device)
+        pairs = zip(seen[::2], seen[1::2], strict=True)
         parents = [None, *(Parent(base, features, genuine) for base, features in pairs)]
-        told = top.hide(labels) if self.classes else None
         before = before_map(segments, maps, parents)
-        hidden = top.attend(before.inputs(told), before.group).split([s.sites for s in segments], 1)
+        hidden = top.attend(before.inputs(top.hide(conditioning)), before.group).split([s.sites for s in segments], 1)
         scores = [
             segment.score(segment.outputs(places, segment.by_site(z), parent), z)
             for segment, places, z, parent in zip(segments, hidden, maps, parents, strict=True)
@@ -91,8 +97,8 @@ def before_map(
     for segment in segments[: len(maps)]:
         groups.append(segment.groups + (groups[-1][-1] + 1 if groups else 0))
 
-    def inputs(labels: Labels | None) -> Tensor:
+    def inputs(conditioning: Conditioning) -> Tensor:
         read = zip(segments, maps, parents, strict=False)
-        return torch.cat([segment.inputs(segment.by_site(z), labels, parent) for segment, z, parent in read], 1)
+        return torch.cat([segment.inputs(segment.by_site(z), conditioning, parent) for segment, z, parent in read], 1)
 
     return Before(inputs, torch.cat(groups))
