@@ -1,17 +1,25 @@
 """Maps of one, two and three axes, and values past 255: the laws that hold for images hold for all of them."""
 
 import itertools
+from contextlib import closing
 from math import prod
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.coder import Decoder, Encoder, code
+from vqstack.codes import CodeDataset
+from vqstack.commands import encode, generate
+from vqstack.config import RunConfig
 from vqstack.errors import InputError
+from vqstack.images import load_splits
 from vqstack.likelihood import Draw, LogisticMixture, Near, noise, walked_log_prob
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.nets import fold, unfold
+from vqstack.phases import Run
 from vqstack.schedule import Schedule, advance
 
 SIGNALS = {
@@ -202,3 +210,42 @@ def test_a_coded_value_costs_what_its_probability_says():
     encoder.mark("all")
     bits = -float(mixture.log_prob(values).sum()) / 0.6931471805599453
     assert encoder.bits["all"] == pytest.approx(bits, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "values", "maps"),
+    [((8, 4, 4), 1, 256, [(4, 2, 2), (1, 1, 1)]), ((32,), 3, 2**12, [(8,)]), ((8, 8), 5, 2**10, [(4, 4)])],
+    ids=["volumes", "series", "five channels of ten bits"],
+)
+def test_a_run_on_arrays_of_any_shape(size, channels, values, maps, tmp_path, monkeypatch):
+    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path / "cache"))
+    numbers = np.random.default_rng(0).integers(0, values, (40, channels, *size), dtype=np.uint16)
+    np.save(tmp_path / "all.npy", numbers)
+    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 0, "quantizer": {"codebook_size": 4, "dim": 4}}
+    window = {"family": "window", "radius": 1, "slope": 1, "width": 8, "features": 4}
+    fit = {"steps": 4, "batch_size": 8, "evaluate_every": 2}
+    data = {"source": "array", "files": {"train": str(tmp_path / "all.npy")}, "size": size, "channels": channels}
+    config = RunConfig.model_validate(
+        {
+            "data": {**data, "values": values, "validation": 8, "test": 8},
+            "augment": {"shift": 1} if len(size) == 3 else {},
+            "pixels": {"components": 2},
+            "levels": [{**level, "map": one, "decoder": window} for one in maps],
+            "train_levels": [fit],
+            "prior": {"depth": 1, "dim": 8, "heads": 2},
+            "train_prior": fit,
+        }
+    )
+    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
+        for phase in run.phases.values():
+            run.train(phase)
+        run.release()
+    assert any(path.name.startswith("level-1") for path in (tmp_path / "run" / "samples").iterdir())
+    generate.main([str(tmp_path / "run"), "--num", "2", "--out", str(tmp_path / "drawn")])
+    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
+    stored = np.load(tmp_path / "drawn" / "000001.npy")
+    assert np.array_equal(stored, model.sample(2).pixels[1].numpy())
+    encode.main([str(tmp_path / "run"), "--out", str(tmp_path / "codes")])
+    codes = next(CodeDataset(tmp_path / "codes").blocks("test")).codes
+    test = load_splits(config.data, ["test"])["test"].pixels
+    assert all(one.equal(other) for one, other in zip(codes, model.encode(test), strict=True))

@@ -41,7 +41,7 @@ class DecoderSettings(BaseModel):
         "the known values near it, drawn diagonal by diagonal.",
     )
     radius: int = Field(
-        3, ge=1, le=64, description="Sites of a window on each side of its own, along each axis, count."
+        3, ge=1, le=256, description="Sites of a window on each side of its own, along each axis, count."
     )
     slope: int = Field(
         0,

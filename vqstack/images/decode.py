@@ -44,7 +44,7 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
             raise ValueError(
                 f"values {record.min()} to {record.max()} where 0 to {settings.values - 1} are known; set values?"
             )
-        if settings.values > 256 or (settings.size and len(settings.size) != 2):
+        if not settings.pictures:
             return record.astype(np.uint8 if settings.values <= 256 else np.int32)
         pixels = _channels_first(_fitted(Image.fromarray(record), settings))
         return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges

@@ -60,7 +60,7 @@ def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Ima
     return sheet.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
 
 
-def _pictured(numbers: Pixels, values: int) -> tuple[UInt8[Tensor, "n c h w"], int]:
+def _pictured(numbers: Pixels, values: int) -> tuple[UInt8[Tensor, "b shown h w"], int]:
     """Pictures of inputs with any number of axes, and their number of grey values."""
     if numbers.ndim == 4 and numbers.shape[1] in (1, 3) and values <= 256:
         return numbers, values
@@ -74,7 +74,7 @@ def _pictured(numbers: Pixels, values: int) -> tuple[UInt8[Tensor, "n c h w"], i
     return grey, 256
 
 
-def _curves(series: Integer[Tensor, "n c t"], values: int) -> UInt8[Tensor, "n 1 h w"]:
+def _curves(series: Integer[Tensor, "n c t"], values: int) -> UInt8[Tensor, "n one h w"]:
     """For each channel, one below the other, from the smallest to the largest value of each stretch of time."""
     rows, columns = WAVE
     places = ((values - 1 - series) * (rows - 1)).div(values - 1, rounding_mode="floor")

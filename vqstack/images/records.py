@@ -277,10 +277,7 @@ def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | N
     if pixels is None:
         wanted = ", ".join(image_keys)
         raise InputError(f"{path}: no array {wanted} among {', '.join(names)}; rename it, or set image_column")
-    if settings.values > 256 or (settings.size and len(settings.size) != 2):
-        pixels = _signals(pixels, settings, path)
-    else:
-        pixels = _images(pixels, path)
+    pixels = _images(pixels, path) if settings.pictures else _signals(pixels, settings, path)
     labels = next((arrays[key] for key in label_keys if key in arrays), None)
     if labels is None and settings.label_column:
         raise InputError(f"{path}: no array {settings.label_column} among {', '.join(names)}; correct label_column")

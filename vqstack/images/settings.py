@@ -159,7 +159,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError(f"size: {len(self.size)} numbers, and source {self.source} has {axes}: give one an axis")
         if self.source == "audiofolder" and not (self.size and self.rate):
             raise ValueError("source audiofolder needs size, the numbers of an excerpt, and rate, those of a second")
-        if axes == 2 and (self.channels not in (1, 3) or self.values > 256):
+        if self.source not in ("audiofolder", "array") and (self.channels not in (1, 3) or self.values > 256):
             raise ValueError("images have 1 or 3 channels and 256 values at most: correct channels or values")
         if self.resize and not (self.size and len(self.resize) == len(self.size)):
             raise ValueError("resize needs size, and a number for each of its axes")
@@ -198,6 +198,11 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         """InputError for files that would not be read; every function that reads images begins with it."""
         if self.files and "files" in (why := self.unused()):
             raise InputError(f"files: {why['files']}")
+
+    @property
+    def pictures(self) -> bool:
+        """Whether inputs are grey or colour images of 8 bits, which Pillow knows."""
+        return len(self.size or (1, 1)) == 2 and self.channels in (1, 3) and self.values <= 256
 
     @property
     def kept(self) -> Size | None:
