@@ -191,6 +191,15 @@ def test_numbers_of_another_column_than_that_of_train_are_refused(tmp_path, how)
     check(load_splits(parquet({"train": named, "test": other}, how)))
 
 
+def test_labels_of_test_where_train_has_none_are_said(tmp_path, how, caplog):
+    files = {
+        "train": write_parquet(tmp_path / "a.parquet", random_pixels(8)),
+        "test": stored(tmp_path / "t.parquet", ALL),
+    }
+    assert all(split.labels is None or not split.num_classes for split in load_splits(parquet(files, how)).values())
+    assert "those of parquet" in caplog.text and "split test are not used" in caplog.text
+
+
 def test_two_columns_of_labels_are_said(tmp_path, how, caplog):
     path = stored(tmp_path / "a.parquet", ALL)
     table = pq.read_table(path)

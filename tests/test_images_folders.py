@@ -121,7 +121,32 @@ def test_a_root_named_for_every_split(tmp_path, how):
     assert len(found["test"]) == 8
     files = {"train": str(tmp_path / "train"), "validation": str(tmp_path)}
     root = ImageSettings(source="imagefolder", files=files, **how)
-    refused(lambda: load_splits(root), "no validation images", f"test {tmp_path}/test")
+    refused(lambda: load_splits(root), "nothing for validation", f"test {tmp_path}/test")
+
+
+def test_what_lies_beside_the_splits_is_counted(tmp_path, how, caplog):
+    for name in ("train", "test", "validation"):
+        classes(tmp_path / name, count=4)
+    (tmp_path / "README").write_text("about")
+    (tmp_path / ".DS_Store").write_text("")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._train").write_bytes(bytes(100))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "labels.txt").write_text("a b")
+    found = load_splits(settings(tmp_path, **how))
+    counts = {reason: what["count"] for reason, what in found["train"].source["left_out"].items()}
+    assert counts == {"hidden": 2, "beside the folders that are read": 2}
+    assert found["test"].source["left_out"] == {} and "README" in caplog.text and "._train" in caplog.text
+    files = {name: str(tmp_path) for name in ("train", "test")}  # a split that nobody asked for is left out, too
+    found = load_splits(ImageSettings(**{"source": "imagefolder", "files": files} | how))
+    assert found["train"].source["left_out"]["beside the folders that are read"]["count"] == 2 + 8
+
+
+def test_classes_of_test_where_train_has_none_are_said(tmp_path, how, caplog):
+    classes(tmp_path / "train", ("",))
+    classes(tmp_path / "test")
+    load_splits(settings(tmp_path / "train", test=tmp_path / "test", **how))
+    assert f"{tmp_path}/test: its folders (a, b) are no classes" in caplog.text
 
 
 def test_splits_beside_other_folders_are_refused_with_the_command(tmp_path, how):

@@ -12,7 +12,7 @@ import torch
 from helpers import refused
 from test_images import png, random_pixels, write_parquet
 
-from vqstack.images import ImageSettings, load_splits
+from vqstack.images import ImageSettings, check_paths, load_splits
 from vqstack.paths import expanded, matches
 
 ODD = ["data[1]", "a*b", "q?", "x#1", "50%", "a::b", "$HOME", "~", "two words", "line\nbreak", "{a,b}", "zip:", "é"]
@@ -241,3 +241,30 @@ def test_the_copy_that_datasets_keeps_is_of_this_file(tmp_path):
     assert torch.equal(
         load_splits(settings(tmp_path / "a.parquet"), ["train"])["train"].pixels, torch.from_numpy(OTHER)
     )
+
+
+def test_members_of_archives_that_are_in_no_sample_are_counted(tmp_path, how, caplog):
+    first = {f"./{i}.png": png(one) for i, one in enumerate(OWN[:4])} | {"./._0.png": b"mac", "LICENSE": b"free"}
+    tar(tmp_path / "a0.tar", first)
+    tar(tmp_path / "a1.tar", {"5.png": png(OWN[5]), "._5.png": b"mac"})
+    split = load_splits(settings(tmp_path / "a?.tar", "webdataset", **how), ["train"])["train"]
+    assert len(split) == 5
+    # A stream looks only into the archives that tell its columns before it begins.
+    hidden = 1 if how else 2
+    assert {name: left["count"] for name, left in split.source["left_out"].items()} == {
+        "hidden": hidden,
+        "no ending": 1,
+    }
+    assert "._0.png" in caplog.text and "LICENSE" in caplog.text
+
+
+def test_folders_inside_an_archive_are_said(tmp_path, how, caplog):
+    names = [f"pets/{'cat' if i % 2 else 'dog'}/{i}" for i in range(6)]
+    tar(tmp_path / "a.tar", {f"{name}.png": png(one) for name, one in zip(names, OWN, strict=True)})
+    assert load_splits(settings(tmp_path / "a.tar", "webdataset", **how), ["train"])["train"].labels is None
+    assert "folders (cat, dog)" in caplog.text and "imagefolder" in caplog.text
+
+
+@pytest.mark.parametrize("source", ["array", "parquet", "webdataset"])
+def test_a_folder_is_no_file(tmp_path, source):
+    refused(lambda: check_paths(settings(tmp_path, source)), str(tmp_path), "a folder", "imagefolder")

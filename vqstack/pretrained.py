@@ -243,11 +243,17 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
 
         Each file is whole or not there, ``config.json`` comes last: a folder without it holds no artefact.
         """
+        files = self._files()
         make_folder(folder)
-        for name, content in self._files().items():
+        for name, content in files.items():
             path = folder / name
             if not (path.is_file() and digest(path) == hashlib.sha256(content).hexdigest()):
                 write_atomically(path, partial(Path.write_bytes, data=content))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """The artefact in a folder, which ``push_to_hub=True`` also uploads; InputError where a part was exchanged."""
+        self.check_parts()  # before the mixin makes the folder
+        return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save_files(save_directory)

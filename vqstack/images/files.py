@@ -1,7 +1,7 @@
 """Files on this machine that the settings name."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from vqstack.images.settings import ImageSettings
 from vqstack.paths import matches, remote
@@ -9,11 +9,15 @@ from vqstack.paths import matches, remote
 LOOP = "a link to a folder around it"
 
 
-def walk(folder: str, around: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, str]]:
+def walk(
+    folder: str, around: frozenset[tuple[int, int]] = frozenset(), without: Container[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Every file below a folder and why it cannot be read, empty where it can; links are followed, but not in circles.
 
-    Folders come out where they cannot be opened, and as ``LOOP``.
+    Folders come out where they cannot be opened, and as ``LOOP``; those of the paths ``without`` are passed over.
     """
+    if folder in without:
+        return
     try:
         status = os.stat(folder)
         with os.scandir(folder) as found:
@@ -27,7 +31,7 @@ def walk(folder: str, around: frozenset[tuple[int, int]] = frozenset()) -> Itera
         return
     for entry in entries:
         if entry.is_dir():
-            yield from walk(entry.path, around | {here})
+            yield from walk(entry.path, around | {here}, without)
         else:
             yield entry.path, "" if os.path.exists(entry.path) else "a link that leads nowhere"
 

@@ -33,6 +33,7 @@ SPLIT_FOLDERS: dict[str, Split] = {
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = 1024  # of a folder that is streamed; more of them mix the classes better
 HIDDEN, TABLE = "hidden", "table that label_column does not ask for"
+BESIDE = "beside the folders that are read"
 WANTED = {"imagefolder": ("image", is_image), "audiofolder": ("sound", is_sound)}
 
 
@@ -88,21 +89,38 @@ def summary(left_out: Mapping[str, list[str]]) -> dict[str, Any]:
     }
 
 
-def without_roots(settings: ImageSettings) -> ImageSettings:
+Beside = dict[Split, dict[str, list[str]]]
+
+
+def without_roots(settings: ImageSettings) -> tuple[ImageSettings, Beside]:
     """The settings with folders of splits in place of a root that holds them: ``ROOT/train``, ``ROOT/test``.
 
-    InputError where a root lacks the split that it is named for, or holds other folders of images as well.
+    Also what lies in a root beside these folders: split that is read first -> reason -> paths. InputError where a root
+    lacks the split that it is named for, or holds other folders of images as well.
     """
     if settings.source not in WANTED:
-        return settings
+        return settings, {}
     files: dict[Split, str] = {}
+    roots: dict[str, list[Split]] = {}
     for split, folder in settings.files.items():
         inside = _splits_inside(folder) if os.path.isdir(folder) else {}
         if inside and (split not in inside and len(settings.files) > 1):
             raise InputError(f"{folder}: holds {_listed(inside)} and nothing for {split}; {_meant(inside)}")
         chosen = inside if len(settings.files) == 1 else {split: inside.get(split, folder)}
         files |= chosen or {split: folder}
-    return settings.model_copy(update={"files": {split: files[split] for split in SPLITS if split in files}})
+        if inside:
+            roots.setdefault(os.path.abspath(folder), []).extend(chosen)
+    files = {split: files[split] for split in SPLITS if split in files}
+    beside: Beside = {min(splits, key=SPLITS.index): _beside(root, files) for root, splits in roots.items()}
+    return settings.model_copy(update={"files": files}), beside
+
+
+def _beside(root: str, files: Mapping[Split, str]) -> dict[str, list[str]]:
+    """Reason -> paths of the files below a root that are in none of the folders."""
+    found, used = Tree(root), {os.path.abspath(folder) for folder in files.values()}
+    for path, problem in walk(root, without=used):
+        found.left_out[problem or (HIDDEN if found.hidden(path) else BESIDE)].append(path)
+    return found.left_out
 
 
 def _splits_inside(folder: str) -> dict[Split, str]:
@@ -178,10 +196,12 @@ def _meant(splits: Mapping[Split, str]) -> str:
     return "name each: --data.files " + " ".join(f"{split} {folder}" for split, folder in splits.items())
 
 
-def open_folders(settings: ImageSettings, streaming: bool) -> dict[str, tuple[Any, dict[str, Any]]]:
+def open_folders(settings: ImageSettings, beside: Beside, streaming: bool) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Split -> its rows, a data set of ``datasets`` with columns image and label, and a summary of what is left out."""
     trees = {split: tree(folder, settings) for split, folder in settings.files.items()}
     for split, found in trees.items():
+        for reason, paths in beside.get(split, {}).items():
+            found.left_out[reason] += paths
         if not found.images:
             left = ", ".join(f"{len(paths)} {reason}" for reason, paths in found.left_out.items())
             what = WANTED[settings.source][0]
@@ -234,6 +254,12 @@ def _folders(trees: Mapping[Split, Tree], alone: bool) -> dict[Split, list[str] 
             hint = f"name {trees[first].root}/{min(classes)} if it holds class folders" if classes else ""
             hint = f"set label_column to a column of {tables[0]}" if tables else hint
             logger.warning("%s: no two folders of classes, so there are no labels; %s", trees[first].root, hint)
+        for split, folders in lies.items():
+            if split != first and (others := set(folders) - {""}):
+                shown = listed(sorted(others))
+                logger.warning(
+                    "%s: its folders (%s) are no classes, for %s has none", trees[split].root, shown, trees[first].root
+                )
         return {split: None for split in trees}
     found: dict[Split, list[str] | None] = {}
     for split, folders in lies.items():

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqstack.errors import InputError, causes, reason, told
+from vqstack.errors import InputError, causes, listed, reason, told
 from vqstack.images import sounds
 from vqstack.images.cache import plain_folder
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.labels import Classes, Stored, check_names, find_labels, read_as, reference, texts_in
 from vqstack.images.settings import SPLITS, ImageSettings, Split
-from vqstack.images.shards import open_shards
+from vqstack.images.shards import Shards, open_shards
 from vqstack.paths import matches, remote
 from vqstack.reading import plain_file
 
@@ -68,6 +68,25 @@ class Streamed:
 
 def open_records(settings: ImageSettings) -> dict[str, Records]:
     """The splits of a mapped source, train first, nothing decoded yet; labels are checked here."""
+    opened = _open_records(settings)
+    _say_unused({split.where: split.labels is not None for split in opened.values()})
+    return opened
+
+
+def _say_unused(labelled: Mapping[str, bool]) -> None:
+    """Labels of other splits tell nothing where the first one, train, has none."""
+    first, *others = labelled
+    unused = [where for where in others if labelled[where]]
+    if unused and not labelled[first]:
+        logger.warning(
+            "%s: has no labels, so those of %s are not used; name the column of train (label_column), or lay its "
+            "images into folders of classes",
+            first,
+            "; ".join(unused),
+        )
+
+
+def _open_records(settings: ImageSettings) -> dict[str, Records]:
     settings.check_files()
     if settings.source == "digits":
         from sklearn.datasets import load_digits  # half a second to import
@@ -129,17 +148,19 @@ def _excerpts(files: Records, settings: ImageSettings) -> Records:
 def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, Streamed]:
     """The splits of a source of ``datasets``, train first: rows that are not decoded, and which columns to read."""
     settings.check_files()
-    settings = without_roots(settings)
+    settings, beside = without_roots(settings)
     check_paths(settings)
     left_out: dict[str, dict[str, Any]] = {}
+    shards: dict[str, Shards] = {}
     if settings.source == "audiofolder" and any(map(remote, settings.files.values())):
         raise InputError("source audiofolder reads folders of this machine: fetch the files first")
     if settings.source.endswith("folder") and not any(map(remote, settings.files.values())):
-        opened = open_folders(settings, streaming)
+        opened = open_folders(settings, beside, streaming)
         loaded = {split: rows for split, (rows, _) in opened.items()}
         left_out = {split: summary for split, (_, summary) in opened.items()}
     else:
-        loaded = _load_datasets(settings, streaming)
+        loaded, shards = _load_datasets(settings, streaming)
+        left_out = {split: one.left_out for split, one in shards.items()}
     chosen = settings.splits if settings.source == "hub" else {}
     for name in chosen.values():
         if name not in loaded:
@@ -153,8 +174,20 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
         for name in SPLITS
         if name in found
     }
+    for name, split in splits.items():
+        if split.stored is None and settings.label_column is None and name in shards and shards[name].folders:
+            logger.warning(
+                "%s: its archives have folders (%s), which are not read as classes; unpack them for source "
+                "imagefolder, or put a file KEY.txt with the class beside each image and set label_column to txt",
+                split.where,
+                listed(shards[name].folders),
+            )
     stored = {name: split.stored for name, split in splits.items()}
     classes = _classes(stored, settings, lambda name: _texts(splits[name], settings, streaming, name))
+    if streaming:  # else open_records knows it of all sources
+        _say_unused({split.where: split.stored is not None for split in splits.values()})
+        if next(iter(stored.values())) is None:
+            return {name: replace(split, stored=None) for name, split in splits.items()}
     return {name: replace(split, classes=classes[name]) for name, split in splits.items()}
 
 
@@ -325,13 +358,20 @@ def _labelled(split: Records, classes: Classes, values: Any) -> Records:
 
 def check_paths(settings: ImageSettings) -> None:
     """Every path on this machine must lead to something of the right kind."""
+    of_folders = settings.source.endswith("folder")
     for split, pattern in settings.files.items():
-        if not remote(pattern) and not matches(pattern):
+        found = [] if remote(pattern) else matches(pattern)
+        if not found and not remote(pattern):
             where = f"the {split} split of source {settings.source}"
             raise InputError(f"{pattern}: no such file ({where}); correct the path in files")
-        if settings.source.endswith("folder") and os.path.isfile(pattern):
+        if of_folders and os.path.isfile(pattern):
             raise InputError(
                 f"{pattern}: a file where source {settings.source} wants a folder; correct the path in files"
+            )
+        if not of_folders and (folder := next(filter(os.path.isdir, found), None)):
+            raise InputError(
+                f"{folder}: a folder where source {settings.source} wants files ({split}); name those in it, or set "
+                "source to imagefolder"
             )
 
 
@@ -366,8 +406,8 @@ def origins(settings: ImageSettings) -> list[list[str]]:
     return [[os.path.basename(file), *map(str, state)] for file, state in pairs]
 
 
-def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
-    """Split -> rows: shards on this machine, and through ``datasets.load_dataset`` the hub and addresses."""
+def _load_datasets(settings: ImageSettings, streaming: bool) -> tuple[dict[str, Any], dict[str, Shards]]:
+    """Split -> rows: shards on this machine, which are also given whole, and through ``datasets`` hub and addresses."""
     import datasets  # a second to import, and not needed for digits, arrays and what lies in the cache
 
     if not sys.stderr.isatty():  # its bars are drawn into files, too, where errors should be one line
@@ -379,12 +419,14 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
     inside = "/**" if settings.source == "imagefolder" else ""
     addresses = {split: pattern + inside for split, pattern in settings.files.items() if remote(pattern)}
     loaded: dict[str, Any] = {}
+    shards: dict[str, Shards] = {}
     try:
         with _silence():
             for split in settings.files.keys() - addresses.keys():
                 if settings.source == "parquet":
                     check_names(matches(settings.files[split]), settings.label_column)
-                loaded[split] = open_shards(settings, split, streaming)
+                shards[split] = open_shards(settings, split, streaming)
+                loaded[split] = shards[split].rows
             # Of several splits the library takes the columns of the first, and what its numbers mean, for those of all.
             each: list[Any] = [{split: address} for split, address in addresses.items()]
             for some in [addresses] if settings.source == "imagefolder" and addresses else each:
@@ -398,7 +440,7 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> dict[str, Any]:
                 'install what opens such addresses: pip install "vqstack[remote]" (https://), pip install s3fs (s3://)'
             )
         raise _refusal(error, str(settings), "cannot be loaded", remedy) from error
-    return loaded
+    return loaded, shards
 
 
 def _columns(

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vqstack.errors import InputError, reason
+from vqstack.images.folders import summary
 from vqstack.images.formats import SUFFIXES
 from vqstack.images.settings import ImageSettings, Split
 from vqstack.paths import matches
@@ -60,8 +63,16 @@ class Part(NamedTuple):
     version: int = FORMAT
 
 
-def open_shards(settings: ImageSettings, split: Split, streaming: bool) -> Any:
-    """The rows of a split whose files are on this machine, a data set of ``datasets`` whose images are not decoded.
+class Shards(NamedTuple):
+    """A split whose files are on this machine."""
+
+    rows: Any  # a data set of ``datasets`` whose images are not decoded
+    left_out: dict[str, dict[str, Any]]  # reason -> how many members of archives are in no row, and the first
+    folders: list[str]  # inside the archives, where images lie in two or more
+
+
+def open_shards(settings: ImageSettings, split: Split, streaming: bool) -> Shards:
+    """The rows of a split, and what its archives hold besides: all of them, or of a stream those that tell its columns.
 
     An image is {bytes, path}, and the path says where it lies: file and row, or archive and member. One that is
     missing has no bytes.
@@ -71,16 +82,21 @@ def open_shards(settings: ImageSettings, split: Split, streaming: bool) -> Any:
     paths = [os.path.abspath(path) for path in matches(settings.files[split])]
     rows: Callable[..., Iterator[dict[str, Any]]] = _parquet_rows
     options: dict[str, Any] = {}
+    inside = Inside()
     if settings.source == "parquet":
         parts, schema = _parquet_parts(paths)
     else:
         parts, rows = _tar_parts(paths), _tar_rows
-        options["image"], schema = _tar_schema(paths, settings.image_column)
+        options["image"], schema, seen = _tar_schema(paths, settings.image_column, inside)
+        for path in [] if streaming else paths[seen:]:
+            with _named(path), tarfile.open(path) as archive:
+                inside.add(path, archive)
     if not parts:
         raise InputError(f"{settings.files[split]}: holds no rows; correct the path of {split} in files")
     made = datasets.IterableDataset if streaming else datasets.Dataset
     features = datasets.Features.from_arrow_schema(schema)
-    return made.from_generator(rows, features=features, gen_kwargs={"parts": parts, "schema": schema, **options})
+    loaded = made.from_generator(rows, features=features, gen_kwargs={"parts": parts, "schema": schema, **options})
+    return Shards(loaded, summary(inside.left_out), sorted(inside.folders) if len(inside.folders) > 1 else [])
 
 
 @contextmanager
@@ -150,17 +166,35 @@ def _tar_parts(paths: list[str]) -> list[Part]:
     return parts
 
 
-def _samples(archive: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """Key -> field -> member, in the order in which the keys come first."""
-    found: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in archive:
-        parts = _FIELD.fullmatch(member.name)
-        if parts is not None and (member.isreg() or member.islnk() or member.issym()):
+Samples = dict[str, dict[str, tarfile.TarInfo]]  # key -> field -> member, in the order in which the keys come first
+
+
+@dataclass
+class Inside:
+    """What archives hold besides samples, and the folders that their images lie in."""
+
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # reason -> archive, member
+    folders: set[str] = field(default_factory=set)  # the innermost ones
+
+    def add(self, path: str, archive: tarfile.TarFile) -> Samples:
+        """The samples of an archive."""
+        found: Samples = {}
+        for member in archive:
+            parts, name = _FIELD.fullmatch(member.name), os.path.basename(member.name)
+            if member.isdir():
+                continue
+            if parts is None or not (member.isreg() or member.islnk() or member.issym()):
+                reason = "hidden" if name.startswith(".") else "no file" if parts else "no ending"
+                self.left_out[reason].append(f"{path}, {member.name}")
+                continue
             fields = found.setdefault(parts[1], {})
             if parts[2] in fields:
                 raise ValueError(f"holds {member.name} twice")
             fields[parts[2]] = member
-    return found
+            folder = os.path.basename(os.path.dirname(parts[1]))
+            if _is_image(parts[2]) and folder not in ("", "."):
+                self.folders.add(folder)
+        return found
 
 
 def _ending(field: str) -> str:
@@ -171,22 +205,22 @@ def _is_image(field: str) -> bool:
     return f".{_ending(field)}" in SUFFIXES
 
 
-def _tar_schema(paths: list[str], column: str | None) -> tuple[str | None, pa.Schema]:
+def _tar_schema(paths: list[str], column: str | None, inside: Inside) -> tuple[str | None, pa.Schema, int]:
     """The column that takes the image of a sample whatever its ending, None for none, and all columns with their types.
 
-    The first archive with images decides. Where a sample has one image at most, its endings are alternatives; where one
-    has several, and where ``column`` asks for one, each is a column of its own.
+    The first archive with images decides; the last value counts those up to it. Where a sample has one image at most,
+    its endings are alternatives; where one has several, and where ``column`` asks for one, each is a column of its own.
     """
-    for path in paths:
+    for seen, path in enumerate(paths, start=1):
         with _named(path), tarfile.open(path) as archive:
-            samples = list(_samples(archive).values())
+            samples = list(inside.add(path, archive).values())
             images = list(dict.fromkeys(field for fields in samples for field in fields if _is_image(field)))
             rows = [_told(archive, fields) for fields in islice(samples, SEEN)]
             told = {name: pa.array([row.get(name) for row in rows]) for row in rows for name in row}
         if images:
             several = column is not None or any(sum(map(_is_image, fields)) > 1 for fields in samples)
             columns = [(name, _IMAGE) for name in (images if several else images[:1])]
-            return None if several else images[0], pa.schema(columns + [(name, told[name].type) for name in told])
+            return None if several else images[0], pa.schema(columns + [(name, told[name].type) for name in told]), seen
     raise InputError(
         f"{', '.join(paths[:1])}: holds no image ({', '.join(sorted(SUFFIXES))}); correct the path in files"
     )
@@ -210,7 +244,7 @@ def _tar_rows(parts: list[Part], schema: pa.Schema, image: str | None) -> Iterat
     columns = [field.name for field in schema if field.type == _IMAGE]
     for part in parts:
         with _named(part.path), tarfile.open(part.path) as archive:
-            for key, fields in _samples(archive).items():
+            for key, fields in Inside().add(part.path, archive).items():
                 held = [field for field in fields if _is_image(field)]
                 if image is not None and len(held) > 1:
                     raise ValueError(f"{key} has two images, {held[0]} and {held[1]}: set image_column")
