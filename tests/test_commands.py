@@ -631,14 +631,19 @@ def test_tools_refuse_a_folder_that_another_process_writes(call, run_folder, tmp
 
 
 def test_a_failure_leaves_output_that_a_rerun_replaces(call, programs, run_folder, tmp_path, monkeypatch):
-    out, save, count = tmp_path / "out", programs[GENERATE].save_png, iter(range(70))
+    out, saver, count = tmp_path / "out", programs[GENERATE].saver, iter(range(70))
 
-    def full(image, path, values):
-        if next(count) == 66:
-            raise OSError("no space left on the disk")
-        save(image, path, values)
+    def full(*arguments):
+        ending, save = saver(*arguments)
 
-    monkeypatch.setattr(programs[GENERATE], "save_png", full)
+        def saving(image, stream):
+            if next(count) == 66:
+                raise OSError("no space left on the disk")
+            save(image, stream)
+
+        return ending, saving
+
+    monkeypatch.setattr(programs[GENERATE], "saver", full)
     with pytest.raises(OSError, match="no space left"):
         call(GENERATE, run_folder, "--num", 70, "--out", out, "--device", "cpu")
     assert {p.name for p in out.iterdir()} == {".lock", UNFINISHED, *(f"{i:06d}.png" for i in range(64))}

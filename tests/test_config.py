@@ -64,7 +64,7 @@ def test_every_recipe_parses_and_dry_runs(path, train_stack, capsys, monkeypatch
         monkeypatch.setattr("vqstack.images.splits.open_streams", refuse)
     monkeypatch.chdir(tmp_path)
     for name in config.data.files.values():  # a dry run notices where these are missing
-        (tmp_path / name).mkdir() if config.data.source == "imagefolder" else (tmp_path / name).touch()
+        (tmp_path / name).mkdir(parents=True) if config.data.source.endswith("folder") else (tmp_path / name).touch()
     AcceleratorState._reset_state()  # one process, one precision; the recipes have several
     train_stack.main(["--config", str(path), "--dry-run"])
     AcceleratorState._reset_state()

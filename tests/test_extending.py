@@ -3,22 +3,40 @@
 import json
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from helpers import refused
+from pydantic import ValidationError
 
 from vqstack import nets
+from vqstack.config import RunConfig
 from vqstack.errors import InputError
+from vqstack.images import load_splits
+from vqstack.images.settings import SOURCES
 from vqstack.level import LevelSettings
+from vqstack.likelihood import PixelSettings, pixel_head
+from vqstack.likelihood.heads import _KINDS as PIXELS
 from vqstack.model import HierarchicalModel
+from vqstack.phases import Run
+from vqstack.quantizer import QuantizerSettings, build_quantizer
+from vqstack.quantizer.settings import KINDS as QUANTIZERS
 from vqstack.stack import Stack, StackSettings
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-PROGRAM = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PROGRAM = PROGRAMS[0]
+SETTINGS = {
+    "quantizer": yaml.safe_load(re.search(r"    (quantizer: \{kind.*)\n", PAGE)[1])["quantizer"],
+    "pixels": yaml.safe_load(re.search(r"    (pixels: .*)\n", PAGE)[1])["pixels"],
+    "data": yaml.safe_load(re.search(r"    (data: .*)\n", PAGE)[1])["data"],
+}
 FIT = {"steps": 4, "batch_size": 16, "warmup": 1, "evaluate_every": 2, "collapse": 0}
 
 
@@ -92,3 +110,59 @@ def test_a_name_is_not_taken_twice(unregistered):
     nets.register_networks("residual", nets.Down, nets.Up)
     with pytest.raises(ValueError, match="residual is registered for other classes"):
         nets.register_networks("residual", nets.Up, nets.Down)
+
+
+@pytest.fixture
+def forgotten():
+    """What is registered here is forgotten afterwards."""
+    before = [(registry, dict(registry)) for registry in (QUANTIZERS, PIXELS, SOURCES)]
+    yield
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)
+
+
+def test_quantizer_likelihood_and_source_of_ones_own_serve_a_run(forgotten, tmp_path, monkeypatch):
+    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path / "cache"))
+    own = [program for program in PROGRAMS if re.search("register_(quantizer|pixels|source)", program)]
+    assert len(own) == 3
+    for program in own:
+        exec(program, {})
+    level = {"width": 8, "encoder_blocks": 0, "decoder_blocks": 0}
+    config = RunConfig.model_validate(
+        {
+            "data": SETTINGS["data"] | {"validation": 20},
+            "pixels": SETTINGS["pixels"],
+            "levels": [{**level, "map": (4, 4), "quantizer": SETTINGS["quantizer"] | {"dim": 4}}],
+            "train_levels": [FIT],
+            "prior": {"depth": 1, "dim": 8, "heads": 2},
+            "train_prior": FIT,
+        }
+    )
+    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
+        for phase in run.phases.values():
+            run.train(phase)
+        run.release()
+    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.settings.class_names == ("small", "large") and model.sample(3).pixels.shape == (3, 1, 8, 8)
+    test = load_splits(config.data, ["test"])["test"]
+    assert model.ledger(test.pixels, test.labels).bits > 0
+    table = model.stack.level(1).decode(model.encode(test.pixels[:2])[0])
+    (factor,) = table.factors(torch.zeros(2, 64, dtype=torch.int64))
+    odds = factor.log_probs[..., 1:] - factor.log_probs[..., :-1]  # ln (V-1-x)/(x+1) + ln p/(1-p)
+    x = torch.arange(15)
+    logit = odds - ((15.0 - x) / (x + 1)).log()
+    assert logit.std(-1).max() < 1e-3 and factor.log_probs.exp().sum(-1).allclose(torch.ones(2, 64))
+    for registry, word in ((QUANTIZERS, "frozen"), (PIXELS, "binomial")):
+        with monkeypatch.context() as patch:
+            patch.delitem(registry, word)
+            refused(lambda: HierarchicalModel.from_pretrained(tmp_path / "run" / "model"), word, "not registered")
+    monkeypatch.delitem(SOURCES, "discs")
+    refused(lambda: load_splits(config.data.model_copy(update={"seed": 1}), ["test"]), "discs", "not registered")
+    with pytest.raises(ValidationError, match="discs is not registered"):
+        RunConfig.model_validate({"data": SETTINGS["data"]})
+
+
+def test_options_of_the_projects_own_kinds_are_refused():
+    refused(lambda: build_quantizer(QuantizerSettings(options={"seed": 1})), "options")
+    refused(lambda: pixel_head(PixelSettings(options={"seed": 1}), 1, 256), "options")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vqstack.errors import InputError
-from vqstack.likelihood import CodeHead, Distribution, Head, PixelHead
+from vqstack.likelihood import CodeHead, Distribution, Head
 from vqstack.nets import build_network, registered_networks
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors, by_axis, cropped
@@ -255,7 +255,7 @@ class PixelLevel(EncodingLevel):
         padded: sites along each axis after padding, at least those of the images.
     """
 
-    def __init__(self, pixels: Variable, settings: LevelSettings, head: PixelHead, padded: tuple[int, ...]) -> None:
+    def __init__(self, pixels: Variable, settings: LevelSettings, head: Head, padded: tuple[int, ...]) -> None:
         super().__init__(pixels, settings, channels=pixels.shape[0], head=head, padded=padded)
         after = [large - small for large, small in zip(padded, self.below, strict=True)]
         self.padding = [number for more in after[::-1] for number in (0, more)]  # the last axis first, as torch has it

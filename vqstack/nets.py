@@ -11,10 +11,11 @@ resolution would cost most of the training time and adds little.
 import inspect
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from einops import rearrange
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from vqstack.errors import InputError
 from vqstack.shapes import Vectors
 
+Kind = TypeVar("Kind")
 PLUGINS = "VQSTACK_PLUGINS"
 """Environment variable: names of modules, separated by commas, that register what is not registered yet."""
 
@@ -69,26 +71,46 @@ def register_networks(kind: str, encoder: type[nn.Module], decoder: type[nn.Modu
 
 def registered_networks(kind: str) -> tuple[Any, Any]:
     """The encoder and the decoder class of that name; InputError where there is none: no artefact brings code."""
-    if kind not in _KINDS:
+    return registered(_KINDS, kind, "networks")
+
+
+def registered(kinds: Mapping[str, Kind], kind: str, what: str) -> Kind:
+    """What is registered under a name, by a module of :data:`PLUGINS` if not before; InputError where nothing is.
+
+    Args:
+        kinds: what is registered, filled by ``register_WHAT``.
+        kind: the name.
+        what: the field of the settings that has it, as in ``register_WHAT``.
+    """
+    if kind not in kinds:
         for module in filter(None, map(str.strip, os.environ.get(PLUGINS, "").split(","))):
             try:
                 import_module(module)
             except ModuleNotFoundError as error:
                 raise InputError(f"{PLUGINS}: {error}: name modules that Python finds (PYTHONPATH)") from error
-    if kind not in _KINDS:
+    if kind not in kinds:
         raise InputError(
-            f"networks.kind: {kind[:80]} is not registered here, only {', '.join(_KINDS)}: call register_networks, or "
+            f"{what}: {kind[:80]} is not registered here, only {', '.join(kinds)}: call register_{what}, or "
             f"name the module that does in {PLUGINS}"
         )
-    return _KINDS[kind]
+    return kinds[kind]
 
 
-def build_network(network: Any, *sizes: int, **settings: Any) -> nn.Module:
-    """An encoder or a decoder; InputError for options that its class does not take."""
+def check_registered(kinds: Mapping[str, Any], kind: str, what: str) -> str:
+    """The name, for the validators of settings: ValueError where :func:`registered` finds nothing."""
+    try:
+        registered(kinds, kind, what)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return kind
+
+
+def build_network(network: Any, *sizes: Any, what: str = "networks", **settings: Any) -> Any:
+    """A module of a class that is registered; InputError for options that the class does not take."""
     try:
         inspect.signature(network).bind(*sizes, **settings)
     except TypeError as error:
-        raise InputError(f"networks.options: {network.__name__}: {error}: give what its class takes") from error
+        raise InputError(f"{what}.options: {network.__name__}: {error}: give what its class takes") from error
     return network(*sizes, **settings)
 
 

@@ -10,7 +10,7 @@ from vqstack.checks import check_number
 from vqstack.cluster import ClusterLevel, check_clusters
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
-from vqstack.likelihood import Draw, PixelHead, PixelSettings
+from vqstack.likelihood import Draw, PixelSettings, pixel_head
 from vqstack.nets import ResidualBlock, ScalingPath, store_once
 from vqstack.quantizer import QuantizerSettings
 from vqstack.shapes import AnyCodes, Codes, Pixels, by_axis
@@ -78,7 +78,7 @@ class Stack(nn.Module):
         padded = settings.pad_to or shape[1:]
         if len(padded) != len(shape) - 1 or any(more < own for more, own in zip(padded, shape[1:], strict=True)):
             raise InputError(f"pad_to: {by_axis(padded)} is smaller than the images: give {by_axis(shape[1:])} or more")
-        head = PixelHead(settings.pixels, shape[0], values)
+        head = pixel_head(settings.pixels, shape[0], values)
         levels: list[Level] = [PixelLevel(pixels, settings.levels[0], head, padded)]
         for level in settings.levels[1:]:
             kind = ClusterLevel if level.quantizer.kind == "cluster" else CodeLevel

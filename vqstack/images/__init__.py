@@ -15,7 +15,7 @@ from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
 from vqstack.images.pictures import grid, save_png, saver
 from vqstack.images.records import check_paths
-from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split
+from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split, register_source
 from vqstack.images.sounds import is_sound, whole_sound
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
@@ -51,6 +51,7 @@ __all__ = [
     "numerals",
     "open_stream",
     "opened",
+    "register_source",
     "save_png",
     "saver",
     "split_names",

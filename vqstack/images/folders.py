@@ -105,7 +105,9 @@ def without_roots(settings: ImageSettings) -> tuple[ImageSettings, Beside]:
     for split, folder in settings.files.items():
         inside = _splits_inside(folder) if os.path.isdir(folder) else {}
         if inside and (split not in inside and len(settings.files) > 1):
-            raise InputError(f"{folder}: holds {_listed(inside)} and nothing for {split}; {_meant(inside)}")
+            raise InputError(
+                f"{folder}: holds {_listed(inside)} and no {split} {WANTED[settings.source][0]}s; {_meant(inside)}"
+            )
         chosen = inside if len(settings.files) == 1 else {split: inside.get(split, folder)}
         files |= chosen or {split: folder}
         if inside:

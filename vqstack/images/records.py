@@ -20,8 +20,9 @@ from vqstack.images import sounds
 from vqstack.images.cache import plain_folder
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.labels import Classes, Stored, check_names, find_labels, read_as, reference, texts_in
-from vqstack.images.settings import SPLITS, ImageSettings, Split
+from vqstack.images.settings import OWN, SOURCES, SPLITS, ImageSettings, Split
 from vqstack.images.shards import Shards, open_shards
+from vqstack.nets import registered
 from vqstack.paths import matches, remote
 from vqstack.reading import plain_file
 
@@ -88,6 +89,11 @@ def _say_unused(labelled: Mapping[str, bool]) -> None:
 
 def _open_records(settings: ImageSettings) -> dict[str, Records]:
     settings.check_files()
+    if settings.source not in OWN:
+        source = registered(SOURCES, settings.source, "source")
+        assert source is not None
+        given = source(settings)
+        return {name: _given(f"{settings}, split {name}", *given[name], settings) for name in SPLITS if name in given}
     if settings.source == "digits":
         from sklearn.datasets import load_digits  # half a second to import
 
@@ -346,6 +352,15 @@ def _signals(values: NDArray[Any], settings: ImageSettings, path: str) -> NDArra
     if (axes and values.shape[1:] != wanted) or not 3 <= values.ndim <= 5 or values.shape[1] != settings.channels:
         raise InputError(f"{path}: inputs of {values.shape[1:]} where {wanted} was said; correct size or channels")
     return values
+
+
+def _given(
+    where: str, values: NDArray[Any], labels: NDArray[Any] | None, names: list[str] | None, settings: ImageSettings
+) -> Records:
+    """A split of a source that is registered."""
+    values = _images(values, where) if settings.pictures else _signals(values, settings, where)
+    checked = None if labels is None else check_labels(labels, len(values), where, names)
+    return Records(where, len(values), values.__getitem__, checked, names, None, ordered=True)
 
 
 def _labelled(split: Records, classes: Classes, values: Any) -> Records:

@@ -1,24 +1,54 @@
 """What a data set of images is, and what may change when an image is seen again: settings only."""
 
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
 
+from numpy.typing import NDArray
 from PIL import ImageColor
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from vqstack.errors import InputError
+from vqstack.nets import check_registered
 from vqstack.paths import expanded
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Size = tuple[PositiveInt, ...]
-Kind = Literal["digits", "hub", "parquet", "webdataset", "imagefolder", "array", "audiofolder"]
+OWN = ("digits", "hub", "parquet", "webdataset", "imagefolder", "array", "audiofolder")
 STREAM_LIMIT = 2000  # images of each split of a stream that are kept for scoring, unless `limit` says otherwise
+
+
+Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any] | None, list[str] | None]
+"""Inputs as an array has them ([n, h, w], [n, c, 1 or more axes]), the class number of each, names of the classes."""
+
+SOURCES: dict[str, Callable[["ImageSettings"], Mapping[Split, Arrays]] | None] = dict.fromkeys(OWN)
+"""Functions by the names of their sources; those of the project's own are in ``records.py``."""
+
+
+def register_source(kind: str, source: Callable[["ImageSettings"], Mapping[Split, Arrays]]) -> None:
+    """Let ``data.source`` name a function of yours.
+
+    Args:
+        kind: a name that is not taken by another source.
+        source: the settings to the arrays of each split. What it gives is kept in the cache, as of every source: other
+            data want other settings (``options``).
+    """
+    if SOURCES.setdefault(kind, source) is not source:
+        raise ValueError(f"source: {kind} is registered for another source: choose another name")
 
 
 class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Where images, sounds or other signals come from, their geometry, and which of them are held out."""
 
-    source: Kind = Field("digits", description="kind of source; digits: the 1,797 images of 8x8 inside scikit-learn")
+    source: str = Field(
+        "digits",
+        max_length=80,
+        description="kind of source: digits (the 1,797 images of 8x8 inside scikit-learn), hub, parquet, webdataset, "
+        "imagefolder, array, audiofolder, or the name under which a function of yours is registered (register_source)",
+    )
+    options: dict[str, int | float | str | bool] = Field(
+        {}, description="what a source of yours is given beside the other settings, any unit"
+    )
     name: str | None = Field(None, description="hub: data set as OWNER/NAME or OWNER/NAME:CONFIGURATION")
     revision: str | None = Field(None, description="hub: branch, tag or commit; empty: main, as it was when first read")
     splits: dict[Split, str] = Field(
@@ -111,6 +141,11 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             return data
         return {"values": 17, "validation": 200, "test": 297} | data | {"size": data.get("size") or (8, 8)}
 
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        return check_registered(SOURCES, source, "source")
+
     @field_validator("background")
     @classmethod
     def _opaque(cls, colour: str) -> str:
@@ -152,22 +187,25 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError("source hub needs name, for example ylecun/mnist")
         if self.source != "hub" and (self.splits or self.name or self.revision):
             raise ValueError(f"name, revision and splits are of source hub, not of {self.source}: leave them out")
-        if self.source not in ("digits", "hub") and not self.files:
+        if self.options and self.source in OWN:
+            raise ValueError(f"options are of sources of yours, {self.source} takes none: leave them out")
+        if self.source in set(OWN) - {"digits", "hub"} and not self.files:
             raise ValueError(f"source {self.source} needs files: a path for each of train, validation, test")
-        axes = 1 if self.source == "audiofolder" else len(self.size or ()) if self.source == "array" else 2
+        any_shape = self.source == "array" or self.source not in OWN
+        axes = 1 if self.source == "audiofolder" else len(self.size or ()) if any_shape else 2
         if self.size and len(self.size) != (axes or 2):
             raise ValueError(f"size: {len(self.size)} numbers, and source {self.source} has {axes}: give one an axis")
         if self.source == "audiofolder" and not (self.size and self.rate):
             raise ValueError("source audiofolder needs size, the numbers of an excerpt, and rate, those of a second")
-        if self.source not in ("audiofolder", "array") and (self.channels not in (1, 3) or self.values > 256):
+        if self.source != "audiofolder" and not any_shape and (self.channels not in (1, 3) or self.values > 256):
             raise ValueError("images have 1 or 3 channels and 256 values at most: correct channels or values")
         if self.resize and not (self.size and len(self.resize) == len(self.size)):
             raise ValueError("resize needs size, and a number for each of its axes")
         if self.resize and self.size and any(r < s for r, s in zip(self.resize, self.size, strict=True)):
             raise ValueError("resize is at least as large as size along all axes")
-        if self.resize and axes != 2 and self.source == "array":
+        if self.resize and axes != 2 and any_shape:
             raise ValueError("resize: only images are brought to another size: leave it out")
-        if self.streaming and self.source in ("digits", "array", "audiofolder"):
+        if self.streaming and self.source not in ("hub", "parquet", "webdataset", "imagefolder"):
             raise ValueError(f"source {self.source} is read whole: leave streaming out")
         if self.streaming and any(isinstance(share, int) and share for share in (self.validation, self.test)):
             raise ValueError("streaming does not know how many images there are: hold out shares below 1, not counts")
@@ -184,7 +222,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             found["on_error"] = "the digits can all be read: leave it out"
         if self.source == "hub":
             found["files"] = f"{self.name} is fetched from the hub: say what the files are (data.source), or leave them"
-        if self.source in ("digits", "array", "audiofolder"):
+        if self.source not in ("hub", "parquet", "webdataset", "imagefolder"):
             found["background"] = "nothing is transparent in numbers: leave it out"
         if self.source != "audiofolder":
             found["rate"] = "of sounds alone: leave it out"

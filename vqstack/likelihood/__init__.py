@@ -10,7 +10,16 @@ from vqstack.likelihood.categorical import Bernoulli, Categorical, Frequencies
 from vqstack.likelihood.conditioned import Clamped, Guided, Known
 from vqstack.likelihood.drawing import Draw, draw_values, noise
 from vqstack.likelihood.factors import BASE, Factor, Ordered, Table
-from vqstack.likelihood.heads import CodeHead, Head, PixelHead, PixelSettings, by_site, site_factors
+from vqstack.likelihood.heads import (
+    CodeHead,
+    Head,
+    PixelHead,
+    PixelSettings,
+    by_site,
+    pixel_head,
+    register_pixels,
+    site_factors,
+)
 from vqstack.likelihood.mixture import LogisticMixture, logistic_parameters
 from vqstack.likelihood.neighbours import Near
 
@@ -37,6 +46,8 @@ __all__ = [
     "draw_values",
     "logistic_parameters",
     "noise",
+    "pixel_head",
+    "register_pixels",
     "site_factors",
     "walked_log_prob",
 ]

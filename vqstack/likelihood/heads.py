@@ -1,13 +1,12 @@
 """Heads: what turns the numbers of each site into a distribution over a map."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from vqstack.errors import InputError
@@ -22,6 +21,7 @@ from vqstack.likelihood.mixture import (
     starting_point,
 )
 from vqstack.likelihood.neighbours import Near
+from vqstack.nets import check_registered, registered
 from vqstack.shapes import value_dtype
 
 
@@ -30,11 +30,22 @@ class PixelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["auto", "bernoulli", "categorical", "logistic_mixture"] = Field(
+    kind: str = Field(
         "auto",
-        description="auto: bernoulli for 2 grey values, categorical up to 32, mixed discretized logistics above.",
+        max_length=80,
+        description="bernoulli, categorical or logistic_mixture; auto: bernoulli for 2 grey values, categorical up to "
+        "32, mixed discretized logistics above; or the name under which a class of yours is registered "
+        "(register_pixels).",
+    )
+    options: dict[str, int | float | str | bool] = Field(
+        {}, description="What a class of yours is given beside the other settings; any unit."
     )
     components: int = Field(10, ge=1, description="Logistics per pixel, count (logistic_mixture).")
+
+    @field_validator("kind")
+    @classmethod
+    def check_kind(cls, kind: str) -> str:
+        return check_registered(_KINDS, kind, "pixels")
 
 
 class Head(ABC):
@@ -137,6 +148,30 @@ class PixelHead(Head):
         if self.kind == "logistic_mixture":
             return around_neighbours(parameters, near, self.channels, self.size)
         return parameters
+
+
+_KINDS: dict[str, Callable[[PixelSettings, int, int], Head]] = dict.fromkeys(
+    ("auto", "bernoulli", "categorical", "logistic_mixture"), PixelHead
+)
+
+
+def register_pixels(kind: str, head: Callable[[PixelSettings, int, int], Head]) -> None:
+    """Let pixels have a likelihood of this class where ``pixels.kind`` of the settings says so.
+
+    Args:
+        kind: a name that is not taken by another class.
+        head: a class of :class:`Head`, built with the settings, the number of channels and that of values.
+    """
+    if _KINDS.setdefault(kind, head) is not head:
+        raise ValueError(f"pixels: {kind} is registered for another class: choose another name")
+
+
+def pixel_head(settings: PixelSettings, channels: int, size: int) -> Head:
+    """The likelihood of pixels that the settings name; InputError where nothing is registered under that name."""
+    head = registered(_KINDS, settings.kind, "pixels")
+    if settings.options and head is PixelHead:
+        raise InputError(f"pixels.options: {settings.kind} takes none: leave them out")
+    return head(settings, channels, size)
 
 
 def by_site(values: Tensor, channels: int) -> Int64[Tensor, "b N c"]:

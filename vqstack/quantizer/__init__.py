@@ -9,8 +9,8 @@ Files in reading order: ``settings``, ``base`` (the interface), ``moving_average
 ``build``.
 """
 
-from vqstack.quantizer.base import Codebook, Quantized, Quantizer, Usage, in_chunks, nearest, usage
-from vqstack.quantizer.build import build_quantizer
+from vqstack.quantizer.base import Codebook, NearestCode, Quantized, Quantizer, Usage, in_chunks, nearest, usage
+from vqstack.quantizer.build import build_quantizer, register_quantizer
 from vqstack.quantizer.fixed import FiniteScalar, LinearlyTransformed, LookupFree
 from vqstack.quantizer.moving_average import CosineVQ, MovingAverageVQ
 from vqstack.quantizer.settings import QuantizerSettings, fsq_levels
@@ -22,6 +22,7 @@ __all__ = [
     "LinearlyTransformed",
     "LookupFree",
     "MovingAverageVQ",
+    "NearestCode",
     "Quantized",
     "Quantizer",
     "QuantizerSettings",
@@ -30,5 +31,6 @@ __all__ = [
     "fsq_levels",
     "in_chunks",
     "nearest",
+    "register_quantizer",
     "usage",
 ]

@@ -1,9 +1,14 @@
 """Which quantizer a level has, and its settings."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vqstack.nets import check_registered
+
+KINDS: dict[str, Any] = {}
+"""Classes of quantizers by their names, see ``build.py``."""
 
 
 class QuantizerSettings(BaseModel):
@@ -11,11 +16,16 @@ class QuantizerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["vq", "cosine", "fsq", "lfq", "simvq", "cluster"] = Field(
+    kind: str = Field(
         "vq",
+        max_length=80,
         description="vq: nearest code, codebook by moving average; cosine: the same on the unit sphere; fsq: finite "
         "scalar quantization; lfq: lookup-free, one bit a dimension; simvq: a linear map of a frozen codebook; "
-        "cluster (above level 1): a table from each code of the same map below to one of codebook_size clusters.",
+        "cluster (above level 1): a table from each code of the same map below to one of codebook_size clusters; or "
+        "the name under which a class of yours is registered (register_quantizer).",
+    )
+    options: dict[str, int | float | str | bool] = Field(
+        {}, description="What a class of yours is given beside the other settings; any unit."
     )
     codebook_size: int = Field(64, ge=2, le=2**20, description="K, count of codes.")
     dim: int = Field(32, ge=1, description="d, count of features of a code vector.")
@@ -56,6 +66,11 @@ class QuantizerSettings(BaseModel):
     entropy: float = Field(
         0.1, ge=0, description="Weight of the entropy loss, which is in nats per site (lfq), no unit."
     )
+
+    @field_validator("kind")
+    @classmethod
+    def check_kind(cls, kind: str) -> str:
+        return check_registered(KINDS, kind, "quantizer")
 
     @model_validator(mode="after")
     def check(self) -> "QuantizerSettings":
