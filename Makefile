@@ -8,7 +8,7 @@ RUN := runs/digits
 SAMPLES := runs/digits-samples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture lint types bench
+.PHONY: help setup demo test torture lint types docs bench
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -45,6 +45,15 @@ lint: $(STAMP)  ## check style and formatting
 
 types: $(STAMP)  ## check types
 	@$(BIN)/mypy vqstack recipes tools
+
+# Its packages are installed the first time, here and not in setup: nothing else needs them.
+docs: $(VENV)/.docs  ## build the documentation site into site/, without warnings
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "the site: site/index.html"
+
+$(VENV)/.docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
 
 bench: $(STAMP)  ## measure speed and quality against the baselines
 	@$(BIN)/python benchmarks/run.py

@@ -314,7 +314,8 @@ class HierarchicalModel(nn.Module, Pretrained):
             above: z_{level+1} … z_L as they were drawn or are scored; default: the encodings of z_level. Only the
                 transformer of ``unified`` reads them.
             refined: use the level's refiner, where it has one.
-            known, guidance: see :meth:`vqstack.code_model.CodeModel.distribution`.
+            known: see :meth:`vqstack.code_model.CodeModel.distribution`.
+            guidance: likewise.
         """
         given = {self.stack.level(level).upper.name: codes}
         if above is not None:

@@ -1,0 +1,42 @@
+"""The pages of the site: the reference has every public name, and what a page trains is accepted as it stands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+import vqstack
+from vqstack.commands import train
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_reference_has_every_public_name_once():
+    named = re.findall(r"^::: (\S+)$", (DOCS / "reference.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(name.rpartition(".")[2] for name in named) == sorted(vqstack.__all__)
+    for name in named:  # where it is defined, or a reader would find half of it
+        module, _, short = name.rpartition(".")
+        assert getattr(__import__(module, fromlist=[short]), short) is getattr(vqstack, short)
+
+
+@pytest.mark.parametrize("page", ["start.md", "own-images.md"])
+def test_what_a_page_trains_is_accepted(page, capsys):
+    """By a folder with two classes, as the page asks for."""
+    for kind in ("cats", "dogs"):
+        folder = Path("photos") / kind
+        folder.mkdir(parents=True)
+        for number in range(20):
+            pixels = np.random.randint(0, 256, (80, 100, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    text = (DOCS / page).read_text("utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r"^vqstack train (.*)$", text, re.MULTILINE)]
+    assert commands
+    for arguments in commands:
+        AcceleratorState._reset_state()  # one precision a process; the recipes have several
+        train.main([*arguments, "--dry-run"])
+        assert "total" in capsys.readouterr().out
+    AcceleratorState._reset_state()
