@@ -12,7 +12,8 @@ from PIL import Image
 import vqstack
 from vqstack.commands import train
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def test_the_reference_has_every_public_name_once():
@@ -40,3 +41,13 @@ def test_what_a_page_trains_is_accepted(page, capsys):
         train.main([*arguments, "--dry-run"])
         assert "total" in capsys.readouterr().out
     AcceleratorState._reset_state()
+
+
+def test_the_pages_show_the_ledger_of_the_readme():
+    (table,) = re.findall(r"^row .*?^bits/dim .*?$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert table in (DOCS / "start.md").read_text("utf-8")
+    figure = (DOCS / "images" / "hierarchy.svg").read_text("utf-8")
+    for line in table.splitlines()[1:-1]:
+        bits = line.split()[-1]
+        assert f"| {bits} |" in (page := (DOCS / "hierarchy.md").read_text("utf-8")) or f"**{bits}**" in page
+        assert line.startswith("total") or f"{bits} bits" in figure
