@@ -174,7 +174,7 @@ def test_workers_leave_signals_to_the_parent(settings):
 
 def source(settings, augmentation=None, batch=4):
     stream, crop = opened(settings, batch), augmentation or AugmentSettings()
-    return StreamSource(stream, 1, (4, 4), crop, 1.0, 0, torch.device("cpu"), True)
+    return StreamSource(stream, 1, (4, 4), crop, 1.0, 0, torch.device("cpu"), ["label"])
 
 
 def test_a_source_asked_for_another_place_goes_there(settings):

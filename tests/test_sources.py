@@ -38,10 +38,11 @@ def random_stack(codebook_size):
 
 def source(stack, number, labels=None, **settings):
     pixels = torch.randint(0, 5, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    given = [] if labels is None else [labels]
     if number == 1:
-        below = PixelSource(pixels, labels=labels)
+        below = PixelSource(pixels, given=given)
     else:
-        below = CodeSource(stack.encode(pixels)[0].numpy()[None], torch.device("cpu"), labels)
+        below = CodeSource(stack.encode(pixels)[0].numpy()[None], torch.device("cpu"), given)
     above = stack.level(2) if number == 1 else None
     return RefinerSource(below, stack.level(number), RefinerSettings(level=number, **settings), above)
 
@@ -192,7 +193,7 @@ def test_every_phase_sees_augmented_images_through_the_frozen_levels(tmp_path, m
 
 def host_source(kind, stack):
     pixels = torch.randint(0, 5, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    images = PixelSource(pixels, augmentation=AugmentSettings(shift=2, flip=True), labels=EVERY)
+    images = PixelSource(pixels, augmentation=AugmentSettings(shift=2, flip=True), given=[EVERY])
     codes = CodeSource(np.random.default_rng(0).integers(0, 6, (3, 40, 4, 4), dtype=np.uint8), torch.device("cpu"))
     return {"images": images, "codes": codes, "encoded": EncodingSource(images, stack, 1)}[kind]
 

@@ -1,26 +1,30 @@
 """Conditions: modules that turn what an image is given besides the map above it into features of a transformer.
 
-A class is a variable: its probability is a row of the ledger (:class:`vqstack.terms.LabelTerm`). Everything else is
-merely given: it has no row, and a total says what it is given.
+A class is a variable: its probability is a row of the ledger (:class:`vqstack.terms.LabelTerm`). Floats, such as what
+a text encoder makes of a caption, are merely given: they have no row, and a total says what it is given.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, ItemsView, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vqstack.checks import check_map
+from vqstack.checks import check_floats, check_map
 from vqstack.errors import InputError
-from vqstack.shapes import Labels
+from vqstack.nets import build_network, registered
+from vqstack.shapes import Labels, by_axis
 
 CONDITION_NAMES = {"label_embedding": "conditions.label.embedding"}
 """Names of parameters that are older than conditions: ours to the module's (see :func:`vqstack.nets.rename_state`)."""
 
 NO_LABEL = -1
-"""Stands for a label that is not told."""
+"""Stands for a label that is not told; floats that are not told are NaN."""
+GIVEN = "condition"
+"""Name of what is merely given, among the conditions of a transformer and the values of a hierarchy's variables."""
 
 Conditioning: TypeAlias = Mapping[str, Tensor]
 """What images are given, one row an image, by the name of the condition; a row may stand for nothing told."""
@@ -81,6 +85,115 @@ class ClassCondition(Condition):
 
     def check(self, values: Tensor, num: int, device: torch.device, by: Callable[..., None]) -> None:
         by(values, "labels", (), self.embedding.num_embeddings, device, num=num, least=NO_LABEL)
+
+
+class ReaderSettings(BaseModel):
+    """What reads the floats that are given with each image."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: str = Field(
+        "",
+        max_length=80,
+        description="vector, sequence, or the name under which a class of yours is registered (register_condition); "
+        "empty: as the floats are.",
+    )
+    options: dict[str, int | float | str | bool] = Field(
+        {}, description="What a class of yours is given beside shape and dim; any unit."
+    )
+
+
+class ConditionSettings(ReaderSettings):
+    """Floats that are given with each image, and what reads them."""
+
+    name: str = Field(description="What they are, for messages: the name of their column.")
+    shape: tuple[int, ...] = Field(
+        min_length=1, max_length=2, description="Of one image's floats: count of a vector, or of vectors and of each."
+    )
+
+
+class GivenCondition(Condition, ABC):
+    """Floats [b, \\*shape] that are merely given, each component in units of its deviation over the training images.
+
+    Args:
+        shape: of one image's floats, its last axis that of the components.
+        dim: features.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, shape: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.shape, self.dim = shape, dim
+        self.register_buffer("mean", torch.zeros(shape[-1]))
+        self.register_buffer("deviation", torch.ones(shape[-1]))
+
+    @abstractmethod
+    def features(self, values: Float[Tensor, "b *shape"]) -> Float[Tensor, "b d"]:
+        """Of standardised values."""
+
+    @torch.no_grad()
+    def know(self, values: Float[Tensor, "n *shape"]) -> None:
+        """Tell the module, before training, mean and deviation of each component; a constant one stays as it is."""
+        parts = values.flatten(0, -2).split(2**16)
+        count = sum(map(len, parts))
+        mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / count
+        deviation = (torch.stack([(part - mean).square().sum(0) for part in parts]).sum(0) / count).sqrt()
+        constant = deviation <= 1e-6 * mean.abs()
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(constant, 1.0, deviation))
+
+    def forward(self, values: Float[Tensor, "b *shape"]) -> Float[Tensor, "b 1 d"]:
+        told = ~values.flatten(1).isnan().any(1)
+        readable = torch.where(told.view(-1, *[1] * len(self.shape)), values, self.mean)
+        features = self.features((readable - self.mean) / self.deviation)
+        return (features * told[:, None])[:, None]
+
+    def nothing(self, num: int, device: torch.device) -> Float[Tensor, "b *shape"]:
+        return torch.full((num, *self.shape), torch.nan, device=device)
+
+    def check(self, values: Tensor, num: int, device: torch.device, by: Callable[..., None]) -> None:
+        check_floats(values, "condition", (num, *self.shape), device)
+
+
+class VectorCondition(GivenCondition):
+    """``W x + b`` of a standardised vector x."""
+
+    def __init__(self, shape: tuple[int, ...], dim: int) -> None:
+        super().__init__(shape, dim)
+        if len(shape) != 1:
+            raise InputError(f"condition.kind: vector reads {shape} floats: choose sequence")
+        self.linear = nn.Linear(shape[0], dim)
+
+    def reset(self) -> None:
+        nn.init.normal_(self.linear.weight, std=0.02 / self.shape[0] ** 0.5)
+        nn.init.normal_(self.linear.bias, std=0.02)  # what is average is told, too
+
+    def features(self, values: Float[Tensor, "b v"]) -> Float[Tensor, "b d"]:
+        return self.linear(values)
+
+
+_KINDS: dict[str, Any] = {"vector": VectorCondition}
+
+
+def register_condition(kind: str, condition: type[GivenCondition]) -> None:
+    """Let what is given be read by this class where ``condition.kind`` of the settings says so.
+
+    Args:
+        kind: a name that is not taken by another class.
+        condition: built as ``condition(shape, dim, **options)``.
+    """
+    if _KINDS.setdefault(kind, condition) != condition:
+        raise ValueError(f"condition: {kind} is registered for another class: choose another name")
+
+
+def build_condition(settings: ConditionSettings, dim: int) -> GivenCondition:
+    """What reads floats that are given; InputError for a kind that is not registered: no artefact brings code."""
+    kind = registered(_KINDS, settings.kind, "condition")
+    condition = build_network(kind, settings.shape, dim, what="condition", **settings.options)
+    condition.needs = f"{settings.name}: give condition, {by_axis(settings.shape)} floats for each image"
+    return condition
 
 
 class Conditions(nn.ModuleDict):

@@ -14,7 +14,7 @@ from vqstack.likelihood import noise
 from vqstack.metrics import Fidelity, FidelityMeter
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Usage, usage
-from vqstack.shapes import AnyCodes, Labels, Nats, Pixels, finest
+from vqstack.shapes import AnyCodes, Floats, Labels, Nats, Pixels, finest
 from vqstack.terminal import Progress
 
 
@@ -33,6 +33,14 @@ class Evaluation:
     def to_json(self) -> dict:
         """As ``ledger.json`` holds it."""
         return {**self.ledger.to_json(), "usage": {f"level-{n}": asdict(u) for n, u in enumerate(self.usage, start=1)}}
+
+
+def told(
+    model: HierarchicalModel, split: ImageSplit, indices: Int64[Tensor, "b"]
+) -> tuple[Labels | None, Floats | None]:
+    """Labels and condition of images of a split, as far as the model reads them, where it lives."""
+    labels = None if split.labels is None else split.labels[indices]
+    return model.told(labels), model.told_condition(None if split.condition is None else split.condition[indices])
 
 
 @torch.no_grad()
@@ -66,15 +74,14 @@ def evaluate_split(
     quiet = not accelerator.is_main_process
     for indices in Progress(batches, desc=f"ledger of {split.name}", leave=False, disable=quiet):
         pixels = split.pixels[indices].to(accelerator.device)
-        labels = None if split.labels is None else model.told(split.labels[indices])
         codes = model.encode(pixels)
-        lengths = model.code_lengths(pixels, codes, labels, refined=refined)
+        lengths = model.code_lengths(pixels, codes, *told(model, split, indices), refined=refined)
         nats += torch.stack([lengths[name].to(precision).sum() for name in dims])
         for total, z in zip(counts, codes, strict=True):
             total += torch.bincount(z.flatten(), minlength=len(total))
     sums = accelerator.reduce(nats).tolist()
     rows = {name: Row(s, dims[name]) for name, s in zip(dims, sums, strict=True)}
-    return Evaluation(Ledger(rows, count), [accelerator.reduce(c).cpu() for c in counts])
+    return Evaluation(Ledger(rows, count, model.given), [accelerator.reduce(c).cpu() for c in counts])
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,8 @@ def random_orders(
         torch.manual_seed(seed)
         for indices in torch.arange(len(split)).split(batch_size):
             pixels = split.pixels[indices].to(model.device)
-            labels = None if split.labels is None else model.told(split.labels[indices])
-            for name, nats in model.random_order_nats(pixels, model.encode(pixels), labels).items():
+            about = told(model, split, indices)
+            for name, nats in model.random_order_nats(pixels, model.encode(pixels), *about).items():
                 found.setdefault(name, []).append(nats.cpu())
     return {name: Estimate.of(torch.cat(nats)) for name, nats in found.items()}
 
@@ -171,22 +178,28 @@ def upper_share(found: int, of: int, confidence: float = 0.95) -> float:
 
 @torch.no_grad()
 def leaks(
-    model: HierarchicalModel, pixels: Pixels, labels: Labels | None, batch_size: int = 64, seed: int = 0
+    model: HierarchicalModel,
+    pixels: Pixels,
+    labels: Labels | None,
+    condition: Floats | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
 ) -> dict[int, Leak]:
     """What each level draws below the codes of images, encoded again; refiners included.
 
     Args:
         model: in eval mode.
-        pixels, labels: the images.
+        pixels, labels, condition: the images.
         batch_size: images at a time; does not change the result but at a tie.
         seed: of the draws, which follow the likelihood whatever the model's sampling settings.
     """
     names = range(1, len(model.stack) + 1)
     sites, maps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for batch in Progress(torch.arange(len(pixels)).split(batch_size), desc="leaks", leave=False, disable=None):
-        told = None if labels is None else model.told(labels[batch])
+        labelled = None if labels is None else model.told(labels[batch])
+        given = None if condition is None else model.told_condition(condition[batch])
         for number, codes in enumerate(model.encode(pixels[batch].to(model.device)), start=1):
-            below = model.conditional(number, codes, told)
+            below = model.conditional(number, codes, labelled, condition=given)
             drawn = below.sample(noise(seed, batch.tolist(), number - 1, below.sites))
             back = (model.stack.level(number).encode(drawn) == codes).flatten(1)
             sites[number] += int(back.sum())

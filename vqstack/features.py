@@ -164,7 +164,7 @@ def _train(
     def source(split: ImageSplit, augmentation: AugmentSettings | None = None) -> PixelSource:
         assert split.labels is not None
         pixels, labels = (x.to(accelerator.device) for x in (split.pixels, split.labels))
-        return PixelSource(pixels, augmentation=augmentation, labels=labels)
+        return PixelSource(pixels, augmentation=augmentation, given=(labels,))
 
     Fit("classifier", network, source(train, shift), source(validation), settings, accelerator, folder).run()
     assert validation.labels is not None

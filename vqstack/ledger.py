@@ -32,23 +32,26 @@ class Ledger:
     Attributes:
         rows: terms in the order in which a decoder needs them: label, prior, level-L … level-1.
         count: number of images.
+        given: what all rows are merely given, for which no bits are counted; empty: nothing.
     """
 
     rows: dict[str, Row]
     count: int
+    given: str = ""
 
     @classmethod
-    def of(cls, code_lengths: Mapping[str, Nats], dims: Mapping[str, int]) -> "Ledger":
+    def of(cls, code_lengths: Mapping[str, Nats], dims: Mapping[str, int], given: str = "") -> "Ledger":
         """From the code lengths of each image, nats."""
         rows = {name: Row(nats.cpu().double().sum().item(), dims[name]) for name, nats in code_lengths.items()}
-        return cls(rows, len(next(iter(code_lengths.values()))))
+        return cls(rows, len(next(iter(code_lengths.values()))), given)
 
     def merge(self, other: "Ledger") -> "Ledger":
         """The ledger of both sets of images together."""
-        if {k: r.dims for k, r in self.rows.items()} != {k: r.dims for k, r in other.rows.items()}:
+        dims = [{k: r.dims for k, r in ledger.rows.items()} for ledger in (self, other)]
+        if dims[0] != dims[1] or self.given != other.given:
             raise ValueError("only ledgers with the same rows can be merged")
         rows = {k: Row(r.nats + other.rows[k].nats, r.dims) for k, r in self.rows.items()}
-        return Ledger(rows, self.count + other.count)
+        return Ledger(rows, self.count + other.count, self.given)
 
     def row_bits(self, name: str) -> float:
         """Mean bits per image of one row."""
@@ -66,7 +69,8 @@ class Ledger:
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{name} {self.row_bits(name):.2f}" for name in self.rows)
-        return f"Ledger({self.bits:.2f} bits per image, {self.count} images: {rows})"
+        given = f" given {self.given}" if self.given else ""
+        return f"Ledger({self.bits:.2f} bits per image{given}, {self.count} images: {rows})"
 
     def to_json(self) -> dict:
         """Means per image, as ``ledger.json`` holds them."""
@@ -74,7 +78,8 @@ class Ledger:
             {"row": k, "nats": r.nats / self.count, "bits": self.row_bits(k), "dims": r.dims}
             for k, r in self.rows.items()
         ]
-        return {"rows": rows, "bits": self.bits, "bits_per_dim": self.bits_per_dim, "images": self.count}
+        found = {"rows": rows, "bits": self.bits, "bits_per_dim": self.bits_per_dim, "images": self.count}
+        return found | ({"given": self.given} if self.given else {})
 
 
 def table(ledgers: Mapping[str, Ledger]) -> str:
@@ -89,7 +94,10 @@ def table(ledgers: Mapping[str, Ledger]) -> str:
                 *(f"{x.row_bits(name):.2f}" for x in ledgers.values()),
             ]
         )
-    lines.append(["total bits", "", *(f"{x.bits:.2f}" for x in ledgers.values())])
+    given = next(iter(ledgers.values())).given
+    lines.append(
+        [f"total bits given {given}" if given else "total bits", "", *(f"{x.bits:.2f}" for x in ledgers.values())]
+    )
     lines.append(["bits/dim", "", *(f"{x.bits_per_dim:.4f}" for x in ledgers.values())])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(

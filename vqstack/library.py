@@ -55,6 +55,7 @@ def train(
     labels: Sequence[int] | Sequence[str] | NDArray[Any] | Tensor | None = None,
     *,
     out: str | Path | None = None,
+    condition: NDArray[Any] | Tensor | None = None,
     values: int | None = None,
 ) -> HierarchicalModel:
     """Train a model and return it in eval mode, on the device that it was trained on.
@@ -66,6 +67,7 @@ def train(
         images: uint8 [n, h, w], [n, h, w, c] or [n, c, h, w], in place of the recipe's data set. Validation and test
             images are held out of them (``data.validation``, ``data.test``).
         labels: the class of each image, a number from 0 on or a name.
+        condition: floats that are given with each image, [n, v] or [n, m, v]; see ``data.condition``.
         out: folder of the run; the images lie beside it. None: nothing is kept but the model that is returned.
         values: how many values a channel has, which then are 0 … values - 1; default: as in the settings.
 
@@ -73,14 +75,14 @@ def train(
         InputError: settings and images do not fit each other, or the folder holds another run.
     """
     config, threads = settings if isinstance(settings, RunConfig) else recipe(settings), torch.get_num_threads()
-    if images is None and (labels is not None or values is not None):
-        raise InputError("labels and values are of images in memory: give images, or leave them out")
+    if images is None and any(given is not None for given in (labels, condition, values)):
+        raise InputError("labels, condition and values are of images in memory: give images, or leave them out")
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         folder = Path(out) if out is not None else Path(stack.enter_context(TemporaryDirectory())) / "run"
         written: AbstractContextManager[None] = nullcontext()
         if images is not None:
-            config, written = _with_images(config, folder, np.asarray(images), labels, values)
+            config, written = _with_images(config, folder, np.asarray(images), labels, condition, values)
         with written:
             _, accelerator = prepare(config, folder)
             if accelerator.num_processes > 1 and out is None:
@@ -91,12 +93,14 @@ def train(
 
 
 def _with_images(
-    config: RunConfig, folder: Path, images: NDArray[Any], labels: Any, values: int | None
+    config: RunConfig, folder: Path, images: NDArray[Any], labels: Any, condition: Any, values: int | None
 ) -> tuple[RunConfig, AbstractContextManager[None]]:
     """The settings with these images as their data set, and what writes that beside the folder of the run."""
-    arrays = {"images": images} | ({} if labels is None else {"labels": np.asarray(labels)})
-    if any(len(array) != len(images) for array in arrays.values()):
-        raise InputError(f"labels: {len(arrays['labels'])} for {len(images)} images: give one for each")
+    arrays = {"images": images, "labels": labels, "condition": condition}
+    arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+    for name, array in arrays.items():
+        if len(array) != len(images):
+            raise InputError(f"{name}: {len(array)} for {len(images)} images: give one for each")
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]  # names that are no options of it
     # Named by what it holds: a run in the folder that had other images is refused, and keeps its own.
@@ -106,6 +110,7 @@ def _with_images(
     # The digits count their held-out images; what else the settings say of another source does not fit this one.
     kept = {"limit", "seed", "resident"} | (set() if config.data.source == "digits" else {"validation", "test"})
     data: dict[str, Any] = {"source": "array", "files": {"train": str(path)}, "channels": colours}
+    data["condition"] = "condition" if condition is not None else None
     data |= {"values": values or config.data.values} | config.data.model_dump(include=kept)
     try:
         given = ImageSettings.model_validate(data)

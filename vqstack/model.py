@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from vqstack.checks import check_map, check_number
+from vqstack.checks import check_floats, check_map, check_number
 from vqstack.code_model import (
     SHARED,
     AutoregressiveCodeModel,
@@ -25,12 +25,13 @@ from vqstack.code_model import (
     check_unified,
     segments_of,
 )
+from vqstack.conditions import GIVEN, ConditionSettings
 from vqstack.errors import InputError, listed
 from vqstack.ledger import Ledger
 from vqstack.likelihood import Distribution, Draw, Known
 from vqstack.nets import store_once
 from vqstack.pretrained import Pretrained
-from vqstack.shapes import AnyCodes, Codes, Labels, Nats, Pixels, finest
+from vqstack.shapes import AnyCodes, Codes, Floats, Labels, Nats, Pixels, by_axis, finest
 from vqstack.stack import Stack, StackSettings
 from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, descend
 from vqstack.variables import Variable
@@ -126,6 +127,7 @@ class ModelSettings(BaseModel):
     values: int = Field(256, ge=2, le=2**16, description="V, count of values a channel: pixels are 0 … V-1.")
     geometry: Geometry | None = Field(None, description="How images are prepared; none: not known, as in older models.")
     classes: int = Field(0, ge=0, le=10**6, description="Count of class labels; 0: none.")
+    condition: ConditionSettings | None = Field(None, description="Floats that are given with each image; none: none.")
     class_names: tuple[str, ...] = Field(
         (), description="Names of the classes in the order of their numbers; empty: not known, as in older models."
     )
@@ -146,6 +148,10 @@ class ModelSettings(BaseModel):
         """The refiners, those included that are the prior's transformer."""
         return self.refiners + (segments_of(self.prior, len(self.stack.levels)) if self.unified else ())
 
+    def conditional(self, part: CodeModelSettings) -> bool:
+        """Whether a transformer of these settings is conditional on anything."""
+        return (part.labels and self.classes > 0) or (part.condition and self.condition is not None)
+
     def class_number(self, name: str) -> int:
         """The number of the class of that name; a number where no class is called so. InputError for none of both."""
         if name in self.class_names:
@@ -164,14 +170,14 @@ class ModelSettings(BaseModel):
         refiners = {refiner.level: refiner for refiner in self.every_refiner}
         names = ["prior", *(f"level {n}" for n in range(len(self.stack.levels), 0, -1))]
         parts = [self.prior, *(refiners.get(n) for n in range(len(self.stack.levels), 0, -1))]
-        guided = [p is not None and p.labels and p.label_dropout > 0 and self.classes > 0 for p in parts]
+        guided = [p is not None and self.conditional(p) and p.label_dropout > 0 for p in parts]
         free = [True, *(level.decoder.family != "window" for level in reversed(self.stack.levels))]  # in any order
         masked = [p is not None and p.family == "masked" and f for p, f in zip(parts, free, strict=True)]
         draws = sampling.draws(len(self.stack.levels))
         pixels = [part == "level 1" for part in names]
         for field, able, neutral, needs in (
             ("mean", pixels, False, "values that are ordered, the pixels below level 1"),
-            ("guidance", guided, 1.0, "a transformer with labels that was trained with label_dropout above 0"),
+            ("guidance", guided, 1.0, "a transformer with labels or a condition, trained with label_dropout above 0"),
             ("confidence", masked, False, "a transformer of the masked family over no window decoder"),
         ):
             given = getattr(sampling, field)
@@ -201,7 +207,7 @@ class Sample:
 
 
 class HierarchicalModel(nn.Module, Pretrained):
-    """``P(y, z_1 … z_L, label)``: labels by their training frequency, prior, decoders or refiners.
+    """``P(y, z_1 … z_L, label | condition)``: labels by their training frequency, prior, decoders or refiners.
 
     Args:
         settings: see :class:`ModelSettings`.
@@ -214,14 +220,16 @@ class HierarchicalModel(nn.Module, Pretrained):
         self.settings = settings
         self.stack = Stack(settings.stack, settings.image_shape, settings.values)
         top, codes = self.stack.levels[-1], self.stack.levels[-1].quantizer
-        self.prior = build_code_model(settings.prior, top.map_shape, codes.size, settings.classes, codes.dim)
+        classes, given = settings.classes, settings.condition
+        self.prior = build_code_model(settings.prior, top.map_shape, codes.size, classes, codes.dim, given)
         self.refiners = nn.ModuleDict(
             {
                 str(refiner.level): build_refiner(
                     refiner,
                     self.stack.level(refiner.level),
-                    settings.classes,
+                    classes,
                     self.prior.backbone if settings.unified and refiner.level > 1 else None,
+                    given,
                 )
                 for refiner in settings.every_refiner
             }
@@ -231,6 +239,8 @@ class HierarchicalModel(nn.Module, Pretrained):
             store_once(self, {f"{name}{part}": f"prior.{part}" for name in lower for part in SHARED})
         self.classes = max(part.classes for part in self.parts)
         """Number of class labels that some part is conditional on; 0: none."""
+        self.condition = settings.condition if any(GIVEN in part.conditions for part in self.parts) else None
+        """The floats that some part is conditional on."""
         uniform = torch.full((self.classes,), 1 / max(self.classes, 1))
         self.label_probs: Tensor
         self.register_buffer("label_probs", uniform)
@@ -238,6 +248,10 @@ class HierarchicalModel(nn.Module, Pretrained):
     def told(self, labels: Labels | None) -> Labels | None:
         """The labels of a data set where the model reads any, on its device; none where it knows no classes."""
         return None if labels is None or not self.classes else labels.to(self.device)
+
+    def told_condition(self, condition: Floats | None) -> Floats | None:
+        """The floats that a data set gives where the model reads any, on its device."""
+        return None if condition is None or self.condition is None else condition.to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -284,6 +298,13 @@ class HierarchicalModel(nn.Module, Pretrained):
         counts = torch.bincount(labels, minlength=self.classes).to(self.label_probs) + 1
         self.label_probs.copy_(counts / counts.sum())
 
+    def know_condition(self, condition: Floats) -> None:
+        """Tell what reads it, before training, the mean and the deviation of what training images are given."""
+        self.check_condition(condition, None)
+        for part in self.parts:
+            if GIVEN in part.conditions:
+                part.conditions[GIVEN].know(condition)  # type: ignore[operator]
+
     def encode(self, pixels: Pixels) -> list[AnyCodes]:
         """``[z_1 … z_L]``."""
         return self.stack.encode(pixels)
@@ -298,6 +319,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         codes: AnyCodes,
         labels: Labels | None = None,
         *,
+        condition: Floats | None = None,
         above: Sequence[AnyCodes] | None = None,
         refined: bool = True,
         known: Known | None = None,
@@ -310,7 +332,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         Args:
             level: l.
             codes: z_l.
-            labels: of the images; a refiner that is conditional on the class but was trained to do without takes none.
+            labels, condition: of the images; a refiner that is conditional but was trained to do without takes none.
             above: z_{level+1} … z_L as they were drawn or are scored; default: the encodings of z_level. Only the
                 transformer of ``unified`` reads them.
             refined: use the level's refiner, where it has one.
@@ -328,6 +350,9 @@ class HierarchicalModel(nn.Module, Pretrained):
         if labels is not None:
             self.check_labels(labels, len(codes))
             given["label"] = labels
+        if condition is not None:
+            self.check_condition(condition, len(codes))
+            given[GIVEN] = condition
         if known is not None:
             known = self._known({level - 1: known}, len(codes), level - 1)[level - 1]
         if not 0 <= guidance < math.inf:
@@ -350,37 +375,57 @@ class HierarchicalModel(nn.Module, Pretrained):
         terms.append(CodeModelTerm("prior", self.stack.levels[-1].upper, self.prior))
         return terms + [self.term(number, refined=refined) for number in numbers]
 
-    def values(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None) -> dict[str, Tensor]:
-        """Values of all variables by their names; InputError where they are none, or not of the same images."""
+    def values(
+        self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None, condition: Floats | None = None
+    ) -> dict[str, Tensor]:
+        """Values of all variables by their names, and what is merely given; InputError where they do not fit."""
         values = self.stack.named(pixels, codes)
         self.check_labels(labels, len(pixels))
-        return values if labels is None else {**values, "label": labels}
+        self.check_condition(condition, len(pixels))
+        given = {"label": labels, GIVEN: condition}
+        return {**values, **{name: value for name, value in given.items() if value is not None}}
 
     def code_lengths(
-        self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, *, refined: bool = True
+        self,
+        pixels: Pixels,
+        codes: list[AnyCodes],
+        labels: Labels | None = None,
+        condition: Floats | None = None,
+        *,
+        refined: bool = True,
     ) -> dict[str, Nats]:
         """Nats of each image by row: label (if conditional), prior, level-L … level-1, for any codes z_1 … z_L.
 
-        ``refined=False`` gives the rows of the feed-forward decoders.
+        All rows are given ``condition``, which has none itself. ``refined=False`` gives the rows of the feed-forward
+        decoders.
         """
-        return code_lengths(self.terms(refined=refined), self.values(pixels, codes, labels), len(pixels))
+        return code_lengths(self.terms(refined=refined), self.values(pixels, codes, labels, condition), len(pixels))
 
-    def random_order_nats(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> dict[str, Nats]:
+    def random_order_nats(
+        self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, condition: Floats | None = None
+    ) -> dict[str, Nats]:
         """One-pass estimates by row of the masked models, see :meth:`MaskedCodeModel.random_order_nats`; no ledger."""
-        values = self.values(pixels, codes, labels)
+        values = self.values(pixels, codes, labels, condition)
         models = [term for term in self.terms() if isinstance(term, CodeModelTerm)]
         found = {term.row: term.random_order_nats(values, len(pixels)) for term in models}
         return {row: nats for row, nats in found.items() if nats is not None}
 
-    def joint_log_prob(self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None) -> Nats:
-        """``ln P(y, z_1 … z_L, label)``, nats; over all arguments the probabilities sum to one."""
-        rows = self.code_lengths(pixels, codes, labels).values()
+    def joint_log_prob(
+        self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, condition: Floats | None = None
+    ) -> Nats:
+        """``ln P(y, z_1 … z_L, label | condition)``, nats; over all but the condition probabilities sum to one."""
+        rows = self.code_lengths(pixels, codes, labels, condition).values()
         return -torch.stack([nats.to(finest(self.device)) for nats in rows]).sum(0)
 
     @torch.no_grad()
-    def ledger(self, pixels: Pixels, labels: Labels | None = None) -> Ledger:
+    def ledger(self, pixels: Pixels, labels: Labels | None = None, condition: Floats | None = None) -> Ledger:
         """The ledger of images: code lengths with z = enc(y)."""
-        return Ledger.of(self.code_lengths(pixels, self.encode(pixels), labels), self.dims)
+        return Ledger.of(self.code_lengths(pixels, self.encode(pixels), labels, condition), self.dims, self.given)
+
+    @property
+    def given(self) -> str:
+        """What the total of a ledger is merely given; empty for nothing."""
+        return "" if self.condition is None else self.condition.name
 
     @property
     def dims(self) -> dict[str, int]:
@@ -400,11 +445,29 @@ class HierarchicalModel(nn.Module, Pretrained):
             device = None if anywhere or num is None else self.device
             check_map(labels, "labels", (), self.classes, device, num=num)
 
+    def check_condition(self, condition: Floats | None, num: int | None, *, anywhere: bool = False) -> None:
+        """Finite floats must be given for each of ``num`` images (none: any number) where the model reads any.
+
+        A model that reads none takes none. ``anywhere``, and without ``num``: on any device.
+        """
+        if self.condition is None:
+            if condition is not None:
+                raise InputError("condition: this model is conditional on no floats: leave them out")
+            return
+        if condition is None:
+            shape = by_axis(self.condition.shape)
+            raise InputError(f"this model is given {self.condition.name}: give condition, {shape} floats an image")
+        device = None if anywhere or num is None else self.device
+        check_floats(condition, "condition", (num, *self.condition.shape), device)
+        if not condition.isfinite().all():
+            raise InputError("condition: holds a number that is not finite: correct it, or leave that image out")
+
     @torch.no_grad()
     def sample(
         self,
         num: int,
         labels: Labels | None = None,
+        condition: Floats | None = None,
         *,
         seed: int = 0,
         sampling: SamplingSettings | None = None,
@@ -416,6 +479,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         Args:
             num: how many.
             labels: one per image; drawn from P(label) when none are given and the model is conditional.
+            condition: floats for each image, if the model is given any.
             seed: with the image's number it names all noise; batch size and device do not matter.
             sampling: default: the model's own settings.
             first: number of the first image.
@@ -423,12 +487,12 @@ class HierarchicalModel(nn.Module, Pretrained):
         """
         indices = self._numbers(seed, first, check_number(num, "num", 0, 2**48))
         draws, terms = self.settings.draws(sampling), self.terms()
-        labels = self._labels(labels, num)
-        if labels is not None:
+        self.check_condition(condition, num, anywhere=True)
+        given = self._given(labels, condition, num)
+        if "label" in given:
             terms = terms[1:]
         elif self.classes:
             draws = [Draw(), *draws]
-        given = {} if labels is None else {"label": labels}
         return self._sample(descend(terms, given, draws, seed, indices, self._known(known, num, len(self.stack))))
 
     @torch.no_grad()
@@ -437,20 +501,19 @@ class HierarchicalModel(nn.Module, Pretrained):
         codes: Codes,
         level: int,
         labels: Labels | None = None,
+        condition: Floats | None = None,
         *,
         seed: int = 0,
         sampling: SamplingSettings | None = None,
         first: int = 0,
         known: Mapping[int, Known] | None = None,
     ) -> Sample:
-        """Variations: keep ``z_level``, draw everything below it. Only refiners that know classes read the labels."""
+        """Variations: keep ``z_level``, draw everything below it. Only some refiners read labels or condition."""
         upper = self.stack.level(level).upper
         upper.check(codes)
         draws = self.settings.draws(sampling)[-level:]
         indices = self._numbers(seed, first, len(codes))
-        given, labels = {upper.name: codes.to(self.device)}, self._labels(labels, len(codes))
-        if labels is not None:
-            given["label"] = labels
+        given = {upper.name: codes.to(self.device), **self._given(labels, condition, len(codes))}
         terms = [self.term(number) for number in range(level, 0, -1)]
         return self._sample(descend(terms, given, draws, seed, indices, self._known(known, len(codes), level - 1)))
 
@@ -458,12 +521,16 @@ class HierarchicalModel(nn.Module, Pretrained):
         maps = {variable.number: values.get(variable.name) for variable in self.stack.variables[:0:-1]}
         return Sample(values["pixels"], {n: z for n, z in maps.items() if z is not None}, values.get("label"))
 
-    def _labels(self, labels: Labels | None, num: int) -> Labels | None:
-        """One label an image where the model lives, checked."""
-        if labels is None:
-            return None
-        self.check_labels(labels, num, anywhere=True)
-        return labels.to(self.device)
+    def _given(self, labels: Labels | None, condition: Floats | None, num: int) -> dict[str, Tensor]:
+        """Labels and condition of ``num`` images by name, those that there are, checked, where the model lives."""
+        given: dict[str, Tensor] = {}
+        if labels is not None:
+            self.check_labels(labels, num, anywhere=True)
+            given["label"] = labels.to(self.device)
+        if condition is not None:
+            self.check_condition(condition, num, anywhere=True)
+            given[GIVEN] = condition.to(self.device, torch.float32)
+        return given
 
     @staticmethod
     def _numbers(seed: int, first: int, num: int) -> range:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vqstack.errors import InputError
+from vqstack.evaluation import told
 from vqstack.features import Extractor
 from vqstack.images import ImageSplit
 from vqstack.metrics import frechet_distance, precision_recall
@@ -79,13 +80,24 @@ def images_a_side(wanted: int | None, split: ImageSplit) -> int:
 
 
 def draw_samples(
-    model: HierarchicalModel, num: int, seed: int, sampling: SamplingSettings, batch_size: int = 64
+    model: HierarchicalModel,
+    num: int,
+    seed: int,
+    sampling: SamplingSettings,
+    batch_size: int = 64,
+    split: ImageSplit | None = None,
 ) -> tuple[Pixels, Labels | None]:
-    """Samples number 0 … num - 1 of a seed, on the CPU, and their classes, drawn from P(label) where there are any."""
-    samples = [
-        model.sample(min(batch_size, num - first), seed=seed, sampling=sampling, first=first)
-        for first in Progress(range(0, num, batch_size), desc=f"samples of seed {seed}", leave=False, disable=None)
-    ]
+    """Samples number 0 … num - 1 of a seed, on the CPU, and their classes, drawn from P(label) where there are any.
+
+    A model that is given floats is given those of the split's images, from the first one on.
+    """
+    samples = []
+    for first in Progress(range(0, num, batch_size), desc=f"samples of seed {seed}", leave=False, disable=None):
+        count = min(batch_size, num - first)
+        condition = None
+        if split is not None:
+            _, condition = told(model, split, torch.arange(first, first + count) % len(split))
+        samples.append(model.sample(count, None, condition, seed=seed, sampling=sampling, first=first))
     labels = [sample.labels.cpu() for sample in samples if sample.labels is not None]
     return torch.cat([sample.pixels.cpu() for sample in samples]), torch.cat(labels) if labels else None
 

@@ -28,6 +28,7 @@ Vectors: TypeAlias = Float[Tensor, "b d *map"]
 """What a network puts out before the quantizer, or codebook entries laid out as a map."""
 
 Labels: TypeAlias = Int64[Tensor, "b"]
+Floats: TypeAlias = Float[Tensor, "b *given"]
 """Class numbers, counted from 0."""
 
 Noise: TypeAlias = Float64[Tensor, "b n"]

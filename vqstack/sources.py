@@ -15,12 +15,13 @@ from torch import Tensor
 
 from vqstack.code_model import RefinerSettings, parent_of
 from vqstack.codes import MapCache
+from vqstack.conditions import GIVEN
 from vqstack.fit import Asked, ReadingAhead, Source
 from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, StreamBatch, augment, center, uniforms
 from vqstack.level import Level
 from vqstack.likelihood import by_site
 from vqstack.quantizer import in_chunks
-from vqstack.shapes import Codes, Labels, Pixels
+from vqstack.shapes import Codes, Pixels
 from vqstack.stack import Stack
 from vqstack.terminal import Progress
 from vqstack.window import Windowed
@@ -60,7 +61,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 class PixelSource:
-    """Images on the device, or in host memory where they do not fit, augmented as they are taken, with labels if any.
+    """Images on the device, or in host memory where they do not fit, augmented as they are taken.
 
     Args:
         pixels: as large as they are kept, on the device or not.
@@ -69,7 +70,7 @@ class PixelSource:
         share: of the images of a batch that are changed.
         seed: with the epoch and the number of the image it decides on the view.
         device: where batches go; None: where ``pixels`` are.
-        labels: of all images, if the module takes them.
+        given: of all images, what the module takes beside them: labels, floats.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class PixelSource:
         share: float = 1.0,
         seed: int = 0,
         device: torch.device | None = None,
-        labels: Labels | None = None,
+        given: Sequence[Tensor] = (),
     ) -> None:
         self.pixels, self.size = pixels, size or tuple(pixels.shape[2:])
         self.augmentation, self.share, self.seed = augmentation or AugmentSettings(), share, seed
-        self.device, self.labels = device or pixels.device, labels
+        self.device, self.given = device or pixels.device, given
         self.ahead = ReadAhead(self._read)
 
     def __len__(self) -> int:
@@ -105,7 +106,7 @@ class PixelSource:
         else:
             draws = uniforms(self.seed, epochs, indices)
             pixels = augment(pixels, draws, self.augmentation, self.size, self.share)
-        return (pixels,) if self.labels is None else (pixels, self.labels[indices.to(self.labels.device)])
+        return pixels, *rows(self.given, indices, self.device)
 
 
 class StreamSource:
@@ -115,7 +116,7 @@ class StreamSource:
         stream: of this process, in batches as large as those that are asked for.
         world: number of processes, among which the indices are dealt out in turn.
         size, augmentation, share, seed, device: as for :class:`PixelSource`.
-        labelled: whether the module takes labels.
+        reads: names of what the module takes beside the images: label, condition.
     """
 
     def __init__(
@@ -127,9 +128,9 @@ class StreamSource:
         share: float,
         seed: int,
         device: torch.device,
-        labelled: bool,
+        reads: Sequence[str],
     ) -> None:
-        self.stream, self.world, self.size, self.device, self.labelled = stream, world, size, device, labelled
+        self.stream, self.world, self.size, self.device, self.reads = stream, world, size, device, reads
         self.augmentation, self.share, self.seed = augmentation, share, seed
         self.next, self.left_out = -1, 0
         self._batches: Iterator[StreamBatch] = iter(())
@@ -151,7 +152,8 @@ class StreamSource:
             pixels = augment(pixels, draws, self.augmentation, self.size, self.share)
         else:
             pixels = center(pixels, self.size)
-        return (pixels, taken.labels.to(self.device)) if self.labelled else (pixels,)
+        given = {"label": taken.labels, GIVEN: taken.condition}
+        return pixels, *(value.to(self.device) for name in self.reads if (value := given[name]) is not None)
 
     def _report(self, failed: list[str]) -> None:
         for problem in failed:
@@ -173,28 +175,34 @@ def resident_images(splits: Mapping[str, ImageSplit], resident: str, device: tor
     return {name: split.stored.to(device) for name, split in splits.items()}
 
 
+def rows(values: Sequence[Tensor], indices: Int64[Tensor, "b"], device: torch.device) -> Iterator[Tensor]:
+    """What images ``indices`` are given, on ``device``."""
+    for given in values:
+        yield given[indices.to(given.device)].to(device)
+
+
 def pinned(batch: Tensor, device: torch.device) -> Tensor:
     """A batch from where it can go to ``device`` without being waited for: to a GPU from pinned memory."""
     return batch.pin_memory() if device.type == "cuda" and batch.device.type == "cpu" else batch
 
 
 class CodeSource:
-    """Stored codes of one level, with labels if the module takes them.
+    """Stored codes of one level, with what the module is given.
 
     Args:
         maps: unsigned [views, n, *map], as :class:`vqstack.codes.MapCache` gives them; stay where they are (mapped into
             memory) on the CPU and where they take more than ``RESIDENT`` bytes, else they are copied to the device.
         device: of the batches.
-        labels: classes, on the device.
+        given: as for :class:`PixelSource`.
     """
 
-    def __init__(self, maps: NDArray[Any], device: torch.device, labels: Labels | None = None) -> None:
+    def __init__(self, maps: NDArray[Any], device: torch.device, given: Sequence[Tensor] = ()) -> None:
         # Tensors of wide unsigned numbers can hardly be indexed: the same bits as signed ones can, and are masked.
         signed = maps.view(np.uint8 if maps.itemsize == 1 else f"i{maps.itemsize}")
         self.maps, self.mask = torch.from_numpy(signed), 2 ** (8 * maps.itemsize) - 1
         if maps.nbytes <= RESIDENT:
             self.maps = self.maps.to(device)
-        self.device, self.labels = device, labels
+        self.device, self.given = device, given
         self.ahead = ReadAhead(self._read)
 
     def __len__(self) -> int:
@@ -212,7 +220,7 @@ class CodeSource:
 
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
         codes = self.ahead.take(indices, epochs).to(self.device, non_blocking=True).long() & self.mask
-        return (codes,) if self.labels is None else (codes, self.labels[indices.to(self.device)])
+        return codes, *rows(self.given, indices, self.device)
 
 
 class EncodingSource:
@@ -230,8 +238,8 @@ class EncodingSource:
             self.images.announce(batches)
 
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
-        pixels, *labels = self.images.batch(indices, epochs)
-        return self.stack.encode(pixels, self.level)[-1], *labels
+        pixels, *given = self.images.batch(indices, epochs)
+        return self.stack.encode(pixels, self.level)[-1], *given
 
 
 @torch.no_grad()
@@ -280,13 +288,13 @@ def encode_once(
 
 
 class RefinerSource:
-    """What a refiner of level l is trained on: maps z_{l-1}, labels, and what the frozen level says of them.
+    """What a refiner of level l is trained on: maps z_{l-1}, conditions, and what the frozen level says of them.
 
     In training a share of the parent codes is replaced, and the same codes give the feed-forward distribution and the
     features, so that the refiner meets such codes before it meets sampled ones; half of the images stay as they are.
 
     Args:
-        below: yields z_{l-1} (pixels for level 1), and labels if the refiner takes them.
+        below: yields z_{l-1} (pixels for level 1), and what the refiner is given.
         level: l, frozen.
         settings: how parent codes are replaced.
         above: level l + 1, whose decoder gives the samples; none for the top level.
@@ -345,7 +353,7 @@ class UnifiedSource:
     """Maps of all levels with what each says of the map below: what the transformer of all maps is trained on.
 
     Args:
-        lowest: gives z_1, and labels if the transformer reads them.
+        lowest: gives z_1, and what the transformer is given.
         stack: frozen.
     """
 

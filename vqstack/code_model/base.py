@@ -23,7 +23,15 @@ from vqstack.checks import check_kind, check_map, check_number
 from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
-from vqstack.conditions import CONDITION_NAMES, ClassCondition, Conditioning, Conditions
+from vqstack.conditions import (
+    CONDITION_NAMES,
+    GIVEN,
+    ClassCondition,
+    Conditioning,
+    Conditions,
+    ConditionSettings,
+    build_condition,
+)
 from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known, by_site, site_factors
 from vqstack.nets import convolution, rename_state, unfold
 from vqstack.quantizer import in_chunks
@@ -73,6 +81,7 @@ class CodeModel(nn.Module, ABC):
         features: features of each site of the parent map.
         vector_dim: numbers of a codebook vector of the codes that are modelled.
         backbone: of another model with the same settings, to be shared with it; none: one of its own.
+        given: floats that each image is given, which it is conditional on if its settings say so; none: no floats.
 
     Attributes:
         sites: N.
@@ -90,6 +99,7 @@ class CodeModel(nn.Module, ABC):
         features: int = 0,
         vector_dim: int = 0,
         backbone: nn.Module | None = None,
+        given: ConditionSettings | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.map_shape, self.head, self.scale = settings, map_shape, head, scale
@@ -101,6 +111,8 @@ class CodeModel(nn.Module, ABC):
             else self._schedule(min(settings.groups or self.sites, self.sites))
         )
         self.conditions = Conditions({"label": ClassCondition(self.classes, settings.dim)} if self.classes else {})
+        if given is not None and settings.condition:
+            self.conditions[GIVEN] = build_condition(given, settings.dim)
         # A table where values are few, a linear map of the scaled value where they are many grey values.
         self.tabled = isinstance(head, CodeHead) or head.size <= 32
         self.embedding = (

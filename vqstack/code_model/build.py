@@ -7,6 +7,7 @@ from vqstack.code_model.autoregressive import AutoregressiveCodeModel
 from vqstack.code_model.base import CodeModel, Parent
 from vqstack.code_model.masked import MaskedCodeModel
 from vqstack.code_model.settings import CodeModelSettings, RefinerSettings
+from vqstack.conditions import ConditionSettings
 from vqstack.level import Level
 from vqstack.likelihood import CodeHead
 from vqstack.shapes import Codes
@@ -15,15 +16,24 @@ _FAMILIES: dict[str, type[CodeModel]] = {"autoregressive": AutoregressiveCodeMod
 
 
 def build_code_model(
-    settings: CodeModelSettings, map_shape: tuple[int, ...], codebook_size: int, classes: int, vector_dim: int = 0
+    settings: CodeModelSettings,
+    map_shape: tuple[int, ...],
+    codebook_size: int,
+    classes: int,
+    vector_dim: int = 0,
+    given: ConditionSettings | None = None,
 ) -> CodeModel:
     """A model of code maps that stands on its own, such as the prior."""
     head = CodeHead(codebook_size)
-    return _FAMILIES[settings.family](settings, map_shape, head, classes, vector_dim=vector_dim)
+    return _FAMILIES[settings.family](settings, map_shape, head, classes, vector_dim=vector_dim, given=given)
 
 
 def build_refiner(
-    settings: RefinerSettings, level: Level, classes: int, backbone: nn.Module | None = None
+    settings: RefinerSettings,
+    level: Level,
+    classes: int,
+    backbone: nn.Module | None = None,
+    given: ConditionSettings | None = None,
 ) -> CodeModel:
     """A model of what lies below a level, given that level's codes; starts as the level's own decoder.
 
@@ -31,10 +41,11 @@ def build_refiner(
         settings, level: of the refiner; whose map below it models.
         classes: number of class labels in the data; 0: none.
         backbone: of another model, to be shared with it; none: one of its own.
+        given: floats that each image is given; none: no floats.
     """
     family = _FAMILIES[settings.family]
     above = (level.scale, level.context_features)
-    return family(settings, level.below, level.head, classes, *above, level.vector_dim, backbone)
+    return family(settings, level.below, level.head, classes, *above, level.vector_dim, backbone, given)
 
 
 @torch.no_grad()

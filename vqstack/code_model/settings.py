@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vqstack.conditions import GIVEN
 from vqstack.level import LevelSettings
 
 
@@ -46,8 +47,12 @@ class CodeModelSettings(BaseModel):
         0.1, ge=0, lt=1, description="Share of features and attention weights dropped, training only."
     )
     labels: bool = Field(True, description="Condition on the class label where the data set has one.")
+    condition: bool = Field(True, description="Condition on the floats that data.condition names, where it does.")
     label_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of training images whose label is hidden; guidance needs some."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of training images whose label and condition are hidden, both at once; guidance needs some.",
     )
     masks: Literal["schedule", "random"] = Field(
         "schedule",
@@ -60,6 +65,11 @@ class CodeModelSettings(BaseModel):
         description="Temperature of training targets that share their mass with codes nearby, in mean squared "
         "distances between a code and its nearest neighbour (codes only); 0: hard targets.",
     )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the conditions that are read where there are any, in the order of a model's."""
+        return ("label",) * self.labels + (GIVEN,) * self.condition
 
     @model_validator(mode="after")
     def check(self) -> "CodeModelSettings":
@@ -81,6 +91,7 @@ class RefinerSettings(CodeModelSettings):
         description="K, count of groups of sites drawn one after the other, at most one a site; 0: one a site.",
     )
     labels: bool = Field(False, description="Condition on the class label too, where the data set has one.")
+    condition: bool = Field(False, description="Condition on the floats that data.condition names too, if it does.")
     corruption: float = Field(
         0.0,
         ge=0,
@@ -102,10 +113,10 @@ class RefinerSettings(CodeModelSettings):
 
     @model_validator(mode="after")
     def check_joint_encoder(self) -> "RefinerSettings":
-        if self.joint_encoder and (self.family != "masked" or self.labels):
+        if self.joint_encoder and (self.family != "masked" or self.labels or self.condition):
             raise ValueError(
-                "joint_encoder trains an encoder, which sees no class, with a masked refiner: set family to masked and "
-                "labels to false"
+                "joint_encoder trains an encoder, which sees no class and no condition, with a masked refiner: set "
+                "family to masked, and labels and condition to false"
             )
         return self
 

@@ -86,6 +86,10 @@ class BlockCodec:
     """
 
     def __init__(self, model: HierarchicalModel, portable: bool = False) -> None:
+        if model.condition is not None:
+            raise InputError(
+                f"this model is given {model.condition.name}, which no archive holds: compress with a model without it"
+            )
         self.model, self.portable = model, portable
         self.fingerprint = fingerprint(model.state_dict())
         self._walked = in_float64(model) if portable else model

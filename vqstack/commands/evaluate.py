@@ -32,7 +32,7 @@ from vqstack.ledger import BITS, table
 from vqstack.metrics import Fidelity
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.output import Output, check_folder, saved
-from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
+from vqstack.phases import check_condition, check_images, in_classes_of, named_run, warn_of_changes
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
 from vqstack.pretrained import find_artefact
 from vqstack.quality import Quality, compare, draw_samples, images_a_side
@@ -110,7 +110,7 @@ def compare_samples(
     classify = None if judge is None else judge.classes
 
     def draw(seed: int) -> tuple[Pixels, Labels | None]:
-        pixels, labels = draw_samples(model, count, seed, command.sampling, command.batch_size)
+        pixels, labels = draw_samples(model, count, seed, command.sampling, command.batch_size, split)
         if seed == command.seeds[0]:
             shown = grid(pixels[: SHOWN**2], SHOWN, model.stack.values, max(1, 64 // model.stack.shape[1]))
             output.write("samples.png", saved(partial(shown.save, format="PNG")))
@@ -180,6 +180,7 @@ def main(arguments: list[str]) -> None:
     names = SPLITS if command.samples else (command.split,)
     splits = load_splits(command.data, names)
     check_images(splits, command.data, model)
+    check_condition(splits, model)
     warn_of_changes(command.run, command.data, splits)
     splits = in_classes_of(model, splits)
     split = splits[command.split]
@@ -198,8 +199,8 @@ def main(arguments: list[str]) -> None:
     }
     orders = random_orders(model, split, command.batch_size)
     fidelity = fidelity_by_level(model, split.pixels[:1000], command.batch_size)
-    first, of_first = split.pixels[: command.leaks], None if split.labels is None else split.labels[: command.leaks]
-    leaked = leaks(model, first, of_first, command.batch_size) if command.leaks else {}
+    first = split.part(slice(command.leaks))
+    leaked = leaks(model, first.pixels, first.labels, first.condition, command.batch_size) if command.leaks else {}
     quality = compare_samples(command, output, model, split, count, *compared_by) if compared_by else None
 
     ledgers = plot_ledgers({name: score.ledger for name, score in scores.items()})

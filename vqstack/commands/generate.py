@@ -10,21 +10,25 @@ from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from vqstack.codes import CodeDataset, fingerprint
+from vqstack.conditions import GIVEN
 from vqstack.config import parse
-from vqstack.errors import InputError
+from vqstack.errors import InputError, reason
 from vqstack.images import grid, load_images, numerals, saver
 from vqstack.likelihood import Draw
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.output import Output, saved
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
-from vqstack.shapes import Pixels
+from vqstack.reading import plain_file
+from vqstack.shapes import Pixels, by_axis
 from vqstack.terminal import Progress, say
 
 
@@ -40,6 +44,10 @@ class Command(BaseModel):
         (),
         description="Class of the images, its name, else its number; several are cycled. Default: drawn from P(label). "
         "With --images or --codes only where a refiner below reads it.",
+    )
+    condition: Path | None = Field(
+        None,
+        description="File .npy of the floats that the model is given: of one image, for all, or a row for each image.",
     )
     seed: int = Field(
         0, ge=0, le=2**63 - 1, description="With the image's number it names all random numbers; no unit."
@@ -105,8 +113,11 @@ def check_read(command: Command, draws: list[Draw]) -> None:
         asked = any(value != neutral for value in getattr(command, name))
         if asked and all(getattr(draw, name) == neutral for draw in draws):
             raise InputError(f"--{name}: nothing that draws below level {len(draws)} reads it: leave it out")
-        if asked and name == "guidance" and not command.label:
-            raise InputError("--guidance: leads towards a class, and none is given: add --label, or leave it out")
+        if asked and name == "guidance" and not command.label and command.condition is None:
+            raise InputError(
+                "--guidance: leads towards a class or a condition, and none is given: add --label or --condition, or "
+                "leave it out"
+            )
 
 
 def check(command: Command, model: HierarchicalModel) -> None:
@@ -128,18 +139,30 @@ def check(command: Command, model: HierarchicalModel) -> None:
         raise InputError("--label: this model knows no classes: leave it out")
     for label in command.label:
         model.settings.class_number(label)  # refuses what is no class
+    if command.condition is not None and model.condition is None:
+        raise InputError("--condition: this model is conditional on no floats: leave it out")
+    if command.condition is None and model.condition is not None and not started:
+        shape = by_axis(model.condition.shape)
+        raise InputError(
+            f"--condition: missing, and this model is given {model.condition.name}: name a .npy of {shape}"
+        )
 
 
 def check_refined_labels(command: Command, model: HierarchicalModel) -> None:
-    """Below kept codes only refiners read labels: refuse those that none would read, and the lack of needed ones."""
+    """Below kept codes only refiners are conditional: refuse what none would read, and the lack of what is needed."""
     kept = command.from_level or 1
     refiners = {number: model.refiner(number) for number in range(kept, 0, -1)}
-    readers = {number: refiner for number, refiner in refiners.items() if refiner is not None and refiner.classes}
-    if command.label and not readers:
-        raise InputError(f"--label: nothing that draws below level {kept} reads a class: leave it out")
-    for number, refiner in readers.items():
-        if not command.label and not refiner.settings.label_dropout:
-            raise InputError(f"--label: missing, and the refiner of level {number} needs a class: give one or several")
+    for option, given, name, what in (
+        ("--label", bool(command.label), "label", "a class"),
+        ("--condition", command.condition is not None, GIVEN, "floats"),
+    ):
+        readers = {n: refiner for n, refiner in refiners.items() if refiner is not None and name in refiner.conditions}
+        if given and not readers:
+            raise InputError(f"{option}: nothing that draws below level {kept} reads {what}: leave it out")
+        for number, refiner in readers.items():
+            if not given and not refiner.settings.label_dropout:
+                several = "give one or several" if name == "label" else "name a .npy file"
+                raise InputError(f"{option}: missing, and the refiner of level {number} needs {what}: {several}")
 
 
 def starting_codes(command: Command, model: HierarchicalModel) -> tuple[int, Iterator[torch.Tensor]] | None:
@@ -172,6 +195,28 @@ def maps_of(stored: CodeDataset, split: str, level: int) -> Iterator[torch.Tenso
         yield from block.codes[level - 1]
 
 
+def condition_of(command: Command, model: HierarchicalModel) -> Tensor | None:
+    """The floats of --condition, a row for each image or one for all; InputError for anything else."""
+    if command.condition is None or model.condition is None:
+        return None
+    try:
+        content = np.load(plain_file(command.condition), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"--condition: {command.condition} cannot be read ({reason(error)}): name a .npy file of numpy"
+        ) from error
+    rows = content[None] if np.shape(content) == model.condition.shape else content
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiu" or rows.shape[1:] != model.condition.shape:
+        found = f"{content.dtype} {content.shape}" if isinstance(content, np.ndarray) else "an archive"
+        raise InputError(
+            f"--condition: {command.condition} holds {found}: give {by_axis(model.condition.shape)} floats "
+            f"({model.condition.name}) for all images, or a row of them for each"
+        )
+    condition = torch.from_numpy(rows.astype(np.float32))
+    model.check_condition(condition, None)
+    return condition
+
+
 def chosen_device(name: str | None) -> torch.device:
     """The device of that name, or the best there is; one that cannot hold a number is refused."""
     if name is None:
@@ -189,6 +234,7 @@ def generate(
     command: Command,
     model: HierarchicalModel,
     start: Iterator[torch.Tensor] | None,
+    condition: Tensor | None,
     num: int,
     sampling: SamplingSettings,
 ) -> Iterator[tuple[int, Pixels, list[int | None]]]:
@@ -197,12 +243,14 @@ def generate(
         count = min(command.batch_size, num - first)
         asked = [model.settings.class_number(label) for label in command.label]
         given = torch.tensor([asked[i % len(asked)] for i in range(first, first + count)]) if asked else None
+        floats = condition if condition is None or len(condition) > 1 else condition.expand(num, *condition.shape[1:])
+        floats = None if floats is None else floats[first : first + count]
         if start is not None:
             chosen = torch.stack(list(islice(start, count)))
             level = command.from_level or 1
-            sample = model.vary(chosen, level, given, seed=command.seed, sampling=sampling, first=first)
+            sample = model.vary(chosen, level, given, floats, seed=command.seed, sampling=sampling, first=first)
         else:
-            sample = model.sample(count, given, seed=command.seed, sampling=sampling, first=first)
+            sample = model.sample(count, given, floats, seed=command.seed, sampling=sampling, first=first)
         labels = [None] * count if sample.labels is None else sample.labels.tolist()
         yield first, sample.pixels.cpu(), labels
 
@@ -213,8 +261,12 @@ def main(arguments: list[str]) -> None:
     check(command, model)
     model.to(chosen_device(command.device))
     sampling = sampling_of(command, model)
-    available, start = starting_codes(command, model) or (16, None)
+    condition = condition_of(command, model)
+    several = len(condition) if condition is not None and len(condition) > 1 else 16
+    available, start = starting_codes(command, model) or (several, None)
     num = command.num or available
+    if condition is not None and len(condition) not in (1, num):
+        raise InputError(f"--condition: {len(condition)} rows for {num} images: give one for all, or one for each")
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
     geometry = model.settings.geometry
     ending, save = saver(model.stack.shape, model.stack.values, geometry.rate if geometry else None)
@@ -223,7 +275,7 @@ def main(arguments: list[str]) -> None:
         rows.write(b'{"images": [\n')
         shown = torch.empty(0)
         with Progress(total=num, desc="generate", unit="img", disable=None) as progress:
-            for first, pixels, labels in generate(command, model, start, num, sampling):
+            for first, pixels, labels in generate(command, model, start, condition, num, sampling):
                 for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
                     output.write(f"{i:06d}{ending}", saved(partial(save, image)))
                     name = None if label is None else [*model.settings.class_names, *numerals(model.classes)][label]

@@ -68,6 +68,10 @@ def main(arguments: list[str]) -> None:
         if not known:
             unknown = "labels   not counted: a prior with labels has one row of its dim more for each class"
             accelerator.print(lines(unknown))
+        if config.data.condition:
+            accelerator.print(
+                lines(f"{config.data.condition} not looked at: what reads it adds parameters to those above")
+            )
         for line in missing:
             accelerator.print(lines(line))
         return

@@ -8,6 +8,7 @@ from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified
+from vqstack.conditions import ConditionSettings, ReaderSettings
 from vqstack.config.unused import check_used, without_unused
 from vqstack.errors import InputError, explain, reason
 from vqstack.fit import FitSettings
@@ -46,6 +47,7 @@ class RunConfig(StackSettings):
         description="Part (levels, refiners, prior, or all) -> folder of a finished run or released model with whose "
         "weights its training starts, codebooks and rows of classes of the same name included.",
     )
+    condition: ReaderSettings = Field(ReaderSettings(), description="What reads the floats of data.condition.")
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
     refiners: tuple[RefinerSettings, ...] = Field(
         (), description="Transformers that correct the decoders of chosen levels, trained on the frozen codes."
@@ -116,6 +118,8 @@ class RunConfig(StackSettings):
             raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
         if self.augment.views and self.data.streaming:
             raise ValueError("augment.views stores codes of a split, and a stream is encoded on the way: leave one out")
+        if self.data.condition and not any(part.condition for part in (self.prior, *self.refiners)):
+            raise ValueError("data.condition is given and nothing reads it: set prior.condition, or leave it out")
         check_refiners(self.refiners, self.levels)
         if self.unified:
             check_unified(self.prior, self.refiners, self.levels)
@@ -145,6 +149,8 @@ class RunConfig(StackSettings):
             found["train_levels"] = "encoders_from trains the decoders alone, by train_decoders: leave one of them out"
         elif not self.joint:
             found["train_decoders"] = "of joint training and encoders_from alone: add joint"
+        if not self.data.condition:
+            found["condition"] = "data.condition names no floats to read: set it, or leave this out"
         if not self.refiners:
             found["train_refiners"] = "there are no refiners: add refiners, or leave it out"
         if not self.augment.active:
@@ -167,9 +173,19 @@ class RunConfig(StackSettings):
         return found
 
     def model_settings(
-        self, image_shape: tuple[int, ...], classes: int, class_names: Sequence[str] = ()
+        self,
+        image_shape: tuple[int, ...],
+        classes: int,
+        class_names: Sequence[str] = (),
+        given: tuple[int, ...] = (),
     ) -> ModelSettings:
-        """The settings of the model for images of a shape (c, h, w)."""
+        r"""The settings of the model for images of a shape (c, \*map), each given floats of the shape ``given``."""
+        condition = None
+        if given:
+            kind = self.condition.kind or ("vector" if len(given) == 1 else "sequence")
+            condition = ConditionSettings(
+                kind=kind, options=self.condition.options, name=str(self.data.condition), shape=given
+            )
         return ModelSettings(
             stack=StackSettings(**{name: getattr(self, name) for name in StackSettings.model_fields}),
             prior=self.prior,
@@ -185,6 +201,7 @@ class RunConfig(StackSettings):
                 background="#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(self.data.background)),
             ),
             classes=classes,
+            condition=condition,
             class_names=tuple(class_names),
         )
 

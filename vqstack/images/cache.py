@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3  # of the cache; another number makes the older folders useless
 FOR_TRAINING = {"resident", "workers"}  # settings that change no pixel
-PIXELS, INDEX, LABELS, META = "pixels.npy", "index.npy", "labels.npy", "meta.json"
+PIXELS, INDEX, LABELS, CONDITION, META = "pixels.npy", "index.npy", "labels.npy", "condition.npy", "meta.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +46,9 @@ class Stored:
     pixels: NDArray[Any]  # [n, c, *map], uint8, or int32 for values past 255
     index: NDArray[np.int64]
     labels: NDArray[np.int64] | None
+    condition: NDArray[np.float32] | None  # floats that are given with each image
     meta: dict[str, Any]
-    sha256: str  # of the file of pixels, as it was written
+    sha256: dict[str, str]  # of each file, as it was written
 
 
 def cached(settings: ImageSettings, name: str, build: Callable[[Path], None]) -> Stored:
@@ -57,13 +58,13 @@ def cached(settings: ImageSettings, name: str, build: Callable[[Path], None]) ->
     of it is read and compared with its checksums; what is damaged is built again.
     """
     folder = cache_folder() / f"{name}-{key(settings, name)}"
-    stored = read(folder, [PIXELS, INDEX, LABELS])
+    stored = read(folder, [PIXELS, INDEX, LABELS, CONDITION])
     return stored if isinstance(stored, Stored) else _build(folder, build)
 
 
 def lookup(settings: ImageSettings, name: str) -> Stored | None:
     """The split ``name`` if the cache has it; its pixels may be damaged, which :func:`cached` finds."""
-    stored = read(cache_folder() / f"{name}-{key(settings, name)}", [INDEX, LABELS])
+    stored = read(cache_folder() / f"{name}-{key(settings, name)}", [INDEX, LABELS, CONDITION])
     return stored if isinstance(stored, Stored) else None
 
 
@@ -122,43 +123,81 @@ def _writing(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} cannot be written ({error}); make room, or set VQSTACK_CACHE") from error
 
 
+class Rows:
+    """A .npy file that grows row by row.
+
+    Attributes:
+        shape, dtype: of a row, known once there is one.
+        count: of the rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+        self.shape: tuple[int, ...] = ()
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
+        self._file = path.open("wb")
+
+    def append(self, rows: Iterable[NDArray[Any]]) -> None:
+        """Adds rows, all of one shape and type."""
+        for row in rows:
+            if not self.count:
+                self.shape, self.dtype = row.shape, row.dtype
+                self._header()
+            self._file.write(np.ascontiguousarray(row).data)
+            self.count += 1
+
+    def _header(self) -> None:
+        """numpy leaves room in it for any number of rows, so it can be written again over itself."""
+        self._file.seek(0)
+        header = header_data_from_array_1_0(np.empty((0, *self.shape), dtype=self.dtype))
+        write_array_header_1_0(self._file, header | {"shape": (self.count, *self.shape)})
+
+    def finish(self) -> None:
+        """All rows are on their way to the disk."""
+        self._header()
+        self._file.flush()
+
+    def close(self) -> None:
+        """No more rows come."""
+        self._file.close()
+
+
 class Writer:
     """Writes a split into a folder, batch by batch, however many images there will be; a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
-        self.shape: tuple[int, ...] = ()  # [c, *map], known once there is an image
-        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
+        self.folder = folder
         with _writing(folder):
-            self._file = (folder / PIXELS).open("wb")
+            self.pixels = Rows(folder / PIXELS)
+        self.condition: Rows | None = None
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.pixels.close()
+        if self.condition is not None:
+            self.condition.close()
 
-    def _header(self) -> None:
-        """numpy leaves room in it for any number of images, so it can be written again over itself."""
-        self._file.seek(0)
-        header = header_data_from_array_1_0(np.empty((0, *self.shape), dtype=self.dtype))
-        write_array_header_1_0(self._file, header | {"shape": (self.count, *self.shape)})
+    @property
+    def shape(self) -> tuple[int, ...]:
+        r"""[c, \*map] of an image, known once there is one."""
+        return self.pixels.shape
 
-    def append(self, images: list[NDArray[Any]]) -> None:
-        """Adds images [c, *map], all of one shape and type."""
+    def append(self, images: list[NDArray[Any]], condition: NDArray[np.float32] | None = None) -> None:
+        r"""Adds images [c, \*map], all of one shape and type, and what they are given."""
         with _writing(self.folder):
-            if images and not self.shape:
-                self.shape, self.dtype = images[0].shape, images[0].dtype
-                self._header()
-            for image in images:
-                self._file.write(np.ascontiguousarray(image).data)
-        self.count += len(images)
+            self.pixels.append(images)
+            if condition is not None:
+                self.condition = self.condition or Rows(self.folder / CONDITION)
+                self.condition.append(condition)
 
     def finish(self, index: list[int], labels: NDArray[np.int64] | None, meta: dict[str, Any]) -> None:
         """Ends the split: position of each image in its source, labels where there are any, the rest as JSON."""
         with _writing(self.folder):
-            self._header()
-            self._file.flush()
+            self.pixels.finish()
+            if self.condition is not None:
+                self.condition.finish()
             np.save(self.folder / INDEX, np.array(index, dtype=np.int64))
             if labels is not None:
                 np.save(self.folder / LABELS, labels)
@@ -175,9 +214,10 @@ def read(folder: Path, checked: Sequence[str]) -> Stored | str:
             if name in files and digest(folder / name) != files[name]:
                 raise ValueError(f"{name} is not what was written")
         labels = np.load(folder / LABELS, mmap_mode="c") if LABELS in files else None
+        condition = np.load(folder / CONDITION, mmap_mode="c") if CONDITION in files else None
         # Copy on write: torch wants arrays that can be written to, and the file must stay as it is.
         pixels = np.load(folder / PIXELS, mmap_mode="c")
-        return Stored(folder, pixels, np.load(folder / INDEX, mmap_mode="c"), labels, meta, files[PIXELS])
+        return Stored(folder, pixels, np.load(folder / INDEX, mmap_mode="c"), labels, condition, meta, files)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         return str(error)
 
@@ -193,7 +233,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> Stored:
             f"{folder.parent} cannot be written ({reason(error)}); set VQSTACK_CACHE to a folder"
         ) from error
     try:
-        stored = read(folder, [PIXELS, INDEX, LABELS])  # another process may have built it meanwhile
+        stored = read(folder, [PIXELS, INDEX, LABELS, CONDITION])  # another process may have built it meanwhile
         if isinstance(stored, Stored):
             return stored
         if folder.is_dir():

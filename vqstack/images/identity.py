@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vqstack.images.cache import state
+from vqstack.images.cache import CONDITION, state
 from vqstack.images.files import local_files
 from vqstack.images.records import origins
 from vqstack.images.settings import ImageSettings
@@ -40,6 +40,8 @@ def _of_split(split: ImageSplit) -> dict[str, Any]:
         counts = np.bincount(split.labels.numpy(), minlength=split.num_classes).tolist()
         classes = dict(zip(split.class_names, counts, strict=True))
         found |= {"labels": _checksum(split.labels.tolist()), "classes": classes}
+    if split.condition is not None:
+        found["condition"] = split.cache.sha256[CONDITION][:DIGITS]
     return found
 
 

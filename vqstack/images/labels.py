@@ -25,6 +25,14 @@ NAMES_SIZE = 2**19  # bytes of all names, each on a line of its own: the configu
 KINDS = {"string": "text", "large_string": "text", "bool": "bool"}
 
 
+def inside(row: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """What a row holds in a column, or in a member of a record inside it."""
+    value: Any = row
+    for part in path:
+        value = None if value is None else value[part]
+    return value
+
+
 @dataclass(frozen=True)
 class Stored:
     """How the labels of a split are stored.
@@ -43,10 +51,7 @@ class Stored:
 
     def of(self, row: Mapping[str, Any]) -> Any:
         """What a row holds."""
-        value: Any = row
-        for part in self.column:
-            value = None if value is None else value[part]
-        return value
+        return inside(row, self.column)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from vqstack.errors import InputError, causes, listed, reason, told
 from vqstack.images import sounds
 from vqstack.images.cache import plain_folder
 from vqstack.images.folders import open_folders, without_roots
-from vqstack.images.labels import Classes, Stored, check_names, find_labels, read_as, reference, texts_in
+from vqstack.images.given import find_given
+from vqstack.images.labels import Classes, Stored, check_names, find_labels, inside, read_as, reference, texts_in
 from vqstack.images.settings import OWN, SOURCES, SPLITS, ImageSettings, Split
 from vqstack.images.shards import Shards, open_shards
 from vqstack.nets import registered
@@ -43,6 +44,7 @@ class Records:
     root: str | None  # folder of an imagefolder, whose images are told apart by their path below it
     ordered: bool = False  # one file of rows: images are told apart by their position
     left_out: dict[str, Any] = field(default_factory=dict)  # as of Streamed
+    given: Callable[[NDArray[np.int64]], Iterable[Any]] | None = None  # what data.condition has for these positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ class Streamed:
     classes: Classes  # what they mean
     root: str | None
     left_out: dict[str, Any]  # reason -> how many files of the folder are no images of the split, and the first
+    given: tuple[str, ...] = ()  # the column of data.condition, and the member inside it
 
     @property
     def class_names(self) -> list[str] | None:
@@ -305,8 +308,9 @@ def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | N
         else:
             with content:
                 names = list(content)
-                chosen = (next((key for key in keys if key in names), None) for keys in (image_keys, label_keys))
-                arrays = {key: content[key] for key in chosen if key}
+                chosen = [next((key for key in keys if key in names), None) for keys in (image_keys, label_keys)]
+                chosen.append(settings.condition)
+                arrays = {key: content[key] for key in chosen if key in names}
     except InputError:
         raise
     except Exception as error:  # numpy raises a different type for each way a file can be broken
@@ -327,7 +331,15 @@ def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | N
     if labels is not None:
         kind = {"U": "text", "b": "bool"}.get(labels.dtype.kind, "number")
         stored = Stored(path, (next(key for key in label_keys if key in arrays),), kind)
-    return Records(path, len(pixels), pixels.__getitem__, None, None, None, True), stored, labels
+    split = Records(path, len(pixels), pixels.__getitem__, None, None, None, True)
+    if find_given(dict.fromkeys(names, True), settings.condition, path):
+        given = arrays[str(settings.condition)]
+        if len(given) != len(pixels):
+            raise InputError(
+                f"{path}: {settings.condition} has {len(given)} rows for {len(pixels)} images; give one each"
+            )
+        split = replace(split, given=given.__getitem__)
+    return split, stored, labels
 
 
 def _images(pixels: NDArray[Any], path: str) -> NDArray[np.uint8]:
@@ -473,9 +485,10 @@ def _columns(
     image_column = _choose("image", settings.image_column, image_types or binary, list(types), where)
     root = os.path.abspath(folder) if settings.source.endswith("folder") and folder and not remote(folder) else None
     labels = find_labels(types, where, settings)
-    rows = rows.select_columns([image_column, *([labels.column[0]] if labels else [])])
+    given = find_given(types, settings.condition, where)
+    rows = rows.select_columns(list(dict.fromkeys([image_column, *(labels.column if labels else ())[:1], *given[:1]])))
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    return Streamed(where, rows, image_column, labels, Classes(None), root, left_out or {})
+    return Streamed(where, rows, image_column, labels, Classes(None), root, left_out or {}, given)
 
 
 def _open_rows(stored: Streamed) -> Records:
@@ -490,6 +503,9 @@ def _open_rows(stored: Streamed) -> Records:
         stored.root,
         left_out=stored.left_out,
     )
+    if stored.given:
+        column_of_floats = stored.rows.select_columns([stored.given[0]])
+        split = replace(split, given=lambda chosen: [inside(column_of_floats[int(i)], stored.given) for i in chosen])
     return _labelled(split, stored.classes, _values(stored) if stored.stored else None)
 
 

@@ -62,6 +62,11 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         None,
         description="column of the labels, or COLUMN.MEMBER; left out: the only one of a class type; '': no labels",
     )
+    condition: str | None = Field(
+        None,
+        description="column of the floats that are given with each image, or COLUMN.MEMBER: lists of one length, or "
+        "lists of such lists; of .npz files an array",
+    )
     classes: int | None = Field(
         None,
         ge=1,
@@ -183,6 +188,8 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             )
         if self.source == "digits" and (self.values, self.channels, self.size) != (17, 1, (8, 8)):
             raise ValueError("the digits are 8x8 of 17 grey values: set values to 17, channels to 1, leave size empty")
+        if self.condition is not None and self.source not in ("hub", "parquet", "webdataset", "array"):
+            raise ValueError(f"condition names a column, and source {self.source} has none: leave it out")
         if self.source == "hub" and not self.name:
             raise ValueError("source hub needs name, for example ylecun/mnist")
         if self.source != "hub" and (self.splits or self.name or self.revision):

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.errors import InputError, listed
-from vqstack.images.cache import Stored, Writer, cached, lookup
+from vqstack.images.cache import PIXELS, Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
-from vqstack.images.labels import count_classes, padded
+from vqstack.images.given import floats
+from vqstack.images.labels import count_classes, inside, padded
 from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
 from vqstack.images.records import Records, Streamed, check_labels, guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
 from vqstack.images.views import center
-from vqstack.shapes import Labels, Pixels
+from vqstack.shapes import Floats, Labels, Pixels, by_axis
 from vqstack.terminal import Progress
 from vqstack.threads import cores
 
@@ -37,6 +38,7 @@ class Part:
     pixels: Pixels
     labels: Labels | None
     index: Int64[Tensor, "b"]  # as of ImageSplit
+    condition: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class ImageSplit:
     name: str  # train, validation or test
     source: dict[str, Any]  # where the images came from, as JSON for a manifest
     cache: Stored  # what the tensors were opened from
+    condition: Floats | None = None  # floats that are given with each image
 
     def __repr__(self) -> str:
         classes = f", {self.num_classes} classes" if self.labelled else ""
@@ -65,7 +68,7 @@ class ImageSplit:
     @property
     def fingerprint(self) -> str:
         """Checksum of the pixels as they were stored."""
-        return self.cache.sha256
+        return self.cache.sha256[PIXELS]
 
     @property
     def pixels(self) -> Pixels:
@@ -79,7 +82,13 @@ class ImageSplit:
 
     def part(self, places: slice) -> Part:
         """Images ``places`` of the split, in its order."""
-        return Part(self.pixels[places], None if self.labels is None else self.labels[places], self.index[places])
+        labels, condition = (None if x is None else x[places] for x in (self.labels, self.condition))
+        return Part(self.pixels[places], labels, self.index[places], condition)
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Of the floats that an image is given; empty where none are."""
+        return () if self.condition is None else tuple(self.condition.shape[1:])
 
     def renumbered(self, numbers: Sequence[int], names: Sequence[str]) -> "ImageSplit":
         """The same images among other classes: ``numbers`` has the new number of each class, ``names`` all classes."""
@@ -108,12 +117,13 @@ def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[
     Raises InputError for whatever is missing, broken or of the wrong type.
     """
     source = _Streams(settings) if settings.streaming else _Mapped(settings)
-    loaded = {}
+    loaded: dict[str, ImageSplit] = {}
     for name in names:
         stored = cached(settings, name, lambda folder, name=name: source.write(name, folder))  # type: ignore[misc]
         labels = None if stored.labels is None else torch.from_numpy(stored.labels)
         pixels, index = torch.from_numpy(stored.pixels), torch.from_numpy(stored.index)
-        loaded[name] = ImageSplit(pixels, labels, index, name, stored.meta, stored)
+        condition = None if stored.condition is None else torch.from_numpy(stored.condition)
+        loaded[name] = ImageSplit(pixels, labels, index, name, stored.meta, stored, condition)
         for reason, what in stored.meta["left_out"].items():
             logger.warning("%s: %d left out, %s: %s", name, what["count"], reason, "; ".join(what["first"]))
         if name == "train" and labels is not None:
@@ -121,6 +131,14 @@ def load_splits(settings: ImageSettings, names: Iterable[str] = SPLITS) -> dict[
         if stored.meta["skipped"]["count"]:
             count, first = stored.meta["skipped"]["count"], "; ".join(stored.meta["skipped"]["first"])
             logger.warning("%s: %d of %d images left out: %s", name, count, count + len(pixels), first)
+    leading = next(iter(loaded.values()))
+    for split in loaded.values():
+        if split.condition_shape != leading.condition_shape:
+            here, there = by_axis(split.condition_shape), by_axis(leading.condition_shape)
+            raise InputError(
+                f"{split.name}: column {settings.condition} has {here} floats an image, in {leading.name} {there}; "
+                "give all splits floats of one length"
+            )
     return loaded
 
 
@@ -175,6 +193,7 @@ class _Batch:
     names: list[str]
     positions: list[int]
     labels: list[int] | None
+    given: list[Any] | None = None  # as data.condition has it
 
 
 def _write(
@@ -194,8 +213,13 @@ def _write(
             images = decode_all(batch.records, batch.names, settings, writer.shape[1:] or settings.kept, pool)
             failed += [image for image in images if isinstance(image, str)]
             skipped(failed, settings)
-            writer.append([image for image in images if not isinstance(image, str)])
             good = [i for i, image in enumerate(images) if not isinstance(image, str)]
+            condition = None
+            if batch.given is not None and good:
+                shape = writer.condition.shape if writer.condition else ()
+                given, named = [batch.given[i] for i in good], [batch.names[i] for i in good]
+                condition = floats(given, named, settings.condition, shape)
+            writer.append([image for image in images if not isinstance(image, str)], condition)
             index += [batch.positions[i] for i in good]
             if labels is not None and batch.labels is not None:
                 labels.extend(batch.labels[i] for i in good)
@@ -284,7 +308,8 @@ class _Mapped:
             labels = split.labels[chosen].tolist() if split.labels is not None and self.classes else None
             records = list(split.fetch(chosen))
             names = [image_name(split.where, *pair) for pair in zip(chosen.tolist(), records, strict=True)]
-            yield _Batch(records, names, chosen.tolist(), labels)
+            given = None if split.given is None else list(split.given(chosen))
+            yield _Batch(records, names, chosen.tolist(), labels, given)
 
 
 class _Streams:
@@ -320,6 +345,7 @@ class _Streams:
         taken = 0
         records: list[Any] = []
         labels: list[int] | None = [] if split.stored else None
+        given: list[Any] | None = [] if split.given else None
         for row in guarded(shuffled(split.rows, self.settings, self.settings.seed), split.where, self.settings):
             if taken == self.limit:
                 break
@@ -328,17 +354,21 @@ class _Streams:
                 records.append(record)
                 if labels is not None:
                     labels.append(split.label(row))
+                if given is not None:
+                    given.append(inside(row, split.given))
                 taken += 1
                 if len(records) == FETCH:
-                    yield self._batch(split, records, taken, labels)
-                    records, labels = [], None if labels is None else []
+                    yield self._batch(split, records, taken, labels, given)
+                    records, labels, given = [], None if labels is None else [], None if given is None else []
         if records:
-            yield self._batch(split, records, taken, labels)
+            yield self._batch(split, records, taken, labels, given)
 
-    def _batch(self, split: Streamed, records: list[Any], taken: int, labels: list[int] | None) -> _Batch:
+    def _batch(
+        self, split: Streamed, records: list[Any], taken: int, labels: list[int] | None, given: list[Any] | None
+    ) -> _Batch:
         positions = list(range(taken - len(records), taken))
         names = [image_name(split.where, *pair) for pair in zip(positions, records, strict=True)]
-        return _Batch(records, names, positions, labels)
+        return _Batch(records, names, positions, labels, given)
 
 
 def image_name(where: str, position: int, record: Any) -> str:

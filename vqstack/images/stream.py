@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from vqstack import signals
 from vqstack.errors import InputError
 from vqstack.images.decode import CHUNK, decode_all
+from vqstack.images.given import floats
+from vqstack.images.labels import inside
 from vqstack.images.parts import bounds, digest, place
 from vqstack.images.records import Streamed, guarded, open_streams, shuffled
 from vqstack.images.settings import ImageSettings
@@ -34,6 +36,7 @@ class StreamBatch(NamedTuple):
     epochs: Tensor  # int64 [b]: how often the source had been read to its end
     failed: list[str]  # images that were left out since the last batch, and why
     problem: str | None
+    condition: Tensor | None = None  # float32 [b, *shape] of floats that are given
 
 
 class _Row(NamedTuple):
@@ -41,12 +44,23 @@ class _Row(NamedTuple):
     label: int
     image: int
     epoch: int
+    given: Any = None
 
 
 def open_stream(
-    settings: ImageSettings, shape: tuple[int, ...], classes: int, batch: int, seed: int, rank: int, world: int
+    settings: ImageSettings,
+    shape: tuple[int, ...],
+    classes: int,
+    batch: int,
+    seed: int,
+    rank: int,
+    world: int,
+    given: tuple[int, ...] = (),
 ) -> "ImageStream":
-    """The train split of process ``rank`` of ``world``, in batches of ``batch`` images of ``shape`` [c, h, w]."""
+    """The train split of process ``rank`` of ``world``, in batches of ``batch`` images of ``shape`` [c, h, w].
+
+    Each is given floats of the shape ``given``, if data.condition names them.
+    """
     from datasets.distributed import split_dataset_by_node
 
     splits = open_streams(settings)
@@ -55,7 +69,7 @@ def open_stream(
         rows = rows.reshard()  # row groups of Parquet files in place of files, in newer versions of datasets
     rows = split_dataset_by_node(shuffled(rows, settings, seed), rank, world)
     limits = bounds(set(splits), settings)["train"]
-    return ImageStream(settings, split, rows, limits, shape, classes, batch)
+    return ImageStream(settings, split, rows, limits, shape, classes, batch, given)
 
 
 class ImageStream:
@@ -70,7 +84,9 @@ class ImageStream:
         shape: tuple[int, ...],
         classes: int,
         batch: int,
+        given: tuple[int, ...] = (),
     ) -> None:
+        self.given = given
         self.settings, self.split, self.rows, self.limits = settings, split, rows, limits
         self.shape, self.classes, self.batch, self.skip = shape, classes, batch, 0
         # A worker without a shard would have nothing to do.
@@ -124,7 +140,7 @@ class ImageStream:
                 if self.limits[0] <= place(image) < self.limits[1]:
                     seen += 1
                     if seen > left:
-                        yield _Row(record, self._label(row), image >> 1, epoch)
+                        yield _Row(record, self._label(row), image >> 1, epoch, self._given(row))
             if not seen:
                 raise InputError(f"{self.split.where}: a shard without images to train on; set workers to 0")
             left = max(left - seen, 0)
@@ -137,6 +153,9 @@ class ImageStream:
             raise InputError(f"{self.split.where}: label {label} where {self.classes} classes are known; set classes")
         return label
 
+    def _given(self, row: dict[str, Any]) -> Any:
+        return inside(row, self.split.given) if self.split.given else None
+
     def _batched(self, rows: Iterator[_Row]) -> Iterator[StreamBatch]:
         ready: list[tuple[NDArray[Any], _Row]] = []
         failed: list[str] = []
@@ -144,7 +163,13 @@ class ImageStream:
             part = list(islice(rows, CHUNK))
             names = [_name(self.split.where, row.record) for row in part]
             images = decode_all([row.record for row in part], names, self.settings, self.shape[1:])
-            ready += [(image, row) for image, row in zip(images, part, strict=True) if not isinstance(image, str)]
+            every = zip(images, part, names, strict=True)
+            good = [(image, row, name) for image, row, name in every if not isinstance(image, str)]
+            given: list[Any] = [None] * len(good)
+            if self.split.given and good:
+                _, rows_read, found = zip(*good, strict=True)
+                given = list(floats([row.given for row in rows_read], found, self.settings.condition, self.given))
+            ready += [(image, row._replace(given=one)) for (image, row, _), one in zip(good, given, strict=True)]
             failed += [image for image in images if isinstance(image, str)]
             if failed and self.settings.on_error == "refuse":
                 raise InputError(f"{failed[0]}, or set on_error to skip")
@@ -166,7 +191,9 @@ class _Workers(IterableDataset):
 def _stacked(ready: list[tuple[NDArray[Any], _Row]], failed: list[str]) -> StreamBatch:
     pixels = torch.from_numpy(np.stack([image for image, _ in ready]))
     labels, images, epochs = torch.tensor([(row.label, row.image, row.epoch) for _, row in ready]).T.contiguous()
-    return StreamBatch(pixels, labels, images, epochs, failed, None)
+    given = [row.given for _, row in ready]
+    condition = None if given[0] is None else torch.from_numpy(np.stack(given))
+    return StreamBatch(pixels, labels, images, epochs, failed, None, condition)
 
 
 def _problem(message: str) -> StreamBatch:

@@ -6,6 +6,7 @@ Files in reading order: ``checks`` (what cannot be trained), ``named`` (the run 
 
 from vqstack.phases.checks import check_processes, check_trackers
 from vqstack.phases.named import (
+    check_condition,
     check_images,
     config_of_run,
     data_of_run,
@@ -19,6 +20,7 @@ from vqstack.phases.run import Run
 __all__ = [
     "Phase",
     "Run",
+    "check_condition",
     "check_images",
     "check_processes",
     "check_trackers",

@@ -1,18 +1,20 @@
 """The batches of a run: images and codes as they are trained on, or validated."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vqstack.codes import MapCache, fingerprint
+from vqstack.conditions import GIVEN
 from vqstack.config import RunConfig
 from vqstack.fit import FitSettings, Source
 from vqstack.images import AugmentSettings, ImageSplit, center, open_stream
-from vqstack.shapes import Labels, Pixels
+from vqstack.shapes import Pixels
 from vqstack.sources import (
     CodeSource,
     EncodingSource,
@@ -52,15 +54,16 @@ class RunData:
         """All images of a split as they are scored; on the device if they fit."""
         return center(self.stored[split], self.splits[split].size)
 
-    def maps(self, split: str, fit: FitSettings | None, level: int = 0, labelled: bool = False) -> Source:
-        """Codes of a level, stored or encoded on the way, and labels if they are asked for; of level 0 the images."""
+    def maps(self, split: str, fit: FitSettings | None, level: int = 0, reads: Sequence[str] = ()) -> Source:
+        """Codes of a level, stored or encoded on the way, and the conditions that are read; of level 0 the images."""
         augmentation = self.config.augment if fit and fit.augmented else AugmentSettings()
         share, seed = fit.augmented if fit else 0.0, self.config.seed + level
         if fit and self.config.data.streaming:
-            images: Source = self._stream(fit, augmentation, seed, labelled)
+            images: Source = self._stream(fit, augmentation, seed, reads)
             return EncodingSource(images, self.stack, level) if level else images
-        labels = self.splits[split].labels
-        given = labels.to(self.accelerator.device) if labelled and labels is not None else None
+        labels, condition = self.splits[split].labels, self.splits[split].condition
+        every = {"label": labels if labels is None else labels.to(self.accelerator.device), GIVEN: condition}
+        given = [value for name in reads if (value := every[name]) is not None]
         images = self._images(split, augmentation, share, seed, given)
         if level == 0:
             return images
@@ -72,27 +75,29 @@ class RunData:
         """Maps below a level, and what its refiner sees of the map above."""
         settings = next(refiner for refiner in self.config.refiners if refiner.level == level)
         above = self.stack.level(level + 1) if level < len(self.stack) else None
-        below = self.maps(split, fit, level - 1, settings.labels)
+        below = self.maps(split, fit, level - 1, settings.reads)
         return RefinerSource(below, self.stack.level(level), settings, above)
 
-    def all_maps(self, split: str, fit: FitSettings | None, labelled: bool) -> Source:
+    def all_maps(self, split: str, fit: FitSettings | None) -> Source:
         """Maps of all levels, and what each says of the one below it."""
-        return UnifiedSource(self.maps(split, fit, 1, labelled), self.stack)
+        return UnifiedSource(self.maps(split, fit, 1, self.config.prior.reads), self.stack)
 
     def _images(
-        self, split: str, augmentation: AugmentSettings, share: float, seed: int, labels: Labels | None = None
+        self, split: str, augmentation: AugmentSettings, share: float, seed: int, given: Sequence[Tensor] = ()
     ) -> PixelSource:
         size, device = self.splits[split].size, self.accelerator.device
-        return PixelSource(self.stored[split], size, augmentation, share, seed, device, labels)
+        return PixelSource(self.stored[split], size, augmentation, share, seed, device, given)
 
-    def _stream(self, fit: FitSettings, augmentation: AugmentSettings, seed: int, labelled: bool) -> StreamSource:
+    def _stream(self, fit: FitSettings, augmentation: AugmentSettings, seed: int, reads: Sequence[str]) -> StreamSource:
         """Training images that are read as they are needed; what is kept of train serves for scoring alone."""
         train, rank, world = self.splits["train"], self.accelerator.process_index, self.accelerator.num_processes
         batch, shape = fit.batch_size // fit.accumulate // world, tuple(train.stored.shape[1:])
-        stream = open_stream(self.config.data, shape, train.num_classes, batch, seed, rank, world)
-        labelled = labelled and train.labels is not None
+        stream = open_stream(
+            self.config.data, shape, train.num_classes, batch, seed, rank, world, train.condition_shape
+        )
+        reads = [name for name in reads if name != "label" or train.labels is not None]
         return StreamSource(
-            stream, world, train.size, augmentation, fit.augmented, seed, self.accelerator.device, labelled
+            stream, world, train.size, augmentation, fit.augmented, seed, self.accelerator.device, reads
         )
 
     def _stored_codes(self, split: str, level: int, augmentation: AugmentSettings, share: float) -> NDArray[Any]:

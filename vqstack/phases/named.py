@@ -14,6 +14,7 @@ from vqstack.pretrained import CONFIG as ARTEFACT_CONFIG
 from vqstack.pretrained import find_artefact, holds_artefact
 from vqstack.reading import reading
 from vqstack.run_folder import CONFIG, changed_images, read_config, shown
+from vqstack.shapes import by_axis
 
 logger = logging.getLogger(__name__)
 AnySplit = TypeVar("AnySplit", ImageSplit, WholeSplit, ImageSplit | WholeSplit)
@@ -94,6 +95,20 @@ def check_images(
             raise InputError(
                 f"{name}: images of {shape} with {settings.values} values do not fit the model, which wants "
                 f"{model.stack.shape} with {model.stack.values}: set --data.size, --data.channels and --data.values"
+            )
+
+
+def check_condition(splits: Mapping[str, ImageSplit], model: HierarchicalModel) -> None:
+    """Each image must be given the floats that the model reads, and none where it reads none."""
+    for name, split in splits.items():
+        given, wanted = split.condition_shape, model.condition
+        if wanted is None and given:
+            raise InputError(f"{name}: data.condition is given, and the model reads no floats: leave it out")
+        if wanted is not None and given != wanted.shape:
+            found = f"{by_axis(given)} floats" if given else "no floats"
+            raise InputError(
+                f"{name}: {found} an image, and the model is given {wanted.name}, {by_axis(wanted.shape)} floats: name "
+                "their column with --data.condition"
             )
 
 

@@ -129,9 +129,8 @@ def _prior(config: RunConfig, model: HierarchicalModel, data: RunData) -> Phase:
             _know(model, number)
 
     if unified is not None:
-        source = partial(data.all_maps, labelled=unified.classes > 0)
-        return Phase("transformer", unified, source, config.train_prior, 1, prepare=prepare)
-    source = partial(data.maps, level=levels, labelled=prior.classes > 0)
+        return Phase("transformer", unified, data.all_maps, config.train_prior, 1, prepare=prepare)
+    source = partial(data.maps, level=levels, reads=prior.settings.reads)
     return Phase("prior", prior, source, config.train_prior, levels, prepare=prepare)
 
 

@@ -11,7 +11,7 @@ from vqstack.code_model import CodeModel, JointEncoder, UnifiedCodeModel
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.level import Level
 from vqstack.model import HierarchicalModel, SamplingSettings
-from vqstack.shapes import Labels, Pixels
+from vqstack.shapes import Floats, Labels, Pixels
 
 
 def picture(
@@ -20,6 +20,7 @@ def picture(
     refines: int | None,
     shown: Pixels,
     labels: Labels | None,
+    condition: Floats | None,
     count: int,
     seed: int,
 ) -> Integer[Tensor, "all c *pixels"]:
@@ -30,7 +31,7 @@ def picture(
         trained: levels, a level, a refiner, the prior or the transformer of all maps; may be an average of the weights.
         refines: the level, where it is a refiner.
         shown: images of the first row, where there is one, on the model's device.
-        labels: of these images.
+        labels, condition: of these images.
         count: samples of the prior.
         seed: of what is drawn.
     """
@@ -50,10 +51,14 @@ def picture(
             for number, segment in zip(range(len(model.stack), 1, -1), lower, strict=False):
                 places.enter_context(_in_place(model.refiners, str(number), segment))
             classes = torch.arange(count) % model.classes if model.classes else None
-            return model.sample(count, classes, seed=seed, sampling=_sampling(model)).pixels
+            given = model.told_condition(condition)
+            if given is not None:
+                given = given[torch.arange(count) % len(given)]
+            return model.sample(count, classes, given, seed=seed, sampling=_sampling(model)).pixels
     with _in_place(model.refiners, str(refines), trained):
         codes = model.encode(shown)[refines - 1]
-        varied = model.vary(codes, refines, model.told(labels), seed=seed, sampling=_sampling(model)).pixels
+        about = model.told(labels), model.told_condition(condition)
+        varied = model.vary(codes, refines, *about, seed=seed, sampling=_sampling(model)).pixels
         return torch.cat([shown, varied])
 
 

@@ -65,11 +65,16 @@ class Run:
             labelled = any(part.labels for part in (config.prior, *config.refiners))
             if labelled and train.labels is not None and split.labels is None:
                 raise InputError(f"{name} has no labels, train has: set labels to false, or give them")
-        wanted = config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes, train.class_names)
+        wanted = config.model_settings(
+            tuple(train.pixels.shape[1:]), train.num_classes, train.class_names, train.condition_shape
+        )
         wanted.draws()  # guidance without labels is known only now
         reused = reused_levels(config, wanted, folder / "phases")
         torch.manual_seed(config.seed)  # after what only the first start of a run does
         self.model = HierarchicalModel(wanted)
+        if self.model.condition is not None:
+            assert train.condition is not None
+            self.model.know_condition(train.condition)
         stored = resident_images(self.splits, config.data.resident, accelerator.device)
         self.data = RunData(config, folder, self.splits, stored, self.model.stack, accelerator)
         self.phases = {phase.name: phase for phase in phases_of(config, self.model, self.data)}
@@ -159,11 +164,11 @@ class Run:
     def _write_picture(self, name: str, trained: nn.Module, refines: int | None, step: int) -> None:
         folder = self.folder / "samples"
         make_folder(folder)
-        count, seed, labels = self.config.sample_grid, self.config.seed, self.splits["validation"].labels
+        count, seed, split = self.config.sample_grid, self.config.seed, self.splits["validation"]
         shown = self.data.pixels("validation")[:count].to(self.accelerator.device)
         with torch.no_grad(), any_algorithms():  # a picture leaves no trace in the weights
-            told = None if labels is None else labels[:count]
-            images = picture(self.model, trained, refines, shown, told, count, seed)
+            labels, condition = (None if x is None else x[:count] for x in (split.labels, split.condition))
+            images = picture(self.model, trained, refines, shown, labels, condition, count, seed)
         sheet = grid(images.cpu(), min(count, len(images)), self.model.stack.values, 2)
         write_atomically(folder / f"{name}-{step:07d}.png", partial(sheet.save, format="PNG"))
 
