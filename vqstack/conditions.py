@@ -174,7 +174,29 @@ class VectorCondition(GivenCondition):
         return self.linear(values)
 
 
-_KINDS: dict[str, Any] = {"vector": VectorCondition}
+class SequenceCondition(GivenCondition):
+    """``sum_n softmax_n(q x_n) (W x_n + b)`` of standardised vectors x_n: attention by one learned query q."""
+
+    def __init__(self, shape: tuple[int, ...], dim: int) -> None:
+        super().__init__(shape, dim)
+        if len(shape) != 2:
+            raise InputError(
+                f"condition.kind: sequence reads vectors, and {by_axis(shape)} floats are one: choose vector"
+            )
+        self.query = nn.Parameter(torch.zeros(shape[1]))
+        self.linear = nn.Linear(shape[1], dim)
+
+    def reset(self) -> None:
+        nn.init.normal_(self.query, std=0.02)
+        nn.init.normal_(self.linear.weight, std=0.02 / self.shape[1] ** 0.5)
+        nn.init.normal_(self.linear.bias, std=0.02)
+
+    def features(self, values: Float[Tensor, "b n v"]) -> Float[Tensor, "b d"]:
+        weights = (values @ self.query).softmax(1)
+        return (weights[..., None] * self.linear(values)).sum(1)
+
+
+_KINDS: dict[str, Any] = {"vector": VectorCondition, "sequence": SequenceCondition}
 
 
 def register_condition(kind: str, condition: type[GivenCondition]) -> None:
