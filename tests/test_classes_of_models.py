@@ -164,3 +164,8 @@ def test_an_older_model_knows_numbers(tmp_path, caplog):
 def test_every_class_has_a_name_of_its_own(names):
     with pytest.raises(ValidationError, match="class_names"):
         built(names=names)
+
+
+def test_a_class_is_found_in_either_form_of_its_name():
+    model = built(("caf\u00e9", "cafe", "tea"))
+    assert [model.settings.class_number(name) for name in ("cafe\u0301", "caf\u00e9", "cafe")] == [0, 0, 1]

@@ -257,3 +257,24 @@ def test_classes_of_train_without_an_image_are_said(tmp_path, how, caplog):
     with caplog.at_level(logging.WARNING):
         load_splits(parquet(stored(tmp_path / "b.parquet", ALL, NAMES), how))
     assert not caplog.records
+
+
+def test_names_that_look_the_same_are_one_class(tmp_path, how):
+    one, two = "caf\u00e9", "cafe\u0301"  # as others write it, as macOS does
+    train = stored(tmp_path / "train.parquet", [0, 1, 2, 3], values=[one, "tea", one, "tea"])
+    test = stored(tmp_path / "test.parquet", [4, 5], values=[two, "tea"])
+    found = load_splits(parquet({"train": train, "test": test}, how), ["train", "test"])
+    assert found["test"].labels.sort().values.tolist() == [0, 1] and found["test"].class_names == [one, "tea"]
+    both = stored(tmp_path / "both.parquet", [0, 1, 2], values=[one, two, "tea"])
+    refused(lambda: load_splits(parquet({"train": both}, how), ["train"]), "look the same", "\\u0301", "\\xe9")
+
+
+def test_folders_that_look_the_same_are_one_class(tmp_path):
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        for folder in (name, "tea"):
+            (tmp_path / split / folder).mkdir(parents=True)
+            for number in range(3):
+                (tmp_path / split / folder / f"{number}.png").write_bytes(png(random_pixels(1)[0]))
+    files = {split: str(tmp_path / split) for split in ("train", "test")}
+    found = load_splits(ImageSettings(source="imagefolder", files=files, channels=3), ["train", "test"])
+    assert found["test"].labels.tolist() == [0] * 3 + [1] * 3 and found["train"].class_names == ["caf\u00e9", "tea"]

@@ -121,7 +121,7 @@ def test_a_root_named_for_every_split(tmp_path, how):
     assert len(found["test"]) == 8
     files = {"train": str(tmp_path / "train"), "validation": str(tmp_path)}
     root = ImageSettings(source="imagefolder", files=files, **how)
-    refused(lambda: load_splits(root), "nothing for validation", f"test {tmp_path}/test")
+    refused(lambda: load_splits(root), "no validation images", f"test {tmp_path}/test")
 
 
 def test_what_lies_beside_the_splits_is_counted(tmp_path, how, caplog):

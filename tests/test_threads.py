@@ -88,3 +88,25 @@ def test_what_a_person_asked_for_is_told_from_what_a_launcher_sets(monkeypatch, 
     for name, value in (("OMP_NUM_THREADS", number), ("ACCELERATE_MIXED_PRECISION", "no" if launched else None)):
         monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
     assert threads.asked_for() == asked
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, 6),
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, 6),  # what accelerate launch sets by itself
+        ({"OMP_NUM_THREADS": "1"}, 3),
+        ({"OMP_NUM_THREADS": "2", "ACCELERATE_MIXED_PRECISION": "no"}, 3),
+    ],
+    ids=["nobody", "accelerate", "one", "two"],
+)
+def test_commands_that_train_nothing_take_their_cores_unless_a_number_was_named(environment, wanted, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(threads, "quotas", list)
+    torch.set_num_threads(3)
+    threads.share()
+    assert torch.get_num_threads() == wanted

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
+from unicodedata import normalize
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -154,8 +155,12 @@ class ModelSettings(BaseModel):
 
     def class_number(self, name: str) -> int:
         """The number of the class of that name; a number where no class is called so. InputError for none of both."""
-        if name in self.class_names:
-            return self.class_names.index(name)
+        for names, wanted in (
+            (self.class_names, name),
+            ([normalize("NFC", known) for known in self.class_names], normalize("NFC", name)),
+        ):
+            if wanted in names:
+                return names.index(wanted)
         if re.fullmatch("[0-9]{1,9}", name) and int(name) < self.classes:
             return int(name)
         known = listed(self.class_names) if self.class_names else f"0 … {self.classes - 1}"

@@ -71,6 +71,15 @@ def beside(processes: int) -> int:
     return min(processes, int(value)) if value.isdecimal() and int(value) else processes
 
 
+def share(processes: int = 1) -> None:
+    """Let a command that trains nothing compute with its share of the cores, unless a person named a number.
+
+    Its results are rounded by that number, so it follows from the machine alone and is not measured.
+    """
+    if not asked_for():
+        torch.set_num_threads(cores(beside(processes)))
+
+
 def quickest(work: Callable[[], object], most: int, repeats: int = 3) -> int:
     """1, or ``most`` where ``work`` takes at most nine tenths of its time then; medians of turns, after a warm-up."""
     before, seconds = torch.get_num_threads(), dict[int, list[float]]()

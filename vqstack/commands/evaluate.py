@@ -15,6 +15,7 @@ import tyro
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
+from vqstack import threads
 from vqstack.config import parse
 from vqstack.evaluation import (
     Estimate,
@@ -186,6 +187,7 @@ def main(arguments: list[str]) -> None:
     split = splits[command.split]
     model.check_labels(model.told(split.labels))
     accelerator = Accelerator(cpu=command.cpu)
+    threads.share(accelerator.num_processes)
     model.to(accelerator.device)
     count = images_a_side(command.num, split) if command.samples else 0
     check_folder(command.out, "evaluate")

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from vqstack import threads
 from vqstack.codes import CodeDataset, fingerprint
 from vqstack.conditions import GIVEN
 from vqstack.config import parse
@@ -260,6 +261,7 @@ def main(arguments: list[str]) -> None:
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     check(command, model)
     model.to(chosen_device(command.device))
+    threads.share()
     sampling = sampling_of(command, model)
     condition = condition_of(command, model)
     several = len(condition) if condition is not None and len(condition) > 1 else 16

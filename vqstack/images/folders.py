@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from vqstack.errors import InputError, listed
 from vqstack.images.files import LOOP, walk
 from vqstack.images.formats import is_image
+from vqstack.images.labels import alike
 from vqstack.images.settings import SPLITS, ImageSettings, Split
 from vqstack.images.sounds import is_sound
 from vqstack.reading import plain_file
@@ -52,7 +53,7 @@ class Tree:
     def class_of(self, path: str) -> str:
         """The folder inside ``root`` that an image lies in; empty for one that lies beside these."""
         first, inside, _ = os.path.relpath(path, self.root).partition(os.sep)
-        return first if inside else ""
+        return alike(first) if inside else ""
 
 
 def tree(folder: str, settings: ImageSettings) -> Tree:

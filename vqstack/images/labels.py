@@ -5,8 +5,10 @@ A source whose labels are numbers alone has the classes "0", "1", …, unless ``
 
 import json
 import logging
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,9 @@ class Classes:
             return int(label)
         if self.numbers is not None and label in self.numbers:
             return self.numbers[label]
+        twin = (number for name, number in (self.numbers or {}).items() if alike(str(name)) == alike(str(label)))
+        if isinstance(label, str) and (number := next(twin, None)) is not None:
+            return number
         known = f" (the classes are {listed(self.names)})" if self.names else ""
         raise InputError(f"{where}: an image with label {label}{known}; store a class number or name for each")
 
@@ -85,14 +90,21 @@ class Classes:
 
 def mapped(names: Sequence[str], known: Sequence[str], where: str, whose: str) -> list[int]:
     """For each class its number among those that are known; InputError with both lists where one is missing."""
-    numbers = {name: number for number, name in enumerate(known)}
-    missing = [name for name in names if name not in numbers]
+    numbers = {alike(name): number for number, name in enumerate(known)}
+    numbers |= {name: number for number, name in enumerate(known)}
+    found = [numbers.get(name, numbers.get(alike(name))) for name in names]
+    missing = [name for name, number in zip(names, found, strict=True) if number is None]
     if missing:
         raise InputError(
             f"{where}: its classes are {listed(names)}, those of {whose} {listed(known)}: {listed(missing[:1])} is not "
             "among them; classes are matched by name: correct the names, or say with data.class_names what numbers mean"
         )
-    return [numbers[name] for name in names]
+    return [number for number in found if number is not None]
+
+
+def alike(name: str) -> str:
+    """One form (NFC) of names that look the same: macOS writes é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def numerals(count: int) -> list[str]:
@@ -125,6 +137,11 @@ def reference(first: Stored, values: Iterable[Any] | None, settings: ImageSettin
                 "them with class_names, or set label_column to '' for none"
             )
         names = sorted({value for value in values if value is not None})
+        if len(set(map(alike, names))) < len(names):
+            one, other = next(pair for pair in combinations(names, 2) if len(set(map(alike, pair))) == 1)
+            raise InputError(
+                f"{first.where}: two names of classes look the same ({alike(twin)!a} and {twin!a}): write one"
+            )
     if names and sum(len(json.dumps(name)) + 8 for name in names) > NAMES_SIZE:
         raise InputError(
             f"{first.where}: {len(names)} names of classes take more than {NAMES_SIZE} bytes; shorten them"
