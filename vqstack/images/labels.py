@@ -139,9 +139,7 @@ def reference(first: Stored, values: Iterable[Any] | None, settings: ImageSettin
         names = sorted({value for value in values if value is not None})
         if len(set(map(alike, names))) < len(names):
             one, other = next(pair for pair in combinations(names, 2) if len(set(map(alike, pair))) == 1)
-            raise InputError(
-                f"{first.where}: two names of classes look the same ({alike(twin)!a} and {twin!a}): write one"
-            )
+            raise InputError(f"{first.where}: two names of classes look the same ({one!a} and {other!a}): write one")
     if names and sum(len(json.dumps(name)) + 8 for name in names) > NAMES_SIZE:
         raise InputError(
             f"{first.where}: {len(names)} names of classes take more than {NAMES_SIZE} bytes; shorten them"
