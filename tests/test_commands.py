@@ -131,6 +131,7 @@ def test_files_of_a_run(run_folder, recipe):
         "ledger.json",
         "model",
         "phases",
+        "report.html",
         "samples",
     }
     resolved = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))

@@ -50,6 +50,7 @@ ORDER = [
     "plots",
     "config",
     "run_folder",
+    "run_report",
     "report",
     "reuse",
     "phases",

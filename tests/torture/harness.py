@@ -31,6 +31,7 @@ from PIL import Image  # noqa: E402
 from vqstack.checkpoint import digest  # noqa: E402
 from vqstack.commands import compress, decompress, encode, evaluate, generate, train  # noqa: E402
 from vqstack.ending import run_command  # noqa: E402
+from vqstack.run_report import REPORT  # noqa: E402
 
 torch.set_num_threads(1)
 pyarrow.set_cpu_count(1)
@@ -259,6 +260,6 @@ def png(image: Any) -> bytes:
 
 
 def remains(run: Path) -> dict[str, str]:
-    """Checksums of every file of a run that is promised to be equal; pictures and the lock are not among them."""
-    files = (path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+    """Checksums of every file of a run that is promised to be equal: not the lock, nor the report, which names it."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name not in (".lock", REPORT))
     return {str(path.relative_to(run)): digest(path) for path in files if "damaged-" not in str(path)}

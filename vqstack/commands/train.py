@@ -17,6 +17,7 @@ from vqstack.phases import Run, check_processes
 from vqstack.recipes import find_recipe
 from vqstack.report import describe
 from vqstack.reuse import check_sources
+from vqstack.run_report import REPORT
 from vqstack.terminal import lines, warn
 
 
@@ -79,3 +80,5 @@ def main(arguments: list[str]) -> None:
     with closing(Run(config, folder, accelerator, command.override_config)) as run:
         warn_of_done(command, folder, accelerator)
         run.train_all()
+    if (folder / REPORT).exists():
+        accelerator.print(lines(f"\n{folder / REPORT}: the ledger, curves, pictures, and how to use the model"))

@@ -17,8 +17,8 @@ from torch import nn
 from vqstack import threads
 from vqstack.checkpoint import make_folder, on_main, write_atomically
 from vqstack.codes import quoted
-from vqstack.config import RunConfig
-from vqstack.errors import InputError
+from vqstack.config import RunConfig, to_yaml
+from vqstack.errors import InputError, reason
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import (
     DONE,
@@ -39,8 +39,9 @@ from vqstack.pretrained import find_artefact
 from vqstack.reading import read_json
 from vqstack.reuse import START, Reused, Start, load_start, reused_levels, start_of
 from vqstack.run_folder import Images, claim, read_images
+from vqstack.run_report import REPORT, report
 from vqstack.sources import resident_images
-from vqstack.terminal import lines
+from vqstack.terminal import lines, warn
 
 
 class Run:
@@ -125,6 +126,8 @@ class Run:
         for phase in self.phases.values():
             self.train(phase)
         self.release()
+        if self.accelerator.is_main_process:
+            self._write_report()
         self.accelerator.end_training()
 
     def train(self, phase: Phase) -> None:
@@ -204,6 +207,16 @@ class Run:
             self.model.save_files(self.folder / "model")
 
         on_main(self.accelerator, write)
+
+    def _write_report(self) -> None:
+        path, settings = self.folder / REPORT, self.model.settings
+        try:
+            page = report(
+                self.folder, self.phases, self.model.stack.codebook_sizes, settings.class_names, to_yaml(self.config)
+            )
+            write_atomically(path, lambda aside: aside.write_text(page, encoding="utf-8"))
+        except Exception as error:  # whatever it is: the model is there, and the page can be made again
+            warn(f"{path} was not written ({reason(error)}); give the same command again for it")
 
     def _released_before(self) -> bool:
         """Whether the folder holds this model and its ledger already; what moves no number of it is written anew.
