@@ -574,7 +574,7 @@ def test_generating_refuses(call, run_folder, tmp_path, monkeypatch, given, mess
         (1, ["--confidence"], "--confidence: nothing that draws below level 1 reads it"),
         (1, ["--mean", "--temperature", 0.5], "--temperature: nothing is drawn with --mode or --mean"),
         (2, ["--mean", "--temperature", 0.5], None),
-        (2, ["--guidance", 3], "--guidance: leads towards a class, and none is given"),
+        (2, ["--guidance", 3], "--guidance: leads towards a class or a condition, and none is given"),
         (2, ["--guidance", 3, "--label", 4], None),
         (2, ["--confidence"], None),
         (1, ["--guidance", 1, "--confidence", "False"], None),

@@ -135,7 +135,7 @@ def test_the_refiner_starts_from_what_the_encoder_was_trained_with(tmp_path):
     ("refiner", "changes", "message"),
     [
         ({"family": "autoregressive"}, {}, "set family to masked"),
-        ({"labels": True}, {}, "labels to false"),
+        ({"labels": True}, {}, "labels and condition to false"),
         ({"joint_encoder": -1}, {}, "greater than or equal to 0"),
         ({}, {"joint": True}, "leave it or joint_encoder out"),
     ],

@@ -15,7 +15,7 @@ from vqstack.codes import MapCache
 from vqstack.config import RunConfig, parse, read_yaml
 from vqstack.errors import CommandError, InputError
 from vqstack.images import ImageSettings, is_image, load_splits
-from vqstack.images.cache import Writer
+from vqstack.images.cache import Rows
 from vqstack.pretrained import find_artefact
 from vqstack.reading import reading
 
@@ -94,7 +94,7 @@ def test_a_source_that_fails_is_not_taken_for_a_full_disk(tmp_path, monkeypatch)
         patch.setattr("vqstack.images.splits.decode_all", failing(errno.EIO))
         refused(lambda: load_splits(settings, ["train"]), "/somewhere: cannot be read", "Input/output")
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "_header", failing(errno.ENOSPC))
+        patch.setattr(Rows, "_header", failing(errno.ENOSPC))
         refused(lambda: load_splits(settings, ["train"]), "cannot be written", "No space", "VQSTACK_CACHE")
     assert len(load_splits(settings, ["train"])["train"]) == 4
 
