@@ -34,6 +34,7 @@ def tiny(
     refiners=(),
     unified=False,
     sizes=None,
+    condition_of=None,
     **prior,
 ):
     """Two levels of tiny codebooks; every weight is drawn from a normal distribution."""
@@ -52,6 +53,7 @@ def tiny(
         image_shape=shape,
         values=values,
         classes=classes,
+        condition=condition_of,
     )
     model = HierarchicalModel(settings).eval()
     with torch.no_grad():
