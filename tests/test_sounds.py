@@ -92,6 +92,8 @@ def test_channels_are_averaged_or_repeated(tmp_path):
     path = str(write(tmp_path / "a.wav", stereo))
     assert (sounds.read(path, 0, 2, RATE, 1, 2**16)[0] - 2**15).tolist() == [2000, 0]
     assert (sounds.read(path, 0, 2, RATE, 2, 2**16) - 2**15).tolist() == stereo.T.tolist()
+    with pytest.raises(ValueError, match="2 channels"):
+        sounds.read(path, 0, 2, RATE, 3, 2**16)
     path = str(write(tmp_path / "b.wav", stereo[:, 0]))
     assert (sounds.read(path, 0, 2, RATE, 2, 2**16) - 2**15).tolist() == [[1000, -500], [1000, -500]]
 

@@ -67,7 +67,9 @@ def _numbers(path: str, state: tuple[int, int], rate: int, channels: int) -> Int
         found = soxr.resample(found, own, rate, quality="VHQ")
     if found.shape[1] > channels:
         found = found.mean(1, keepdims=True)
-    found = np.repeat(found, channels // found.shape[1], 1) if found.shape[1] < channels else found
+    if channels % found.shape[1]:
+        raise ValueError(f"{found.shape[1]} channels, which do not make {channels}")
+    found = np.repeat(found, channels // found.shape[1], 1)
     return np.clip(np.rint(found * FULL), -FULL, FULL - 1).astype(np.int32)
 
 
