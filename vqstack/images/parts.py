@@ -13,8 +13,8 @@ import numpy as np
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
-from vqstack.images.records import Records
 from vqstack.images.settings import ImageSettings
+from vqstack.images.undecoded import Records
 from vqstack.reading import plain_file
 
 FETCH = 512  # images fetched at a time; bounds the memory of those that are still encoded

@@ -9,65 +9,23 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vqstack.errors import InputError, causes, listed, reason, told
-from vqstack.images import sounds
+from vqstack.errors import InputError, causes, listed, reason
+from vqstack.images.arrays import open_arrays
 from vqstack.images.cache import plain_folder
+from vqstack.images.excerpts import excerpts
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.given import find_given
 from vqstack.images.labels import Classes, Stored, check_names, find_labels, inside, read_as, reference, texts_in
-from vqstack.images.settings import OWN, SOURCES, SPLITS, ImageSettings, Split
+from vqstack.images.settings import OWN, SPLITS, ImageSettings, Split
 from vqstack.images.shards import Shards, open_shards
-from vqstack.nets import registered
+from vqstack.images.undecoded import Records, Streamed, labelled
 from vqstack.paths import matches, remote
-from vqstack.reading import plain_file
 
 logger = logging.getLogger(__name__)
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
-IMAGES, LABELS = ("images", "pixels", "x"), ("labels", "y")  # names in .npz files
-
-
-@dataclass(frozen=True, eq=False)
-class Records:
-    """A split as a mapped source has it; ``fetch`` takes positions and gives records."""
-
-    where: str
-    count: int
-    fetch: Callable[[NDArray[np.int64]], Iterable[Any]]
-    labels: NDArray[np.int64] | None
-    class_names: list[str] | None
-    root: str | None  # folder of an imagefolder, whose images are told apart by their path below it
-    ordered: bool = False  # one file of rows: images are told apart by their position
-    left_out: dict[str, Any] = field(default_factory=dict)  # as of Streamed
-    given: Callable[[NDArray[np.int64]], Iterable[Any]] | None = None  # what data.condition has for these positions
-
-
-@dataclass(frozen=True, eq=False)
-class Streamed:
-    """A split as a stream has it: a ``datasets.IterableDataset`` whose images are not decoded."""
-
-    where: str
-    rows: Any
-    image_column: str
-    stored: Stored | None  # how labels are stored, None without any
-    classes: Classes  # what they mean
-    root: str | None
-    left_out: dict[str, Any]  # reason -> how many files of the folder are no images of the split, and the first
-    given: tuple[str, ...] = ()  # the column of data.condition, and the member inside it
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes where they have any."""
-        return self.classes.names
-
-    def label(self, row: Mapping[str, Any]) -> int:
-        """The number of the class of a row; -1 without labels."""
-        return self.classes.number(self.stored.of(row), self.where) if self.stored else -1
 
 
 def open_records(settings: ImageSettings) -> dict[str, Records]:
@@ -92,66 +50,15 @@ def _say_unused(labelled: Mapping[str, bool]) -> None:
 
 def _open_records(settings: ImageSettings) -> dict[str, Records]:
     settings.check_files()
-    if settings.source not in OWN:
-        source = registered(SOURCES, settings.source, "source")
-        assert source is not None
-        given = source(settings)
-        return {name: _given(f"{settings}, split {name}", *given[name], settings) for name in SPLITS if name in given}
-    if settings.source == "digits":
-        from sklearn.datasets import load_digits  # half a second to import
-
-        digits = load_digits()
-        images, stored = digits.images.astype(np.uint8), None
-        if settings.label_column != "":
-            stored = Stored(str(settings), ("target",), "number", [str(name) for name in digits.target_names])
-        train = Records(str(settings), len(images), images.__getitem__, None, None, None, True)
-        of_train = _classes({"train": stored}, settings, lambda _: None)["train"]
-        return {"train": _labelled(train, of_train, digits.target if stored else None)}
-    if settings.source == "array":
-        arrays: Mapping[Split, Any] = {
-            name: _open_array(settings.files[name], settings) for name in SPLITS if name in settings.files
-        }
-        classes = _classes(
-            {name: stored for name, (_, stored, _) in arrays.items()}, settings, lambda name: arrays[name][2]
-        )
-        return {name: _labelled(split, classes[name], values) for name, (split, _, values) in arrays.items()}
+    if settings.source not in OWN or settings.source in ("digits", "array"):
+        arrays: Mapping[Split, Any] = open_arrays(settings)
+        stored = {name: stored for name, (_, stored, _) in arrays.items()}
+        classes = _classes(stored, settings, lambda name: arrays[name][2])
+        return {name: labelled(split, classes[name], values) for name, (split, _, values) in arrays.items()}
     opened = {name: _open_rows(stored) for name, stored in open_streams(settings, streaming=False).items()}
     if settings.source != "audiofolder":
         return opened
-    return {name: _excerpts(files, settings) for name, files in opened.items()}
-
-
-def _excerpts(files: Records, settings: ImageSettings) -> Records:
-    """The excerpts of sound files in the place of the files; files without any are left out, with the reason."""
-    assert settings.kept is not None and settings.rate is not None
-    size, left_out = settings.kept[0], {name: dict(what) for name, what in files.left_out.items()}
-    every = list(files.fetch(np.arange(files.count)))
-    records: list[dict[str, Any]] = []
-    origin: list[int] = []
-    for number, record in enumerate(every):
-        path = record["path"]
-        try:
-            starts, why = sounds.excerpts(sounds.length(path, settings.rate), size), f"shorter than {size} numbers"
-        except InputError:
-            raise
-        except Exception as error:  # soundfile's own type, and what its formats raise
-            if settings.on_error == "refuse":
-                raise InputError(
-                    f"{path}: cannot be read ({told(error)}); mend or remove it, or set on_error"
-                ) from error
-            starts, why = [], f"cannot be read ({told(error)})"
-        if not starts:
-            left = left_out.setdefault(why, {"count": 0, "first": []})
-            left["count"] += 1
-            left["first"] = [*left["first"], path][:3]
-        records += [{**record, "start": start} for start in starts]
-        origin += [number] * len(starts)
-    if not records:
-        raise InputError(f"{files.where}: no sound of {size} numbers or more: choose a smaller size")
-    labels = None if files.labels is None else files.labels[np.array(origin)]
-    return replace(
-        files, count=len(records), fetch=lambda some: [records[i] for i in some], labels=labels, left_out=left_out
-    )
+    return {name: excerpts(files, settings) for name, files in opened.items()}
 
 
 def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, Streamed]:
@@ -278,111 +185,6 @@ def _silence() -> Iterator[None]:
         datasets.logging.set_verbosity(loud)
 
 
-def check_labels(labels: Any, count: int, where: str, names: list[str] | None) -> NDArray[np.int64] | None:
-    """Class numbers from 0, one for each image; None where the source keeps them secret (-1 everywhere)."""
-    if labels.shape != (count,) or (labels.dtype.kind not in "iu" and count > 0):
-        raise InputError(
-            f"{where}: {count} images, labels {labels.dtype}{labels.shape}; store a class number or name for each"
-        )
-    if (labels == -1).all():
-        return None
-    if labels.min() < 0 or labels.max() >= (len(names) if names else 2**62):
-        raise InputError(f"{where}: labels from {labels.min()} to {labels.max()}; number the classes from 0")
-    return labels.astype(np.int64)
-
-
-def _open_array(path: str, settings: ImageSettings) -> tuple[Records, Stored | None, NDArray[Any] | None]:
-    """One .npy (pixels) or .npz (images, pixels or x, with labels or y) file of uint8 [n,h,w], [n,h,w,c], [n,c,h,w].
-
-    A .npy file is memory-mapped; an .npz is an archive, of which the first of each of these names is read, unless
-    ``image_column`` and ``label_column`` name others. The labels are given as they are stored.
-    """
-    columns = ((settings.image_column, IMAGES), (settings.label_column, LABELS))
-    image_keys, label_keys = (usual if named is None else (named,) for named, usual in columns)
-    try:
-        content = np.load(plain_file(path), mmap_mode="r", allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            if settings.image_column is not None:
-                raise InputError(f"{path}: one array has no columns; leave image_column out, or name an .npz")
-            names, arrays, image_keys = ["pixels"], {"pixels": content}, ("pixels",)
-        else:
-            with content:
-                names = list(content)
-                chosen = [next((key for key in keys if key in names), None) for keys in (image_keys, label_keys)]
-                chosen.append(settings.condition)
-                arrays = {key: content[key] for key in chosen if key in names}
-    except InputError:
-        raise
-    except Exception as error:  # numpy raises a different type for each way a file can be broken
-        problem = f"{path}: cannot be read as .npy or .npz ({reason(error)})"
-        raise InputError(f"{problem}; name a file written by numpy") from error
-    pixels = next((arrays[key] for key in image_keys if key in arrays), None)
-    if pixels is None:
-        wanted = ", ".join(image_keys)
-        raise InputError(f"{path}: no array {wanted} among {', '.join(names)}; rename it, or set image_column")
-    pixels = _images(pixels, path) if settings.pictures else _signals(pixels, settings, path)
-    labels = next((arrays[key] for key in label_keys if key in arrays), None)
-    if labels is None and settings.label_column:
-        raise InputError(f"{path}: no array {settings.label_column} among {', '.join(names)}; correct label_column")
-    others = [name for name in names if name not in arrays]
-    if labels is None and others and settings.label_column is None:
-        logger.warning("%s: no labels; if an array holds classes, set label_column: %s", path, ", ".join(others))
-    stored = None
-    if labels is not None:
-        kind = {"U": "text", "b": "bool"}.get(labels.dtype.kind, "number")
-        stored = Stored(path, (next(key for key in label_keys if key in arrays),), kind)
-    split = Records(path, len(pixels), pixels.__getitem__, None, None, None, True)
-    if find_given(dict.fromkeys(names, True), settings.condition, path):
-        given = arrays[str(settings.condition)]
-        if len(given) != len(pixels):
-            raise InputError(
-                f"{path}: {settings.condition} has {len(given)} rows for {len(pixels)} images; give one each"
-            )
-        split = replace(split, given=given.__getitem__)
-    return split, stored, labels
-
-
-def _images(pixels: NDArray[Any], path: str) -> NDArray[np.uint8]:
-    """An array of images as Pillow wants it: channels last, and no axis for grey."""
-    if pixels.dtype != np.uint8:
-        raise InputError(f"{path}: the images are {pixels.dtype}, not uint8; store whole numbers from 0 to values - 1")
-    first, last = (pixels.ndim == 4 and pixels.shape[axis] in (1, 3) for axis in (1, 3))
-    if pixels.ndim != 3 and first == last:
-        raise InputError(f"{path}: cannot tell the channels of {pixels.shape}; store images as [n, height, width, c]")
-    pixels = pixels.transpose(0, 2, 3, 1) if first else pixels
-    return pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
-
-
-def _signals(values: NDArray[Any], settings: ImageSettings, path: str) -> NDArray[Any]:
-    r"""An array [n, c, \*size] of whole numbers; the axis of one channel may be missing."""
-    if values.dtype.kind not in "iu":
-        raise InputError(f"{path}: the numbers are {values.dtype}; store whole numbers from 0 to values - 1")
-    axes = len(settings.size or ())
-    if axes and settings.channels == 1 and values.ndim == axes + 1:
-        values = values[:, None]
-    wanted = (settings.channels, *(settings.size or ()))
-    if (axes and values.shape[1:] != wanted) or not 3 <= values.ndim <= 5 or values.shape[1] != settings.channels:
-        raise InputError(f"{path}: inputs of {values.shape[1:]} where {wanted} was said; correct size or channels")
-    return values
-
-
-def _given(
-    where: str, values: NDArray[Any], labels: NDArray[Any] | None, names: list[str] | None, settings: ImageSettings
-) -> Records:
-    """A split of a source that is registered."""
-    values = _images(values, where) if settings.pictures else _signals(values, settings, where)
-    checked = None if labels is None else check_labels(labels, len(values), where, names)
-    return Records(where, len(values), values.__getitem__, checked, names, None, ordered=True)
-
-
-def _labelled(split: Records, classes: Classes, values: Any) -> Records:
-    """A split with the class numbers of what it stores."""
-    if values is None:
-        return replace(split, class_names=classes.names)
-    labels = check_labels(classes.array(values, split.where), split.count, split.where, classes.names)
-    return replace(split, labels=labels, class_names=classes.names)
-
-
 def check_paths(settings: ImageSettings) -> None:
     """Every path on this machine must lead to something of the right kind."""
     of_folders = settings.source.endswith("folder")
@@ -506,7 +308,7 @@ def _open_rows(stored: Streamed) -> Records:
     if stored.given:
         column_of_floats = stored.rows.select_columns([stored.given[0]])
         split = replace(split, given=lambda chosen: [inside(column_of_floats[int(i)], stored.given) for i in chosen])
-    return _labelled(split, stored.classes, _values(stored) if stored.stored else None)
+    return labelled(split, stored.classes, _values(stored) if stored.stored else None)
 
 
 def _choose(what: str, named: str | None, fitting: list[str], columns: list[str], where: str) -> str:

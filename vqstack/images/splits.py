@@ -20,8 +20,9 @@ from vqstack.images.decode import decode_all
 from vqstack.images.given import floats
 from vqstack.images.labels import count_classes, inside, padded
 from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
-from vqstack.images.records import Records, Streamed, check_labels, guarded, open_records, open_streams, shuffled
+from vqstack.images.records import guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
+from vqstack.images.undecoded import Records, Streamed, check_labels
 from vqstack.images.views import center
 from vqstack.shapes import Floats, Labels, Pixels, by_axis
 from vqstack.terminal import Progress

@@ -21,8 +21,9 @@ from vqstack.images.decode import CHUNK, decode_all
 from vqstack.images.given import floats
 from vqstack.images.labels import inside
 from vqstack.images.parts import bounds, digest, place
-from vqstack.images.records import Streamed, guarded, open_streams, shuffled
+from vqstack.images.records import guarded, open_streams, shuffled
 from vqstack.images.settings import ImageSettings
+from vqstack.images.undecoded import Streamed
 
 AHEAD = 2  # batches that each worker decodes ahead of what is used
 

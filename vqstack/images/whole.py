@@ -20,9 +20,10 @@ from vqstack.errors import InputError
 from vqstack.images.decode import decode_all
 from vqstack.images.labels import count_classes, padded
 from vqstack.images.parts import FETCH, digest, partition, place
-from vqstack.images.records import Streamed, check_labels, guarded, open_streams
+from vqstack.images.records import guarded, open_streams
 from vqstack.images.settings import SPLITS, ImageSettings
 from vqstack.images.splits import Part, check_classes, described, image_name, skipped
+from vqstack.images.undecoded import Streamed, check_labels
 from vqstack.images.views import center
 from vqstack.terminal import Progress
 from vqstack.threads import cores
