@@ -712,3 +712,16 @@ def test_only_the_plain_networks_are_compiled():
     assert networks(level) == [level.encoder, level.decoder]
     plain = torch.nn.Linear(2, 2)
     assert networks(plain) == [plain]
+
+
+def test_a_phase_is_looked_at_before_a_late_evaluation_and_learns_the_same(tmp_path, monkeypatch):
+    seen, weights = [], []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr("vqstack.fit.loop.FIRST_LOOK", seconds)
+        steps = []
+        fit = build(tmp_path / str(seconds), on_evaluation=lambda module, step, to=steps: to.append(step))
+        fit.run()
+        seen.append(steps)
+        weights.append(fit.module.state_dict())
+    assert seen == [[1, 4, 8, 12], [4, 8, 12]]
+    assert equal(*weights)

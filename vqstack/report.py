@@ -14,6 +14,8 @@ from vqstack.window import WindowDecoder
 PROCESS = 415 * 2**20  # bytes of a process that has loaded the libraries and trains next to nothing, on the CPU
 READERS = {"digits": 115 * 2**20, "array": 0}  # bytes of what reads images that are in no cache: scikit-learn, nothing
 OTHER_READERS = 55 * 2**20  # datasets
+SITES = 100
+"""Sites of all training images for each code of a level, below which it is warned of: fewer teach a code little."""
 TENSORS = 10**5  # more than any model that could be trained has
 
 
@@ -30,8 +32,30 @@ def growing_maps(settings: ModelSettings) -> Iterator[str]:
         below, what = bits, f"the map of levels.{number - 1} holds"
 
 
+def scarce_sites(settings: ModelSettings, images: int) -> Iterator[str]:
+    """A line for each level with more codes than so many images can teach: a rule of thumb."""
+    for number, level in enumerate(settings.stack.levels, start=1):
+        sites, size = images * math.prod(level.map), level.quantizer.codebook_size
+        if sites < SITES * size:
+            fewer = 2 ** max(1, (sites // SITES).bit_length() - 1)
+            yield (
+                f"levels.{number - 1}: {size} codes for the {sites:,} sites of {images:,} images, fewer than {SITES} "
+                f"for each code; most will lie idle or be learned by heart: try quantizer.codebook_size {fewer}"
+            )
+
+
 def describe(config: RunConfig, settings: ModelSettings) -> str:
     """Map shapes, the bits each can hold, parameter counts, and an estimate of training memory a process."""
+    return "\n".join(_costs(config, settings)[0])
+
+
+def memory_of(config: RunConfig, settings: ModelSettings) -> float:
+    """Bytes that a training process will take, estimated, its images excepted."""
+    return _costs(config, settings)[1]
+
+
+def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float]:
+    """Lines for a person, and bytes."""
     try:
         model = without_memory(lambda: HierarchicalModel(settings), TENSORS)
     except ValueError as error:
@@ -98,4 +122,4 @@ def describe(config: RunConfig, settings: ModelSettings) -> str:
         "AdamW, averages and activations of the largest phase, or of a batch that is encoded or scored, and "
         f"{numbers * value_dtype(settings.values).itemsize / 2**20 * 1000:,.2f} MiB for each 1,000 images"
     )
-    return "\n".join(lines)
+    return lines, float(process + peak)

@@ -33,7 +33,7 @@ COMMANDS = {
         "--config digits --out runs/digits",
         "to go on",
         tuple(
-            "config out dry_run override_config data augment levels train_levels refiners train_refiners prior "
+            "config images out steps dry_run data augment levels train_levels prior "
             "train_prior sampling levels_from start_from seed mixed_precision trackers".split()
         ),
     ),

@@ -4,15 +4,19 @@ Without arguments it trains the digits recipe. Run the same command again to go 
 ``accelerate launch -m vqstack train …``.
 """
 
+import shlex
 from contextlib import closing
 from pathlib import Path
 
 from accelerate import Accelerator
 from pydantic import Field
 
-from vqstack.config import RunConfig, parse, read_recipe, to_yaml
+from vqstack.config import RunConfig, changed, parse, read_recipe, to_yaml
+from vqstack.errors import InputError
+from vqstack.fit import FitSettings
 from vqstack.images import num_classes
 from vqstack.library import prepare
+from vqstack.model import HierarchicalModel
 from vqstack.phases import Run, check_processes
 from vqstack.recipes import find_recipe
 from vqstack.report import describe
@@ -20,11 +24,23 @@ from vqstack.reuse import check_sources
 from vqstack.run_report import REPORT
 from vqstack.terminal import lines, warn
 
+EVALUATIONS = 4  # of a phase at most, where --steps makes it short: each takes time, and draws a picture
+
 
 class Command(RunConfig):
     """Train a stack of levels and a prior."""
 
-    config: Path | None = Field(None, description="YAML file, or a name of vqstack recipes; default: digits.")
+    config: Path | None = Field(
+        None, description="YAML file, or a name of vqstack recipes; default: digits, with --images folder."
+    )
+    images: Path | None = Field(
+        None, description="Folder of images to train on, with a folder for each class or without; data.files in short."
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps of every phase, count; warm-up and evaluations in proportion. Default: the recipe's.",
+    )
     out: Path | None = Field(None, description="Folder of the run; default: runs/NAME, after the recipe.")
     override_config: bool = Field(False, description="Go on with other settings than the run began with; recorded.")
     dry_run: bool = Field(
@@ -33,14 +49,54 @@ class Command(RunConfig):
     )
 
 
-def config_path(arguments: list[str]) -> Path:
-    """The value of --config, which is needed before the other arguments make sense."""
+def value_of(option: str, arguments: list[str]) -> str | None:
+    """The value of an option that is needed before the other arguments make sense."""
     for i, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            return find_recipe(argument.removeprefix("--config="))
-        if argument == "--config" and i + 1 < len(arguments):
-            return find_recipe(arguments[i + 1])
-    return find_recipe("digits")
+        if argument.startswith(f"{option}="):
+            return argument.removeprefix(f"{option}=")
+        if argument == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def recipe_of(arguments: list[str]) -> tuple[Path, RunConfig]:
+    """The recipe that a command line names, and its settings with what --images and --steps say in short."""
+    images, steps = value_of("--images", arguments), value_of("--steps", arguments)
+    path = find_recipe(value_of("--config", arguments) or ("digits" if images is None else "folder"))
+    config = read_recipe(path)
+    if images is not None:
+        if config.data.source != "imagefolder":
+            raise InputError(f"--images: {path.stem} reads {config.data}: leave --config out, or set --data.source")
+        config = changed(config, {"data": {"files": {"train": images}}})
+    return path, config if steps is None or not steps.isdecimal() else shortened(config, int(steps))
+
+
+def shortened(config: RunConfig, steps: int) -> RunConfig:
+    """The settings with so many steps in every phase, and warm-up and evaluations where they were in proportion."""
+
+    def short(fit: FitSettings) -> FitSettings:
+        share = max(steps, 1) / fit.steps
+        every = max(round(fit.evaluate_every * share), min(fit.evaluate_every, -(-steps // EVALUATIONS)))
+        warmup = min(fit.warmup, round(fit.warmup * share))
+        return fit.model_copy(update={"steps": steps, "warmup": warmup, "evaluate_every": every})
+
+    unused = config.unused()
+    names = {name.partition(".")[0] for name in config.every_training} - set(unused)
+    changes = {name: getattr(config, name) for name in names}
+    return config.model_copy(
+        update={n: tuple(map(short, fit)) if isinstance(fit, tuple) else short(fit) for n, fit in changes.items()}
+    )
+
+
+def farewell(folder: Path, model: HierarchicalModel) -> str:
+    """Where the model is, and what to do with it first."""
+    names = model.settings.class_names
+    label = f" --label {shlex.quote(names[0])}" if names and model.classes else ""
+    report = f"{folder / REPORT}: the ledger, curves, pictures, and how to use the model\n"
+    return (
+        f"\n{folder / 'model'}: the model\n{report if (folder / REPORT).exists() else ''}"
+        f"next: vqstack generate {shlex.quote(str(folder))} --num 16{label} --out samples"
+    )
 
 
 def warn_of_done(command: Command, folder: Path, accelerator: Accelerator) -> None:
@@ -51,8 +107,7 @@ def warn_of_done(command: Command, folder: Path, accelerator: Accelerator) -> No
 
 
 def main(arguments: list[str]) -> None:
-    path = config_path(arguments)
-    recipe = read_recipe(path)
+    path, recipe = recipe_of(arguments)
     command = parse(Command, arguments, Command(**dict(recipe)))
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     folder = command.out or Path("runs") / path.stem
@@ -79,6 +134,6 @@ def main(arguments: list[str]) -> None:
 
     with closing(Run(config, folder, accelerator, command.override_config)) as run:
         warn_of_done(command, folder, accelerator)
+        run.announce()
         run.train_all()
-    if (folder / REPORT).exists():
-        accelerator.print(lines(f"\n{folder / REPORT}: the ledger, curves, pictures, and how to use the model"))
+    accelerator.print(lines(farewell(folder, run.model)))

@@ -31,6 +31,7 @@ from vqstack.shapes import Objective
 from vqstack.terminal import Progress, lines, warn
 
 STREAM_EPOCH = 10_000  # images that stand for an epoch of a stream, whose length nobody knows
+FIRST_LOOK = 20.0  # seconds after which a phase is looked at, should its first evaluation be later
 
 
 class Demand(IntEnum):
@@ -53,7 +54,8 @@ class Fit:
         folder: receives ``checkpoints/`` and ``metrics.jsonl``.
         seed: of the order of images, augmentation, dropout and code revival.
         compile_module: run the module's networks (its attribute ``networks``, or itself) through torch.compile.
-        on_evaluation: called with (module with the better weights, step) after each evaluation, on the main process.
+        on_evaluation: called with (module with the better weights, step) after each evaluation, on the main process;
+            also once, with the raw weights, when the phase has run for FIRST_LOOK seconds without any.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Fit:
         self._resume()
         self._choose_threads()
         batch, saved = self.settings.batch_size, time.monotonic()
+        first_look = math.inf if self.step else saved + FIRST_LOOK
         with (
             signals.noted() as received,
             Progress(
@@ -130,6 +133,10 @@ class Fit:
                 nats, better = self.evaluation_step() if evaluated else (None, "")
                 if nats is not None:
                     self.scored = f", validation {nats / math.log(2):.2f} bits"
+                if not evaluated and time.monotonic() > first_look:
+                    self._look("module")
+                if evaluated or time.monotonic() > first_look:
+                    first_look = math.inf
                 demand = self._demand(received, saved)
                 every = self.settings.checkpoint_every
                 due = evaluated or demand or (every and self.step % every == 0)
@@ -205,17 +212,23 @@ class Fit:
             nats, better = self._score(values)
         except EvaluationError as error:
             self._failed("evaluation", error)
-        if self.accelerator.is_main_process and nats is not None and self.on_evaluation is not None:
-            module = self.module if better == "module" or self.average is None else self.average.module
-            was_training = module.training
-            try:
-                self.on_evaluation(module.eval(), self.step)
-            except Exception as error:  # a picture is not worth a run
-                self._failed("what follows an evaluation", error)
-            finally:
-                module.train(was_training)
+        if nats is not None:
+            self._look(better)
         self._log(values)
         return nats, better
+
+    def _look(self, better: str) -> None:
+        """Show the weights to whoever wants to see them: it leaves no trace in them, and may fail."""
+        if not self.accelerator.is_main_process or self.on_evaluation is None:
+            return
+        module = self.module if better == "module" or self.average is None else self.average.module
+        was_training = module.training
+        try:
+            self.on_evaluation(module.eval(), self.step)
+        except Exception as error:  # a picture is not worth a run
+            self._failed("what follows an evaluation", error)
+        finally:
+            module.train(was_training)
 
     def _score(self, values: dict[str, float]) -> tuple[float, str]:
         """Adds to ``values``; (nats of the better weights, which ones they are)."""

@@ -1,8 +1,8 @@
 """Data sets of images, sounds and other signals -> tensors: read, decoded and split once, all after works on tensors.
 
 In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``pictures`` (and back),
-``views`` (random changes), ``files`` (on this machine), ``folders`` (of images or sounds), ``labels`` (classes),
-``shards`` (Parquet files and archives), ``undecoded`` (splits as their source has them), ``arrays``, ``excerpts``,
+``views`` (random changes), ``files`` (on this machine), ``folders`` (of images or sounds), ``look`` (at a few of
+them), ``labels`` (classes), ``shards`` (Parquet files and archives), ``undecoded`` (splits as their source has them), ``arrays``, ``excerpts``,
 ``records`` (all sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``, ``identity`` (what
 tells them from others), ``stream`` (endless, for training), ``whole`` (a stream to its end). An image stands for an
 input of any kind: of sounds it is an excerpt (``sounds``).
@@ -14,6 +14,7 @@ from vqstack.images.decode import load_images
 from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
 from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
+from vqstack.images.look import Look, first_look
 from vqstack.images.pictures import grid, save_png, saver
 from vqstack.images.records import check_paths
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split, register_source
@@ -30,6 +31,7 @@ __all__ = [
     "ImageSettings",
     "ImageSplit",
     "ImageStream",
+    "Look",
     "Part",
     "Size",
     "Split",
@@ -40,6 +42,7 @@ __all__ = [
     "center",
     "check_paths",
     "default_cache",
+    "first_look",
     "grid",
     "identity",
     "image_shape",

@@ -1,10 +1,12 @@
 """What is trained in which order: levels, refiners, prior.
 
 Files in reading order: ``checks`` (what cannot be trained), ``named`` (the run that a command is about), ``pictures``,
-``data`` (where batches come from), ``order`` (the list of phases) and ``run``.
+``data`` (where batches come from), ``order`` (the list of phases), ``forecast`` (how long it will take), ``opening``
+(what is said before the first step) and ``run``.
 """
 
 from vqstack.phases.checks import check_processes, check_trackers
+from vqstack.phases.forecast import forecast
 from vqstack.phases.named import (
     check_condition,
     check_images,
@@ -14,6 +16,7 @@ from vqstack.phases.named import (
     named_run,
     warn_of_changes,
 )
+from vqstack.phases.opening import remarks
 from vqstack.phases.order import Phase
 from vqstack.phases.run import Run
 
@@ -26,7 +29,9 @@ __all__ = [
     "check_trackers",
     "config_of_run",
     "data_of_run",
+    "forecast",
     "in_classes_of",
     "named_run",
+    "remarks",
     "warn_of_changes",
 ]

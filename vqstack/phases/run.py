@@ -33,6 +33,8 @@ from vqstack.ledger import BITS, table
 from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
 from vqstack.phases.data import RunData
+from vqstack.phases.forecast import forecast
+from vqstack.phases.opening import opening, remarks
 from vqstack.phases.order import Phase, phases_of
 from vqstack.phases.pictures import picture
 from vqstack.pretrained import find_artefact
@@ -80,6 +82,8 @@ class Run:
         self.data = RunData(config, folder, self.splits, stored, self.model.stack, accelerator)
         self.phases = {phase.name: phase for phase in phases_of(config, self.model, self.data)}
         """What is trained, by name, in order."""
+        self.picture: Path | None = None
+        """The last one of the phase that is being trained."""
         finished = all((folder / "phases" / name / DONE).exists() for name in self.phases)
         start = None if finished else start_of(config, self.model, folder)
         self.model.to(accelerator.device).eval()
@@ -119,6 +123,21 @@ class Run:
         if self.accelerator.is_main_process:
             self._lock.release()
 
+    def announce(self) -> None:
+        """Say what is left to train, on which images, and, before the first step of a run, how long that may take."""
+        folder = self.folder / "phases"
+        left = {name: phase for name, phase in self.phases.items() if not (folder / name / DONE).exists()}
+        if not left:
+            return
+        settings, splits, accelerator = self.model.settings, self.splits, self.accelerator
+        if accelerator.is_main_process:
+            for remark in remarks(self.config, settings, splits, accelerator):
+                warn(remark)
+        fresh = not any((folder / name).exists() for name in left)
+        seconds = forecast(self.config, settings, splits, accelerator, self.phases.keys() - left) if fresh else {}
+        text = opening(self.config, splits, left, seconds, accelerator, str(self.folder / "samples"))
+        accelerator.print(lines("\n".join(text) + "\n"))
+
     def train_all(self) -> None:
         """Train what is not done, phase by phase (see vqstack/phases/order.py), and release the model."""
         if self.config.trackers:
@@ -144,6 +163,7 @@ class Run:
         if name not in self.started:
             phase.begin()
         phase.prepare()
+        self.picture = None
         on_main(self.accelerator, lambda: make_folder(folder))
         with _frozen(list(phase.frozen)):
             fit = Fit(
@@ -162,7 +182,8 @@ class Run:
         about = {"steps": phase.settings.steps, "validation_nats": nats, "threads": torch.get_num_threads()}
         on_main(self.accelerator, lambda: write_outcome(folder, module.state_dict(), about))
         on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
-        self.accelerator.print(lines(f"{name}: best validation {nats * BITS:.2f} bits per image"))
+        shown = f", picture {self.picture}" if self.picture is not None else ""
+        self.accelerator.print(lines(f"{name}: best validation {nats * BITS:.2f} bits per image{shown}"))
 
     def _write_picture(self, name: str, trained: nn.Module, refines: int | None, step: int) -> None:
         folder = self.folder / "samples"
@@ -173,7 +194,9 @@ class Run:
             labels, condition = (None if x is None else x[:count] for x in (split.labels, split.condition))
             images = picture(self.model, trained, refines, shown, labels, condition, count, seed)
         sheet = grid(images.cpu(), min(count, len(images)), self.model.stack.values, 2)
-        write_atomically(folder / f"{name}-{step:07d}.png", partial(sheet.save, format="PNG"))
+        path = folder / f"{name}-{step:07d}.png"
+        write_atomically(path, partial(sheet.save, format="PNG"))
+        self.picture = path
 
     def release(self) -> None:
         """Score the model, write ``ledger.json`` and the artefact ``model/``, and print the ledger.
