@@ -2,10 +2,10 @@
 
 In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``pictures`` (and back),
 ``views`` (random changes), ``files`` (on this machine), ``folders`` (of images or sounds), ``look`` (at a few of
-them), ``labels`` (classes), ``shards`` (Parquet files and archives), ``undecoded`` (splits as their source has them), ``arrays``, ``excerpts``,
-``records`` (all sources), ``parts`` (which image belongs to which split), ``cache``, ``splits``, ``identity`` (what
-tells them from others), ``stream`` (endless, for training), ``whole`` (a stream to its end). An image stands for an
-input of any kind: of sounds it is an excerpt (``sounds``).
+them), ``labels`` (classes), ``shards`` (Parquet files and archives), ``undecoded`` (splits as their source has them),
+``arrays``, ``excerpts``, ``records`` (all sources), ``parts`` (which image belongs to which split), ``cache``,
+``splits``, ``identity`` (what tells them from others), ``stream`` (endless, for training), ``whole`` (a stream to its
+end). An image stands for an input of any kind: of sounds it is an excerpt (``sounds``).
 docs/data.md tells it from the user's side.
 """
 
