@@ -39,6 +39,7 @@ ORDER = [
     "code_model",
     "pretrained",
     "model",
+    "editing",
     "images",
     "codes",
     "codec",

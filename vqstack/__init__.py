@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vqstack.codes import CodeDataset
     from vqstack.config import RunConfig
+    from vqstack.editing import interpolate, reconstruct, splice
     from vqstack.errors import InputError
     from vqstack.images import ImageSettings, load_splits
     from vqstack.ledger import Ledger
@@ -34,14 +35,18 @@ __all__ = [
     "RunConfig",
     "SamplingSettings",
     "build_quantizer",
+    "interpolate",
     "load",
     "load_splits",
     "recipe",
+    "reconstruct",
+    "splice",
     "train",
 ]
 _PLACES = {
     "codes": ("CodeDataset",),
     "config": ("RunConfig",),
+    "editing": ("interpolate", "reconstruct", "splice"),
     "errors": ("InputError",),
     "images": ("ImageSettings", "load_splits"),
     "ledger": ("Ledger",),

@@ -40,6 +40,9 @@ COMMANDS = {
     "generate": About("draw images", "runs/digits --num 100 --label 3 7 --out samples"),
     "encode": About("turn a data set into codes", "runs/digits --out codes/digits", "to go on"),
     "evaluate": About("score a model on held-out images", "runs/digits --out evaluation"),
+    "reconstruct": About("show what each level keeps of images", "runs/mine a.png b.png --out kept"),
+    "interpolate": About("go from one image to another", "runs/mine a.png b.png --num 8 --out way"),
+    "splice": About("put a part of one image into another", "runs/mine a.png b.png --box 0 0 2 4 --out both"),
     "compress": About("compress images without loss", "runs/digits --split test --out small"),
     "decompress": About("get compressed images back", "runs/digits small --out images"),
     "recipes": About("list the recipes that come with the package", "digits"),
@@ -81,7 +84,7 @@ def _overview(arguments: list[str]) -> None:
         near = get_close_matches(arguments[0], COMMANDS, 1) or COMMANDS
         raise InputError(f"{arguments[0]}: no such command: choose {' or '.join(near)}, or see vqstack --help")
     say("usage: vqstack COMMAND …\n\nHierarchies of discrete codes: train, generate, encode, compress.\n")
-    say("\n".join(f"  {name:11} {about.summary}" for name, about in COMMANDS.items()))
+    say("\n".join(f"  {name:12} {about.summary}" for name, about in COMMANDS.items()))
     say("\nFirst steps:\n")
     say("\n".join(f"  vqstack {name} {COMMANDS[name].example}" for name in ("train", "generate")))
     say("\nvqstack COMMAND --help explains a command. On several GPUs: accelerate launch -m vqstack train …")

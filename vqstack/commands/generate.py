@@ -22,7 +22,7 @@ from vqstack.codes import CodeDataset, fingerprint
 from vqstack.conditions import GIVEN
 from vqstack.config import parse
 from vqstack.errors import InputError, reason
-from vqstack.images import grid, load_images, numerals, saver
+from vqstack.images import captioned, grid, load_images, numerals, saver
 from vqstack.likelihood import Draw
 from vqstack.model import HierarchicalModel, SamplingSettings
 from vqstack.output import Output, saved
@@ -275,18 +275,20 @@ def main(arguments: list[str]) -> None:
     output = Output(command.out, "generate")
     with TemporaryFile() as rows:  # what is said of each image waits on the disk
         rows.write(b'{"images": [\n')
-        shown = torch.empty(0)
+        shown, classes = torch.empty(0), list[str]()
         with Progress(total=num, desc="generate", unit="img", disable=None) as progress:
             for first, pixels, labels in generate(command, model, start, condition, num, sampling):
                 for i, (image, label) in enumerate(zip(pixels, labels, strict=True), start=first):
                     output.write(f"{i:06d}{ending}", saved(partial(save, image)))
                     name = None if label is None else [*model.settings.class_names, *numerals(model.classes)][label]
+                    classes += [] if name is None or len(classes) == columns * GRID else [name]
                     about = {"file": f"{i:06d}{ending}", "index": i, "seed": command.seed}
                     about |= {"label": label, "class": name}
                     rows.write(b",\n" * bool(i) + json.dumps(about).encode())
                 shown = pixels if not first else torch.cat([shown, pixels[: columns * GRID - len(shown)]])
                 progress.update(len(pixels))
         sheet = grid(shown[: columns * GRID], columns, model.stack.values, max(1, 64 // model.stack.shape[1]))
+        sheet = captioned(sheet, classes, columns) if classes else sheet
         output.write("grid.png", saved(partial(sheet.save, format="PNG")))
         settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}
         rows.write(b'\n],\n"settings": ' + json.dumps(settings, indent=1).encode() + b"\n}\n")

@@ -1,15 +1,16 @@
 """Data sets of images, sounds and other signals -> tensors: read, decoded and split once, all after works on tensors.
 
-In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``pictures`` (and back),
-``views`` (random changes), ``files`` (on this machine), ``folders`` (of images or sounds), ``look`` (at a few of
-them), ``labels`` (classes), ``shards`` (Parquet files and archives), ``undecoded`` (splits as their source has them),
-``arrays``, ``excerpts``, ``records`` (all sources), ``parts`` (which image belongs to which split), ``cache``,
-``splits``, ``identity`` (what tells them from others), ``stream`` (endless, for training), ``whole`` (a stream to its
-end). An image stands for an input of any kind: of sounds it is an excerpt (``sounds``).
+In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``pictures`` (and
+back), ``captions``, ``views`` (random changes), ``files`` (on this machine), ``folders`` (of images or sounds),
+``look`` (at a few of them), ``labels`` (classes), ``shards`` (Parquet files and archives), ``undecoded`` (splits as
+their source has them), ``arrays``, ``excerpts``, ``records`` (all sources), ``parts`` (which image belongs to which
+split), ``cache``, ``splits``, ``identity`` (what tells them from others), ``stream`` (endless, for training),
+``whole`` (a stream to its end). An image stands for an input of any kind: of sounds it is an excerpt (``sounds``).
 docs/data.md tells it from the user's side.
 """
 
 from vqstack.images.cache import default_cache
+from vqstack.images.captions import captioned
 from vqstack.images.decode import load_images
 from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
 from vqstack.images.identity import identity
@@ -39,6 +40,7 @@ __all__ = [
     "WholeSplit",
     "augment",
     "bombs_refused",
+    "captioned",
     "center",
     "check_paths",
     "default_cache",

@@ -28,7 +28,7 @@ from vqstack.fit import (
     load_outcome,
     write_outcome,
 )
-from vqstack.images import grid, identity, load_splits
+from vqstack.images import captioned, grid, identity, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
@@ -194,6 +194,9 @@ class Run:
             labels, condition = (None if x is None else x[:count] for x in (split.labels, split.condition))
             images = picture(self.model, trained, refines, shown, labels, condition, count, seed)
         sheet = grid(images.cpu(), min(count, len(images)), self.model.stack.values, 2)
+        names = self.model.settings.class_names
+        if names and self.model.classes and name in ("prior", "transformer"):  # samples, class after class
+            sheet = captioned(sheet, [names[i % len(names)] for i in range(count)], count)
         path = folder / f"{name}-{step:07d}.png"
         write_atomically(path, partial(sheet.save, format="PNG"))
         self.picture = path

@@ -1,0 +1,80 @@
+"""What the commands share that change the codes of given images and show what becomes of them."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from vqstack import threads
+from vqstack.commands.generate import chosen_device
+from vqstack.errors import InputError
+from vqstack.images import captioned, grid, load_images, saver
+from vqstack.model import HierarchicalModel
+from vqstack.output import Output, saved
+from vqstack.phases import data_of_run
+from vqstack.pretrained import find_artefact
+from vqstack.shapes import Codes, Pixels
+from vqstack.terminal import say
+
+
+class Editing(BaseModel):
+    """Which codes of which images, and what becomes of them."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
+    images: tyro.conf.Positional[tuple[Path, ...]] = Field(description="Image files.")
+    out: Path = Field(description="Folder that receives the images; new or empty.")
+    level: int | None = Field(None, ge=1, description="Number of the level whose codes are meant; default: the top.")
+    sample: bool = Field(False, description="Draw what lies below the codes, instead of its mean.")
+    label: str | None = Field(
+        None, description="Class of what is drawn with --sample, its name or number, where a refiner reads it."
+    )
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Of what is drawn with --sample, no unit.")
+    device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
+
+
+def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalModel, int, Pixels]:
+    """The model, the level and the images of a command, of which there must be ``count``."""
+    if count is not None and len(command.images) != count:
+        raise InputError(f"{len(command.images)} images: name {count}")
+    if command.label is not None and not command.sample:
+        raise InputError("--label: nothing is drawn without --sample: add it, or leave --label out")
+    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    level = command.level or len(model.stack)
+    if level > len(model.stack):
+        raise InputError(f"--level: {level} does not exist: choose 1 … {len(model.stack)}")
+    channels, *size = model.stack.shape
+    changes = {"size": tuple(size), "channels": channels, "values": model.stack.values}
+    pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
+    model.to(chosen_device(command.device))
+    threads.share()
+    return model, level, pixels.to(model.device)
+
+
+def shown(command: Editing, model: HierarchicalModel, codes: Codes, level: int) -> Pixels:
+    """Images of codes: their mean, or one that is drawn below them."""
+    if not command.sample:
+        return model.decode(codes, level)
+    label = None if command.label is None else torch.tensor([model.settings.class_number(command.label)])
+    labels = None if label is None else label.expand(len(codes))
+    return model.vary(codes, level, labels, seed=command.seed).pixels
+
+
+def write(command: Editing, name: str, model: HierarchicalModel, named: Sequence[tuple[str, Pixels]]) -> None:
+    """Rows of images and their names: each image in a file of its own, all of them in ``grid.png``."""
+    geometry = model.settings.geometry
+    ending, save = saver(model.stack.shape, model.stack.values, geometry.rate if geometry else None)
+    output, values, rows = Output(command.out, name), model.stack.values, len(named[0][1])
+    for title, images in named:
+        for number, image in enumerate(images.cpu()):
+            output.write(f"{number:06d}-{title}{ending}", saved(partial(save, image)))
+    every = torch.stack([images.cpu() for _, images in named], 1).flatten(0, 1)
+    sheet = grid(every, len(named), values, max(1, 64 // model.stack.shape[1]))
+    sheet = captioned(sheet, [title for title, _ in named] * rows, len(named))
+    output.write("grid.png", saved(partial(sheet.save, format="PNG")))
+    output.finish()
+    say(f"{rows * len(named)} images in {command.out}, overview in {command.out / 'grid.png'}")

@@ -1,0 +1,75 @@
+"""What can be done to code maps before they are decoded: images mixed by their vectors, maps put together.
+
+codes = vqstack.interpolate(model, first, second, level=2, steps=8)     # int64 [8, rows, columns]
+codes = vqstack.splice(first, second, box=(0, 0, 2, 4))                 # second inside the box
+images = model.decode(codes, level=2)                                   # or model.vary(codes, 2).pixels
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Int64
+from torch import Tensor
+
+from vqstack.checks import check_number
+from vqstack.errors import InputError
+from vqstack.model import HierarchicalModel
+from vqstack.quantizer import nearest
+from vqstack.shapes import AnyCodes, Pixels, by_axis
+
+
+@torch.no_grad()
+def reconstruct(model: HierarchicalModel, pixels: Pixels, level: int) -> Pixels:
+    """What the codes of a level keep of images: they are encoded up to there and decoded again, without a draw."""
+    model.stack.level(level)  # refuses what there is not
+    return model.decode(model.stack.encode(pixels, level)[-1], level)
+
+
+@torch.no_grad()
+def interpolate(
+    model: HierarchicalModel, first: AnyCodes, second: AnyCodes, level: int, steps: int = 8
+) -> Int64[Tensor, "steps *map"]:
+    r"""Codes on the way from one map to another: their vectors are mixed, and each mixture is quantized again.
+
+    Args:
+        model: whose codes these are.
+        first, second: [1, \*map] of the level, where the way begins and where it ends.
+        level: counted from 1.
+        steps: how many maps, both ends included.
+
+    Returns:
+        [steps, \*map]; the nearest code of ``(1 - s) e[first] + s e[second]`` at each site, s from 0 to 1.
+    """
+    upper, quantizer = model.stack.level(level).upper, model.stack.level(level).quantizer
+    upper.check(first, 1, model.device)
+    upper.check(second, 1, model.device)
+    shares = torch.linspace(0, 1, check_number(steps, "steps", 2, 10**6), device=model.device)
+    shares = shares.view(-1, *[1] * (1 + len(upper.shape)))
+    mixed = (1 - shares) * quantizer.lookup(first) + shares * quantizer.lookup(second)
+    codes = nearest(rearrange(mixed, "b d ... -> (b ...) d"), quantizer.codebook())
+    return codes.view(len(mixed), *upper.shape)
+
+
+def splice(first: AnyCodes, second: AnyCodes, box: Sequence[int]) -> AnyCodes:
+    r"""The codes of one map with those of another inside a box.
+
+    Args:
+        first, second: [b, \*map] of one level.
+        box: where the second begins along each axis, then where it ends, which is not inside: of images TOP LEFT
+            BOTTOM RIGHT, in sites of the map.
+    """
+    shape = tuple(first.shape[1:])
+    if first.shape != second.shape:
+        raise InputError(f"splice: maps of {by_axis(shape)} and of {by_axis(tuple(second.shape[1:]))}: give two alike")
+    begin, end = tuple(box[: len(shape)]), tuple(box[len(shape) :])
+    inside = len(box) == 2 * len(shape) and all(0 <= b < e <= n for b, e, n in zip(begin, end, shape, strict=True))
+    if not inside:
+        raise InputError(
+            f"box: {' '.join(map(str, box))} is no part of a map of {by_axis(shape)} sites: give where it begins along "
+            "each axis, then where it ends"
+        )
+    spliced = first.clone()
+    places = (slice(None), *(slice(b, e) for b, e in zip(begin, end, strict=True)))
+    spliced[places] = second[places]
+    return spliced
