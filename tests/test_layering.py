@@ -23,6 +23,7 @@ ORDER = [
     "checks",
     "shapes",
     "nets",
+    "chains",
     "conditions",
     "quantizer",
     "likelihood",

@@ -189,6 +189,8 @@ def check_clusters(levels: tuple[LevelSettings, ...]) -> None:
         name, below = f"levels.{number}", levels[number - 1]
         if number == 0:
             raise ValueError("levels.0.quantizer.kind: cluster groups codes, and level 1 has pixels below: use vq")
+        if below.quantizer.codes > 1:
+            raise ValueError(f"{name}.quantizer.kind: cluster groups codes, and a site below has several: use vq")
         codes, clusters = below.quantizer.codebook_size, level.quantizer.codebook_size
         if level.map != below.map:
             raise ValueError(f"{name}.map: a cluster level has the map of the level below: set {list(below.map)}")

@@ -20,10 +20,10 @@ from vqstack.terminal import Progress
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The ledger of a split, and how often it uses each code of levels 1 … L."""
+    """The ledger of a split, and how often it uses each code of levels 1 … L, [K] or, of D codes a site, [D, K]."""
 
     ledger: Ledger
-    counts: list[Int64[Tensor, "_"]]
+    counts: list[Int64[Tensor, "..."]]
 
     @property
     def usage(self) -> list[Usage]:
@@ -69,7 +69,8 @@ def evaluate_split(
     dims = model.dims
     precision = finest(accelerator.device)
     nats = torch.zeros(len(dims), dtype=precision, device=accelerator.device)
-    counts = [torch.zeros(k, dtype=torch.int64, device=accelerator.device) for k in model.stack.codebook_sizes]
+    books = [level.quantizer for level in model.stack.levels]
+    counts = [torch.zeros(*b.chain, b.size, dtype=torch.int64, device=accelerator.device) for b in books]
     batches = mine.split(batch_size) if len(mine) else ()  # of few images a process may have none
     quiet = not accelerator.is_main_process
     for indices in Progress(batches, desc=f"ledger of {split.name}", leave=False, disable=quiet):
@@ -77,8 +78,8 @@ def evaluate_split(
         codes = model.encode(pixels)
         lengths = model.code_lengths(pixels, codes, *told(model, split, indices), refined=refined)
         nats += torch.stack([lengths[name].to(precision).sum() for name in dims])
-        for total, z in zip(counts, codes, strict=True):
-            total += torch.bincount(z.flatten(), minlength=len(total))
+        for total, book, z in zip(counts, books, codes, strict=True):
+            total += book.counts(z)
     sums = accelerator.reduce(nats).tolist()
     rows = {name: Row(s, dims[name]) for name, s in zip(dims, sums, strict=True)}
     return Evaluation(Ledger(rows, count, model.given), [accelerator.reduce(c).cpu() for c in counts])

@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from vqstack.chains import ChainEmbedding, last
 from vqstack.errors import InputError
-from vqstack.likelihood import CodeHead, Distribution, Head
+from vqstack.likelihood import CodeHead, Distribution, Head, code_head
 from vqstack.nets import build_network, registered_networks
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
-from vqstack.shapes import AnyCodes, Codes, Objective, Pixels, Vectors, by_axis, cropped
+from vqstack.shapes import AnyCodes, Objective, Pixels, Vectors, by_axis, cropped
 from vqstack.variables import Variable
 from vqstack.window import DecoderSettings, WindowDecoder, Windowed, WindowNetwork, limited
 
@@ -76,6 +77,19 @@ def check_scale(number: int, below: tuple[int, ...], above: tuple[int, ...]) -> 
     return tuple(large // small for large, small in zip(below, above, strict=True))
 
 
+class ChainDecoder(nn.Module):
+    """From vectors of z_l to features of the sites below, each of which has several codes.
+
+    Args:
+        up: vectors to features.
+        chain: features to the codes of a site, one after the other.
+    """
+
+    def __init__(self, up: nn.Module, chain: nn.Module) -> None:
+        super().__init__()
+        self.up, self.chain = up, chain
+
+
 class Level(nn.Module, ABC):
     """Encoder, quantizer and decoder of one level.
 
@@ -100,7 +114,7 @@ class Level(nn.Module, ABC):
         self.vector_dim = channels if isinstance(head, CodeHead) else 0  # numbers of a vector of the codes below
         self.scale = check_scale(self.number, padded, settings.map)
         self.quantizer = self._codebook()
-        self.upper = Variable.codes(self.number, settings.map, self.quantizer.size)
+        self.upper = Variable.codes(self.number, (*self.quantizer.chain, *settings.map), self.quantizer.size)
         encoder, decoder = registered_networks(settings.networks.kind)
         shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
         shared |= settings.networks.options
@@ -112,6 +126,8 @@ class Level(nn.Module, ABC):
         self.decoder = up
         if windowed:
             self.decoder = WindowDecoder(up, WindowNetwork(settings.decoder, self.below, channels, head))
+        elif head.network is not None:
+            self.decoder = ChainDecoder(up, head.network)
 
     @abstractmethod
     def _codebook(self) -> Codebook: ...
@@ -128,7 +144,7 @@ class Level(nn.Module, ABC):
     @property
     def up(self) -> Any:
         """The network from the code map to the resolution of the map below, a :class:`DecoderNetwork`."""
-        return self.decoder.up if isinstance(self.decoder, WindowDecoder) else self.decoder
+        return self.decoder.up if isinstance(self.decoder, WindowDecoder | ChainDecoder) else self.decoder
 
     @abstractmethod
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
@@ -138,16 +154,16 @@ class Level(nn.Module, ABC):
         """What stands for sites of the map below, without padding."""
         return parameters
 
-    def support(self, codes: Codes) -> Bool[Tensor, "b P *map"] | None:
+    def support(self, codes: AnyCodes) -> Bool[Tensor, "b P *map"] | None:
         """The decoder's numbers that stay below codes z_l; the others become -inf. None: all stay."""
         return None
 
-    def given(self, vectors: Vectors, codes: Codes) -> Distribution:
+    def given(self, vectors: Vectors, codes: AnyCodes) -> Distribution:
         """The distribution over the map below given vectors of z_l; gradients pass to them and to the decoder."""
         base = self._from(self.crop(self.up(vectors)[1]), codes)
         return base if isinstance(base, Windowed) else self.head(base)
 
-    def _from(self, above: Float[Tensor, "b F *below"], codes: Codes) -> Float[Tensor, "b P *below"] | Windowed:
+    def _from(self, above: Float[Tensor, "b F *below"], codes: AnyCodes) -> Float[Tensor, "b P *below"] | Windowed:
         """The decoder's numbers of each site, or what finds them where they depend on known values."""
         support = self.support(codes)
         if isinstance(self.decoder, WindowDecoder):
@@ -161,7 +177,7 @@ class Level(nn.Module, ABC):
         """
         return self.train_and_encode(below)[0]
 
-    def train_and_encode(self, below: Pixels | AnyCodes) -> tuple[Objective, Codes]:
+    def train_and_encode(self, below: Pixels | AnyCodes) -> tuple[Objective, AnyCodes]:
         """The training objective, see :meth:`forward`, and the codes z_l that it was computed with."""
         quantized = self.quantize(below)
         return self.objective(below, quantized, self.given(quantized.vectors, quantized.codes)), quantized.codes
@@ -176,20 +192,20 @@ class Level(nn.Module, ABC):
         return Objective(
             nats / distribution.sites + quantized.loss,
             {"nats": nats.detach(), "quantizer": quantized.loss.detach()},
-            {"codes": torch.bincount(quantized.codes.flatten(), minlength=self.quantizer.size)},
+            {"codes": self.quantizer.counts(quantized.codes)},
         )
 
     @torch.no_grad()
-    def encode(self, below: Pixels | AnyCodes) -> Codes:
+    def encode(self, below: Pixels | AnyCodes) -> AnyCodes:
         """``z_l = enc_l(z_{l-1})``, [b, *map]. InputError where the map below is none of this model."""
         self.lower.check(below, device=self.device)
         return self.code(below)
 
     @abstractmethod
-    def code(self, below: Pixels | AnyCodes) -> Codes:
+    def code(self, below: Pixels | AnyCodes) -> AnyCodes:
         """:meth:`encode` of a map that is known to fit."""
 
-    def decode(self, codes: Codes) -> Distribution:
+    def decode(self, codes: AnyCodes) -> Distribution:
         """``P_dec_l(. | z_l)``, a distribution over the map below. InputError where these are no codes of the level."""
         self.upper.check(codes, device=self.device)
         return self.given(self.quantizer.unchecked_lookup(codes), codes)
@@ -200,7 +216,7 @@ class Level(nn.Module, ABC):
         return next(self.parameters()).device
 
     def base_and_context(
-        self, vectors: Vectors, codes: Codes
+        self, vectors: Vectors, codes: AnyCodes
     ) -> tuple[Float[Tensor, "b P *below"] | Windowed, Float[Tensor, "b F *map"]]:
         """What a refiner starts from: the decoder's numbers for the map below, and features of each site of z_l.
 
@@ -241,7 +257,7 @@ class EncodingLevel(Level):
         return self.quantizer(self.encoder(self.features(below)))
 
     @torch.no_grad()
-    def code(self, below: Pixels | AnyCodes) -> Codes:
+    def code(self, below: Pixels | AnyCodes) -> AnyCodes:
         return self.quantizer.unchecked_encode(self.encoder(self.features(below)))
 
 
@@ -279,13 +295,14 @@ class CodeLevel(EncodingLevel):
 
     Args:
         settings: see :class:`LevelSettings`.
-        below: the level whose codes this one reads.
+        below: the level whose codes this one reads; a site may have several.
     """
 
     def __init__(self, settings: LevelSettings, below: Level) -> None:
-        size, dim = below.quantizer.size, below.quantizer.dim
-        super().__init__(below.upper, settings, channels=dim, head=CodeHead(size), padded=below.map_shape)
-        self.embedding = nn.Embedding(size, dim)
+        size, dim, chain = below.quantizer.size, below.quantizer.dim, below.quantizer.chain
+        head = code_head(chain, size, settings.width)
+        super().__init__(below.upper, settings, channels=dim, head=head, padded=below.map_shape)
+        self.embedding = ChainEmbedding(head.channels, size, dim)
 
     @torch.no_grad()
     def start_from(self, below: Level) -> None:
@@ -295,10 +312,11 @@ class CodeLevel(EncodingLevel):
         """
         if self.settings.embedding == "codebook":
             codebook = below.quantizer.codebook()
-            self.embedding.weight.copy_((codebook - codebook.mean(0)) / codebook.std().clamp(min=1e-6))
+            standard = (codebook - codebook.mean(0)) / codebook.std().clamp(min=1e-6)
+            self.embedding.weight.copy_(standard / self.head.channels**0.5)  # a site reads the sum of its codes
 
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
-        return self.embedding(values[..., 0])
+        return self.embedding(values)
 
-    def features(self, below: Codes) -> Vectors:
-        return self.embedding(below).movedim(-1, 1)
+    def features(self, below: AnyCodes) -> Vectors:
+        return self.embedding(last(below, self.head.channels)).movedim(-1, 1)

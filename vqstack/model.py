@@ -32,7 +32,7 @@ from vqstack.ledger import Ledger
 from vqstack.likelihood import Distribution, Draw, Known
 from vqstack.nets import store_once
 from vqstack.pretrained import Pretrained
-from vqstack.shapes import AnyCodes, Codes, Floats, Labels, Nats, Pixels, by_axis, finest
+from vqstack.shapes import AnyCodes, Floats, Labels, Nats, Pixels, by_axis, finest
 from vqstack.stack import Stack, StackSettings
 from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, descend
 from vqstack.variables import Variable
@@ -226,7 +226,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         self.stack = Stack(settings.stack, settings.image_shape, settings.values)
         top, codes = self.stack.levels[-1], self.stack.levels[-1].quantizer
         classes, given = settings.classes, settings.condition
-        self.prior = build_code_model(settings.prior, top.map_shape, codes.size, classes, codes.dim, given)
+        self.prior = build_code_model(settings.prior, top.map_shape, codes.size, classes, codes.dim, given, codes.chain)
         self.refiners = nn.ModuleDict(
             {
                 str(refiner.level): build_refiner(
@@ -314,9 +314,12 @@ class HierarchicalModel(nn.Module, Pretrained):
         """``[z_1 … z_L]``."""
         return self.stack.encode(pixels)
 
-    def decode(self, codes: Codes, level: int = 1) -> Pixels:
-        """The image given ``z_level``: code maps below by the mode of their decoders, pixels by the mean of theirs."""
-        return self.stack.decode(codes, level)
+    def decode(self, codes: AnyCodes, level: int = 1, num_codes: int | None = None) -> Pixels:
+        """The image given ``z_level``: code maps below by the mode of their decoders, pixels by the mean of theirs.
+
+        Where a site has several codes, ``num_codes`` says how many of them count: fewer make a coarser image.
+        """
+        return self.stack.decode(codes, level, num_codes)
 
     def conditional(
         self,
@@ -503,7 +506,7 @@ class HierarchicalModel(nn.Module, Pretrained):
     @torch.no_grad()
     def vary(
         self,
-        codes: Codes,
+        codes: AnyCodes,
         level: int,
         labels: Labels | None = None,
         condition: Floats | None = None,

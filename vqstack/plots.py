@@ -47,10 +47,11 @@ def plot_ledgers(ledgers: Mapping[str, Ledger]) -> "Figure":
     return made
 
 
-def plot_usage(counts: list[Int64[Tensor, "_"]]) -> "Figure":
+def plot_usage(counts: list[Int64[Tensor, "..."]]) -> "Figure":
     """How often each code is used, most used first, as a multiple of equal use; one panel a level."""
     made, panels = figure(len(counts), width=3.2 * len(counts), height=3.0)
     for number, (axes, uses) in enumerate(zip(panels, counts, strict=True), start=1):
+        uses = uses.flatten()
         relative = uses.double().sort(descending=True).values * len(uses) / uses.sum().clamp(min=1)
         axes.bar(range(len(uses)), relative.tolist(), width=1.0)
         axes.axhline(1.0, color="black", linewidth=0.8)

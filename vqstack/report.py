@@ -23,7 +23,7 @@ def growing_maps(settings: ModelSettings) -> Iterator[str]:
     """A line for each level whose map can hold as many bits as what lies below it, or more: it need forget nothing."""
     below, what = math.prod(settings.image_shape) * math.log2(settings.values), "the images hold"
     for number, level in enumerate(settings.stack.levels, start=1):
-        bits = math.prod(level.map) * math.log2(level.quantizer.codebook_size)
+        bits = math.prod(level.map) * level.quantizer.codes * math.log2(level.quantizer.codebook_size)
         if bits >= below:
             yield (
                 f"levels.{number - 1}: its map can hold {bits:,.0f} bits where {what} at most {below:,.0f}: choose a "
@@ -72,8 +72,8 @@ def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float
         fit = config.train_joint if config.joint else config.train_decoders if config.encoders_from else fit
         parameters = sum(p.numel() for p in level.parameters())
         lines.append(
-            f"level {number}  {by_axis(level.map_shape)} of {level.quantizer.size} codes: at most "
-            f"{sites * math.log2(level.quantizer.size):,.0f} bits, {parameters:,} parameters"
+            f"level {number}  {by_axis(level.upper.shape)} of {level.quantizer.size} codes: at most "
+            f"{level.upper.sites * math.log2(level.quantizer.size):,.0f} bits, {parameters:,} parameters"
         )
         blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its

@@ -21,7 +21,7 @@ from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, Strea
 from vqstack.level import Level
 from vqstack.likelihood import by_site
 from vqstack.quantizer import in_chunks
-from vqstack.shapes import Codes, Pixels
+from vqstack.shapes import AnyCodes, Pixels
 from vqstack.stack import Stack
 from vqstack.terminal import Progress
 from vqstack.window import Windowed
@@ -307,9 +307,11 @@ class RefinerSource:
         self.above = above if settings.corrupt_by == "samples" else None
         self.neighbours: Tensor | None = None
         if settings.corruption and self.above is None:
-            codebook, count = level.quantizer.codebook(), min(self.NEIGHBOURS + 1, level.quantizer.size)
+            count = min(self.NEIGHBOURS + 1, level.quantizer.size)
             nearest = [
-                torch.cdist(part, codebook).topk(count, largest=False).indices for part in in_chunks(codebook, codebook)
+                torch.cdist(part, codebook).topk(count, largest=False).indices
+                for codebook in level.quantizer.codebook().split(level.quantizer.size)
+                for part in in_chunks(codebook, codebook)
             ]
             self.neighbours = torch.cat(nearest)[:, 1:]  # without the code itself
 
@@ -339,11 +341,11 @@ class RefinerSource:
             base = base.parameters(by_site(below, self.level.head.channels))
         return below, *given, base, features, share
 
-    def _replacements(self, codes: Codes, generator: torch.Generator) -> Codes:
+    def _replacements(self, codes: AnyCodes, generator: torch.Generator) -> AnyCodes:
         """Another code for every site: a near neighbour, or what the decoder above might have drawn."""
         if self.neighbours is not None:
             which = torch.randint(self.neighbours.shape[1], codes.shape, generator=generator).to(codes.device)
-            return self.neighbours[codes, which]
+            return self.neighbours[self.level.quantizer.rows(codes), which]
         assert self.above is not None
         drawn = self.above.decode(self.above.encode(codes))
         return drawn.sample(torch.rand(len(codes), drawn.sites, generator=generator, dtype=torch.float64))

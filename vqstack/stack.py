@@ -13,7 +13,7 @@ from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
 from vqstack.likelihood import Draw, PixelSettings, pixel_head
 from vqstack.nets import ResidualBlock, ScalingPath, store_once
 from vqstack.quantizer import QuantizerSettings
-from vqstack.shapes import AnyCodes, Codes, Pixels, by_axis
+from vqstack.shapes import AnyCodes, Pixels, by_axis
 from vqstack.terms import DecoderTerm, Term, descend
 from vqstack.variables import Variable
 
@@ -123,8 +123,8 @@ class Stack(nn.Module):
 
     @property
     def map_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of z_1 … z_L."""
-        return [level.map_shape for level in self.levels]
+        """Shapes of z_1 … z_L; where a site has several codes, they come first."""
+        return [level.upper.shape for level in self.levels]
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -166,9 +166,21 @@ class Stack(nn.Module):
         return maps
 
     @torch.no_grad()
-    def decode(self, codes: Codes, level: int) -> Pixels:
-        """The mean pixels below the most likely maps below ``z_level``."""
-        upper = self.level(level).upper
-        upper.check(codes, device=self.device)
-        draws = [Draw(mode=True)] * (level - 1) + [Draw(mean=True)]
-        return descend(self.terms(level), {upper.name: codes}, draws, 0, range(len(codes)))["pixels"]
+    def decode(self, codes: AnyCodes, level: int, num_codes: int | None = None) -> Pixels:
+        """The mean pixels below the most likely maps below ``z_level``.
+
+        Args:
+            codes: z_level.
+            level: its number.
+            num_codes: of the codes of a site, where it has several, let only the first so many count; none: all.
+        """
+        top = self.level(level)
+        top.upper.check(codes, device=self.device)
+        if num_codes is not None:
+            check_number(num_codes, "num_codes", 1, top.quantizer.codes)
+        vectors = top.quantizer.unchecked_lookup(codes, num_codes)
+        below = top.given(vectors, codes)
+        if level == 1:
+            return below.mean()
+        draws = [Draw(mode=True)] * (level - 2) + [Draw(mean=True)]
+        return descend(self.terms(level - 1), {top.lower.name: below.mode()}, draws, 0, range(len(codes)))["pixels"]

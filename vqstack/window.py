@@ -91,6 +91,7 @@ class WindowNetwork(nn.Module):
     def __init__(self, settings: DecoderSettings, map_shape: tuple[int, ...], channels: int, head: Head) -> None:
         super().__init__()
         self.settings, self.map_shape, self.head = settings, map_shape, head
+        self.chain = head.network
         self.tile = tile_of(settings, map_shape)
         slope, radius, width, axes = settings.steepness, settings.radius, settings.width, len(map_shape)
         self.schedule = Schedule.wavefront(self.tile, slope)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vqstack.chains import ChainEmbedding
 from vqstack.checks import check_kind, check_map, check_number
 from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
@@ -32,7 +33,8 @@ from vqstack.conditions import (
     ConditionSettings,
     build_condition,
 )
-from vqstack.likelihood import Clamped, CodeHead, Distribution, Factor, Guided, Head, Known, by_site, site_factors
+from vqstack.errors import InputError
+from vqstack.likelihood import Clamped, Distribution, Factor, Guided, Head, Known, by_site, site_factors
 from vqstack.nets import convolution, rename_state, unfold
 from vqstack.quantizer import in_chunks
 from vqstack.schedule import Schedule
@@ -114,12 +116,15 @@ class CodeModel(nn.Module, ABC):
         if given is not None and settings.condition:
             self.conditions[GIVEN] = build_condition(given, settings.dim)
         # A table where values are few, a linear map of the scaled value where they are many grey values.
-        self.tabled = isinstance(head, CodeHead) or head.size <= 32
+        self.tabled = not head.ordered or head.size <= 32
         self.embedding = (
-            nn.Embedding(head.channels * head.size, settings.dim)
+            ChainEmbedding(head.channels, head.size, settings.dim)
             if self.tabled
             else nn.Linear(head.channels, settings.dim)
         )
+        self.chain = head.network
+        if head.network is not None and (settings.codebook or settings.soft_targets):
+            raise InputError("codebook and soft_targets: a site has several codes here: leave them out")
         if settings.codebook and not vector_dim:
             raise ValueError("codebook: the vectors of the codes are needed, give vector_dim")
         self.space = CodebookSpace(head.size, vector_dim, settings.dim) if settings.codebook else None
@@ -172,8 +177,8 @@ class CodeModel(nn.Module, ABC):
 
     def check(self, values: AnyCodes | Pixels, conditioning: Conditioning, by: Callable[..., None] = check_map) -> None:
         """InputError unless these are maps of the model, and what as many images are given; as far as ``by`` looks."""
-        codes = isinstance(self.head, CodeHead)
-        shape, dtype = ((), torch.int64) if codes else ((self.head.channels,), value_dtype(self.size))
+        shape = (self.head.channels,) if self.head.ordered or self.head.channels > 1 else ()
+        dtype = value_dtype(self.size) if self.head.ordered else torch.int64
         by(values, "values", (*shape, *self.map_shape), self.size, self.position.device, dtype)
         self.conditions.check(conditioning, len(values), self.position.device, by)
 
@@ -259,6 +264,12 @@ class CodeModel(nn.Module, ABC):
             nearest = [torch.cdist(part, codebook).topk(2, largest=False).values[:, 1] for part in parts]
             self.soft_codebook = (codebook / torch.cat(nearest).square().mean().sqrt().clamp(min=1e-6)).detach()
 
+    @torch.no_grad()
+    def start_from(self, head: Head) -> None:
+        """Let what a site's codes tell each other start from that of the decoder that is refined."""
+        if self.chain is not None and head.network is not None:
+            self.chain.load_state_dict(head.network.state_dict())
+
     # What the classes build their inputs and outputs from.
 
     def by_site(self, values: AnyCodes | Pixels) -> Int64[Tensor, "b N c"]:
@@ -269,8 +280,7 @@ class CodeModel(nn.Module, ABC):
         """Input features of known values."""
         if not self.tabled:
             return self.embedding(values.to(self.position.dtype) * (2 / (self.size - 1)) - 1)
-        first = torch.arange(self.head.channels, device=values.device) * self.size
-        embedded = self.embedding(values + first).sum(-2)
+        embedded = self.embedding(values)
         return embedded if self.space is None else embedded + self.space.embed(values[..., 0])
 
     def context(self, parent: Parent | None) -> Float[Tensor, "#b N d"]:

@@ -9,8 +9,8 @@ from vqstack.code_model.masked import MaskedCodeModel
 from vqstack.code_model.settings import CodeModelSettings, RefinerSettings
 from vqstack.conditions import ConditionSettings
 from vqstack.level import Level
-from vqstack.likelihood import CodeHead
-from vqstack.shapes import Codes
+from vqstack.likelihood import code_head
+from vqstack.shapes import AnyCodes
 
 _FAMILIES: dict[str, type[CodeModel]] = {"autoregressive": AutoregressiveCodeModel, "masked": MaskedCodeModel}
 
@@ -22,9 +22,10 @@ def build_code_model(
     classes: int,
     vector_dim: int = 0,
     given: ConditionSettings | None = None,
+    chain: tuple[int, ...] = (),
 ) -> CodeModel:
-    """A model of code maps that stands on its own, such as the prior."""
-    head = CodeHead(codebook_size)
+    """A model of code maps that stands on its own, such as the prior; with a chain (D,) a site has D codes."""
+    head = code_head(chain, codebook_size, settings.dim)
     return _FAMILIES[settings.family](settings, map_shape, head, classes, vector_dim=vector_dim, given=given)
 
 
@@ -45,11 +46,11 @@ def build_refiner(
     """
     family = _FAMILIES[settings.family]
     above = (level.scale, level.context_features)
-    return family(settings, level.below, level.head, classes, *above, level.vector_dim, backbone, given)
+    return family(settings, level.below, level.head.copied(), classes, *above, level.vector_dim, backbone, given)
 
 
 @torch.no_grad()
-def parent_of(level: Level, codes: Codes, share: torch.Tensor | None = None) -> Parent:
+def parent_of(level: Level, codes: AnyCodes, share: torch.Tensor | None = None) -> Parent:
     """What a refiner sees of codes z_l: the decoder's output, features of each site, the share of replaced codes.
 
     Args:

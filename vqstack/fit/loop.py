@@ -251,7 +251,7 @@ class Fit:
         """Warn about a codebook that had collapsed in the last whole epoch, once until it has recovered."""
         before, self.collapsed = self.collapsed, []
         for name, counts in self.epoch.histograms.items():
-            perplexity, size = use[f"{name}_perplexity"], len(counts)
+            perplexity, size = use[f"{name}_perplexity"], counts.shape[-1]
             least = 1 + self.settings.collapse * (size - 1)  # one code in use has perplexity 1, whatever the size
             if perplexity >= least:
                 continue

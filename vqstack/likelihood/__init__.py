@@ -1,12 +1,13 @@
 """Normalised distributions over pixels and over code maps, and how values are drawn from them.
 
 Files in reading order: ``drawing``, ``factors``, ``base`` (distributions as chains of factors), ``categorical``,
-``neighbours``, ``mixture``, ``conditioned`` (guidance, known sites) and ``heads`` (from the numbers of a network to a
-distribution).
+``neighbours``, ``mixture``, ``conditioned`` (guidance, known sites), ``heads`` (from the numbers of a network to a
+distribution) and ``chain`` (several codes a site).
 """
 
 from vqstack.likelihood.base import Distribution, walked_log_prob
 from vqstack.likelihood.categorical import Bernoulli, Categorical, Frequencies
+from vqstack.likelihood.chain import Chained, ChainHead, code_head
 from vqstack.likelihood.conditioned import Clamped, Guided, Known
 from vqstack.likelihood.drawing import Draw, draw_values, noise
 from vqstack.likelihood.factors import BASE, Factor, Ordered, Table
@@ -27,6 +28,8 @@ __all__ = [
     "BASE",
     "Bernoulli",
     "Categorical",
+    "ChainHead",
+    "Chained",
     "Clamped",
     "CodeHead",
     "Distribution",
@@ -43,6 +46,7 @@ __all__ = [
     "PixelSettings",
     "Table",
     "by_site",
+    "code_head",
     "draw_values",
     "logistic_parameters",
     "noise",

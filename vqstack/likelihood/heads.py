@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqstack.errors import InputError
 from vqstack.likelihood.base import Distribution
@@ -55,15 +55,23 @@ class Head(ABC):
         channels: values of one site that form a chain among themselves.
         size: V, number of values each of them can take.
         parameters: numbers that a site needs.
+        ordered: whether values have an order, as those of pixels and not those of codes.
+        network: what of it is trained; whoever holds the head registers it. Mostly there is nothing.
     """
 
     channels: int
     size: int
     parameters: int
+    ordered: bool = True
+    network: nn.Module | None = None
 
     @abstractmethod
     def __call__(self, parameters: Float[Tensor, "b P *map"]) -> Distribution:
         """The distribution over maps of these sites."""
+
+    def copied(self) -> "Head":
+        """The same with weights of its own, equal at first, where it has any."""
+        return self
 
     def correct(self, base: Float[Tensor, "*n P"], correction: Float[Tensor, "*n P"]) -> Float[Tensor, "*n P"]:
         """The numbers of sites, moved by a correction; one of zeros leaves them as they are."""
@@ -89,6 +97,8 @@ class CodeHead(Head):
     Args:
         size: K, number of codes.
     """
+
+    ordered = False
 
     def __init__(self, size: int) -> None:
         self.channels, self.size, self.parameters = 1, size, size

@@ -141,7 +141,8 @@ def _refiner_of(model: HierarchicalModel, number: int) -> CodeModel:
 
 
 def _know(model: HierarchicalModel, number: int) -> None:
-    """Tell the refiner of a level which of the codes that it models are near each other."""
+    """Tell the refiner of a level which of the codes that it models are near each other, and how they follow."""
+    _refiner_of(model, number).start_from(model.stack.level(number).head)
     if number > 1:
         _refiner_of(model, number).know_codebook(model.stack.level(number - 1).quantizer.codebook())
 

@@ -5,8 +5,8 @@ entropy terms). These adapters hide its differences: one return type, int64 code
 distances, no side effect outside training, revival of dead codes relative to expected use, and a nearest-code search
 for encoding that needs bounded memory.
 
-Files in reading order: ``settings``, ``base`` (the interface), ``moving_average``, ``fixed`` (grids of codes) and
-``build``.
+Files in reading order: ``settings``, ``base`` (the interface), ``moving_average``, ``fixed`` (grids of codes),
+``several`` (codes a site) and ``build``.
 """
 
 from vqstack.quantizer.base import Codebook, NearestCode, Quantized, Quantizer, Usage, in_chunks, nearest, usage
@@ -14,6 +14,7 @@ from vqstack.quantizer.build import build_quantizer, register_quantizer
 from vqstack.quantizer.fixed import FiniteScalar, LinearlyTransformed, LookupFree
 from vqstack.quantizer.moving_average import CosineVQ, MovingAverageVQ
 from vqstack.quantizer.settings import QuantizerSettings, fsq_levels
+from vqstack.quantizer.several import ProductVQ, ResidualVQ, SeveralCodes
 
 __all__ = [
     "Codebook",
@@ -23,9 +24,12 @@ __all__ = [
     "LookupFree",
     "MovingAverageVQ",
     "NearestCode",
+    "ProductVQ",
     "Quantized",
     "Quantizer",
     "QuantizerSettings",
+    "ResidualVQ",
+    "SeveralCodes",
     "Usage",
     "build_quantizer",
     "fsq_levels",

@@ -11,10 +11,11 @@ from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vqstack.chains import entries
 from vqstack.checks import check_floats, check_map
 from vqstack.errors import InputError
 from vqstack.quantizer.settings import QuantizerSettings
-from vqstack.shapes import Codes, Vectors
+from vqstack.shapes import AnyCodes, Vectors
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Quantized:
 
     Attributes:
         vectors: code vectors laid out like the input; gradients pass straight through to the input.
-        codes: the code of each site.
+        codes: the code of each site, or its D codes.
         loss: the quantizer's own loss (commitment, entropy), a scalar; 0 outside training.
     """
 
     vectors: Vectors
-    codes: Codes
+    codes: AnyCodes
     loss: Tensor
 
 
@@ -40,11 +41,11 @@ class Usage:
     perplexity: float
 
 
-def usage(counts: Int64[Tensor, "K"]) -> Usage:
-    """Usage from the counts of each code; perplexity is exp(entropy of the frequencies)."""
+def usage(counts: Int64[Tensor, "*D K"]) -> Usage:
+    """Usage from the counts of each code; perplexity is exp(entropy of the frequencies), of D codebooks their mean."""
     counts = counts.cpu()  # some devices have no float64
-    p = counts.double() / counts.sum().clamp(min=1)
-    return Usage((counts > 0).double().mean().item(), torch.special.entr(p).sum().exp().item())
+    p = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1)
+    return Usage((counts > 0).double().mean().item(), torch.special.entr(p).sum(-1).exp().mean().item())
 
 
 def in_chunks(
@@ -67,28 +68,49 @@ class Codebook(nn.Module, ABC):
 
     Attributes:
         size: K, number of codes.
+        codes: D, codes of a site.
+        chain: what the D codes add to the shape of a map of codes, [b, D, \\*map]: nothing where D is 1.
         dim: d, features of a code vector.
     """
 
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size = settings.codebook_size
+        self.size, self.codes = settings.codebook_size, settings.codes
+        self.chain = (self.codes,) if self.codes > 1 else ()
         self.dim = settings.dim
 
-    def lookup(self, codes: Codes) -> Vectors:
-        """The vectors of codes, laid out as a map. InputError where there are no such codes."""
+    def lookup(self, codes: AnyCodes, num_codes: int | None = None) -> Vectors:
+        """The vectors of codes, laid out as a map. InputError where there are no such codes.
+
+        Args:
+            codes: see :data:`vqstack.shapes.Codes`.
+            num_codes: of the D codes of a site, let only the first so many count: a coarser vector; none: all.
+        """
         shape = tuple(getattr(codes, "shape", ()))[1:]
+        if self.chain and shape[:1] != self.chain:
+            raise InputError(f"codes of images have shape {shape}: a site has {self.codes}, give ({self.codes}, …)")
         check_map(codes, "codes", shape, self.size, self.device)
-        return self.unchecked_lookup(codes)
+        return self.unchecked_lookup(codes, num_codes)
 
-    def unchecked_lookup(self, codes: Codes) -> Vectors:
+    def unchecked_lookup(self, codes: AnyCodes, num_codes: int | None = None) -> Vectors:
         """:meth:`lookup` of codes that are known to fit. One outside 0 … K-1 never wraps around."""
+        sites = codes.shape[1 + len(self.chain) :]
+        flat = codes.flatten(1) if not self.chain else rearrange(codes[:, :num_codes], "b D ... -> b (...) D")
         with torch.autocast(codes.device.type, enabled=False):
-            vectors = self._lookup(codes.flatten(1))
-        return rearrange(vectors, "b n d -> b d n").reshape(len(codes), self.dim, *codes.shape[1:])
+            vectors = self._lookup(flat)
+        return rearrange(vectors, "b n d -> b d n").reshape(len(codes), self.dim, *sites)
 
-    def _lookup(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+    def counts(self, codes: AnyCodes) -> Int64[Tensor, "*D K"]:
+        """How often each code occurs, of each of the D codebooks."""
+        counts = torch.bincount(self.rows(codes).flatten(), minlength=self.codes * self.size)
+        return counts.view(*self.chain, self.size)
+
+    def rows(self, codes: AnyCodes) -> AnyCodes:
+        """The row of the codebook that each code stands for."""
+        return entries(codes.movedim(1, -1), self.size).movedim(-1, 1) if self.chain else codes
+
+    def _lookup(self, codes: Int64[Tensor, "b n *D"]) -> Float[Tensor, "b n d"]:
         return F.embedding(codes, self.codebook())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
@@ -103,8 +125,8 @@ class Codebook(nn.Module, ABC):
         return next(chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
-    def codebook(self) -> Float[Tensor, "K d"]:
-        """All code vectors."""
+    def codebook(self) -> Float[Tensor, "DK d"]:
+        """All code vectors, those of the first code of a site first; the vector of a site is the sum over its codes."""
 
 
 class Quantizer(Codebook):
@@ -135,10 +157,10 @@ class Quantizer(Codebook):
                 codes = self._encode(flat).long()
                 out, loss = self._lookup(codes), flat.new_zeros(())
             out = rearrange(out, "b n d -> b d n").reshape(shape)
-        return Quantized(out, codes.long().reshape(shape[0], *shape[2:]), loss)
+        return Quantized(out, self._laid_out(codes, shape), loss)
 
     @torch.no_grad()
-    def encode(self, vectors: Vectors) -> Codes:
+    def encode(self, vectors: Vectors) -> AnyCodes:
         """The code of each site. Changes nothing, in training mode either. InputError where these are no vectors."""
         self._check_vectors(vectors)
         if not vectors.isfinite().all():
@@ -150,15 +172,20 @@ class Quantizer(Codebook):
         check_floats(vectors, "vectors", (None, self.dim, *[None] * (axes - 2)), self.device)
 
     @torch.no_grad()
-    def unchecked_encode(self, vectors: Vectors) -> Codes:
+    def unchecked_encode(self, vectors: Vectors) -> AnyCodes:
         """:meth:`encode` of vectors that are known to fit."""
         shape = vectors.shape
         with torch.autocast(vectors.device.type, enabled=False):
             codes = self._encode(rearrange(vectors.float(), "b d ... -> b (...) d"))
-        return codes.long().reshape(shape[0], *shape[2:])
+        return self._laid_out(codes, shape)
+
+    def _laid_out(self, codes: Tensor, shape: tuple[int, ...]) -> AnyCodes:
+        """Codes as a map, from those of the sites of vectors of this shape."""
+        return (codes.mT if self.chain else codes).long().reshape(shape[0], *self.chain, *shape[2:])
 
     @abstractmethod
-    def _encode(self, flat: Float[Tensor, "b n d"]) -> Tensor: ...
+    def _encode(self, flat: Float[Tensor, "b n d"]) -> Tensor:
+        """Codes [b, n], or [b, n, D]."""
 
     @abstractmethod
     def _train_step(self, flat: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]: ...

@@ -5,7 +5,8 @@ from vqstack.nets import registered
 from vqstack.quantizer.base import Quantizer
 from vqstack.quantizer.fixed import FiniteScalar, LinearlyTransformed, LookupFree
 from vqstack.quantizer.moving_average import CosineVQ, MovingAverageVQ
-from vqstack.quantizer.settings import KINDS, QuantizerSettings
+from vqstack.quantizer.settings import KINDS, OWN, QuantizerSettings
+from vqstack.quantizer.several import ProductVQ, ResidualVQ
 
 KINDS |= {
     "vq": MovingAverageVQ,
@@ -13,9 +14,10 @@ KINDS |= {
     "fsq": FiniteScalar,
     "lfq": LookupFree,
     "simvq": LinearlyTransformed,
+    "residual": ResidualVQ,
+    "product": ProductVQ,
     "cluster": None,  # no quantizer, but a table of codes: see vqstack/cluster.py
 }
-OWN = frozenset(KINDS)
 
 
 def register_quantizer(kind: str, quantizer: type[Quantizer]) -> None:

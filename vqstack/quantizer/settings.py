@@ -9,6 +9,8 @@ from vqstack.nets import check_registered
 
 KINDS: dict[str, Any] = {}
 """Classes of quantizers by their names, see ``build.py``."""
+OWN = ("vq", "cosine", "fsq", "lfq", "simvq", "residual", "product", "cluster")
+"""The names of those of this package."""
 
 
 class QuantizerSettings(BaseModel):
@@ -21,6 +23,7 @@ class QuantizerSettings(BaseModel):
         max_length=80,
         description="vq: nearest code, codebook by moving average; cosine: the same on the unit sphere; fsq: finite "
         "scalar quantization; lfq: lookup-free, one bit a dimension; simvq: a linear map of a frozen codebook; "
+        "residual, product: several codes a site, of what those before left over, or of a part of the vector each; "
         "cluster (above level 1): a table from each code of the same map below to one of codebook_size clusters; or "
         "the name under which a class of yours is registered (register_quantizer).",
     )
@@ -28,6 +31,12 @@ class QuantizerSettings(BaseModel):
         {}, description="What a class of yours is given beside the other settings; any unit."
     )
     codebook_size: int = Field(64, ge=2, le=2**20, description="K, count of codes.")
+    codes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="D, count of codes a site, from a codebook of codebook_size each (residual, product).",
+    )
     dim: int = Field(32, ge=1, description="d, count of features of a code vector.")
     commitment: float = Field(
         0.25,
@@ -82,6 +91,15 @@ class QuantizerSettings(BaseModel):
             )
         if self.fsq_levels is not None and min(self.fsq_levels, default=0) < 3:
             raise ValueError("fsq_levels has a value below 3: give 3 or more for each dimension")
+        several = self.kind in ("residual", "product")
+        if self.codes > 1 and not several and self.kind in OWN:
+            raise ValueError(f"codes: {self.kind} has one code a site: set kind to residual or product, or codes to 1")
+        if several and self.codes == 1:
+            raise ValueError(f"codes: {self.kind} with one code a site is vq: set kind to vq, or codes to 2 or more")
+        if several and self.gradient != "identity":
+            raise ValueError(f"gradient: {self.gradient} means nothing for {self.kind}: leave it at identity")
+        if self.kind == "product" and self.dim % self.codes:
+            raise ValueError(f"dim {self.dim} does not divide into {self.codes} codes (product): choose a multiple")
         if self.stochastic and self.kind not in ("vq", "cosine"):
             raise ValueError(f"stochastic means nothing for {self.kind}, whose codes are never drawn: leave it at 0")
         return self
