@@ -1,9 +1,9 @@
-"""Several codes a site against one of as many bits: reconstruction, usage, bits of the codes and of the pixels given them.
+"""Several codes a site against one of as many bits: reconstruction, usage, bits of the codes and of the pixels.
 
     python benchmarks/several_codes.py --out runs/several --data.source parquet --data.files train TRAIN test TEST
 
 Every variant is a run of its own of benchmarks/recipes/cifar10_codes.yaml with the same steps, and goes on where it
-stopped: 8x8 sites of 12 bits, as one code of 4096, two of 64 or four of 8. Reconstructions are those of 500 test images;
+stopped: 8x8 sites of 12 bits, as one code of 4096, two of 64 or four of 8. Reconstructions are of 500 test images;
 with fewer codes of each site the later ones are left out.
 """
 
@@ -50,8 +50,7 @@ def main(arguments: list[str]) -> None:
         command += [
             "--config",
             str(ROOT / "benchmarks/recipes/cifar10_codes.yaml"),
-            "--prior.codebook",
-            "false",
+            "--prior.no-codebook",
             *given,
         ]
         command += [
