@@ -3,7 +3,7 @@
     python benchmarks/several_codes.py --out runs/several --data.source parquet --data.files train TRAIN test TEST
 
 Every variant is a run of its own of benchmarks/recipes/cifar10_codes.yaml with the same steps, and goes on where it
-stopped: 8x8 sites of 12 bits, as one code of 4096, two of 64 or four of 8. Reconstructions are of 500 test images;
+stopped: 8x8 sites of 8 bits, as one code of 256, two of 16 or four of 4. Reconstructions are of 500 test images;
 with fewer codes of each site the later ones are left out.
 """
 
@@ -21,7 +21,7 @@ from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = (("vq", 1, 4096), ("residual", 2, 64), ("residual", 4, 8), ("product", 2, 64), ("product", 4, 8))
+VARIANTS = (("vq", 1, 256), ("residual", 2, 16), ("residual", 4, 4), ("product", 2, 16), ("product", 4, 4))
 IMAGES = 500
 
 

@@ -30,6 +30,7 @@ FAMILIES = {
         {},
         ({"level": 2, "wavefront": 2, "window": 1},),
     ),
+    "unified": ({}, {}, ()),
 }
 
 
@@ -51,6 +52,7 @@ def world(family="product, raster", kind="residual", maps=((2, 1), (1, 1)), shap
         "stack": {"levels": levels},
         "prior": transformer | prior,
         "refiners": [transformer | refiner for refiner in refiners],
+        "unified": family == "unified",
         "image_shape": shape,
         "values": 2,
         "classes": classes,
