@@ -382,7 +382,7 @@ def test_the_codebook_is_read_and_scored():
     truth = torch.tensor([[0.5, -0.5], [0.5, -0.5], [-1.0, 1.0]]) * 2**0.5
     torch.testing.assert_close(space.vectors, truth)
     codes = torch.tensor([[0, 1, 2]])[..., None]
-    read = model.embed(codes) - model.embedding(codes)[..., 0, :]
+    read = model.embed(codes) - model.embedding(codes)
     torch.testing.assert_close(read[0], truth @ space.read.weight.T)
     gained = model.correct(hidden, None) - model.to_logits(hidden)
     torch.testing.assert_close(gained, hidden @ space.write.weight.T @ truth.T)
