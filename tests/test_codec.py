@@ -832,7 +832,7 @@ def test_pictures_that_would_lose_something_are_refused(tmp_path):
     (tmp_path / "a").mkdir()
     twins = [saved(image, tmp_path / "twin.png"), saved(image, tmp_path / "a" / "twin.png")]
     with pytest.raises(InputError, match=r"would both come back as twin"):
-        pictures_of_files(twins, partial(read_picture, channels=3, values=256))
+        pictures_of_files({path: path.stem for path in twins}, partial(read_picture, channels=3, values=256))
 
 
 def test_grey_values_of_a_smaller_scale_are_read_as_they_are_written(tmp_path):

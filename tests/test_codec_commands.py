@@ -268,3 +268,40 @@ def test_a_folder_is_what_it_is_in_data_sets(run, call, tmp_path):
     code, _, err = call("compress", run, tmp_path, "--out", tmp_path / "none")
     assert code == 2
     assert f"{tmp_path}/f.heic" in err
+
+
+def test_folders_inside_folders_come_back_by_name_and_bytes_stand_beside_those_of_the_files(
+    run, call, folder, tmp_path
+):
+    nested = tmp_path / "photos"
+    for kind in ("cats", "wild/big cats", ".hidden"):
+        (nested / kind).mkdir(parents=True)
+        shutil.copy(folder / "digit 0.png", nested / kind / "one.png")
+    shutil.copy(folder / "digit 1.png", nested / "two.png")
+    (nested / "cats" / "notes.txt").write_text("no image")
+    given = sum(p.stat().st_size for p in nested.rglob("*.png") if ".hidden" not in p.parts)
+    code, out, err = call("compress", run, nested, "--out", tmp_path / "small")
+    size = sum(p.stat().st_size for p in (tmp_path / "small").iterdir())
+    assert code == 0 and f"{size} bytes, {size / given:.0%} of the {given} bytes" in out
+    assert ("not smaller" in err) == (size >= given)
+    assert call("decompress", run, tmp_path / "small", "--out", tmp_path / "back")[0] == 0
+    back = {p.stem: p for p in (tmp_path / "back").iterdir()}
+    assert back.keys() == {"cats__one", "wild__big cats__one", "two"}
+    assert same(back["cats__one"], folder / "digit 0.png") and same(back["two"], folder / "digit 1.png")
+
+
+def test_what_is_larger_or_far_from_the_training_is_said(run, call, tmp_path):
+    """By the ledger of the run: images that cost more than half as much again as those of its test split."""
+    (tmp_path / "run").mkdir()
+    shutil.copytree(run, tmp_path / "run" / "model")
+    Image.new("L", (64, 64), 128).save(tmp_path / "plain.png")  # value 8 of 0 … 16 everywhere
+    compressed = ("compress", tmp_path / "run", tmp_path / "plain.png", "--out")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    bits = HierarchicalModel.from_pretrained(run).ledger(
+        torch.full((1, 1, 8, 8), 8, dtype=torch.uint8)[:, :], torch.zeros(1).long()
+    )
+    for name, tested, far in (("far", 1.0, True), ("near", 10 * bits.bits, False)):
+        (tmp_path / "run" / "ledger.json").write_text(json.dumps({"test": {"bits": tested}}))
+        code, _, err = call(*compressed, tmp_path / name)
+        assert code == 0 and ("far from what" in err) == far
+        assert "not smaller" in err  # 64 tiles of random weights, and a PNG of one colour

@@ -5,7 +5,7 @@ A sound is a picture of mode PCM whose rows are its channels and whose columns a
 
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -74,28 +74,28 @@ def pictures_of_split(split: ImageSplit) -> Pictures:
 
 
 def pictures_of_files(
-    paths: Sequence[Path], read: Callable[[Path], tuple[Mode, Integer[Tensor, "c *map"]]]
+    files: Mapping[Path, str], read: Callable[[Path], tuple[Mode, Integer[Tensor, "c *map"]]]
 ) -> Pictures:
     """Files, all read here and only here: none is refused after something is written, or is another one then.
 
     Their values wait in memory, and beyond 64 MiB in a temporary file without a name (``$TMPDIR``).
 
     Args:
-        paths: of the files.
+        files: paths, and the stem under which each comes back.
         read: gives mode and values of one: :func:`read_picture` or :func:`read_sound` for a model.
     """
     entries, seen, places, kinds = list[Entry](), dict[str, Path](), [0], list[tuple[torch.Size, torch.dtype]]()
     spool = SpooledTemporaryFile(2**26)
     try:
-        for path in paths:
-            if not safe_stem(path.stem):
+        for path, stem in files.items():
+            if not safe_stem(stem):
                 raise InputError(f"{path}: its name cannot be stored: rename it")
-            if path.stem in seen:
-                raise InputError(f"{path} and {seen[path.stem]} would both come back as {path.stem}: rename one")
-            seen[path.stem] = path
+            if stem in seen:
+                raise InputError(f"{path} and {seen[stem]} would both come back as {stem}: rename one")
+            seen[stem] = path
             mode, pixels = read(path)
             kinds.append((pixels.shape, pixels.dtype))
-            entries.append(Entry(path.stem, pixels.shape[-2], pixels.shape[-1], mode))
+            entries.append(Entry(stem, pixels.shape[-2], pixels.shape[-1], mode))
             kept = pixels[:1] if mode == "L" else pixels
             places.append(places[-1] + spool.write(kept.numpy().tobytes()))
     except BaseException as error:

@@ -11,19 +11,23 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.checkpoint import write_atomically
-from vqstack.codec.archive import compress
+from vqstack.codec.archive import Report, compress
 from vqstack.codec.blocks import BlockCodec, given_label
 from vqstack.codec.container import SUFFIX
 from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, read_picture, read_sound, safe_stem
 from vqstack.config import parse
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, Split, is_image, is_sound, load_splits
+from vqstack.images.files import walk
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, unfinished
-from vqstack.phases import named_run, warn_of_changes
+from vqstack.phases import named_run, run_of, warn_of_changes
 from vqstack.pretrained import find_artefact
-from vqstack.reading import reading
-from vqstack.terminal import say
+from vqstack.reading import read_json, reading
+from vqstack.terminal import say, warn
+
+BETWEEN = "__"  # stands for the slash in what files of inner folders are called
+FAR = 1.5  # times the bits of the model's own test images that are called out of the ordinary
 
 
 class Command(BaseModel):
@@ -32,7 +36,9 @@ class Command(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
-    images: tyro.conf.Positional[tuple[Path, ...]] = Field((), description="Image files, and folders of them.")
+    images: tyro.conf.Positional[tuple[Path, ...]] = Field(
+        (), description="Image files, and folders of them, inner folders included."
+    )
     out: Path = Field(description="Folder that receives the files; new or empty.")
     single: bool = Field(False, description="One file an image instead of one archive.")
     name: str = Field("images", description="Stem of the archive's file name.")
@@ -55,8 +61,8 @@ def command_of(arguments: list[str]) -> Command:
     return parse(Command, arguments, default)
 
 
-def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
-    """The images that were asked for; each fits the model or is refused."""
+def pictures_of(command: Command, model: HierarchicalModel) -> tuple[Pictures, int]:
+    """The images that were asked for, each of which fits the model or is refused, and the bytes of their files."""
     channels, values = model.stack.shape[0], model.stack.values
     if (command.split is None) == (not command.images):
         raise InputError("name image files or folders, or a split with --split, and not both")
@@ -68,22 +74,36 @@ def pictures_of(command: Command, model: HierarchicalModel) -> Pictures:
                 f"which wants {channels} with {values}: set --data.channels and --data.values"
             )
         warn_of_changes(command.run, command.data, {command.split: split})
-        return pictures_of_split(split)
-    paths, sounds = list[Path](), is_of_sounds(model)
-    wanted, what, example = (is_sound, "sounds", "WAV") if sounds else (is_image, "images", "PNG")
+        return pictures_of_split(split), 0
+    files, sounds = dict[Path, str](), is_of_sounds(model)
     for path in command.images:
         with reading(path):
-            folder = path.is_dir()
-            inside = sorted(inside for inside in path.iterdir() if wanted(str(inside))) if folder else [path]
-        if folder and (mark := unfinished(path)) is not None:
-            raise InputError(f"{path} is unfinished output of {mark.command}: finish that first, or name its files")
-        if not inside:
-            raise InputError(f"{path} holds no {what}: name a folder with files such as {example}")
-        paths += inside
-    if sounds:
-        rate = model.settings.geometry.rate if model.settings.geometry else None
-        return pictures_of_files(paths, partial(read_sound, channels=channels, values=values, rate=rate))
-    return pictures_of_files(paths, partial(read_picture, channels=channels, values=values))
+            files |= inside(path, sounds) if path.is_dir() else {path: path.stem}
+    rate = model.settings.geometry.rate if model.settings.geometry else None
+    read = partial(read_sound, rate=rate) if sounds else read_picture
+    pictures = pictures_of_files(files, partial(read, channels=channels, values=values))
+    return pictures, sum(path.stat().st_size for path in files)
+
+
+def inside(folder: Path, sounds: bool) -> dict[Path, str]:
+    """The images or sounds below a folder and the stem under which each comes back: folders on the way are part of it.
+
+    InputError where there is none, or where something there cannot be read.
+    """
+    wanted, what, example = (is_sound, "sounds", "WAV") if sounds else (is_image, "images", "PNG")
+    if (mark := unfinished(folder)) is not None:
+        raise InputError(f"{folder} is unfinished output of {mark.command}: finish that first, or name its files")
+    found: dict[Path, str] = {}
+    for name, problem in walk(str(folder)):
+        path = Path(name)
+        parts = path.relative_to(folder).parts
+        if problem and (path.is_dir() or wanted(name)):
+            raise InputError(f"{name}: {problem}: mend or remove it, or name files")
+        if not problem and wanted(name) and not any(part.startswith(".") for part in parts[:-1]):
+            found[path] = BETWEEN.join([*parts[:-1], path.stem])
+    if not found:
+        raise InputError(f"{folder} holds no {what}: name a folder with files such as {example}")
+    return found
 
 
 def is_of_images(model: HierarchicalModel) -> bool:
@@ -120,7 +140,7 @@ def main(arguments: list[str]) -> None:
     if command.single and is_of_sounds(model):
         raise InputError("--single: a file of its own holds an image, sounds come in archives: leave it out")
     label = given_label(model, command.label)
-    pictures = pictures_of(command, model)
+    pictures, given = pictures_of(command, model)
     stems = [entry.stem for entry in pictures.entries] if command.single else [command.name]
     output = Output(command.out, "compress", expected=[f"{stem}{SUFFIX}" for stem in stems])
     report = compress(
@@ -137,4 +157,27 @@ def main(arguments: list[str]) -> None:
         write_atomically(command.report, lambda aside: aside.write_text(text, encoding="utf-8"))
     output.finish()
     say(report)
-    say(f"{report.pictures} images in {report.files} files, {report.size} bytes, in {command.out}")
+    beside = f", {report.size / given:.0%} of the {given} bytes of the files that were given" if given else ""
+    say(f"{report.pictures} images in {report.files} files, {report.size} bytes{beside}, in {command.out}")
+    warn_of_size(command, report, given)
+
+
+def warn_of_size(command: Command, report: Report, given: int) -> None:
+    """Say where nothing was gained, and where images cost far more than those that the model was tested on."""
+    if given and report.size >= given:
+        warn(f"{command.out}: not smaller than the files that were given: keep those, or use a model of such images")
+    tested, found = bits_of_test(command.run), report.ledger.bits if report.ledger else 0.0
+    if tested is not None and found > FAR * tested:
+        warn(
+            f"a tile costs {found:,.0f} bits, and images of the model's test split {tested:,.0f}: these lie far from what "
+            "it was trained on; a model of such images would need less"
+        )
+
+
+def bits_of_test(run: Path) -> float | None:
+    """Bits per image of the test split in the ledger of a run; None for a model without its run."""
+    folder = run_of(run)
+    try:
+        return None if folder is None else float(read_json(folder / "ledger.json", 2**20)["test"]["bits"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # missing or damaged, which is no reason to compress nothing

@@ -14,6 +14,7 @@ from vqstack.phases.named import (
     data_of_run,
     in_classes_of,
     named_run,
+    run_of,
     warn_of_changes,
 )
 from vqstack.phases.opening import remarks
@@ -33,5 +34,6 @@ __all__ = [
     "in_classes_of",
     "named_run",
     "remarks",
+    "run_of",
     "warn_of_changes",
 ]

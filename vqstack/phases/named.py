@@ -22,11 +22,12 @@ AnySplit = TypeVar("AnySplit", ImageSplit, WholeSplit, ImageSplit | WholeSplit)
 
 def config_of_run(folder: Path) -> RunConfig | None:
     """The configuration of a run, named by its folder or by its artefact; None for an artefact without its run."""
-    run = _run_of(folder)
+    run = run_of(folder)
     return None if run is None else read_config(run)
 
 
-def _run_of(folder: Path) -> Path | None:
+def run_of(folder: Path) -> Path | None:
+    """The folder of a run, named by itself or by its artefact; None for an artefact without its run."""
     with reading(folder):
         of_artefact = folder.resolve().parent if folder.resolve().name == "model" else folder
         return next((place for place in (folder, of_artefact) if (place / CONFIG).is_file()), None)
@@ -71,7 +72,7 @@ def warn_of_changes(folder: Path, settings: ImageSettings, splits: Mapping[str, 
 
     Of a stream that is read to its end the files alone are compared, as the run kept but a part of the images.
     """
-    run, kept = _run_of(folder), data_of_run(folder)
+    run, kept = run_of(folder), data_of_run(folder)
     if run is None or settings.model_copy(update={"limit": kept.limit}) != kept:
         return  # other images were asked for
     whole = settings.limit == kept.limit
