@@ -297,10 +297,9 @@ def test_what_is_larger_or_far_from_the_training_is_said(run, call, tmp_path):
     Image.new("L", (64, 64), 128).save(tmp_path / "plain.png")  # value 8 of 0 … 16 everywhere
     compressed = ("compress", tmp_path / "run", tmp_path / "plain.png", "--out")
     (tmp_path / "run" / "config.yaml").write_text("")
-    bits = HierarchicalModel.from_pretrained(run).ledger(
-        torch.full((1, 1, 8, 8), 8, dtype=torch.uint8)[:, :], torch.zeros(1).long()
-    )
-    for name, tested, far in (("far", 1.0, True), ("near", 10 * bits.bits, False)):
+    model, tile = HierarchicalModel.from_pretrained(run), torch.full((10, 1, 8, 8), 8, dtype=torch.uint8)
+    bits = model.ledger(tile, torch.arange(10)).bits  # a tile's with a usual class
+    for name, tested, far in (("far", bits / 3, True), ("near", bits, False)):
         (tmp_path / "run" / "ledger.json").write_text(json.dumps({"test": {"bits": tested}}))
         code, _, err = call(*compressed, tmp_path / name)
         assert code == 0 and ("far from what" in err) == far

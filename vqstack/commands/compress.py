@@ -169,8 +169,8 @@ def warn_of_size(command: Command, report: Report, given: int) -> None:
     tested, found = bits_of_test(command.run), report.ledger.bits if report.ledger else 0.0
     if tested is not None and found > FAR * tested:
         warn(
-            f"a tile costs {found:,.0f} bits, and images of the model's test split {tested:,.0f}: these lie far from what "
-            "it was trained on; a model of such images would need less"
+            f"a tile costs {found:,.0f} bits, and images of the model's test split {tested:,.0f}: these lie far "
+            "from what it was trained on; a model of such images would need less"
         )
 
 
