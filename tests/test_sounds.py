@@ -17,6 +17,7 @@ from vqstack.codec.pictures import Entry, from_tiles, padding, to_tiles
 from vqstack.commands import compress, decompress, generate
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_images, load_splits, sounds
+from vqstack.images.pieces import pieces
 from vqstack.likelihood import walked_log_prob
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.phases import Run
@@ -46,12 +47,12 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.mark.parametrize("count", [64, 65, 100, 127, 128, 129, 1000])
 def test_excerpts_hold_every_number_and_no_other(count):
-    starts = sounds.excerpts(count, 64)
+    starts = [start for (start,) in pieces((count,), (64,))]
     held = np.zeros(count, int)
     for start in starts:
         held[start : start + 64] += 1
     assert held.min() >= 1 and starts[-1] + 64 == count and len(starts) == -(-count // 64)
-    assert sounds.excerpts(63, 64) == []
+    assert pieces((63,), (64,)) == []
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "aiff"])
@@ -152,7 +153,7 @@ def test_what_is_short_or_no_sound_is_counted(odd):
     (odd / "low" / "notes.txt").write_text("words")
     split = load_splits(settings(odd), ["train"])["train"]
     left = split.source["left_out"]
-    assert {reason: what["count"] for reason, what in left.items()} == {"no sound": 1, "shorter than 64 numbers": 1}
+    assert {reason: what["count"] for reason, what in left.items()} == {"no sound": 1, "smaller than 64": 1}
 
 
 def test_every_excerpt_has_the_class_of_its_folder(odd):

@@ -16,13 +16,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
-from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 
 from vqstack.checkpoint import failed_write
 from vqstack.errors import InputError, told
-from vqstack.images import ImageSplit, bombs_refused, opened, upright, whole_sound
+from vqstack.images import ImageSplit, bombs_refused, more_than_eight_bits, opened, upright, whole_sound
 from vqstack.shapes import Pixels
 
 Mode = Literal["L", "RGB", "PCM"]
@@ -128,7 +126,8 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
                 raise InputError(f"{path}: holds several pictures: store each in a file of its own")
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: has more than {MAX_PIXELS} pixels: cut it into pieces")
-            _refuse_depth(image, path)
+            if more_than_eight_bits(image):
+                raise InputError(f"{path}: has more than 8 bits a number: convert it to 8 bits first")
             array, mode = _to_eight_bits(upright(image), path)
     except InputError:
         raise
@@ -171,21 +170,6 @@ def read_sound(
     if not 0 < numbers.size <= MAX_PIXELS:
         raise InputError(f"{path}: holds {numbers.size:,} numbers, an archive 1 to {MAX_PIXELS:,}: cut it into pieces")
     return "PCM", torch.from_numpy(numbers)
-
-
-def _refuse_depth(image: Image.Image, path: Path) -> None:
-    """The depth as each format stores it: pillow's mode says RGB for 16 bits as well."""
-    assert isinstance(image, ImageFile) and image.fp is not None
-    deep = isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
-    if image.format == "AVIF":  # a flag in the settings of the decoder, beside each picture that the file holds
-        image.fp.seek(0)
-        deep = any(found[1][0] & 0x40 for found in re.finditer(rb"av1C..(.)", image.fp.read(), re.DOTALL))
-    for tile in image.tile:
-        parts = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        deep |= any(isinstance(part, str) and part.partition(";")[2].startswith("16") for part in parts)
-        deep |= tile.codec_name.startswith("ppm") and any(isinstance(part, int) and part > 255 for part in parts)
-    if deep:
-        raise InputError(f"{path}: has more than 8 bits a number: convert it to 8 bits first")
 
 
 def _to_eight_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Mode]:

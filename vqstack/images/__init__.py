@@ -12,7 +12,7 @@ docs/data.md tells it from the user's side.
 from vqstack.images.cache import default_cache
 from vqstack.images.captions import captioned
 from vqstack.images.decode import load_images
-from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, opened, upright
+from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, more_than_eight_bits, opened, upright
 from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
 from vqstack.images.look import Look, first_look
@@ -53,6 +53,7 @@ __all__ = [
     "load_images",
     "load_splits",
     "mapped",
+    "more_than_eight_bits",
     "num_classes",
     "numerals",
     "open_stream",

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from jaxtyping import Integer
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from vqstack.errors import InputError, told
-from vqstack.images import sounds
+from vqstack.images.fitting import channels_first, fitted, to_values
 from vqstack.images.formats import bombs_refused, opened, upright
+from vqstack.images.pieces import CUTS, cut_of
 from vqstack.images.settings import ImageSettings
 from vqstack.images.views import center
 from vqstack.shapes import Pixels
@@ -35,7 +36,7 @@ CHUNK = 32  # images a thread decodes at a time: taking them one by one costs as
 def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"]:
     r"""An array of values, a path or a {bytes, path} record -> values at the size that is kept.
 
-    Arrays are [h, w] or [h, w, c] of images, [c, \*map] of other signals; an excerpt of a sound says its ``start``.
+    Arrays are [h, w] or [h, w, c] of images, [c, \*map] of other signals; a piece of a larger input says its ``start``.
 
     Decoders raise what they like (OSError, SyntaxError, struct.error, …), and so does this.
     """
@@ -46,20 +47,19 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
             )
         if not settings.pictures:
             return record.astype(np.uint8 if settings.values <= 256 else np.int32)
-        pixels = _channels_first(_fitted(Image.fromarray(record), settings))
+        pixels = channels_first(fitted(Image.fromarray(record), settings))
         return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
-    if settings.source == "audiofolder":
-        path, start = (record["path"], record["start"]) if isinstance(record, dict) else (record, 0)
-        assert settings.kept is not None and settings.rate is not None
-        return sounds.read(path, start, settings.kept[0], settings.rate, settings.channels, settings.values)
+    if (cut := cut_of(settings)) is not None:
+        record = record if isinstance(record, dict) else {"path": record, "start": (0,) * len(settings.size or ())}
+        return cut.read(record, record["start"], settings)
     stored, path = (record["bytes"], record["path"]) if isinstance(record, dict) else (None, record)
     if stored == b"" or (stored is None and path is None):
         raise ValueError("no image in this row")
     if stored is None and isinstance(record, dict) and settings.packed:
         raise ValueError("the row names a file and does not hold it; store the bytes of the image")
     with opened(path if stored is None else io.BytesIO(stored)) as image:
-        pixels = _channels_first(_fitted(upright(image), settings))
-    return _to_values(pixels, settings.values)
+        pixels = channels_first(fitted(upright(image), settings))
+    return to_values(pixels, settings.values)
 
 
 def decode_all(
@@ -106,8 +106,10 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     """
     if not paths:
         raise InputError("no image files given; name at least one")
-    sound = settings.source == "audiofolder"  # an excerpt of the size, the first one
-    native = settings if sound else settings.model_copy(update={"size": None, "resize": None})
+    if settings.source not in CUTS and not settings.pictures:  # as arrays are stored and drawn
+        settings = settings.model_copy(update={"source": "volumefolder"})
+    cut = settings.source in CUTS  # a piece of the size, the first one
+    native = settings if cut else settings.model_copy(update={"size": None, "resize": None})
     images: list[Tensor] = []
     for name in map(str, paths):
         first = images[0].shape[1:] if images and settings.size is None else None
@@ -119,38 +121,3 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
         pixels = torch.tensor(image)
         images.append(pixels if settings.size is None else center(pixels[None], settings.size)[0])
     return torch.stack(images)
-
-
-def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[Any]:
-    """Grey [h, w] or RGB [h, w, 3], eight bits, brought to the size that is kept.
-
-    The image is scaled with its shape kept, antialiased, until it just covers that size, up or down, and its centre is
-    cut out.
-    """
-    if image.mode[0] in "IF":
-        wide = np.asarray(image)
-        if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:
-            raise ValueError("neither 8 nor 16 bits per pixel")
-        transparent = image.info.get("transparency")  # of a 16-bit PNG one value
-        if isinstance(transparent, int):
-            behind = np.asarray(Image.new("L", (1, 1), settings.background)).astype(np.int64) * 257
-            wide = np.where(wide == transparent, behind, wide)
-        image = Image.fromarray(((wide.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, settings.background), image.convert("RGBA"))
-    image = image.convert("L" if settings.channels == 1 else "RGB")
-    if settings.kept is not None and image.size != settings.kept[::-1]:
-        height, width = settings.kept
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
-def _channels_first(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
-
-
-def _to_values(pixels: NDArray[Any], values: int) -> NDArray[np.uint8]:
-    """``round(p (V-1) / 255)``, in whole numbers."""
-    if values == 256:
-        return pixels
-    return ((pixels.astype(np.int64) * (values - 1) * 2 + 255) // 510).astype(np.uint8)

@@ -21,8 +21,8 @@ from vqstack.errors import InputError, listed
 from vqstack.images.files import LOOP, walk
 from vqstack.images.formats import is_image
 from vqstack.images.labels import alike
+from vqstack.images.pieces import CUTS
 from vqstack.images.settings import SPLITS, ImageSettings, Split
-from vqstack.images.sounds import is_sound
 from vqstack.reading import plain_file
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = 1024  # of a folder that is streamed; more of them mix the classes better
 HIDDEN, TABLE = "hidden", "table that label_column does not ask for"
 BESIDE = "beside the folders that are read"
-WANTED = {"imagefolder": ("image", is_image), "audiofolder": ("sound", is_sound)}
+WANTED = {"imagefolder": ("image", is_image), **{source: (cut.what, cut.named) for source, cut in CUTS.items()}}
 
 
 @dataclass
@@ -188,7 +188,7 @@ def _any_input(folder: str) -> bool:
 
 
 def _is_input(path: str) -> bool:
-    return is_image(path) or is_sound(path)
+    return is_image(path) or any(cut.named(path) for cut in CUTS.values())
 
 
 def _listed(splits: Mapping[Split, str]) -> str:

@@ -5,6 +5,7 @@ read by nobody here. Names do not matter: a JPEG that is called .png is a JPEG.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from vqstack.reading import plain_file
 
@@ -52,6 +55,20 @@ def _known() -> list[str]:
     """The formats that this build of Pillow has: some come without AVIF."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
+
+
+def more_than_eight_bits(image: Image.Image) -> bool:
+    """The depth as each format stores it: Pillow's mode says RGB for 16 bits as well. Before it is decoded."""
+    assert isinstance(image, ImageFile) and image.fp is not None
+    deep = isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
+    if image.format == "AVIF":  # a flag in the settings of the decoder, beside each picture that the file holds
+        image.fp.seek(0)
+        deep = any(found[1][0] & 0x40 for found in re.finditer(rb"av1C..(.)", image.fp.read(), re.DOTALL))
+    for tile in image.tile:
+        parts = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        deep |= any(isinstance(part, str) and part.partition(";")[2].startswith("16") for part in parts)
+        deep |= tile.codec_name.startswith("ppm") and any(isinstance(part, int) and part > 255 for part in parts)
+    return deep
 
 
 def upright(image: Image.Image) -> Image.Image:

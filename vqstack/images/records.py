@@ -12,13 +12,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vqstack.errors import InputError, causes, listed, reason
 from vqstack.images.arrays import open_arrays
 from vqstack.images.cache import plain_folder
+from vqstack.images.decode import decode_all
 from vqstack.images.excerpts import excerpts
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.given import find_given
 from vqstack.images.labels import Classes, Stored, check_names, find_labels, inside, read_as, reference, texts_in
+from vqstack.images.moving import digits_of, moving_clips
+from vqstack.images.pieces import cut_of
+from vqstack.images.series import is_series
 from vqstack.images.settings import OWN, SPLITS, ImageSettings, Split
 from vqstack.images.shards import Shards, open_shards
 from vqstack.images.undecoded import Records, Streamed, labelled
@@ -55,10 +62,28 @@ def _open_records(settings: ImageSettings) -> dict[str, Records]:
         stored = {name: stored for name, (_, stored, _) in arrays.items()}
         classes = _classes(stored, settings, lambda name: arrays[name][2])
         return {name: labelled(split, classes[name], values) for name, (split, _, values) in arrays.items()}
+    if settings.source == "moving_mnist":
+        return _moving(settings)
     opened = {name: _open_rows(stored) for name, stored in open_streams(settings, streaming=False).items()}
-    if settings.source != "audiofolder":
+    if (cut := cut_of(settings)) is None:
         return opened
-    return {name: excerpts(files, settings) for name, files in opened.items()}
+    return {name: excerpts(inputs, settings, cut) for name, inputs in opened.items()}
+
+
+def _moving(settings: ImageSettings) -> dict[str, Records]:
+    """Clips of the digits of another source."""
+    asked = digits_of(settings)
+    found: dict[str, NDArray[np.uint8]] = {}
+    for split, of in _open_records(asked).items():
+        every = np.arange(of.count)
+        images = decode_all(list(of.fetch(every)), [f"{of.where}, image {i}" for i in every], asked, None)
+        for problem in (image for image in images if isinstance(image, str)):
+            raise InputError(problem)
+        found[split] = np.stack([image for image in images if not isinstance(image, str)])[:, 0]
+    return {
+        split: Records(f"{settings}, split {split}", count, fetch, None, None, None, ordered=True)
+        for split, (count, fetch) in moving_clips(settings, found).items()
+    }
 
 
 def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, Streamed]:
@@ -68,8 +93,8 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
     check_paths(settings)
     left_out: dict[str, dict[str, Any]] = {}
     shards: dict[str, Shards] = {}
-    if settings.source == "audiofolder" and any(map(remote, settings.files.values())):
-        raise InputError("source audiofolder reads folders of this machine: fetch the files first")
+    if cut_of(settings) is not None and any(map(remote, settings.files.values())):
+        raise InputError(f"source {settings.source} reads files of this machine here: fetch them first")
     if settings.source.endswith("folder") and not any(map(remote, settings.files.values())):
         opened = open_folders(settings, beside, streaming)
         loaded = {split: rows for split, (rows, _) in opened.items()}
@@ -284,12 +309,14 @@ def _columns(
     stored = [name for name, kind in types.items() if isinstance(kind, dict) and kind.keys() == {"bytes", "path"}]
     image_types = [name for name, kind in types.items() if isinstance(kind, datasets.Image)] + stored
     binary = [name for name, kind in types.items() if getattr(kind, "dtype", "") in ("binary", "large_binary")]
-    image_column = _choose("image", settings.image_column, image_types or binary, list(types), where)
+    lists = [field.name for field in types.arrow_schema if is_series(field.type) and field.name != settings.condition]
+    fitting = lists if settings.series else image_types or binary
+    image_column = _choose("image", settings.image_column, fitting, list(types), where)
     root = os.path.abspath(folder) if settings.source.endswith("folder") and folder and not remote(folder) else None
     labels = find_labels(types, where, settings)
     given = find_given(types, settings.condition, where)
     rows = rows.select_columns(list(dict.fromkeys([image_column, *(labels.column if labels else ())[:1], *given[:1]])))
-    rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    rows = rows if settings.series else rows.cast_column(image_column, datasets.Image(decode=False))
     return Streamed(where, rows, image_column, labels, Classes(None), root, left_out or {}, given)
 
 

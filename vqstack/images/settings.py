@@ -14,7 +14,17 @@ from vqstack.paths import expanded
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Size = tuple[PositiveInt, ...]
-OWN = ("digits", "hub", "parquet", "webdataset", "imagefolder", "array", "audiofolder")
+AXES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("digits", "hub", "webdataset", "imagefolder"), (2,)),
+    "parquet": (2, 1),
+    "array": (2, 1, 3),
+    "audiofolder": (1,),
+    "volumefolder": (3, 2, 1),
+    "videofolder": (3,),
+    "moving_mnist": (3,),
+}
+"""How many axes the inputs of a source may have, the usual number first."""
+OWN = tuple(AXES)
 STREAM_LIMIT = 2000  # images of each split of a stream that are kept for scoring, unless `limit` says otherwise
 
 
@@ -44,10 +54,13 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         "digits",
         max_length=80,
         description="kind of source: digits (the 1,797 images of 8x8 inside scikit-learn), hub, parquet, webdataset, "
-        "imagefolder, array, audiofolder, or the name under which a function of yours is registered (register_source)",
+        "imagefolder, array, audiofolder, volumefolder, videofolder, moving_mnist, or the name under which a function "
+        "of yours is registered (register_source)",
     )
     options: dict[str, int | float | str | bool] = Field(
-        {}, description="what a source of yours is given beside the other settings, any unit"
+        {},
+        description="what a source of yours is given beside the other settings, any unit; moving_mnist: counts of "
+        "digits in a clip, and of clips of train, validation and test",
     )
     name: str | None = Field(None, description="hub: data set as OWNER/NAME or OWNER/NAME:CONFIGURATION")
     revision: str | None = Field(None, description="hub: branch, tag or commit; empty: main, as it was when first read")
@@ -55,7 +68,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         {}, description="hub: split -> its name in the data set; empty: the usual names, what is not named is not used"
     )
     files: dict[Split, str] = Field(
-        {}, description="split -> parquet or tar file, glob or URL, folder of images or sounds, .npy or .npz file"
+        {},
+        description="split -> parquet or tar file, glob or URL, folder of images, sounds, volumes or videos, .npy or "
+        ".npz file",
     )
     image_column: str | None = Field(None, description="column of the images; empty: the only one of an image type")
     label_column: str | None = Field(
@@ -82,11 +97,24 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         None,
         min_length=1,
         max_length=3,
-        description="height and width in pixels, covered and cropped; of sounds the count of numbers of an excerpt, of "
-        "arrays that of their sites along each axis; empty: native size",
+        description="height and width in pixels, covered and cropped; of sounds and series the count of numbers of an "
+        "excerpt, of videos frames, rows and columns of a clip, of volumes and arrays the sites along each axis; "
+        "empty: native size",
     )
     rate: int | None = Field(
-        None, ge=1, le=10**6, description="audiofolder: count of numbers a second; files of other rates are resampled"
+        None,
+        ge=1,
+        le=10**6,
+        description="numbers or frames a second, count: audiofolder, files of other rates are resampled; videofolder, "
+        "of each moment the frame that is shown; moving_mnist, of what is drawn",
+    )
+    range: tuple[float, float] | None = Field(
+        None,
+        description="volumefolder and series: the numbers that become values 0 and values - 1, any unit; those between "
+        "are scaled and rounded, what lies beyond is cut. Empty: whole numbers from 0, as they are",
+    )
+    companding: Literal["linear", "mu-law"] = Field(
+        "linear", description="audiofolder: steps between values; mu-law: fine near silence, coarse where it is loud"
     )
     resize: Size | None = Field(
         None,
@@ -141,7 +169,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         if not isinstance(data, dict):
             return data
         if data.get("source") == "audiofolder":
-            return {"values": 2**16} | data
+            return {"values": 2**16 if data.get("companding", "linear") == "linear" else 256} | data
+        if data.get("source") == "moving_mnist":
+            return {**data, "size": data.get("size") or (16, 64, 64)}
         if data.get("source", "digits") != "digits":
             return data
         return {"values": 17, "validation": 200, "test": 297} | data | {"size": data.get("size") or (8, 8)}
@@ -192,27 +222,37 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError(f"condition names a column, and source {self.source} has none: leave it out")
         if self.source == "hub" and not self.name:
             raise ValueError("source hub needs name, for example ylecun/mnist")
-        if self.source != "hub" and (self.splits or self.name or self.revision):
+        if self.source not in ("hub", "moving_mnist") and (self.splits or self.name or self.revision):
             raise ValueError(f"name, revision and splits are of source hub, not of {self.source}: leave them out")
-        if self.options and self.source in OWN:
+        if self.options and self.source in set(OWN) - {"moving_mnist"}:
             raise ValueError(f"options are of sources of yours, {self.source} takes none: leave them out")
-        if self.source in set(OWN) - {"digits", "hub"} and not self.files:
+        if self.source in set(OWN) - {"digits", "hub", "moving_mnist"} and not self.files:
             raise ValueError(f"source {self.source} needs files: a path for each of train, validation, test")
-        any_shape = self.source == "array" or self.source not in OWN
-        axes = 1 if self.source == "audiofolder" else len(self.size or ()) if any_shape else 2
-        if self.size and len(self.size) != (axes or 2):
-            raise ValueError(f"size: {len(self.size)} numbers, and source {self.source} has {axes}: give one an axis")
-        if self.source == "audiofolder" and not (self.size and self.rate):
-            raise ValueError("source audiofolder needs size, the numbers of an excerpt, and rate, those of a second")
-        if self.source != "audiofolder" and not any_shape and (self.channels not in (1, 3) or self.values > 256):
-            raise ValueError("images have 1 or 3 channels and 256 values at most: correct channels or values")
+        known = AXES.get(self.source, (1, 2, 3))
+        if self.size and len(self.size) not in known:
+            wanted = " or ".join(map(str, sorted(known)))
+            raise ValueError(f"size: {len(self.size)} numbers, and source {self.source} has {wanted}: give one an axis")
+        if self.source in ("audiofolder", "videofolder") and not (self.size and self.rate):
+            raise ValueError(
+                f"source {self.source} needs size, the numbers of an excerpt or frames, rows and columns of a clip, "
+                "and rate, the numbers or frames of a second"
+            )
+        if self.source == "volumefolder" and not self.size:
+            raise ValueError("source volumefolder needs size, the sites of a block along each axis")
+        seen = self.packed or self.source in ("digits", "hub", "imagefolder", "videofolder")  # by Pillow
+        if seen and not self.series and (self.channels not in (1, 3) or self.values > 256):
+            raise ValueError("images and videos have 1 or 3 channels, 256 values at most: correct channels or values")
+        if self.source == "moving_mnist" and (self.channels, self.values) != (1, 256):
+            raise ValueError("moving_mnist has one channel of 256 values: leave channels and values out")
+        if self.range and not self.range[0] < self.range[1]:
+            raise ValueError("range: the number that becomes 0 comes first and is the smaller one")
         if self.resize and not (self.size and len(self.resize) == len(self.size)):
             raise ValueError("resize needs size, and a number for each of its axes")
         if self.resize and self.size and any(r < s for r, s in zip(self.resize, self.size, strict=True)):
             raise ValueError("resize is at least as large as size along all axes")
-        if self.resize and axes != 2 and any_shape:
+        if self.resize and (len(self.resize) != 2 or self.source in ("volumefolder", "moving_mnist")):
             raise ValueError("resize: only images are brought to another size: leave it out")
-        if self.streaming and self.source not in ("hub", "parquet", "webdataset", "imagefolder"):
+        if self.streaming and (self.source not in ("hub", "parquet", "webdataset", "imagefolder") or self.series):
             raise ValueError(f"source {self.source} is read whole: leave streaming out")
         if self.streaming and any(isinstance(share, int) and share for share in (self.validation, self.test)):
             raise ValueError("streaming does not know how many images there are: hold out shares below 1, not counts")
@@ -229,10 +269,14 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             found["on_error"] = "the digits can all be read: leave it out"
         if self.source == "hub":
             found["files"] = f"{self.name} is fetched from the hub: say what the files are (data.source), or leave them"
-        if self.source not in ("hub", "parquet", "webdataset", "imagefolder"):
+        if self.source not in ("hub", "parquet", "webdataset", "imagefolder", "videofolder") or self.series:
             found["background"] = "nothing is transparent in numbers: leave it out"
+        if self.source not in ("audiofolder", "videofolder", "moving_mnist"):
+            found["rate"] = "of sounds and videos alone: leave it out"
         if self.source != "audiofolder":
-            found["rate"] = "of sounds alone: leave it out"
+            found["companding"] = "of sounds alone: leave it out"
+        if self.source != "volumefolder" and not self.series:
+            found["range"] = "of volumes and series alone: leave it out"
         if not self.streaming:
             found |= dict.fromkeys(("workers", "shuffle_buffer"), "of streams alone: add streaming, or leave it out")
         if self.label_column == "":
@@ -243,6 +287,11 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         """InputError for files that would not be read; every function that reads images begins with it."""
         if self.files and "files" in (why := self.unused()):
             raise InputError(f"files: {why['files']}")
+
+    @property
+    def series(self) -> bool:
+        """Whether inputs are lists of numbers in rows of Parquet files."""
+        return self.source == "parquet" and len(self.size or (1, 1)) == 1
 
     @property
     def pictures(self) -> bool:

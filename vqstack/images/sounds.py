@@ -1,8 +1,10 @@
 """Sound files: what they may be, excerpts of one length, and back to WAV.
 
-A number s of 16 bits becomes the value ``round((s + 32768) (V-1) / 65535)``: every number its own for V = 65,536. Files
-of other widths are brought to 16 bits by rounding (floats: 1.0 is full scale, what lies beyond is cut). A file of
-another rate is resampled, one of more channels than are asked for is averaged, one of fewer is repeated.
+A number s of 16 bits becomes the value ``round((s + 32768) (V-1) / 65535)``: every number its own for V = 65,536. With
+mu-law companding s first becomes ``32768 sign(s) ln(1 + 255 |s| / 32768) / ln 256`` (the law that ITU-T G.711 draws in
+straight pieces). Files of other widths are brought to 16 bits by rounding (floats: 1.0 is full scale, what lies beyond
+is cut). A file of another rate is resampled, one of more channels than are asked for is averaged, one of fewer is
+repeated.
 
 Needs the extra ``sounds`` (soundfile; soxr for other rates).
 """
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from vqstack.errors import InputError
 
 SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .w64 .caf .rf64".split())
+MU = 255
 FULL = 2**15  # what is added to a signed number of 16 bits
 
 
@@ -42,17 +45,6 @@ def length(path: str, rate: int) -> int:
     return about.frames if about.samplerate == rate else round(about.frames * rate / about.samplerate)
 
 
-def excerpts(count: int, size: int) -> list[int]:
-    """Where excerpts of ``size`` begin that together hold every one of ``count`` numbers; none where it is shorter.
-
-    They lie side by side, or overlap where their length does not divide the file's: nothing is padded.
-    """
-    if count < size:
-        return []
-    parts = -(-count // size)
-    return [(count - size) * part // max(parts - 1, 1) for part in range(parts)]
-
-
 @lru_cache(2)  # the excerpts of a file are read one after the other
 def _numbers(path: str, state: tuple[int, int], rate: int, channels: int) -> Int32[np.ndarray, "n c"]:
     """All of a file: signed numbers of 16 bits."""
@@ -73,7 +65,9 @@ def _numbers(path: str, state: tuple[int, int], rate: int, channels: int) -> Int
     return np.clip(np.rint(found * FULL), -FULL, FULL - 1).astype(np.int32)
 
 
-def read(path: str, start: int, size: int, rate: int, channels: int, values: int) -> Int32[np.ndarray, "c n"]:
+def read(
+    path: str, start: int, size: int, rate: int, channels: int, values: int, companding: str = "linear"
+) -> Int32[np.ndarray, "c n"]:
     """An excerpt of a file as values 0 … V-1.
 
     Args:
@@ -82,6 +76,7 @@ def read(path: str, start: int, size: int, rate: int, channels: int, values: int
         rate: numbers a second.
         channels: c.
         values: V.
+        companding: linear or mu-law.
     """
     status = os.stat(path)
     numbers = _numbers(path, (status.st_size, status.st_mtime_ns), rate, channels)[start : start + size]
@@ -89,10 +84,13 @@ def read(path: str, start: int, size: int, rate: int, channels: int, values: int
         raise ValueError(f"{len(numbers)} numbers where {size} were to be read")
     if len(numbers) < size:  # a resampler rounds otherwise
         numbers = np.pad(numbers, ((0, size - len(numbers)), (0, 0)), mode="edge")
-    return _to_values(numbers.T, values)
+    return _to_values(numbers.T, values, companding)
 
 
-def _to_values(numbers: NDArray[np.int32], values: int) -> NDArray[np.int32]:
+def _to_values(numbers: NDArray[np.int32], values: int, companding: str) -> NDArray[np.int32]:
+    if companding == "mu-law":
+        bent = np.sign(numbers) * np.log1p(MU / FULL * np.abs(numbers)) / np.log1p(MU)
+        return np.rint((bent + 1) / 2 * (values - 1)).astype(np.int32)
     return (((numbers.astype(np.int64) + FULL) * (values - 1) * 2 + 65535) // 131070).astype(np.int32)
 
 
@@ -103,7 +101,13 @@ def whole_sound(path: Path) -> tuple[Int32[np.ndarray, "c n"], int, str]:
         return np.ascontiguousarray(numbers.T, dtype=np.int32) + FULL, file.samplerate, file.subtype
 
 
-def save_wav(sound: NDArray[Any], path: Path | io.BufferedIOBase, values: int, rate: int) -> None:
-    """Stores values [c, n] as a WAV file of 16 bits: value v as ``round(65535 v / (V-1)) - 32768``."""
+def save_wav(
+    sound: NDArray[Any], path: Path | io.BufferedIOBase, values: int, rate: int, companding: str = "linear"
+) -> None:
+    """Stores values [c, n] as a WAV file of 16 bits: value v as ``round(65535 v / (V-1)) - 32768``, or expanded."""
     numbers = (sound.astype(np.int64) * 131070 + values - 1) // (2 * (values - 1)) - FULL
+    if companding == "mu-law":
+        bent = sound.astype(np.float64) * 2 / (values - 1) - 1
+        wide = np.sign(bent) * np.expm1(np.abs(bent) * np.log1p(MU)) * FULL / MU
+        numbers = np.clip(np.rint(wide), -FULL, FULL - 1).astype(np.int64)
     _library().write(path, numbers.T.astype(np.int16), rate, format="WAV", subtype="PCM_16")

@@ -1,0 +1,90 @@
+"""Inputs that are larger than ``size`` and cut into pieces of it: sounds, volumes, videos, and series in rows.
+
+Pieces lie side by side along each axis, and overlap where ``size`` does not divide: every number is in one, nothing is
+padded. A source is what :data:`CUTS` says of it: files by their names, and how all values of one are had.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from vqstack.images import series, sounds, video, volumes
+from vqstack.images.settings import ImageSettings
+
+Start = tuple[int, ...]
+"""Where a piece begins along each axis."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the inputs of a source are read.
+
+    Attributes:
+        what: they are called.
+        named: whether a file is one, by its name.
+        sites: of the whole input along each axis.
+        read: values of a piece, [c, *size].
+    """
+
+    what: str
+    named: Callable[[str], bool]
+    sites: Callable[[Mapping[str, Any], ImageSettings], tuple[int, ...]]
+    read: Callable[[Mapping[str, Any], Start, ImageSettings], Integer[np.ndarray, "c *size"]]
+
+
+def _of_whole(what: str, named: Callable[[str], bool], whole: Callable[[Mapping[str, Any], ImageSettings], Any]) -> Cut:
+    """Inputs of which all values are had at once, [c, *sites]."""
+
+    def read(record: Mapping[str, Any], start: Start, settings: ImageSettings) -> Any:
+        assert settings.size is not None
+        inside = (slice(first, first + count) for first, count in zip(start, settings.size, strict=True))
+        piece = whole(record, settings)[(slice(None), *inside)]
+        return piece.astype(np.uint8 if settings.values <= 256 else np.int32)
+
+    return Cut(what, named, lambda record, settings: whole(record, settings).shape[1:], read)
+
+
+def _sound(record: Mapping[str, Any], start: Start, settings: ImageSettings) -> Integer[np.ndarray, "c n"]:
+    assert settings.size is not None and settings.rate is not None
+    (first,), (count,), rate = start, settings.size, settings.rate
+    return sounds.read(record["path"], first, count, rate, settings.channels, settings.values, settings.companding)
+
+
+def _volume(record: Mapping[str, Any], settings: ImageSettings) -> Integer[np.ndarray, "c *sites"]:
+    assert settings.size is not None
+    return volumes.whole(record["path"], len(settings.size), settings.channels, settings.values, settings.range)
+
+
+SERIES = _of_whole("series", lambda path: False, lambda record, settings: series.whole(record["numbers"], settings))
+CUTS = {
+    "audiofolder": Cut(
+        "sound",
+        sounds.is_sound,
+        lambda record, settings: (sounds.length(record["path"], settings.rate or 1),),
+        _sound,
+    ),
+    "volumefolder": _of_whole("volume", volumes.is_volume, _volume),
+    "videofolder": _of_whole("video", video.is_video, lambda record, settings: video.whole(record["path"], settings)),
+}
+"""By the names of their sources."""
+
+
+def cut_of(settings: ImageSettings) -> Cut | None:
+    """How inputs of these settings are cut; None where each is an input as it is."""
+    return SERIES if settings.series else CUTS.get(settings.source)
+
+
+def pieces(sites: tuple[int, ...], size: tuple[int, ...]) -> list[Start]:
+    """Where pieces begin that together hold every site; none where the input is smaller along an axis."""
+    return list(product(*(_along(count, each) for count, each in zip(sites, size, strict=True))))
+
+
+def _along(count: int, size: int) -> list[int]:
+    if count < size:
+        return []
+    parts = -(-count // size)
+    return [(count - size) * part // max(parts - 1, 1) for part in range(parts)]

@@ -1,0 +1,117 @@
+"""Videos: the frames that are shown at even moments, brought to one size; and back to files.
+
+Moment k is ``k / rate`` seconds after the first frame. What is on the screen then is taken: the last frame that has
+begun, to half a tick of the file's clock. So frames of a slower or a varying rate repeat, and of a faster one some are
+left out. Needs the extra ``video`` (PyAV).
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+
+from vqstack.errors import InputError
+from vqstack.images.fitting import channels_first, fitted, to_values
+from vqstack.images.settings import ImageSettings
+from vqstack.reading import plain_file
+
+SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .ogv .wmv .flv .ts .m2ts .3gp .y4m .apng".split())
+
+
+def is_video(path: str) -> bool:
+    """Whether a file is a video by its name."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
+
+
+def _library() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise InputError('videos need PyAV: pip install "vqstack[video]"') from error
+    return av
+
+
+def _frames(path: str) -> Iterator[tuple[Fraction, Any]]:
+    """Every frame and when it is shown, in seconds; last the end, with nothing. ValueError where some are missing."""
+    with _library().open(plain_file(path)) as file:
+        streams = [one for one in file.streams.video if not one.disposition.attached_pic]
+        if not streams:
+            raise ValueError("no video in it")
+        stream, count, time, gap = streams[0], 0, Fraction(0), Fraction(0)
+        for frame in file.decode(stream):
+            if frame.is_corrupt or frame.pts is None:
+                raise ValueError(f"frame {count} is damaged")
+            if count and frame.pts * frame.time_base <= time:
+                raise ValueError(f"frame {count} is shown before the one that precedes it")
+            gap = frame.pts * frame.time_base - time if count else gap
+            time, count = frame.pts * frame.time_base, count + 1
+            yield time, frame
+        if not count:
+            raise ValueError("no frames in it")
+        usual = 1 / stream.average_rate if stream.average_rate else gap
+        end = time + (frame.duration * frame.time_base if frame.duration else usual)
+        if count < stream.frames:
+            raise ValueError(f"ends after {count} of {stream.frames} frames")
+        promised = file.duration / 1e6 if file.duration and len(file.streams) == 1 else 0
+        if float(end) < promised - 2 * float(usual):
+            raise ValueError(f"ends after {float(end):.2f} of {promised:.2f} seconds")
+        yield end, None
+
+
+def _picture(frame: Any) -> Image.Image:
+    """A frame as a viewer shows it: 8 bits, with its transparency, turned as the file says."""
+    alpha = any(part.is_alpha for part in frame.format.components) or frame.format.has_palette
+    image = Image.fromarray(frame.to_ndarray(format="rgba")) if alpha else frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+@lru_cache(2)  # the clips of a file are read one after the other
+def _whole(path: str, state: tuple[int, int], settings: ImageSettings) -> UInt8[np.ndarray, "c t h w"]:
+    assert settings.rate is not None
+    found = list[NDArray[np.uint8]]()
+    frames = _frames(path)
+    first, frame = next(frames)
+    tick = frame.time_base / 2
+    for (_, shown), (end, _) in pairwise(chain([(first, frame)], frames)):
+        picture = None
+        while Fraction(len(found), settings.rate) < end - first - tick:
+            if picture is None:
+                picture = to_values(channels_first(fitted(_picture(shown), settings)), settings.values)
+            found.append(picture)
+    return np.stack(found, 1)
+
+
+def whole(path: str, settings: ImageSettings) -> UInt8[np.ndarray, "c t h w"]:
+    """All frames of a file, at the rate and of the size that settings ask for."""
+    status = os.stat(path)
+    return _whole(path, (status.st_size, status.st_mtime_ns), settings)
+
+
+def save_gif(clip: UInt8[np.ndarray, "1 t h w"], stream: io.BufferedIOBase, values: int, rate: int) -> None:
+    """Grey frames as an animation that repeats: nothing is lost; a frame lasts whole hundredths of a second."""
+    stored = (clip[0].astype(np.int64) * 510 + values - 1) // (2 * (values - 1))
+    first, *others = (Image.fromarray(frame.astype(np.uint8)) for frame in stored)
+    lasts = max(20, 10 * round(100 / rate))
+    first.save(stream, format="GIF", save_all=True, append_images=others, duration=lasts, loop=0)  # type: ignore[arg-type]
+
+
+def save_ffv1(clip: UInt8[np.ndarray, "c t h w"], stream: io.BufferedIOBase, values: int, rate: int) -> None:
+    """Colour frames as FFV1 in Matroska, without loss."""
+    stored = ((clip.astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8)
+    library = _library()
+    with library.open(stream, "w", format="matroska") as file:
+        kind = "gray" if len(clip) == 1 else "gbrp"
+        track = file.add_stream("ffv1", rate=rate, width=clip.shape[3], height=clip.shape[2], pix_fmt=kind)
+        for frame in stored.transpose(1, 2, 3, 0):
+            whole = library.VideoFrame.from_ndarray(frame.squeeze(-1), "gray") if len(clip) == 1 else None
+            whole = whole or library.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24").reformat(format=kind)
+            file.mux(track.encode(whole))
+        file.mux(track.encode(None))
