@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
 import torch
@@ -104,10 +104,20 @@ class Geometry(BaseModel):
         description="Sites along each axis, of images rows and columns; none: they came as they are."
     )
     resize: tuple[Side, ...] | None = Field(None, description="Rows and columns of which `size` is the centre, pixels.")
-    rate: int | None = Field(None, ge=1, description="Count of numbers a second of sounds; none: these are no sounds.")
+    rate: int | None = Field(
+        None, ge=1, description="Count of numbers or frames a second; none: these are no sounds and no videos."
+    )
+    range: tuple[float, float] | None = Field(
+        None, description="Numbers that values 0 and V-1 stand for, any unit; none: the values themselves."
+    )
+    companding: Literal["linear", "mu-law"] = Field("linear", description="Steps between the values of sounds.")
     background: str = Field(
         "#000000", pattern="^#[0-9a-f]{6}$", description="Colour that transparent parts were laid on, #rrggbb."
     )
+
+    def stored(self) -> dict[str, Any]:
+        """What :func:`vqstack.images.saver` wants to know beside shape and values."""
+        return {"rate": self.rate, "limits": self.range, "companding": self.companding}
 
 
 class ModelSettings(BaseModel):

@@ -109,7 +109,7 @@ def write(image: Restored, output: Output, model: HierarchicalModel) -> None:
     """Store what there is of an image or a sound."""
     if image.pixels is not None:
         geometry = model.settings.geometry
-        ending, save = saver(image.pixels.shape, model.stack.values, geometry.rate if geometry else None)
+        ending, save = saver(image.pixels.shape, model.stack.values, **geometry.stored() if geometry else {})
         end = f".level-{image.level}{ending}" if image.level else ending
         output.write(f"{image.entry.stem}{end}", saved(partial(save, image.pixels)))
 

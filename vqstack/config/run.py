@@ -198,6 +198,8 @@ class RunConfig(StackSettings):
                 size=self.data.size,
                 resize=self.data.resize,
                 rate=self.data.rate,
+                range=self.data.range,
+                companding=self.data.companding,
                 background="#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(self.data.background)),
             ),
             classes=classes,

@@ -1,4 +1,4 @@
-"""Values back to files and to pictures: PNG, WAV or arrays of one input, and an overview of many."""
+"""Values back to files and to pictures: PNG, WAV, GIF, FFV1 or arrays of one input, and an overview of many."""
 
 import io
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from vqstack.images.sounds import save_wav
+from vqstack.images.video import save_ffv1, save_gif
+from vqstack.images.volumes import Range, from_values
 from vqstack.shapes import Pixels
 
 WAVE = (64, 192)  # rows and columns of the picture of a series
@@ -24,20 +26,27 @@ Save: TypeAlias = Callable[[Tensor, io.BufferedIOBase], None]
 """Writes one input into a stream."""
 
 
-def saver(shape: tuple[int, ...], values: int, rate: int | None) -> tuple[str, Save]:
+def saver(
+    shape: tuple[int, ...], values: int, rate: int | None = None, limits: Range = None, companding: str = "linear"
+) -> tuple[str, Save]:
     """How inputs are stored without loss: the ending of their files, and what writes one.
 
     Args:
-        shape: (c, h, w) of images, which become PNG; (c, n) with a rate is a sound, which becomes WAV; others: .npy.
+        shape: (c, h, w) of images, which become PNG; with a rate (c, n) is a sound, which becomes WAV, and (c, t, h, w)
+            a video, which becomes GIF or, in colour, FFV1; others: .npy.
         values: V.
-        rate: numbers a second of a sound.
+        rate: numbers or frames a second.
+        limits: the numbers that values 0 and V-1 of others stand for.
+        companding: of a sound.
     """
-    if len(shape) == 3 and shape[0] in (1, 3) and values <= 256:
+    if len(shape) == 3 and shape[0] in (1, 3) and values <= 256 and limits is None:
         return ".png", partial(save_png, values=values)
     if len(shape) == 2 and rate is not None:
-        return ".wav", lambda sound, stream: save_wav(sound.cpu().numpy(), stream, values, rate)
-    kept = np.uint8 if values <= 256 else np.uint16
-    return ".npy", lambda numbers, stream: np.save(stream, numbers.cpu().numpy().astype(kept))  # type: ignore[arg-type]
+        return ".wav", lambda sound, stream: save_wav(sound.cpu().numpy(), stream, values, rate, companding)
+    if len(shape) == 4 and rate is not None and shape[0] in (1, 3) and values <= 256:
+        ending, save = (".gif", save_gif) if shape[0] == 1 else (".mkv", save_ffv1)
+        return ending, lambda clip, stream: save(clip.cpu().numpy(), stream, values, rate)
+    return ".npy", lambda numbers, stream: np.save(stream, from_values(numbers.cpu().numpy(), values, limits))  # type: ignore[arg-type]
 
 
 def save_png(pixels: UInt8[Tensor, "c h w"], path: Path | io.BufferedIOBase, values: int) -> None:

@@ -36,7 +36,7 @@ from vqstack.shapes import by_axis
 ENDINGS = (".npy", ".tif", ".tiff", ".nii", ".nii.gz")
 PAGES = ("1", "L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
 """Pillow's modes of the pages that are read."""
-Range: TypeAlias = tuple[float, float] | None
+Range: TypeAlias = tuple[int | float, int | float] | None
 """The numbers that become 0 and V-1; None: the numbers are values."""
 
 
@@ -82,9 +82,10 @@ def _read(path: str) -> tuple[NDArray[Any], Container]:
 
 
 def _npy(path: str) -> tuple[NDArray[Any], Container]:
+    with open(path, "rb") as file:
+        if file.read(4)[:2] == b"PK":
+            raise ValueError("several arrays in one file")
     numbers = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(numbers, np.memmap):
-        raise ValueError("several arrays in one file")
     size, start = os.path.getsize(path), numbers.offset
     if size != start + numbers.nbytes:
         raise ValueError(f"{size} bytes where {start + numbers.nbytes} belong to the array")
@@ -262,4 +263,6 @@ def _save_tiff(numbers: NDArray[Any], about: Container, stream: io.BufferedIOBas
     pages = numbers.reshape(-1, *numbers.shape[-3 if colour else -2 :])
     little = pages.astype(pages.dtype.newbyteorder("<"))
     first, *others = (Image.fromarray(page) for page in little)
-    first.save(stream, format="TIFF", save_all=True, append_images=others, tiffinfo=tags)  # type: ignore[arg-type]
+    content = io.BytesIO()  # Pillow goes back to what it has written
+    first.save(content, format="TIFF", save_all=True, append_images=others, tiffinfo=tags)
+    stream.write(content.getvalue())

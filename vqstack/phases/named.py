@@ -42,7 +42,9 @@ def data_of_run(folder: Path) -> ImageSettings:
     channels, *size = model.image_shape
     geometry = (model.geometry or Geometry(size=tuple(size))).model_dump()
     if geometry["rate"] is not None:
-        geometry["source"] = "audiofolder"
+        geometry["source"] = "audiofolder" if len(size) == 1 else "videofolder"
+    elif len(size) != 2 or channels not in (1, 3) or model.values > 256:
+        geometry["source"] = "volumefolder"
     return ImageSettings().model_copy(update={**geometry, "channels": channels, "values": model.values})
 
 
