@@ -73,6 +73,20 @@ def test_every_value_comes_back_from_its_file(values, tmp_path):
     assert np.array_equal(sounds.read(str(tmp_path / "a.wav"), 0, values, RATE, 1, values), every)
 
 
+def test_mu_law_is_as_near_as_it_says_and_keeps_its_values(tmp_path):
+    every = np.arange(-(2**15), 2**15).astype(np.int16)
+    path = write(tmp_path / "a.wav", every)
+    values = sounds.read(str(path), 0, 2**16, RATE, 1, 256, "mu-law")
+    assert set(values[0].tolist()) == set(range(256)) and (np.diff(values[0]) >= 0).all()
+    sounds.save_wav(values, tmp_path / "b.wav", 256, RATE, "mu-law")
+    back = soundfile.read(tmp_path / "b.wav", dtype="int16")[0].astype(int)
+    assert (np.abs(back - every) <= 0.0235 * (np.abs(every.astype(int)) + 128)).all()
+    again = sounds.read(str(tmp_path / "b.wav"), 0, 2**16, RATE, 1, 256, "mu-law")
+    assert np.array_equal(again, values)
+    steps = np.diff(np.unique(back))
+    assert (steps.min(), steps.max()) == (6, 1400)
+
+
 @pytest.mark.parametrize(
     ("subtype", "step"), [("PCM_U8", 256), ("PCM_24", 1), ("PCM_32", 1), ("FLOAT", 1), ("DOUBLE", 1), ("ULAW", 1100)]
 )
@@ -180,6 +194,7 @@ def test_excerpts_of_a_file_lie_in_one_split(tmp_path):
         {"rate": None},
         {"size": (8, 8)},
         {"streaming": True},
+        {"companding": "a-law"},
         {"source": "imagefolder", "size": (8, 8), "values": 2**16},
         {"source": "imagefolder", "size": (8, 8), "channels": 2},
     ],

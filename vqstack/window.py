@@ -100,9 +100,10 @@ class WindowNetwork(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
         self.after = (max(0, int(offsets[:, 0].max())), *(radius,) * (axes - 1))
         # Pairs of sites in the window that lie beside each other along the last axis, the later one first.
-        beside = [(now, before) for now, o in enumerate(offsets) for before, p in enumerate(offsets) if _beside(o, p)]
-        self.register_buffer("pairs", torch.tensor(beside).view(-1, 2).T, persistent=False)
-        if settings.adaptive and (not beside or getattr(head, "kind", "") != "logistic_mixture"):
+        step = offsets[:, None] - offsets
+        pairs = ((step[..., :-1] == 0).all(-1) & (step[..., -1] == 1)).nonzero().T
+        self.register_buffer("pairs", pairs, persistent=False)
+        if settings.adaptive and (not pairs.numel() or getattr(head, "kind", "") != "logistic_mixture"):
             raise InputError("decoder.adaptive: needs pixels of a logistic_mixture, and a radius of 2: leave it out")
         self.loudness = nn.Parameter(torch.zeros(width)) if settings.adaptive else None
         self.look = nn.Parameter(torch.empty(width, channels + 1, len(offsets)))
@@ -299,11 +300,6 @@ class Windowed(Distribution):
 def limited(numbers: Float[Tensor, "b P *map"], support: Bool[Tensor, "b P *map"] | None) -> Float[Tensor, "b P *map"]:
     """Logits whose values outside of the support are impossible."""
     return numbers if support is None else numbers.masked_fill(~support, -torch.inf)
-
-
-def _beside(one: Tensor, other: Tensor) -> bool:
-    """Whether a place is the next one along the last axis."""
-    return bool((one[:-1] == other[:-1]).all() and one[-1] == other[-1] + 1)
 
 
 def _with_inside(maps: Float[Tensor, "b c *map"]) -> Float[Tensor, "b c+1 *map"]:

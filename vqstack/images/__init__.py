@@ -1,11 +1,13 @@
 """Data sets of images, sounds and other signals -> tensors: read, decoded and split once, all after works on tensors.
 
-In reading order: ``settings``, ``formats`` (what an image file may be), ``decode`` (one file), ``pictures`` (and
-back), ``captions``, ``views`` (random changes), ``files`` (on this machine), ``folders`` (of images or sounds),
-``look`` (at a few of them), ``labels`` (classes), ``shards`` (Parquet files and archives), ``undecoded`` (splits as
-their source has them), ``arrays``, ``excerpts``, ``records`` (all sources), ``parts`` (which image belongs to which
-split), ``cache``, ``splits``, ``identity`` (what tells them from others), ``stream`` (endless, for training),
-``whole`` (a stream to its end). An image stands for an input of any kind: of sounds it is an excerpt (``sounds``).
+In reading order: ``settings``, ``formats`` (what an image file may be), ``fitting`` (to a size); ``sounds``,
+``volumes``, ``video``, ``series`` (one input each), ``pieces`` (of such inputs), ``decode`` (one file), ``pictures``
+(and back), ``captions``, ``views`` (random changes), ``files`` (on this machine), ``folders``, ``look`` (at a few of
+them), ``labels`` (classes), ``shards`` (Parquet files and archives), ``undecoded`` (splits as their source has them),
+``arrays``, ``excerpts``, ``moving`` (clips of digits), ``records`` (all sources), ``parts`` (which image belongs to
+which split), ``cache``, ``splits``, ``identity`` (what tells them from others), ``stream`` (endless, for training),
+``whole`` (a stream to its end). An image stands for an input of any kind: of larger ones, sounds, volumes and videos,
+it is a piece.
 docs/data.md tells it from the user's side.
 """
 

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,11 @@ TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = 1024  # of a folder that is streamed; more of them mix the classes better
 HIDDEN, TABLE = "hidden", "table that label_column does not ask for"
 BESIDE = "beside the folders that are read"
-WANTED = {"imagefolder": ("image", is_image), **{source: (cut.what, cut.named) for source, cut in CUTS.items()}}
+Wanted = Callable[[str], bool]
+WANTED: dict[str, tuple[str, Wanted]] = {
+    "imagefolder": ("image", is_image),
+    **{source: (cut.what, cut.named) for source, cut in CUTS.items()},
+}
 
 
 @dataclass
@@ -104,7 +108,7 @@ def without_roots(settings: ImageSettings) -> tuple[ImageSettings, Beside]:
     files: dict[Split, str] = {}
     roots: dict[str, list[Split]] = {}
     for split, folder in settings.files.items():
-        inside = _splits_inside(folder) if os.path.isdir(folder) else {}
+        inside = _splits_inside(folder, WANTED[settings.source][1]) if os.path.isdir(folder) else {}
         if inside and (split not in inside and len(settings.files) > 1):
             raise InputError(
                 f"{folder}: holds {_listed(inside)} and no {split} {WANTED[settings.source][0]}s; {_meant(inside)}"
@@ -126,14 +130,14 @@ def _beside(root: str, files: Mapping[Split, str]) -> dict[str, list[str]]:
     return found.left_out
 
 
-def _splits_inside(folder: str) -> dict[Split, str]:
+def _splits_inside(folder: str, wanted: Wanted) -> dict[Split, str]:
     """Split -> folder, where the folders of images inside are splits; empty where they are anything else."""
     with os.scandir(folder) as entries:
         inside = sorted((entry.path, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     files = [path for path, is_folder in inside if not is_folder]
-    children = [path for path, is_folder in inside if is_folder and _any_input(path)]
+    children = [path for path, is_folder in inside if is_folder and _any_input(path, wanted)]
     if len(children) == 1 and os.path.basename(children[0]).casefold() not in SPLIT_FOLDERS:
-        return _splits_inside(children[0])  # a folder around the root
+        return _splits_inside(children[0], wanted)  # a folder around the root
     named = [(SPLIT_FOLDERS.get(os.path.basename(child).casefold()), child) for child in children]
     found = {split: child for split in SPLITS for name, child in named if name == split}
     others = [child for child in children if child not in found.values()]
@@ -143,22 +147,22 @@ def _splits_inside(folder: str) -> dict[Split, str]:
             f"{_meant(found)}"
         )
     if others:
-        _check_no_splits(folder, children)
-    elif found and (loose := next(filter(is_image, files), None)):
+        _check_no_splits(folder, children, wanted)
+    elif found and (loose := next(filter(wanted, files), None)):
         raise InputError(f"{loose}: lies beside the folders of splits ({_listed(found)}); move it into one, or away")
     return {} if others else found
 
 
-def _check_no_splits(folder: str, children: list[str]) -> None:
+def _check_no_splits(folder: str, children: list[str], wanted: Wanted) -> None:
     """InputError where folders that would be classes look like splits, or hold splits: test images would train."""
     maybe = {split: child for child in reversed(children) if (split := _split_in(child))}
     alike = "train" in maybe and len(maybe) > 1 and all(map(_split_in, children))
-    if alike or any(len(_folders_alone(child)) > 1 for child in maybe.values()):
+    if alike or any(len(_folders_alone(child, wanted)) > 1 for child in maybe.values()):
         raise InputError(
             f"{folder}: its folders ({_listed(maybe)}) may be splits; {_meant(maybe)}; if they are classes, rename them"
         )
     for child in children:
-        inside = {SPLIT_FOLDERS.get(os.path.basename(path).casefold()): path for path in _folders_alone(child)}
+        inside = {SPLIT_FOLDERS.get(os.path.basename(path).casefold()): path for path in _folders_alone(child, wanted)}
         splits = {split: inside[split] for split in SPLITS if split in inside}
         if len(splits) > 1 and "train" in splits:
             raise InputError(
@@ -173,22 +177,18 @@ def _split_in(folder: str) -> Split | None:
     return SPLIT_FOLDERS.get(words[0]) or SPLIT_FOLDERS.get(words[-1])
 
 
-def _folders_alone(folder: str) -> list[str]:
+def _folders_alone(folder: str, wanted: Wanted) -> list[str]:
     """The folders with images inside one that has no images beside them."""
     with os.scandir(folder) as entries:
         inside = sorted((entry.path, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    if any(_is_input(path) for path, is_folder in inside if not is_folder):
+    if any(wanted(path) for path, is_folder in inside if not is_folder):
         return []
-    return [path for path, is_folder in inside if is_folder and _any_input(path)]
+    return [path for path, is_folder in inside if is_folder and _any_input(path, wanted)]
 
 
-def _any_input(folder: str) -> bool:
+def _any_input(folder: str, wanted: Wanted) -> bool:
     inside = Tree(folder)
-    return any(not (problem or inside.hidden(path)) and _is_input(path) for path, problem in walk(folder))
-
-
-def _is_input(path: str) -> bool:
-    return is_image(path) or any(cut.named(path) for cut in CUTS.values())
+    return any(not (problem or inside.hidden(path)) and wanted(path) for path, problem in walk(folder))
 
 
 def _listed(splits: Mapping[Split, str]) -> str:
