@@ -14,18 +14,19 @@ from accelerate.state import AcceleratorState
 from helpers import refused
 from pydantic import ValidationError
 
-from vqstack import nets
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.images import load_splits
 from vqstack.images.settings import SOURCES
 from vqstack.level import LevelSettings
 from vqstack.likelihood import PixelSettings, pixel_head
-from vqstack.likelihood.heads import _KINDS as PIXELS
+from vqstack.likelihood.heads import PIXELS
 from vqstack.model import HierarchicalModel
+from vqstack.nets import NETWORKS, Down, Up, register_networks
 from vqstack.phases import Run
 from vqstack.quantizer import QuantizerSettings, build_quantizer
-from vqstack.quantizer.settings import KINDS as QUANTIZERS
+from vqstack.quantizer.settings import QUANTIZERS
+from vqstack.registry import PLUGINS
 from vqstack.stack import Stack, StackSettings
 
 ROOT = Path(__file__).parents[1]
@@ -41,10 +42,13 @@ FIT = {"steps": 4, "batch_size": 16, "warmup": 1, "evaluate_every": 2, "collapse
 
 
 @pytest.fixture
-def unregistered(monkeypatch):
+def unregistered():
     """What is registered here is forgotten afterwards."""
-    monkeypatch.setattr(nets, "_KINDS", dict(nets._KINDS))
+    before = [(registry, dict(registry)) for registry in (NETWORKS, QUANTIZERS, PIXELS, SOURCES)]
     yield
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)
     sys.modules.pop("plain_networks", None)
 
 
@@ -52,7 +56,7 @@ def unregistered(monkeypatch):
 def plugin(unregistered, monkeypatch, tmp_path):
     (tmp_path / "plain_networks.py").write_text(PROGRAM, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv(nets.PLUGINS, "plain_networks")
+    monkeypatch.setenv(PLUGINS, "plain_networks")
 
 
 def test_networks_of_ones_own_are_trained_released_and_drawn_from(plugin, call, monkeypatch, tmp_path):
@@ -67,8 +71,8 @@ def test_networks_of_ones_own_are_trained_released_and_drawn_from(plugin, call, 
     model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
     assert model.stack.level(1).encoder.enter.out_channels == model.stack.level(1).up.features == 16
     assert call(ROOT / "tools/generate.py", "run", "--num", 2, "--out", "drawn")[0] == 0
-    monkeypatch.setattr(nets, "_KINDS", {"residual": nets._KINDS["residual"]})
-    monkeypatch.delenv(nets.PLUGINS)
+    NETWORKS.pop("plain")
+    monkeypatch.delenv(PLUGINS)
     code, out, err = call(ROOT / "tools/generate.py", "run", "--num", 2, "--out", "more")
     assert (code, out, len(err.splitlines())) == (2, "", 1) and "plain is not registered" in err
 
@@ -101,28 +105,18 @@ def test_levels_with_other_networks_sum_to_one_together(unregistered):
     ],
 )
 def test_what_cannot_be_built_is_refused(monkeypatch, networks, plugins, message):
-    monkeypatch.setenv(nets.PLUGINS, plugins)
+    monkeypatch.setenv(PLUGINS, plugins)
     with pytest.raises(InputError, match=re.escape(message)):
         Stack(StackSettings(levels=(LevelSettings(map=(2, 2), networks=networks),)), (1, 4, 4), 2)
 
 
 def test_a_name_is_not_taken_twice(unregistered):
-    nets.register_networks("residual", nets.Down, nets.Up)
-    with pytest.raises(ValueError, match="residual is registered for other classes"):
-        nets.register_networks("residual", nets.Up, nets.Down)
+    register_networks("residual", Down, Up)
+    with pytest.raises(ValueError, match="residual is registered for something else"):
+        register_networks("residual", Up, Down)
 
 
-@pytest.fixture
-def forgotten():
-    """What is registered here is forgotten afterwards."""
-    before = [(registry, dict(registry)) for registry in (QUANTIZERS, PIXELS, SOURCES)]
-    yield
-    for registry, content in before:
-        registry.clear()
-        registry.update(content)
-
-
-def test_quantizer_likelihood_and_source_of_ones_own_serve_a_run(forgotten, tmp_path, monkeypatch):
+def test_quantizer_likelihood_and_source_of_ones_own_serve_a_run(unregistered, tmp_path, monkeypatch):
     monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path / "cache"))
     own = [program for program in PROGRAMS if re.search("register_(quantizer|pixels|source)", program)]
     assert len(own) == 3

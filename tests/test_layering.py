@@ -13,6 +13,7 @@ PACKAGE = ROOT / "vqstack"
 ORDER = [
     "terminal",
     "errors",
+    "registry",
     "reading",
     "paths",
     "signals",

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vqstack.errors import InputError
 from vqstack.quantizer import QuantizerSettings, build_quantizer, fsq_levels, nearest, usage
-from vqstack.quantizer.settings import KINDS as CLASSES
+from vqstack.quantizer.settings import QUANTIZERS
 
 KINDS = ["vq", "cosine", "fsq", "lfq", "simvq"]
 MAPS = [(), (7,), (3, 5), (1, 1), (2, 3, 2)]
@@ -607,9 +607,9 @@ def test_settings_out_of_range_are_refused(wrong):
 
 def test_every_kind_in_the_settings_can_be_built():
     elsewhere = {"cluster", "residual", "product"}  # a table of codes; several codes a site
-    assert set(CLASSES) - elsewhere == set(KINDS)
+    assert set(QUANTIZERS) - elsewhere == set(KINDS)
     for kind in KINDS:
-        assert type(build_quantizer(QuantizerSettings(kind=kind))) is CLASSES[kind]
+        assert type(build_quantizer(QuantizerSettings(kind=kind))) is QUANTIZERS[kind]
 
 
 # --- usage --------------------------------------------------------------------------------------------------------

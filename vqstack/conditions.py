@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vqstack.checks import check_floats, check_map
 from vqstack.errors import InputError
-from vqstack.nets import build_network, registered
+from vqstack.nets import build_network
+from vqstack.registry import Registry
 from vqstack.shapes import Labels, by_axis
 
 CONDITION_NAMES = {"label_embedding": "conditions.label.embedding"}
@@ -196,23 +197,14 @@ class SequenceCondition(GivenCondition):
         return (weights[..., None] * self.linear(values)).sum(1)
 
 
-_KINDS: dict[str, Any] = {"vector": VectorCondition, "sequence": SequenceCondition}
-
-
-def register_condition(kind: str, condition: type[GivenCondition]) -> None:
-    """Let what is given be read by this class where ``condition.kind`` of the settings says so.
-
-    Args:
-        kind: a name that is not taken by another class.
-        condition: built as ``condition(shape, dim, **options)``.
-    """
-    if _KINDS.setdefault(kind, condition) != condition:
-        raise ValueError(f"condition: {kind} is registered for another class: choose another name")
+CONDITIONS = Registry[Any]("condition", {"vector": VectorCondition, "sequence": SequenceCondition})
+register_condition = CONDITIONS.register
+"""Let ``condition.kind`` name a class of :class:`GivenCondition`, built as ``condition(shape, dim, **options)``."""
 
 
 def build_condition(settings: ConditionSettings, dim: int) -> GivenCondition:
     """What reads floats that are given; InputError for a kind that is not registered: no artefact brings code."""
-    kind = registered(_KINDS, settings.kind, "condition")
+    kind = CONDITIONS.find(settings.kind)
     condition = build_network(kind, settings.shape, dim, what="condition", **settings.options)
     condition.needs = f"{settings.name}: give condition, {by_axis(settings.shape)} floats for each image"
     return condition

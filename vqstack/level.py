@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vqstack.chains import ChainEmbedding, last
 from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, code_head
-from vqstack.nets import build_network, registered_networks
+from vqstack.nets import NETWORKS, build_network
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Objective, Pixels, Vectors, by_axis, cropped
 from vqstack.variables import Variable
@@ -115,7 +115,7 @@ class Level(nn.Module, ABC):
         self.scale = check_scale(self.number, padded, settings.map)
         self.quantizer = self._codebook()
         self.upper = Variable.codes(self.number, (*self.quantizer.chain, *settings.map), self.quantizer.size)
-        encoder, decoder = registered_networks(settings.networks.kind)
+        encoder, decoder = NETWORKS.find(settings.networks.kind)
         shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
         shared |= settings.networks.options
         self.encoder = self._encoder(encoder, channels, shared)

@@ -9,13 +9,10 @@ resolution would cost most of the training time and adds little.
 """
 
 import inspect
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
 from math import prod
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -23,11 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqstack.errors import InputError
+from vqstack.registry import Registry
 from vqstack.shapes import Vectors
-
-Kind = TypeVar("Kind")
-PLUGINS = "VQSTACK_PLUGINS"
-"""Environment variable: names of modules, separated by commas, that register what is not registered yet."""
 
 
 class EncoderNetwork(Protocol):
@@ -55,7 +49,7 @@ class DecoderNetwork(Protocol):
     ) -> tuple[Float[Tensor, "b features *map"], Float[Tensor, "b out *below"]]: ...
 
 
-_KINDS: dict[str, tuple[Any, Any]] = {}
+NETWORKS = Registry[tuple[Any, Any]]("networks", {})
 
 
 def register_networks(kind: str, encoder: type[nn.Module], decoder: type[nn.Module]) -> None:
@@ -65,44 +59,7 @@ def register_networks(kind: str, encoder: type[nn.Module], decoder: type[nn.Modu
         kind: a name that is not taken by other classes.
         encoder, decoder: modules that keep :class:`EncoderNetwork` and :class:`DecoderNetwork`.
     """
-    if _KINDS.setdefault(kind, (encoder, decoder)) != (encoder, decoder):
-        raise ValueError(f"networks: {kind} is registered for other classes: choose another name")
-
-
-def registered_networks(kind: str) -> tuple[Any, Any]:
-    """The encoder and the decoder class of that name; InputError where there is none: no artefact brings code."""
-    return registered(_KINDS, kind, "networks")
-
-
-def registered(kinds: Mapping[str, Kind], kind: str, what: str) -> Kind:
-    """What is registered under a name, by a module of :data:`PLUGINS` if not before; InputError where nothing is.
-
-    Args:
-        kinds: what is registered, filled by ``register_WHAT``.
-        kind: the name.
-        what: the field of the settings that has it, as in ``register_WHAT``.
-    """
-    if kind not in kinds:
-        for module in filter(None, map(str.strip, os.environ.get(PLUGINS, "").split(","))):
-            try:
-                import_module(module)
-            except ModuleNotFoundError as error:
-                raise InputError(f"{PLUGINS}: {error}: name modules that Python finds (PYTHONPATH)") from error
-    if kind not in kinds:
-        raise InputError(
-            f"{what}: {kind[:80]} is not registered here, only {', '.join(kinds)}: call register_{what}, or "
-            f"name the module that does in {PLUGINS}"
-        )
-    return kinds[kind]
-
-
-def check_registered(kinds: Mapping[str, Any], kind: str, what: str) -> str:
-    """The name, for the validators of settings: ValueError where :func:`registered` finds nothing."""
-    try:
-        registered(kinds, kind, what)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    return kind
+    NETWORKS.register(kind, (encoder, decoder))
 
 
 def build_network(network: Any, *sizes: Any, what: str = "networks", **settings: Any) -> Any:

@@ -12,7 +12,6 @@ from vqstack.images.given import find_given
 from vqstack.images.labels import Stored
 from vqstack.images.settings import SOURCES, SPLITS, ImageSettings, Split
 from vqstack.images.undecoded import Records
-from vqstack.nets import registered
 from vqstack.reading import plain_file
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ def open_arrays(settings: ImageSettings) -> dict[Split, Opened]:
         return {"train": _digits(settings)}
     if settings.source == "array":
         return {name: _open_file(settings.files[name], settings) for name in SPLITS if name in settings.files}
-    source = registered(SOURCES, settings.source, "source")
+    source = SOURCES.find(settings.source)
     assert source is not None
     given = source(settings)
     return {name: _given(f"{settings}, split {name}", *given[name], settings) for name in SPLITS if name in given}

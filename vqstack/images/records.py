@@ -26,7 +26,7 @@ from vqstack.images.labels import Classes, Stored, check_names, find_labels, ins
 from vqstack.images.moving import digits_of, moving_clips
 from vqstack.images.pieces import cut_of
 from vqstack.images.series import is_series
-from vqstack.images.settings import OWN, SPLITS, ImageSettings, Split
+from vqstack.images.settings import SOURCES, SPLITS, ImageSettings, Split
 from vqstack.images.shards import Shards, open_shards
 from vqstack.images.undecoded import Records, Streamed, labelled
 from vqstack.paths import matches, remote
@@ -57,7 +57,7 @@ def _say_unused(labelled: Mapping[str, bool]) -> None:
 
 def _open_records(settings: ImageSettings) -> dict[str, Records]:
     settings.check_files()
-    if settings.source not in OWN or settings.source in ("digits", "array"):
+    if settings.source not in SOURCES.own or settings.source in ("digits", "array"):
         arrays: Mapping[Split, Any] = open_arrays(settings)
         stored = {name: stored for name, (_, stored, _) in arrays.items()}
         classes = _classes(stored, settings, lambda name: arrays[name][2])

@@ -1,15 +1,15 @@
 """What a data set of images is, and what may change when an image is seen again: settings only."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
 from PIL import ImageColor
-from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from vqstack.errors import InputError
-from vqstack.nets import check_registered
 from vqstack.paths import expanded
+from vqstack.registry import Registry
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -24,33 +24,22 @@ AXES: dict[str, tuple[int, ...]] = {
     "moving_mnist": (3,),
 }
 """How many axes the inputs of a source may have, the usual number first."""
-OWN = tuple(AXES)
 STREAM_LIMIT = 2000  # images of each split of a stream that are kept for scoring, unless `limit` says otherwise
 
 
 Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any] | None, list[str] | None]
 """Inputs as an array has them ([n, h, w], [n, c, 1 or more axes]), the class number of each, names of the classes."""
 
-SOURCES: dict[str, Callable[["ImageSettings"], Mapping[Split, Arrays]] | None] = dict.fromkeys(OWN)
-"""Functions by the names of their sources; those of the project's own are in ``records.py``."""
-
-
-def register_source(kind: str, source: Callable[["ImageSettings"], Mapping[Split, Arrays]]) -> None:
-    """Let ``data.source`` name a function of yours.
-
-    Args:
-        kind: a name that is not taken by another source.
-        source: the settings to the arrays of each split. What it gives is kept in the cache, as of every source: other
-            data want other settings (``options``).
-    """
-    if SOURCES.setdefault(kind, source) is not source:
-        raise ValueError(f"source: {kind} is registered for another source: choose another name")
+SOURCES = Registry[Callable[["ImageSettings"], Mapping[Split, Arrays]] | None]("source", dict.fromkeys(AXES))
+"""Functions by the names of their sources, settings to the arrays of each split; the project's own have other ways."""
+register_source = SOURCES.register
+"""Let ``data.source`` name a function. The cache keeps what it gives: other data want other settings (``options``)."""
 
 
 class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Where images, sounds or other signals come from, their geometry, and which of them are held out."""
 
-    source: str = Field(
+    source: Annotated[str, AfterValidator(SOURCES.check)] = Field(
         "digits",
         max_length=80,
         description="kind of source: digits (the 1,797 images of 8x8 inside scikit-learn), hub, parquet, webdataset, "
@@ -176,11 +165,6 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             return data
         return {"values": 17, "validation": 200, "test": 297} | data | {"size": data.get("size") or (8, 8)}
 
-    @field_validator("source")
-    @classmethod
-    def _known(cls, source: str) -> str:
-        return check_registered(SOURCES, source, "source")
-
     @field_validator("background")
     @classmethod
     def _opaque(cls, colour: str) -> str:
@@ -224,9 +208,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError("source hub needs name, for example ylecun/mnist")
         if self.source not in ("hub", "moving_mnist") and (self.splits or self.name or self.revision):
             raise ValueError(f"name, revision and splits are of source hub, not of {self.source}: leave them out")
-        if self.options and self.source in set(OWN) - {"moving_mnist"}:
+        if self.options and self.source in SOURCES.own - {"moving_mnist"}:
             raise ValueError(f"options are of sources of yours, {self.source} takes none: leave them out")
-        if self.source in set(OWN) - {"digits", "hub", "moving_mnist"} and not self.files:
+        if self.source in SOURCES.own - {"digits", "hub", "moving_mnist"} and not self.files:
             raise ValueError(f"source {self.source} needs files: a path for each of train, validation, test")
         known = AXES.get(self.source, (1, 2, 3))
         if self.size and len(self.size) not in known:

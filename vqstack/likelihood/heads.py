@@ -1,12 +1,13 @@
 """Heads: what turns the numbers of each site into a distribution over a map."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vqstack.errors import InputError
@@ -21,8 +22,11 @@ from vqstack.likelihood.mixture import (
     starting_point,
 )
 from vqstack.likelihood.neighbours import Near
-from vqstack.nets import check_registered, registered
+from vqstack.registry import Registry
 from vqstack.shapes import value_dtype
+
+PIXELS = Registry[Any]("pixels", dict.fromkeys(("auto", "bernoulli", "categorical", "logistic_mixture")))
+"""Classes of :class:`Head` by the names of their likelihoods."""
 
 
 class PixelSettings(BaseModel):
@@ -30,7 +34,7 @@ class PixelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: str = Field(
+    kind: Annotated[str, AfterValidator(PIXELS.check)] = Field(
         "auto",
         max_length=80,
         description="bernoulli, categorical or logistic_mixture; auto: bernoulli for 2 grey values, categorical up to "
@@ -41,11 +45,6 @@ class PixelSettings(BaseModel):
         {}, description="What a class of yours is given beside the other settings; any unit."
     )
     components: int = Field(10, ge=1, description="Logistics per pixel, count (logistic_mixture).")
-
-    @field_validator("kind")
-    @classmethod
-    def check_kind(cls, kind: str) -> str:
-        return check_registered(_KINDS, kind, "pixels")
 
 
 class Head(ABC):
@@ -160,28 +159,14 @@ class PixelHead(Head):
         return parameters
 
 
-_KINDS: dict[str, Callable[[PixelSettings, int, int], Head]] = dict.fromkeys(
-    ("auto", "bernoulli", "categorical", "logistic_mixture"), PixelHead
-)
-
-
-def register_pixels(kind: str, head: Callable[[PixelSettings, int, int], Head]) -> None:
-    """Let pixels have a likelihood of this class where ``pixels.kind`` of the settings says so.
-
-    Args:
-        kind: a name that is not taken by another class.
-        head: a class of :class:`Head`, built with the settings, the number of channels and that of values.
-    """
-    if _KINDS.setdefault(kind, head) is not head:
-        raise ValueError(f"pixels: {kind} is registered for another class: choose another name")
+PIXELS |= dict.fromkeys(PIXELS, PixelHead)
+register_pixels = PIXELS.register
+"""Let ``pixels.kind`` name a class of :class:`Head`, built with the settings, the number of channels and of values."""
 
 
 def pixel_head(settings: PixelSettings, channels: int, size: int) -> Head:
     """The likelihood of pixels that the settings name; InputError where nothing is registered under that name."""
-    head = registered(_KINDS, settings.kind, "pixels")
-    if settings.options and head is PixelHead:
-        raise InputError(f"pixels.options: {settings.kind} takes none: leave them out")
-    return head(settings, channels, size)
+    return PIXELS.find(settings.kind, settings.options)(settings, channels, size)
 
 
 def by_site(values: Tensor, channels: int) -> Int64[Tensor, "b N c"]:

@@ -1,16 +1,16 @@
 """Which quantizer a level has, and its settings."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from vqstack.nets import check_registered
+from vqstack.registry import Registry
 
-KINDS: dict[str, Any] = {}
-"""Classes of quantizers by their names, see ``build.py``."""
-OWN = ("vq", "cosine", "fsq", "lfq", "simvq", "residual", "product", "cluster")
-"""The names of those of this package."""
+QUANTIZERS = Registry[Any](
+    "quantizer", dict.fromkeys(("vq", "cosine", "fsq", "lfq", "simvq", "residual", "product", "cluster"))
+)
+"""Classes of quantizers by their names; ``build.py`` fills in the project's own."""
 
 
 class QuantizerSettings(BaseModel):
@@ -18,7 +18,7 @@ class QuantizerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: str = Field(
+    kind: Annotated[str, AfterValidator(QUANTIZERS.check)] = Field(
         "vq",
         max_length=80,
         description="vq: nearest code, codebook by moving average; cosine: the same on the unit sphere; fsq: finite "
@@ -76,11 +76,6 @@ class QuantizerSettings(BaseModel):
         0.1, ge=0, description="Weight of the entropy loss, which is in nats per site (lfq), no unit."
     )
 
-    @field_validator("kind")
-    @classmethod
-    def check_kind(cls, kind: str) -> str:
-        return check_registered(KINDS, kind, "quantizer")
-
     @model_validator(mode="after")
     def check(self) -> "QuantizerSettings":
         if self.kind == "lfq" and self.codebook_size & (self.codebook_size - 1):
@@ -92,7 +87,7 @@ class QuantizerSettings(BaseModel):
         if self.fsq_levels is not None and min(self.fsq_levels, default=0) < 3:
             raise ValueError("fsq_levels has a value below 3: give 3 or more for each dimension")
         several = self.kind in ("residual", "product")
-        if self.codes > 1 and not several and self.kind in OWN:
+        if self.codes > 1 and not several and self.kind in QUANTIZERS.own:
             raise ValueError(f"codes: {self.kind} has one code a site: set kind to residual or product, or codes to 1")
         if several and self.codes == 1:
             raise ValueError(f"codes: {self.kind} with one code a site is vq: set kind to vq, or codes to 2 or more")
