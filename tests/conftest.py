@@ -108,3 +108,21 @@ def call(programs, monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def unregistered():
+    """What is registered in a test is forgotten afterwards."""
+    from vqstack.conditions import CONDITIONS
+    from vqstack.images.settings import SOURCES
+    from vqstack.likelihood.heads import PIXELS
+    from vqstack.nets import NETWORKS
+    from vqstack.quantizer.settings import QUANTIZERS
+    from vqstack.window import FAMILIES
+
+    before = [(one, dict(one)) for one in (CONDITIONS, SOURCES, PIXELS, NETWORKS, QUANTIZERS, FAMILIES)]
+    yield
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)
+    sys.modules.pop("plain_networks", None)

@@ -152,9 +152,8 @@ def config(folder, **changes):
 
 
 @pytest.mark.parametrize("kind", ["vector", "sequence", "angle"])
-def test_a_run_from_a_column_to_images(kind, tmp_path, monkeypatch):
+def test_a_run_from_a_column_to_images(kind, unregistered, tmp_path, monkeypatch):
     monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(conditions.CONDITIONS, "register", partial(monkeypatch.setitem, conditions.CONDITIONS))
     own = {}
     if kind == "angle":
         exec(PROGRAM, {})

@@ -18,6 +18,7 @@ from vqstack.level import Level, LevelSettings
 from vqstack.likelihood import CodeHead
 from vqstack.quantizer import Codebook, Quantized, QuantizerSettings
 from vqstack.shapes import AnyCodes, Codes
+from vqstack.window import FAMILIES
 
 MOST = 4096
 """Codes that can be merged: the costs of all pairs are kept."""
@@ -79,7 +80,7 @@ class ClusterLevel(Level):
     def __init__(self, settings: LevelSettings, below: Level) -> None:
         size, dim = below.quantizer.size, below.quantizer.dim
         super().__init__(below.upper, settings, channels=dim, head=CodeHead(size), padded=below.map_shape)
-        self.embedding = nn.Embedding(size, dim) if settings.decoder.family == "window" else None
+        self.embedding = nn.Embedding(size, dim) if settings.decoder.family != "product" else None
 
     def _codebook(self) -> Codebook:
         return Clusters(self.settings.quantizer)
@@ -191,6 +192,8 @@ def check_clusters(levels: tuple[LevelSettings, ...]) -> None:
             raise ValueError("levels.0.quantizer.kind: cluster groups codes, and level 1 has pixels below: use vq")
         if below.quantizer.codes > 1:
             raise ValueError(f"{name}.quantizer.kind: cluster groups codes, and a site below has several: use vq")
+        if level.decoder.family not in FAMILIES.own:
+            raise ValueError(f"{name}.decoder.family: a cluster level has one of {', '.join(sorted(FAMILIES.own))}")
         codes, clusters = below.quantizer.codebook_size, level.quantizer.codebook_size
         if level.map != below.map:
             raise ValueError(f"{name}.map: a cluster level has the map of the level below: set {list(below.map)}")

@@ -21,7 +21,7 @@ from vqstack.nets import NETWORKS, build_network
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
 from vqstack.shapes import AnyCodes, Objective, Pixels, Vectors, by_axis, cropped
 from vqstack.variables import Variable
-from vqstack.window import DecoderSettings, WindowDecoder, Windowed, WindowNetwork, limited
+from vqstack.window import FAMILIES, DecoderSettings, Seeing, SeeingDecoder, limited
 
 
 class NetworkSettings(BaseModel):
@@ -119,13 +119,13 @@ class Level(nn.Module, ABC):
         shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
         shared |= settings.networks.options
         self.encoder = self._encoder(encoder, channels, shared)
-        windowed = settings.decoder.family == "window"
-        outputs = settings.decoder.features if windowed else head.parameters
+        family = FAMILIES.find(settings.decoder.family, settings.decoder.options)
+        outputs = settings.decoder.features if family else head.parameters
         sizes = self.quantizer.dim, settings.width, outputs
         up = build_network(decoder, *sizes, blocks=settings.decoder_blocks, **shared)
         self.decoder = up
-        if windowed:
-            self.decoder = WindowDecoder(up, WindowNetwork(settings.decoder, self.below, channels, head))
+        if family:
+            self.decoder = SeeingDecoder(up, family(settings.decoder, self.below, channels, head))
         elif head.network is not None:
             self.decoder = ChainDecoder(up, head.network)
 
@@ -138,13 +138,13 @@ class Level(nn.Module, ABC):
     @property
     def networks(self) -> list[nn.Module]:
         """The plain networks, which can be compiled."""
-        window = [self.decoder.window] if isinstance(self.decoder, WindowDecoder) else []
+        window = [self.decoder.window] if isinstance(self.decoder, SeeingDecoder) else []
         return [self.encoder, self.up, *window]
 
     @property
     def up(self) -> Any:
         """The network from the code map to the resolution of the map below, a :class:`DecoderNetwork`."""
-        return self.decoder.up if isinstance(self.decoder, WindowDecoder | ChainDecoder) else self.decoder
+        return self.decoder.up if isinstance(self.decoder, SeeingDecoder | ChainDecoder) else self.decoder
 
     @abstractmethod
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
@@ -161,13 +161,13 @@ class Level(nn.Module, ABC):
     def given(self, vectors: Vectors, codes: AnyCodes) -> Distribution:
         """The distribution over the map below given vectors of z_l; gradients pass to them and to the decoder."""
         base = self._from(self.crop(self.up(vectors)[1]), codes)
-        return base if isinstance(base, Windowed) else self.head(base)
+        return base if isinstance(base, Seeing) else self.head(base)
 
-    def _from(self, above: Float[Tensor, "b F *below"], codes: AnyCodes) -> Float[Tensor, "b P *below"] | Windowed:
+    def _from(self, above: Float[Tensor, "b F *below"], codes: AnyCodes) -> Float[Tensor, "b P *below"] | Seeing:
         """The decoder's numbers of each site, or what finds them where they depend on known values."""
         support = self.support(codes)
-        if isinstance(self.decoder, WindowDecoder):
-            return Windowed(self.decoder.window, above, self.read, support)
+        if isinstance(self.decoder, SeeingDecoder):
+            return self.decoder.window.distribution(above, self.read, support)  # type: ignore[operator]
         return limited(above, support)
 
     def forward(self, below: Pixels | AnyCodes) -> Objective:
@@ -217,7 +217,7 @@ class Level(nn.Module, ABC):
 
     def base_and_context(
         self, vectors: Vectors, codes: AnyCodes
-    ) -> tuple[Float[Tensor, "b P *below"] | Windowed, Float[Tensor, "b F *map"]]:
+    ) -> tuple[Float[Tensor, "b P *below"] | Seeing, Float[Tensor, "b F *map"]]:
         """What a refiner starts from: the decoder's numbers for the map below, and features of each site of z_l.
 
         The features are the codebook vectors, which are given, and those of the decoder's network.

@@ -186,14 +186,14 @@ class ModelSettings(BaseModel):
         names = ["prior", *(f"level {n}" for n in range(len(self.stack.levels), 0, -1))]
         parts = [self.prior, *(refiners.get(n) for n in range(len(self.stack.levels), 0, -1))]
         guided = [p is not None and self.conditional(p) and p.label_dropout > 0 for p in parts]
-        free = [True, *(level.decoder.family != "window" for level in reversed(self.stack.levels))]  # in any order
+        free = [True, *(level.decoder.family == "product" for level in reversed(self.stack.levels))]  # in any order
         masked = [p is not None and p.family == "masked" and f for p, f in zip(parts, free, strict=True)]
         draws = sampling.draws(len(self.stack.levels))
         pixels = [part == "level 1" for part in names]
         for field, able, neutral, needs in (
             ("mean", pixels, False, "values that are ordered, the pixels below level 1"),
             ("guidance", guided, 1.0, "a transformer with labels or a condition, trained with label_dropout above 0"),
-            ("confidence", masked, False, "a transformer of the masked family over no window decoder"),
+            ("confidence", masked, False, "a transformer of the masked family over a decoder of family product"),
         ):
             given = getattr(sampling, field)
             if len(given) == 1 and any(able):

@@ -9,7 +9,7 @@ from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.pretrained import without_memory
 from vqstack.shapes import by_axis, value_dtype
-from vqstack.window import WindowDecoder
+from vqstack.window import SeeingDecoder
 
 PROCESS = 415 * 2**20  # bytes of a process that has loaded the libraries and trains next to nothing, on the CPU
 READERS = {"digits": 115 * 2**20, "array": 0}  # bytes of what reads images that are in no cache: scikit-learn, nothing
@@ -78,7 +78,7 @@ def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float
         blocks = level.settings.encoder_blocks + level.settings.decoder_blocks
         # Each residual block keeps about six maps of its width for the backward pass; the likelihood about four of its
         # own output, of pixels ten; the quantizer three tables of distances and one of int64, which is as large as two.
-        windowed = isinstance(level.decoder, WindowDecoder)
+        windowed = isinstance(level.decoder, SeeingDecoder)
         outputs = level.settings.decoder.features if windowed else level.head.parameters
         floats = sites * (6 * level.settings.width * (blocks + 2) + 5 * level.quantizer.size)
         floats += (10 if number == 1 and not windowed else 4) * outputs * sites * math.prod(level.scale)

@@ -24,7 +24,7 @@ from vqstack.quantizer import in_chunks
 from vqstack.shapes import AnyCodes, Pixels
 from vqstack.stack import Stack
 from vqstack.terminal import Progress
-from vqstack.window import Windowed
+from vqstack.window import Seeing
 
 logger = logging.getLogger(__name__)
 RESIDENT = 2**30  # bytes of code maps that are kept in the device's memory
@@ -337,7 +337,7 @@ class RefinerSource:
             replaced = torch.rand(codes.shape, generator=generator) < share.view(-1, *[1] * (codes.ndim - 1))
             codes = torch.where(replaced.to(codes.device), self._replacements(codes, generator), codes)
         base, features, share = parent_of(self.level, codes, share.to(codes.device))[:3]
-        if isinstance(base, Windowed):
+        if isinstance(base, Seeing):
             base = base.parameters(by_site(below, self.level.head.channels))
         return below, *given, base, features, share
 
@@ -377,7 +377,7 @@ class UnifiedSource:
         for level in self.stack.levels[1:]:
             maps.append(level.encode(maps[-1]))
             base, features = parent_of(level, maps[-1])[:2]
-            if isinstance(base, Windowed):
+            if isinstance(base, Seeing):
                 base = base.parameters(by_site(maps[-2], level.head.channels))
             parents.append((base, features))
         return *given, *maps[::-1], *(tensor for pair in parents[::-1] for tensor in pair)

@@ -11,23 +11,35 @@ Sites with the same ``slope * row + column`` depend on earlier ones only and are
 numbers of axes: see :func:`vqstack.schedule.advance`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cache
 from math import prod
-from typing import Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64, Shaped
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vqstack.errors import InputError
 from vqstack.likelihood import Distribution, Factor, Head, Near, by_site, site_factors
 from vqstack.nets import convolution, over_map
+from vqstack.registry import Registry
 from vqstack.schedule import Schedule, advance, raveled
 from vqstack.shapes import AnyCodes, Nats, Pixels, by_axis, widened
+
+FAMILIES = Registry[Any]("family", dict.fromkeys(("product", "window")))
+"""What a decoder has after its way up, by family: nothing for a product, else a network as :class:`WindowNetwork`."""
+register_family = FAMILIES.register
+"""Let ``decoder.family`` name a class of yours, whose sites see known values of the map below.
+
+It is a module, built as ``network(settings, map_shape, channels, head)``, with a method ``distribution(features, read,
+support)`` as :meth:`WindowNetwork.distribution`. Refiners correct, and cluster levels have, decoders of the project's
+own families only: there ``support`` is not None.
+"""
 
 
 class DecoderSettings(BaseModel):
@@ -35,10 +47,15 @@ class DecoderSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    family: Literal["product", "window"] = Field(
+    family: Annotated[str, AfterValidator(FAMILIES.check)] = Field(
         "product",
+        max_length=80,
         description="product: sites are independent given the code map, drawn in one pass; window: each site also sees "
-        "the known values near it, drawn diagonal by diagonal.",
+        "the known values near it, drawn diagonal by diagonal; or the name under which a class of yours is registered "
+        "(register_family).",
+    )
+    options: dict[str, int | float | str | bool] = Field(
+        {}, description="What a family of yours is given beside the other settings; any unit."
     )
     radius: int = Field(
         3, ge=1, le=256, description="Sites of a window on each side of its own, along each axis, count."
@@ -169,6 +186,15 @@ class WindowNetwork(nn.Module):
             hidden = block(hidden)
         return self.head.relative(widened(self.leave(F.relu(hidden))), near)
 
+    def distribution(
+        self,
+        features: Float[Tensor, "b F *map"],
+        read: Callable[[Tensor], Tensor],
+        support: Bool[Tensor, "b P *map"] | None = None,
+    ) -> "Seeing":
+        """The distribution over the map below, see :class:`Seeing` for the arguments."""
+        return Windowed(self, features, read, support)
+
     def split(self, maps: Shaped[Tensor, "b c *map"]) -> Shaped[Tensor, "tiles c *tile"]:
         """The tiles of maps, each a map of its own."""
         whole, apart = _tiles(len(self.tile))
@@ -184,6 +210,9 @@ class WindowNetwork(nn.Module):
         whole, apart = _tiles(len(self.tile))
         counts = {f"t{axis}": self.map_shape[axis] // size for axis, size in enumerate(self.tile)}
         return rearrange(tiles, f"{apart} -> {whole}", **counts)
+
+
+FAMILIES["window"] = WindowNetwork
 
 
 def tile_of(settings: DecoderSettings, map_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -221,24 +250,24 @@ class PointwiseBlock(nn.Module):
         return x + self.last(F.relu(self.first(F.relu(x))))
 
 
-class WindowDecoder(nn.Module):
-    """From vectors of z_l to a distribution over the map below: features of its sites, then the window network.
+class SeeingDecoder(nn.Module):
+    """From vectors of z_l to a distribution over the map below: features of its sites, then what sees known values.
 
     Args:
         up: vectors to features of each site below, padding included.
-        window: see :class:`WindowNetwork`.
+        window: a network of :data:`FAMILIES`.
     """
 
-    def __init__(self, up: nn.Module, window: WindowNetwork) -> None:
+    def __init__(self, up: nn.Module, window: nn.Module) -> None:
         super().__init__()
         self.up, self.window = up, window
 
 
-class Windowed(Distribution):
-    """One factor a diagonal (times the channels of a pixel), from the network's step; scored in one pass.
+class Seeing(Distribution, ABC):
+    """A distribution whose sites see known values: scored in one pass, drawn step by step.
 
     Args:
-        network: see :class:`WindowNetwork`.
+        network: a module with ``map_shape`` and ``head``, as :class:`WindowNetwork`.
         features: what the map above says of each site, [b, F, \\*map].
         read: values of sites [b, n, channels] to what the network reads of them, [b, n, c].
         support: numbers of each site that stay; the others become -inf. None: all.
@@ -246,7 +275,7 @@ class Windowed(Distribution):
 
     def __init__(
         self,
-        network: WindowNetwork,
+        network: Any,
         features: Float[Tensor, "b F *map"],
         read: Callable[[Tensor], Tensor],
         support: Bool[Tensor, "b P *map"] | None = None,
@@ -257,10 +286,13 @@ class Windowed(Distribution):
         of_one_image = head(torch.zeros(1, head.parameters, *network.map_shape, device=self.device))
         self.shape, self.size, self.dtype = of_one_image.shape, of_one_image.size, of_one_image.dtype
 
+    @abstractmethod
     def parameters(self, values: Int64[Tensor, "b N channels"]) -> Float[Tensor, "b P *map"]:
-        """Numbers of every site given the values in its window."""
-        known = self.read(values).mT.unflatten(2, self.network.map_shape)
-        return limited(self.network(known, self.features), self.support)
+        """Numbers of every site given the values that it sees."""
+
+    @abstractmethod
+    def walk(self, values: Int64[Tensor, "b M"]) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "b P *one"]]]:
+        """Sites of each step and their numbers; before the next is asked for, ``values`` must hold their values."""
 
     def unchecked_log_prob(self, x: AnyCodes | Pixels) -> Nats:
         return self.network.head(self.parameters(by_site(x, self.network.head.channels))).unchecked_log_prob(x)
@@ -270,11 +302,16 @@ class Windowed(Distribution):
         for sites, numbers in self.walk(values):
             yield from site_factors(self.network.head, numbers, sites, values)
 
-    def walk(self, values: Int64[Tensor, "b M"]) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "b P *one"]]]:
-        """Sites of each diagonal and their numbers; before the next is asked for, ``values`` must hold their values.
 
-        A step computes only its own sites, from a buffer of what is known so far.
-        """
+class Windowed(Seeing):
+    """One factor a diagonal (times the channels of a pixel), from the network's step; see :class:`WindowNetwork`."""
+
+    def parameters(self, values: Int64[Tensor, "b N channels"]) -> Float[Tensor, "b P *map"]:
+        known = self.read(values).mT.unflatten(2, self.network.map_shape)
+        return limited(self.network(known, self.features), self.support)
+
+    def walk(self, values: Int64[Tensor, "b M"]) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "b P *one"]]]:
+        """A step computes only its own sites, from a buffer of what is known so far."""
         network, r = self.network, self.network.settings.radius
         features, numbers = network.split(self.features).flatten(2), network.tile_sites()
         size = tuple(sites + r + after for sites, after in zip(network.tile, network.after, strict=True))

@@ -39,7 +39,7 @@ from vqstack.nets import convolution, rename_state, unfold
 from vqstack.quantizer import in_chunks
 from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Nats, Objective, Pixels, cropped, value_dtype, widened
-from vqstack.window import Windowed
+from vqstack.window import Seeing
 
 
 class Before(NamedTuple):
@@ -65,7 +65,7 @@ class Parent(NamedTuple):
         before: where the map is a segment of a sequence, what stands before it.
     """
 
-    base: Float[Tensor, "b P *map"] | Windowed
+    base: Float[Tensor, "b P *map"] | Seeing
     features: Float[Tensor, "b F rows columns"]
     share: Float[Tensor, "b"]
     before: Before | None = None
@@ -356,7 +356,7 @@ def by_raster(parent: Parent | None, values: Int64[Tensor, "b N c"]) -> Float[Te
     """The base parameters with the sites in raster order; those of a window decoder given ``values``."""
     if parent is None:
         return None
-    base = parent.base.parameters(values) if isinstance(parent.base, Windowed) else parent.base
+    base = parent.base.parameters(values) if isinstance(parent.base, Seeing) else parent.base
     return base.flatten(2).mT
 
 
@@ -368,7 +368,7 @@ def by_group(
     A window decoder is walked along: its diagonals are the groups of the schedule, whose indices are on the device.
     """
     base = None if parent is None else parent.base
-    if isinstance(base, Windowed):
+    if isinstance(base, Seeing):
         for _, numbers in base.walk(values):
             yield numbers.mT
         return

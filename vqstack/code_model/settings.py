@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vqstack.conditions import GIVEN
 from vqstack.level import LevelSettings
+from vqstack.window import FAMILIES, DecoderSettings
 
 
 class CodeModelSettings(BaseModel):
@@ -153,11 +154,17 @@ def check_unified(
                 f"unified: level {number} is a cluster level, whose decoder allows some codes only: leave one out"
             )
         decoder = level.decoder
+        _check_family(decoder, f"unified: level {number}")
         if decoder.family == "window" and (any(decoder.tile) or prior.wavefront != decoder.steepness):
             raise ValueError(
                 f"unified: level {number} has a window decoder, whose diagonals the transformer must follow: set "
                 f"prior.wavefront to {decoder.steepness} and its tile to 0 0"
             )
+
+
+def _check_family(decoder: DecoderSettings, where: str) -> None:
+    if decoder.family not in FAMILIES.own:
+        raise ValueError(f"{where} has a decoder of family {decoder.family}, which none corrects: leave it out")
 
 
 def check_refiners(refiners: tuple[RefinerSettings, ...], levels: tuple[LevelSettings, ...]) -> None:
@@ -182,6 +189,7 @@ def check_refiners(refiners: tuple[RefinerSettings, ...], levels: tuple[LevelSet
                     f"{refiner.level} has neither: leave it at 0"
                 )
         decoder = level.decoder
+        _check_family(decoder, f"refiners: level {refiner.level}")
         if decoder.family != "window":
             continue
         if any(decoder.tile):
