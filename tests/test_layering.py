@@ -58,6 +58,7 @@ ORDER = [
     "reuse",
     "phases",
     "recipes",
+    "in_memory",
     "library",
     "commands",
     "__main__",

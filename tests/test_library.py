@@ -1,13 +1,18 @@
 """``import vqstack``: its names, training in one call, results that are short to read."""
 
+import math
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import TINY, files_of, refused
+from PIL import Image
 
 import vqstack
 
@@ -96,3 +101,89 @@ def test_results_are_shown_in_a_line():
     assert repr(ledger).startswith(f"Ledger({ledger.bits:.2f} bits per image, 3 images: label ")
     assert repr(splits["test"]) == "ImageSplit(test: 297 images [1, 8, 8], 10 classes)"
     assert repr(model.sample(2, seed=1)).startswith("Sample(2 images [1, 8, 8], z_1 [")
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Images and labels one by one, as torch has them."""
+
+    def __init__(self, pixels, labels):
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, number):
+        return torch.from_numpy(self.pixels[number]), int(self.labels[number])
+
+
+def rows(pixels, labels, **more):
+    """The same as a data set of ``datasets``."""
+    pictures = [Image.fromarray(image) for image in pixels]
+    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["no", "yes"]))
+    return datasets.Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=kinds)
+
+
+def test_data_sets_of_torch_train_as_their_arrays_do():
+    """They give the same model, to the bit."""
+    pixels, labels = images()
+    settings = vqstack.recipe(**TINY)
+    first = vqstack.train(settings, pixels, labels, values=2).state_dict()
+    second = vqstack.train(settings, Pairs(pixels, labels), values=2).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    refused(lambda: vqstack.train(settings, Pairs(pixels, labels), labels, values=2), "pairs")
+    refused(lambda: vqstack.train(settings, Pairs([], []), values=2), "empty")
+
+
+def test_data_sets_of_datasets_bring_classes_and_splits(tmp_path):
+    """Of files that lie elsewhere, too: what is written beside the run holds them."""
+    pixels, labels = images(shape=(8, 8, 3))
+    files = [tmp_path / f"{number}.png" for number in range(len(pixels))]
+    for path, image in zip(files, pixels, strict=True):
+        Image.fromarray(image * 255).save(path)
+    train = rows(pixels, labels).remove_columns("image").add_column("image", list(map(str, files)))
+    train = train.cast_column("image", datasets.Image())
+    settings = vqstack.recipe(**TINY)
+    model = vqstack.train(settings, {"train": train, "test": rows(pixels[:7] * 255, labels[:7])}, out="run", values=2)
+    assert model.settings.class_names == ("no", "yes") and model.settings.image_shape == (3, 8, 8)
+    for path in files:
+        path.unlink()
+    config = vqstack.RunConfig.model_validate(yaml.safe_load(Path("run/config.yaml").read_text()))
+    splits = vqstack.load_splits(config.data)
+    assert len(splits["test"]) == 7 and len(splits["train"]) + len(splits["validation"]) == len(pixels)
+    assert torch.equal(splits["test"].pixels, torch.from_numpy(pixels[:7]).movedim(-1, 1))
+    refused(lambda: vqstack.train(settings, train, labels, values=2), "labels")
+    refused(lambda: vqstack.train(settings, {"test": train}, values=2), "train")
+
+
+class Witness(vqstack.Callback):
+    def __init__(self):
+        self.steps, self.evaluations, self.ends = [], [], []
+
+    def on_step(self, phase, step, loss):
+        self.steps.append((phase, step))
+        assert math.isfinite(loss)
+
+    def on_evaluation(self, phase, step, values):
+        self.evaluations.append((phase, step, values["validation/nats"]))
+
+    def on_phase_end(self, phase, nats):
+        self.ends.append((phase, nats))
+
+
+def test_callbacks_are_told_of_everything_and_change_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path / "cache"))
+    pixels, labels = images()
+    witness, settings = Witness(), vqstack.recipe(**TINY)
+    seen = vqstack.train(settings, pixels, labels, values=2, callbacks=[witness]).state_dict()
+    alone = vqstack.train(settings, pixels, labels, values=2).state_dict()
+    assert all(torch.equal(seen[name], alone[name]) for name in seen)
+    phases = ["level-1", "level-2", "prior"]
+    assert witness.steps == [(phase, step) for phase in phases for step in (1, 2, 3)]
+    assert [(phase, step) for phase, step, _ in witness.evaluations] == [(phase, 3) for phase in phases]
+    assert witness.ends == [(phase, nats) for phase, _, nats in witness.evaluations]
+    assert not list(tmp_path.iterdir())  # no file, in the cache neither
+
+
+def test_one_value_stands_for_all_parts():
+    assert vqstack.SamplingSettings(temperature=0.5, mode=True).temperature == (0.5,)
+    assert vqstack.SamplingSettings(temperature=0.5) == vqstack.SamplingSettings(temperature=(0.5,))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vqstack.config import RunConfig
     from vqstack.editing import interpolate, reconstruct, splice
     from vqstack.errors import InputError
+    from vqstack.fit import Callback
     from vqstack.images import ImageSettings, load_splits
     from vqstack.ledger import Ledger
     from vqstack.library import load, recipe, train
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Callback",
     "CodeDataset",
     "HierarchicalModel",
     "ImageSettings",
@@ -48,6 +50,7 @@ _PLACES = {
     "config": ("RunConfig",),
     "editing": ("interpolate", "reconstruct", "splice"),
     "errors": ("InputError",),
+    "fit": ("Callback",),
     "images": ("ImageSettings", "load_splits"),
     "ledger": ("Ledger",),
     "library": ("load", "recipe", "train"),

@@ -45,8 +45,10 @@ def interpolate(
     upper.check(first, 1, model.device)
     upper.check(second, 1, model.device)
     shares = torch.linspace(0, 1, check_number(steps, "steps", 2, 10**6), device=model.device)
-    shares = shares.view(-1, *[1] * (1 + len(upper.shape)))
+    shares = shares.view(-1, *[1] * (1 + len(upper.shape) - len(quantizer.chain)))
     mixed = (1 - shares) * quantizer.lookup(first) + shares * quantizer.lookup(second)
+    if quantizer.chain:  # several codes a site: what the quantizer itself makes of a vector
+        return model.stack.level(level).quantizer.encode(mixed)  # type: ignore[operator]
     codes = nearest(rearrange(mixed, "b d ... -> (b ...) d"), quantizer.codebook())
     return codes.view(len(mixed), *upper.shape)
 
@@ -57,11 +59,13 @@ def splice(first: AnyCodes, second: AnyCodes, box: Sequence[int]) -> AnyCodes:
     Args:
         first, second: [b, \*map] of one level.
         box: where the second begins along each axis, then where it ends, which is not inside: of images TOP LEFT
-            BOTTOM RIGHT, in sites of the map.
+            BOTTOM RIGHT, in sites of the map. Several codes of a site stay together.
     """
-    shape = tuple(first.shape[1:])
+    axes = len(box) // 2 if len(box) == 2 * (first.ndim - 2) else first.ndim - 1
+    shape = tuple(first.shape[-axes:])
     if first.shape != second.shape:
-        raise InputError(f"splice: maps of {by_axis(shape)} and of {by_axis(tuple(second.shape[1:]))}: give two alike")
+        found = [by_axis(tuple(codes.shape[1:])) for codes in (first, second)]
+        raise InputError(f"splice: maps of {found[0]} and of {found[1]}: give two alike")
     begin, end = tuple(box[: len(shape)]), tuple(box[len(shape) :])
     inside = len(box) == 2 * len(shape) and all(0 <= b < e <= n for b, e, n in zip(begin, end, shape, strict=True))
     if not inside:
@@ -69,7 +73,6 @@ def splice(first: AnyCodes, second: AnyCodes, box: Sequence[int]) -> AnyCodes:
             f"box: {' '.join(map(str, box))} is no part of a map of {by_axis(shape)} sites: give where it begins along "
             "each axis, then where it ends"
         )
-    spliced = first.clone()
-    places = (slice(None), *(slice(b, e) for b, e in zip(begin, end, strict=True)))
-    spliced[places] = second[places]
-    return spliced
+    inner = torch.zeros(shape, dtype=torch.bool, device=first.device)
+    inner[tuple(slice(b, e) for b, e in zip(begin, end, strict=True))] = True
+    return torch.where(inner, second, first)

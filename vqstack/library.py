@@ -3,32 +3,32 @@
 ``import vqstack`` has these, and the classes that go with them, under their own names.
 """
 
-import hashlib
-import io
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
-from vqstack.checkpoint import make_folder, remove, write_atomically
 from vqstack.config import RunConfig, changed, read_recipe
-from vqstack.errors import InputError, explain
-from vqstack.images import ImageSettings, check_paths, image_shape
+from vqstack.errors import InputError
+from vqstack.fit import Callback
+from vqstack.images import check_paths, image_shape
+from vqstack.in_memory import InMemory, with_images
 from vqstack.model import HierarchicalModel, ModelSettings
 from vqstack.phases import Run, check_trackers
 from vqstack.recipes import find_recipe
 from vqstack.report import growing_maps
 from vqstack.run_folder import check_run_folder
 from vqstack.terminal import warn
+
+CACHE = "VQSTACK_CACHE"
 
 
 def load(model: str | Path, device: str | torch.device = "cpu") -> HierarchicalModel:
@@ -51,12 +51,13 @@ def recipe(name: str | Path = "digits", **changes: Any) -> RunConfig:
 
 def train(
     settings: RunConfig | str | Path = "digits",
-    images: NDArray[Any] | Tensor | None = None,
+    images: InMemory | None = None,
     labels: Sequence[int] | Sequence[str] | NDArray[Any] | Tensor | None = None,
     *,
     out: str | Path | None = None,
     condition: NDArray[Any] | Tensor | None = None,
     values: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> HierarchicalModel:
     """Train a model and return it in eval mode, on the device that it was trained on.
 
@@ -64,12 +65,15 @@ def train(
 
     Args:
         settings: of the run, or the name or path of a recipe, see :func:`recipe`.
-        images: uint8 [n, h, w], [n, h, w, c] or [n, c, h, w], in place of the recipe's data set. Validation and test
-            images are held out of them (``data.validation``, ``data.test``).
-        labels: the class of each image, a number from 0 on or a name.
+        images: in place of the recipe's data set: uint8 [n, h, w], [n, h, w, c] or [n, c, h, w]; a torch data set of
+            such images or of pairs of image and label; a data set of ``datasets``, or several by the names of their
+            splits. Splits that are missing are held out (``data.validation``, ``data.test``).
+        labels: of an array the class of each image, a number from 0 on or a name.
         condition: floats that are given with each image, [n, v] or [n, m, v]; see ``data.condition``.
-        out: folder of the run; the images lie beside it. None: nothing is kept but the model that is returned.
+        out: folder of the run; the images lie beside it. None: nothing is kept but the model that is returned, not
+            even in the cache.
         values: how many values a channel has, which then are 0 … values - 1; default: as in the settings.
+        callbacks: told of steps, evaluations and the ends of phases, see :class:`vqstack.Callback`.
 
     Raises:
         InputError: settings and images do not fit each other, or the folder holds another run.
@@ -79,61 +83,33 @@ def train(
         raise InputError("labels, condition and values are of images in memory: give images, or leave them out")
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
-        folder = Path(out) if out is not None else Path(stack.enter_context(TemporaryDirectory())) / "run"
-        written: AbstractContextManager[None] = nullcontext()
+        folder = Path(out) if out is not None else stack.enter_context(_nowhere(images is not None)) / "run"
+        written = nullcontext()
         if images is not None:
-            config, written = _with_images(config, folder, np.asarray(images), labels, condition, values)
+            config, written = with_images(config, folder, images, labels, condition, values)  # type: ignore[assignment]
         with written:
             _, accelerator = prepare(config, folder)
             if accelerator.num_processes > 1 and out is None:
                 raise InputError("out: several processes share the folder of the run: name one")
-            run = stack.enter_context(closing(Run(config, folder, accelerator)))
+            run = stack.enter_context(closing(Run(config, folder, accelerator, callbacks=callbacks)))
         run.train_all()
         return load(folder / "model", accelerator.device)
 
 
-def _with_images(
-    config: RunConfig, folder: Path, images: NDArray[Any], labels: Any, condition: Any, values: int | None
-) -> tuple[RunConfig, AbstractContextManager[None]]:
-    """The settings with these images as their data set, and what writes that beside the folder of the run."""
-    arrays = {"images": images, "labels": labels, "condition": condition}
-    arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
-    for name, array in arrays.items():
-        if len(array) != len(images):
-            raise InputError(f"{name}: {len(array)} for {len(images)} images: give one for each")
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]  # names that are no options of it
-    # Named by what it holds: a run in the folder that had other images is refused, and keeps its own.
-    name = f"{folder.name}-images-{hashlib.sha256(content.getbuffer()).hexdigest()[:12]}.npz"
-    path = folder.absolute().parent / name
-    colours = 3 if images.ndim == 4 and 3 in (images.shape[1], images.shape[3]) else 1
-    # The digits count their held-out images; what else the settings say of another source does not fit this one.
-    kept = {"limit", "seed", "resident"} | (set() if config.data.source == "digits" else {"validation", "test"})
-    data: dict[str, Any] = {"source": "array", "files": {"train": str(path)}, "channels": colours}
-    data["condition"] = "condition" if condition is not None else None
-    data |= {"values": values or config.data.values} | config.data.model_dump(include=kept)
-    try:
-        given = ImageSettings.model_validate(data)
-    except ValidationError as error:
-        raise InputError(explain(error, "data")) from error
-    config = changed(config, {"data": given})
-    check_run_folder(folder, config)
-    return config, _written(path, content.getbuffer())
-
-
 @contextmanager
-def _written(path: Path, content: memoryview) -> Iterator[None]:
-    """A file that is there inside, and stays unless what is done with it is refused."""
-    made = not path.exists()
-    if made:
-        make_folder(path.parent)
-        write_atomically(path, lambda aside: aside.write_bytes(content))
-    try:
-        yield
-    except InputError:
-        if made:
-            remove(path)
-        raise
+def _nowhere(own_cache: bool) -> Iterator[Path]:
+    """A folder that is gone afterwards; with ``own_cache`` decoded images are kept inside it, and not in the cache."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        before = os.environ.get(CACHE)
+        if own_cache:
+            os.environ[CACHE] = str(Path(name) / "cache")
+        try:
+            yield Path(name)
+        finally:
+            if before is not None:
+                os.environ[CACHE] = before
+            elif own_cache:
+                del os.environ[CACHE]
 
 
 def prepare(config: RunConfig, folder: Path, override: bool = False) -> tuple[ModelSettings, Accelerator]:

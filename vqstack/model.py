@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from vqstack.checks import check_floats, check_map, check_number
@@ -68,6 +68,12 @@ class SamplingSettings(BaseModel):
         description="Keep the most confident draws of each pass in place of the schedule's sites; such samples do not "
         "follow the likelihood. One (for all masked models), or one a level.",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        """A single value stands for a list of it: ``SamplingSettings(temperature=0.5)``."""
+        return (value,) if isinstance(value, int | float) else value
 
     def draws(self, levels: int) -> list[Draw]:
         """One :class:`Draw` for the prior, level L, …, level 1; wrong numbers or values are errors."""

@@ -6,6 +6,7 @@ stopped.
 """
 
 from vqstack.fit.batches import Asked, Order, ReadingAhead, Source, shares
+from vqstack.fit.callbacks import Callback
 from vqstack.fit.loop import Fit
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
 from vqstack.fit.outcome import DONE, load_outcome, shapes_left, write_outcome
@@ -17,6 +18,7 @@ __all__ = [
     "DONE",
     "Asked",
     "Average",
+    "Callback",
     "EvaluationError",
     "Fit",
     "FitSettings",

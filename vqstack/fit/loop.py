@@ -5,7 +5,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from vqstack import signals, threads
 from vqstack.checkpoint import Checkpoint, Checkpoints, append, make_folder, on_main, write_atomically
 from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
+from vqstack.fit.callbacks import Callback
 from vqstack.fit.guard import REPORTS, Guard, poisoned
 from vqstack.fit.optimisation import Average, learning_rate, load_optimizer, networks, optimizer_for
 from vqstack.fit.outcome import CHECKPOINTS
@@ -56,6 +57,7 @@ class Fit:
         compile_module: run the module's networks (its attribute ``networks``, or itself) through torch.compile.
         on_evaluation: called with (module with the better weights, step) after each evaluation, on the main process;
             also once, with the raw weights, when the phase has run for FIRST_LOOK seconds without any.
+        callbacks: told of what happens, on the main process.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Fit:
         seed: int = 0,
         compile_module: bool = False,
         on_evaluation: Callable[[nn.Module, int], None] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.name, self.module, self.settings, self.accelerator = name, module, settings, accelerator
         self.train, self.validation, self.folder, self.seed = train, validation, folder, seed
         self.on_evaluation = on_evaluation
+        self.callbacks = callbacks if accelerator.is_main_process else ()
         accelerator.gradient_accumulation_steps, accelerator.step = settings.accumulate, 0
         module.to(accelerator.device).train()
         self.average = Average(module, settings.ema) if settings.ema else None
@@ -127,6 +131,8 @@ class Fit:
         ):
             while self.step < self.settings.steps:
                 self.training_step()
+                for callback in self.callbacks:
+                    callback.on_step(self.name, self.step, self.loss)
                 progress.set_postfix_str(f"loss {self.loss:.4g}{self.scored}", refresh=False)
                 progress.update(batch)
                 evaluated = self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps
@@ -215,6 +221,8 @@ class Fit:
         if nats is not None:
             self._look(better)
         self._log(values)
+        for callback in self.callbacks:
+            callback.on_evaluation(self.name, self.step, values)
         return nats, better
 
     def _look(self, better: str) -> None:

@@ -5,7 +5,7 @@ A finished phase leaves ``DONE`` in its folder and is not repeated.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from vqstack.errors import InputError, reason
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import (
     DONE,
+    Callback,
     Fit,
     any_algorithms,
     deterministic_algorithms,
@@ -54,10 +55,18 @@ class Run:
         folder: receives everything; see docs/design.md for its files.
         accelerator: device, processes, precision. Built first: modules look at the processes when they are built.
         override: let settings and images differ from those that a run in the folder began with.
+        callbacks: told of steps, evaluations and the ends of phases.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator, override: bool = False) -> None:
-        self.config, self.folder, self.accelerator = config, folder, accelerator
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        accelerator: Accelerator,
+        override: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.config, self.folder, self.accelerator, self.callbacks = config, folder, accelerator, callbacks
         check_processes(config, accelerator)
         with accelerator.local_main_process_first():
             self.splits = load_splits(config.data)
@@ -177,11 +186,14 @@ class Run:
                 seed=self.config.seed + phase.below,
                 compile_module=self.config.compile,
                 on_evaluation=lambda trained, step: self._write_picture(name, trained, phase.refines, step),
+                callbacks=self.callbacks,
             )
             nats = fit.run()
         about = {"steps": phase.settings.steps, "validation_nats": nats, "threads": torch.get_num_threads()}
         on_main(self.accelerator, lambda: write_outcome(folder, module.state_dict(), about))
         on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
+        for callback in fit.callbacks:
+            callback.on_phase_end(name, nats)
         shown = f", picture {self.picture}" if self.picture is not None else ""
         self.accelerator.print(lines(f"{name}: best validation {nats * BITS:.2f} bits per image{shown}"))
 
