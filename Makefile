@@ -33,7 +33,7 @@ demo: $(STAMP)  ## train on scikit-learn's handwritten digits, then draw 100 sam
 	@echo "the samples: $(SAMPLES)/grid.png   the ledger: $(RUN)/ledger.json"
 
 test: $(STAMP)  ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 # One part: make torture PART=kills (writes, cuts, damage, mutants, memory). FORM=--short takes five minutes, writes nothing.
 torture: $(STAMP)  ## kill, fill, damage and mutate everything; counts go to tests/torture/latest.json
