@@ -19,9 +19,11 @@ setup: $(STAMP)  ## create the virtual environment and install the package with 
 
 # Done once, and again when a dependency changes.
 $(STAMP): pyproject.toml constraints.txt
-	@echo "installing into $(VENV); the first time takes some minutes"
+	@echo "installing into $(VENV); the first time takes some minutes, most of them for torch"
+	@$(if $(UV),,command -v uv > /dev/null && echo "uv is here, and quicker: make setup UV=uv" || true)
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) \
+		-c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Training resumes or returns at once when it is run again; the samples are made anew, because generate.py overwrites

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import refused
 
+from vqstack import __version__
 from vqstack.commands import COMMANDS, run
 from vqstack.config import read_recipe
 from vqstack.recipes import about, find_recipe, shipped
@@ -45,7 +47,7 @@ def test_every_command_has_a_module_and_the_overview_names_it():
 
 def test_scripts_are_commands(programs):
     names = {module.__name__.rpartition(".")[2] for module in programs.values()}
-    assert names == COMMANDS.keys() - {"recipes", "doctor", "reconstruct", "interpolate", "splice"}
+    assert names == COMMANDS.keys() - {"recipes", "doctor", "reconstruct", "interpolate", "splice", "completion"}
 
 
 def test_a_wrong_name_is_refused():
@@ -130,3 +132,42 @@ def test_a_recipe_by_name_or_path(tmp_path):
     assert find_recipe("mnist") == Path("mnist")
     assert find_recipe("recipes/digits.yaml") == Path("recipes/digits.yaml")  # a path is never guessed at
     refused(lambda: find_recipe("digit"), "--config digit", "digits")
+
+
+def test_a_shell_completes_commands_options_and_recipes(capsys):
+    """In bash itself, where there is one; every option is one that the command has."""
+    completion = import_module("vqstack.commands.completion")
+    completion.main(["bash"])
+    script = capsys.readouterr().out
+
+    def completed(*words):
+        code = (
+            f'{script}\nCOMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; _vqstack; echo "${{COMPREPLY[@]}}"'
+        )
+        return subprocess.run(["bash", "-c", code], capture_output=True, encoding="utf-8", check=True).stdout.split()
+
+    if shutil.which("bash"):
+        assert completed("vqstack", "tr") == ["train"]
+        assert completed("vqstack", "train", "--data.class-n") == ["--data.class-names"]
+        assert completed("vqstack", "train", "--levels.0.quantizer.codebook-s") == [
+            "--levels.0.quantizer.codebook-size"
+        ]
+        assert completed("vqstack", "train", "--config", "dig") == ["digits"]
+    completion.main(["fish"])
+    assert "complete -c vqstack" in capsys.readouterr().out
+    for name, options in completion.every_option().items():
+        with contextlib.suppress(SystemExit):
+            run_help(name)
+        whole = capsys.readouterr().out
+        for option in options:
+            assert option in whole or ".0." in option, (name, option)
+
+
+def run_help(name):
+    import_module(f"vqstack.commands.{name}").main(["--help"])
+
+
+def test_one_place_has_the_version():
+    root = Path(__file__).parents[1]
+    assert f"\nversion: {__version__}\n" in (root / "CITATION.cff").read_text("utf-8")
+    assert "\nversion" not in (root / "pyproject.toml").read_text("utf-8").split("[tool.setuptools.dynamic]")[0]

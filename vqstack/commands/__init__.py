@@ -46,6 +46,7 @@ COMMANDS = {
     "compress": About("compress images without loss", "runs/digits --split test --out small"),
     "decompress": About("get compressed images back", "runs/digits small --out images"),
     "recipes": About("list the recipes that come with the package", "digits"),
+    "completion": About("let a shell complete commands and options", "bash"),
     "doctor": About("say what this machine has, and how fast it trains", "10"),
 }
 HELP, ALL = ("-h", "--help"), "--help-all"

@@ -150,7 +150,8 @@ class Run:
     def train_all(self) -> None:
         """Train what is not done, phase by phase (see vqstack/phases/order.py), and release the model."""
         if self.config.trackers:
-            self.accelerator.init_trackers(self.folder.name)
+            inside = {"wandb": {"dir": str(self.folder)}}  # beside what goes into the run's folder by itself
+            self.accelerator.init_trackers(self.folder.name, init_kwargs=inside)
         for phase in self.phases.values():
             self.train(phase)
         self.release()
