@@ -30,7 +30,8 @@ from vqstack.errors import InputError
 from vqstack.features import trained_judge
 from vqstack.images import default_cache, grid, load_splits
 from vqstack.level import LevelSettings
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.plots import figure
 from vqstack.quality import draw_samples, images_a_side
 

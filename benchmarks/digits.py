@@ -15,7 +15,8 @@ import torch
 from sklearn.svm import SVC
 
 from vqstack.images import load_splits
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.phases import data_of_run
 
 

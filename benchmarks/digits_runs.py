@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from digits import judge
 
 from vqstack.config import RunConfig, read_yaml
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.phases import Run
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "digits.yaml"

@@ -32,7 +32,8 @@ from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.features import trained_judge
 from vqstack.images import default_cache, load_splits
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.phases import Run
 from vqstack.phases.named import config_of_run
 from vqstack.plots import figure

@@ -22,7 +22,8 @@ from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.features import ImageJudge, trained_judge
 from vqstack.images import ImageSplit, default_cache, grid, load_splits
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
 from vqstack.quality import Quality, compare, draw_samples, images_a_side

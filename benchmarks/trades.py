@@ -24,7 +24,8 @@ from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.features import trained_judge
 from vqstack.images import default_cache, grid, load_splits
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.phases import data_of_run
 from vqstack.plots import figure
 from vqstack.pretrained import find_artefact

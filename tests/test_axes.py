@@ -17,7 +17,8 @@ from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.images import load_splits
 from vqstack.likelihood import Draw, LogisticMixture, Near, noise, walked_log_prob
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.nets import fold, unfold
 from vqstack.phases import Run
 from vqstack.schedule import Schedule, advance

@@ -13,7 +13,8 @@ from test_images import png
 from vqstack.codes import CodeDataset
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_splits
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.phases import in_classes_of
 
 ROOT = Path(__file__).parents[1]

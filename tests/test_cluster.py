@@ -16,7 +16,8 @@ from vqstack.evaluation import leaks
 from vqstack.fit import Fit
 from vqstack.joint import JointDecoders
 from vqstack.likelihood import Draw, noise
-from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings, SamplingSettings
 
 CODES, CLUSTERS = 5, 2
 FAMILIES = {

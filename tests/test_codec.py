@@ -35,7 +35,8 @@ from vqstack.images import save_png
 from vqstack.images.formats import opened as opened_image
 from vqstack.ledger import BITS
 from vqstack.likelihood import Bernoulli, Categorical, LogisticMixture, noise
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 
 
 def build(shape, values, classes, prior="autoregressive", refiners=(), kind="vq", decoder=(), **stack):

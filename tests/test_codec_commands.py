@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from vqstack.images import ImageSettings, load_splits, save_png
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.output import UNFINISHED, Output
 
 TOOLS = Path(__file__).parents[1] / "tools"

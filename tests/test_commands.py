@@ -22,7 +22,8 @@ from vqstack.checkpoint import Checkpoints, digest
 from vqstack.code_model import RefinerSettings
 from vqstack.codes import CodeDataset, CodeDatasetWriter, StoredCodes
 from vqstack.images import load_splits
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.output import UNFINISHED, Output
 from vqstack.phases import data_of_run
 

@@ -24,7 +24,8 @@ from vqstack.errors import InputError
 from vqstack.evaluation import evaluate_split
 from vqstack.images import ImageSettings, identity, load_splits, open_stream
 from vqstack.likelihood import noise, walked_log_prob
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.phases import Run, data_of_run
 
 TOOLS = Path(__file__).parents[1] / "tools"

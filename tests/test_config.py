@@ -17,7 +17,7 @@ from vqstack.errors import InputError
 from vqstack.fit import FitSettings
 from vqstack.images import ImageSettings
 from vqstack.likelihood import Draw
-from vqstack.model import ModelSettings
+from vqstack.model_settings import ModelSettings
 from vqstack.quantizer import QuantizerSettings
 
 ROOT = Path(__file__).parents[1]

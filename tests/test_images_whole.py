@@ -13,7 +13,8 @@ from test_images import png, write_parquet
 from test_images_stream import LABELS, PIXELS, imagefolder, webdataset
 
 from vqstack.images import ImageSettings, load_splits, split_names, survey, whole_splits
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "encode_dataset.py"
 

@@ -40,6 +40,7 @@ ORDER = [
     "joint",
     "code_model",
     "pretrained",
+    "model_settings",
     "model",
     "editing",
     "images",

@@ -14,7 +14,8 @@ from vqstack.evaluation import Leak, leaks, upper_share
 from vqstack.ledger import Ledger
 from vqstack.level import LevelSettings
 from vqstack.likelihood import Draw, Known, PixelSettings, noise
-from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings, SamplingSettings
 from vqstack.quantizer import QuantizerSettings
 from vqstack.stack import StackSettings
 

@@ -19,7 +19,8 @@ from vqstack.checkpoint import digest
 from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.errors import InputError
 from vqstack.level import LevelSettings
-from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings, SamplingSettings
 from vqstack.pretrained import described_tensors, find_artefact
 from vqstack.stack import StackSettings
 

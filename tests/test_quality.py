@@ -6,7 +6,8 @@ import torch
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, load_splits
 from vqstack.metrics import frechet_distance, precision_recall
-from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings, SamplingSettings
 from vqstack.quality import compare, draw_samples, images_a_side
 
 

@@ -16,7 +16,8 @@ from vqstack.commands import encode
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.likelihood import ChainHead, Known, noise, walked_log_prob
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.phases import Run
 from vqstack.quantizer import QuantizerSettings, build_quantizer, usage
 

@@ -19,7 +19,8 @@ from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_images, load_splits, sounds
 from vqstack.images.pieces import pieces
 from vqstack.likelihood import walked_log_prob
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.phases import Run
 
 RATE = 8000

@@ -15,7 +15,8 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.config import RunConfig, read_yaml
 from vqstack.errors import InputError
 from vqstack.likelihood import Draw, Known, noise, walked_log_prob
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 
 FAMILIES = [
     {},

@@ -10,7 +10,8 @@ from vqstack.errors import InputError
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
 from vqstack.likelihood import Known, PixelHead, PixelSettings, noise, walked_log_prob
 from vqstack.likelihood.conditioned import Clamped
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.stack import StackSettings
 from vqstack.variables import Variable
 from vqstack.window import DecoderSettings, WindowNetwork

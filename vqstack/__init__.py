@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from vqstack.images import ImageSettings, load_splits
     from vqstack.ledger import Ledger
     from vqstack.library import load, recipe, train
-    from vqstack.model import HierarchicalModel, ModelSettings, SamplingSettings
+    from vqstack.model import HierarchicalModel
+    from vqstack.model_settings import ModelSettings, SamplingSettings
     from vqstack.quantizer import Quantizer, QuantizerSettings, build_quantizer
 
 __version__ = "0.1.0"
@@ -54,7 +55,8 @@ _PLACES = {
     "images": ("ImageSettings", "load_splits"),
     "ledger": ("Ledger",),
     "library": ("load", "recipe", "train"),
-    "model": ("HierarchicalModel", "ModelSettings", "SamplingSettings"),
+    "model": ("HierarchicalModel",),
+    "model_settings": ("ModelSettings", "SamplingSettings"),
     "quantizer": ("Quantizer", "QuantizerSettings", "build_quantizer"),
 }
 

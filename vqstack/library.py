@@ -21,7 +21,8 @@ from vqstack.errors import InputError
 from vqstack.fit import Callback
 from vqstack.images import check_paths, image_shape
 from vqstack.in_memory import InMemory, with_images
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.phases import Run, check_trackers
 from vqstack.recipes import find_recipe
 from vqstack.report import growing_maps

@@ -11,7 +11,8 @@ from vqstack.evaluation import told
 from vqstack.features import Extractor
 from vqstack.images import ImageSplit
 from vqstack.metrics import frechet_distance, precision_recall
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.shapes import Labels, Pixels
 from vqstack.terminal import Progress
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.pretrained import without_memory
 from vqstack.shapes import by_axis, value_dtype
 from vqstack.window import SeeingDecoder

@@ -19,7 +19,8 @@ from vqstack.errors import InputError, listed
 from vqstack.fit import DONE, load_outcome, write_outcome
 from vqstack.images import numerals
 from vqstack.joint import JointLevels
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.pretrained import find_artefact, holds_artefact
 from vqstack.stack import Stack, StackSettings
 

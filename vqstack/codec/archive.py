@@ -29,7 +29,7 @@ from vqstack.codec.container import (
 from vqstack.codec.pictures import Entry, Pictures, from_tiles, padding, tile_count, to_tiles
 from vqstack.errors import InputError, WriteError
 from vqstack.ledger import BITS, Ledger
-from vqstack.model import SamplingSettings
+from vqstack.model_settings import SamplingSettings
 from vqstack.shapes import Pixels
 from vqstack.terminal import Progress
 

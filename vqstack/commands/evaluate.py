@@ -31,7 +31,8 @@ from vqstack.features import Extractor, ImageJudge, inception, trained_judge
 from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, default_cache, grid, load_splits
 from vqstack.ledger import BITS, table
 from vqstack.metrics import Fidelity
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, check_folder, saved
 from vqstack.phases import check_condition, check_images, in_classes_of, named_run, warn_of_changes
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip

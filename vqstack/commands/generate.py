@@ -24,7 +24,8 @@ from vqstack.config import parse
 from vqstack.errors import InputError, reason
 from vqstack.images import captioned, grid, load_images, numerals, saver
 from vqstack.likelihood import Draw
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, saved
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact

@@ -14,7 +14,7 @@ from vqstack.errors import InputError, explain, reason
 from vqstack.fit import FitSettings
 from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
-from vqstack.model import Geometry, ModelSettings, SamplingSettings
+from vqstack.model_settings import Geometry, ModelSettings, SamplingSettings
 from vqstack.paths import path_of
 from vqstack.reading import read_yaml_values, to_yaml_text
 from vqstack.shapes import by_axis

@@ -16,7 +16,8 @@ from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.fit import Fit
 from vqstack.images import ImageSplit
-from vqstack.model import HierarchicalModel, ModelSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.phases.data import RunData
 from vqstack.phases.order import Phase, phases_of
 

@@ -8,7 +8,8 @@ from typing import TypeVar
 from vqstack.config import RunConfig
 from vqstack.errors import InputError, listed
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit, identity, mapped, numerals
-from vqstack.model import Geometry, HierarchicalModel
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import Geometry
 from vqstack.paths import path_of
 from vqstack.pretrained import CONFIG as ARTEFACT_CONFIG
 from vqstack.pretrained import find_artefact, holds_artefact

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from vqstack.config import RunConfig
 from vqstack.errors import listed
 from vqstack.images import ImageSplit, first_look
-from vqstack.model import ModelSettings
+from vqstack.model_settings import ModelSettings
 from vqstack.phases.order import Phase
 from vqstack.report import memory_of, scarce_sites
 from vqstack.shapes import by_axis

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vqstack.code_model import CodeModel, JointEncoder, UnifiedCodeModel
 from vqstack.joint import JointDecoders, JointLevels
 from vqstack.level import Level
-from vqstack.model import HierarchicalModel, SamplingSettings
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import SamplingSettings
 from vqstack.shapes import Floats, Labels, Pixels
 
 
