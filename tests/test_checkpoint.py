@@ -15,16 +15,8 @@ import pytest
 import torch
 
 from vqstack import signals
-from vqstack.checkpoint import (
-    FORMAT_VERSION,
-    LOCK,
-    Checkpoints,
-    Lock,
-    check_ours,
-    check_unlocked,
-    sealed,
-    write_atomically,
-)
+from vqstack.checkpoint import FORMAT_VERSION, Checkpoints
+from vqstack.disk import LOCK, Lock, check_ours, check_unlocked, sealed, write_atomically
 from vqstack.errors import InputError, Stopped, WriteError
 from vqstack.fit import write_outcome
 
@@ -101,7 +93,7 @@ def test_a_newer_format_is_refused(tmp_path):
     store = written(tmp_path, [1.0])
     mark = store.folder / "step-0000001" / "mark"
     content = json.loads(mark.read_text().splitlines()[0])
-    mark.write_text(sealed(json.dumps({**content, "format_version": FORMAT_VERSION + 1, "new": True})))
+    mark.write_text(sealed({**content, "format_version": FORMAT_VERSION + 1, "new": True}))
     with pytest.raises(InputError, match=f"format version {FORMAT_VERSION + 1}"):
         store.intact()
     assert mark.exists()
@@ -168,7 +160,7 @@ def test_a_file_is_whole_or_as_before(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vqstack.checkpoint import Lock
+from vqstack.disk import Lock
 lock = Lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)

@@ -14,7 +14,6 @@ import torch
 from helpers import files_of, refused
 from torture.boast import boast
 
-from vqstack.checkpoint import digest
 from vqstack.codes import (
     ENCODE,
     CodeDataset,
@@ -26,6 +25,7 @@ from vqstack.codes import (
     smallest_dtype,
 )
 from vqstack.codes.columns import READER
+from vqstack.disk import digest
 from vqstack.output import UNFINISHED, Output
 
 SHAPES = [(4, 6), (2, 3), (5,)]

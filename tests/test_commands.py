@@ -18,9 +18,10 @@ import yaml
 from helpers import files_of
 from PIL import Image
 
-from vqstack.checkpoint import Checkpoints, digest
+from vqstack.checkpoint import Checkpoints
 from vqstack.code_model import RefinerSettings
 from vqstack.codes import CodeDataset, CodeDatasetWriter, StoredCodes
+from vqstack.disk import digest
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings

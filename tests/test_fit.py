@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vqstack.checkpoint import Checkpoints, Lock
+from vqstack.checkpoint import Checkpoints
+from vqstack.disk import Lock
 from vqstack.errors import DivergedError, InputError, Stopped, WriteError
 from vqstack.fit import (
     Average,

@@ -18,6 +18,7 @@ ORDER = [
     "paths",
     "signals",
     "threads",
+    "disk",
     "checkpoint",
     "ending",
     "output",

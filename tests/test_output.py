@@ -11,7 +11,7 @@ from helpers import files_of, refused
 from torture.disk import Disk, differing
 from torture.disk import output as out
 
-from vqstack.checkpoint import LOCK, Lock
+from vqstack.disk import LOCK, Lock
 from vqstack.errors import InputError, WriteError
 from vqstack.output import UNFINISHED, Output, check_folder, unfinished
 

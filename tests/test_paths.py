@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from helpers import refused
 from pydantic import BaseModel, Field
 
-from vqstack.checkpoint import append, make_folder, on_main, remove, told_apart, write_atomically
 from vqstack.codes import MapCache
 from vqstack.config import RunConfig, parse, read_yaml
+from vqstack.disk import append, make_folder, on_main, remove, told_apart, write_atomically
 from vqstack.errors import CommandError, InputError
 from vqstack.images import ImageSettings, is_image, load_splits
 from vqstack.images.cache import Rows

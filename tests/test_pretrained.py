@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vqstack.checkpoint import digest
 from vqstack.code_model import CodeModelSettings, RefinerSettings
+from vqstack.disk import digest
 from vqstack.errors import InputError
 from vqstack.level import LevelSettings
 from vqstack.model import HierarchicalModel

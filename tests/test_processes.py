@@ -21,9 +21,9 @@ from accelerate.utils import DistributedType
 from helpers import main
 from safetensors.torch import load_file
 
-from vqstack.checkpoint import sealed, unsealed
 from vqstack.codes import CodeDataset
 from vqstack.config import RunConfig
+from vqstack.disk import sealed, unsealed
 from vqstack.errors import InputError, LostError
 from vqstack.evaluation import evaluate_split
 from vqstack.images import load_splits
@@ -194,7 +194,7 @@ def test_two_processes_refuse_other_images(without_dropout, tmp_path):
     shutil.copytree(one, tmp_path / "run")
     images = json.loads(unsealed((tmp_path / "run" / IMAGES).read_text("utf-8")))
     images["train"]["count"] += 1
-    (tmp_path / "run" / IMAGES).write_text(sealed(json.dumps(images)), "utf-8")
+    (tmp_path / "run" / IMAGES).write_text(sealed(images), "utf-8")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     out = launched(ROOT / "recipes" / "train_stack.py", *given[2:], tmp_path / "run")
     assert out.returncode

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vqstack.checkpoint import digest, told_apart
 from vqstack.config import RunConfig, read_yaml, to_yaml
+from vqstack.disk import digest, told_apart
 from vqstack.errors import InputError
 from vqstack.pretrained import read_header
 from vqstack.reading import MAX_YAML, read_bytes, read_json, read_yaml_values

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vqstack.checkpoint import Lock
 from vqstack.config import RunConfig, read_yaml
+from vqstack.disk import Lock
 from vqstack.errors import InputError
 from vqstack.fit import FitSettings
 from vqstack.run_folder import check_run_folder, claim, differences, read_config
@@ -16,11 +16,12 @@ def config(**changes):
 
 
 def test_differences():
-    before = {"a": 1, "b": {"c": [1, {"d": 2}], "e": None}, "gone": 3}
-    now = {"a": 1, "b": {"c": [1, {"d": 4}, 5], "e": None}, "new": [6]}
+    before = {"a": 1, "b": {"c": [1, {"d": 2}], "e": [1, 2]}, "gone": 3}
+    now = {"a": 1, "b": {"c": [1, {"d": 4}, 5], "e": [1]}, "new": [6]}
     assert list(differences(before, now)) == [
         ("b.c.1.d", 2, 4),
         ("b.c.2", None, 5),
+        ("b.e", [1, 2], [1]),
         ("gone", 3, None),
         ("new", None, [6]),
     ]

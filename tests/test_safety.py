@@ -13,8 +13,8 @@ from test_model import tiny
 from test_pretrained import batch, build, reseal
 from torch import nn
 
-from vqstack.checkpoint import check_unlocked
 from vqstack.codes import CodeDataset
+from vqstack.disk import check_unlocked
 from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import QuantizerSettings, build_quantizer

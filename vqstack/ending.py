@@ -55,6 +55,6 @@ def _ending(error: OSError | RuntimeError) -> CommandError | None:
     """How an error from below ends a command; None for one that only a traceback explains."""
     if isinstance(error, RuntimeError):
         return LostError.of(error)
-    from vqstack.checkpoint import told_apart  # imports torch, which takes seconds
+    from vqstack.disk import told_apart  # imports torch, which takes seconds
 
     return told_apart(error)

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqstack.checkpoint import Lock, make_folder
 from vqstack.codes import fingerprint
+from vqstack.disk import Lock, make_folder
 from vqstack.errors import InputError, WriteError, reason
 from vqstack.fit import Fit, FitSettings, load_outcome, write_outcome
 from vqstack.images import AugmentSettings, ImageSplit

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqstack.checkpoint import make_folder, remove, write_atomically
 from vqstack.config import RunConfig, changed
+from vqstack.disk import make_folder, remove, write_atomically
 from vqstack.errors import InputError, explain
 from vqstack.images import ImageSettings
 from vqstack.run_folder import check_run_folder

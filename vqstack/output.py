@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vqstack.checkpoint import (
+from vqstack.disk import (
     LOCK,
     Lock,
     append,
@@ -28,7 +28,7 @@ from vqstack.checkpoint import (
     make_folder,
     remove,
     sync,
-    write_atomically,
+    write_text,
     writing,
 )
 from vqstack.errors import InputError, WriteError
@@ -160,7 +160,7 @@ class Output:
                 child.unlink()
             for aside in folder.glob(f"{UNFINISHED}.*"):
                 aside.unlink()
-            write_atomically(folder / UNFINISHED, lambda aside: aside.write_text(text, "utf-8"))
+            write_text(folder / UNFINISHED, text)
         except (OSError, WriteError) as error:
             raise InputError(f"{folder}: cannot be used as output folder ({error}); name another one") from error
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqstack.checkpoint import digest, make_folder, write_atomically
+from vqstack.disk import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
 from vqstack.reading import opened, plain_file, read_json, reading
 

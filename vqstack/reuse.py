@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from torch import Tensor
 
-from vqstack.checkpoint import make_folder
 from vqstack.codes import fingerprint
 from vqstack.config import RunConfig
+from vqstack.disk import make_folder
 from vqstack.errors import InputError, listed
 from vqstack.fit import DONE, load_outcome, write_outcome
 from vqstack.images import numerals
@@ -22,21 +21,10 @@ from vqstack.joint import JointLevels
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
 from vqstack.pretrained import find_artefact, holds_artefact
+from vqstack.run_folder import differences
 from vqstack.stack import Stack, StackSettings
 
 ENCODERS = "encoders"  # the phase that taken encoders stand for
-
-
-def first_difference(ours: object, theirs: object, name: str = "") -> tuple[str, object, object] | None:
-    """Name of the first field in which two settings differ, and its two values; None where they are equal."""
-    if isinstance(ours, BaseModel) and type(ours) is type(theirs):
-        pairs = [(field, getattr(ours, field), getattr(theirs, field)) for field in type(ours).model_fields]
-    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and any(isinstance(x, BaseModel) for x in ours):
-        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=False))]
-    else:
-        return None if ours == theirs else (name, ours, theirs)
-    found = (first_difference(a, b, f"{name}.{field}".lstrip(".")) for field, a, b in pairs)
-    return next((difference for difference in found if difference), None)
 
 
 class Reused:
@@ -54,18 +42,14 @@ class Reused:
         source: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(path))
         self.stack, ours, theirs = source.stack, settings.stack, source.settings
         self.count = min(len(ours.levels), len(source.stack))
-        compared = {
-            "": (ours, _but_for_decoders(theirs.stack, ours) if encoders else theirs.stack),
-            "image_shape": (settings.image_shape, theirs.image_shape),
-            "data.values": (settings.values, theirs.values),
-        }
-        for name, (a, b) in compared.items():
-            difference = first_difference(a, b, name)
-            if difference:
-                field, here, there = difference
-                raise InputError(
-                    f"{asked} {path}: {field} is {there} there and {here} here: make them equal, or leave {asked} out"
-                )
+        stack = _but_for_decoders(theirs.stack, ours) if encoders else theirs.stack
+        shapes, values = (settings.image_shape, theirs.image_shape), (settings.values, theirs.values)
+        found = [*differences(self._compared(ours), self._compared(stack))]
+        found += [(name, *two) for name, two in (("image_shape", shapes), ("data.values", values)) if two[0] != two[1]]
+        for field, here, there in found[:1]:
+            raise InputError(
+                f"{asked} {path}: {field} is {there} there and {here} here: make them equal, or leave {asked} out"
+            )
         if encoders and self.count < len(ours.levels):
             raise InputError(
                 f"{asked} {path}: it has {self.count} levels, and {len(ours.levels)} are asked for: train the decoders "
@@ -77,6 +61,9 @@ class Reused:
                 f"{asked} {path}: level {trained[0]} is taken frozen, but joint_encoder trains it: leave one "
                 "of them out"
             )
+
+    def _compared(self, stack: StackSettings) -> dict[str, Any]:
+        return stack.model_copy(update={"levels": stack.levels[: self.count]}).model_dump(mode="json")
 
     def write(self, phases: Path, stack: Stack) -> None:
         """Leave what is taken in a run's ``phases/`` as if it had been trained there, level 1 last.

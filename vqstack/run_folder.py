@@ -9,18 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vqstack.checkpoint import (
-    LOCK,
-    Lock,
-    append,
-    check_unlocked,
-    failed_write,
-    make_folder,
-    sealed,
-    unsealed,
-    write_atomically,
-)
 from vqstack.config import RunConfig, read_yaml, to_yaml, without_unused
+from vqstack.disk import LOCK, Lock, append, check_unlocked, failed_write, make_folder, read_sealed, sealed, write_text
 from vqstack.errors import InputError, WriteError, reason
 from vqstack.reading import plain_file
 
@@ -37,8 +27,11 @@ Images = dict[str, Any]  # as vqstack.images.identity describes them
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[Change]:
-    """(dotted name, old, new) of every value that differs; a value that is missing on one side is None there."""
-    if isinstance(before, list) and isinstance(now, list):
+    """(dotted name, old, new) of every value that differs; a value that is missing on one side is None there.
+
+    Lists of settings are compared entry by entry, other lists are values.
+    """
+    if isinstance(before, list) and isinstance(now, list) and any(isinstance(one, dict) for one in before + now):
         before, now = ({str(i): value for i, value in enumerate(values)} for values in (before, now))
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*before, *now]):
@@ -76,7 +69,7 @@ def read_config(folder: Path) -> RunConfig:
 def _write_config(folder: Path, config: RunConfig) -> None:
     text = to_yaml(config)
     text = f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
-    write_atomically(folder / CONFIG, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_text(folder / CONFIG, text)
 
 
 def read_images(folder: Path) -> Images | None:
@@ -86,7 +79,7 @@ def read_images(folder: Path) -> Images | None:
     """
     path = folder / IMAGES
     try:
-        return json.loads(unsealed(plain_file(path).read_text(encoding="utf-8")))
+        return read_sealed(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -202,8 +195,7 @@ def claim(
             _write_history(folder, changes, check)
             damaged = any(name == IMAGES for name, _, _ in changes)
             if images is not None and (damaged or not (keep and (folder / IMAGES).exists())):
-                text = sealed(json.dumps(images))
-                write_atomically(folder / IMAGES, lambda aside: aside.write_text(text, encoding="utf-8"))
+                write_text(folder / IMAGES, sealed(images))
             _write_config(folder, config)
         except BaseException:
             lock.release()

@@ -14,7 +14,8 @@ from device import after_the_end
 from disk import Disk, Tree, differing, output
 from harness import COMPRESS, DECOMPRESS, ENCODE, EVALUATE, GENERATE, RECIPE, TRAIN, Child, command, write_shards
 
-from vqstack.checkpoint import LOCK, MARK, STATE, unsealed
+from vqstack.checkpoint import MARK, STATE
+from vqstack.disk import LOCK, unsealed
 from vqstack.images import ImageSettings, load_splits
 from vqstack.images.cache import META
 from vqstack.output import UNFINISHED

@@ -9,7 +9,7 @@ from pathlib import Path
 from disk import Tree
 from harness import Child
 
-from vqstack.checkpoint import LOCK
+from vqstack.disk import LOCK
 
 
 def _done(*words: object) -> bool:

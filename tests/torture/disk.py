@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vqstack.checkpoint import LOCK
+from vqstack.disk import LOCK
 from vqstack.output import UNFINISHED
 
 Tree = dict[str, bytes]

@@ -28,8 +28,8 @@ import sklearn.datasets  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from vqstack.checkpoint import digest  # noqa: E402
 from vqstack.commands import compress, decompress, encode, evaluate, generate, train  # noqa: E402
+from vqstack.disk import digest  # noqa: E402
 from vqstack.ending import run_command  # noqa: E402
 from vqstack.run_report import REPORT  # noqa: E402
 

@@ -25,8 +25,8 @@ import torch
 from boast import boast
 from harness import ENCODE, Child, World, command
 
-from vqstack.checkpoint import digest
 from vqstack.codes import CodeDataset
+from vqstack.disk import digest
 from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel
 

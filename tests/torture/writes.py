@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from harness import TRAIN, Child, World, command
 
-from vqstack.checkpoint import Checkpoints, Lock, write_atomically
+from vqstack.checkpoint import Checkpoints
+from vqstack.disk import Lock, write_atomically
 from vqstack.errors import InputError
 from vqstack.fit import load_outcome, write_outcome
 from vqstack.model import HierarchicalModel

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from vqstack.checkpoint import failed_write
+from vqstack.disk import failed_write
 from vqstack.errors import InputError, told
 from vqstack.images import ImageSplit, bombs_refused, more_than_eight_bits, opened, upright, whole_sound
 from vqstack.shapes import Pixels

@@ -10,8 +10,8 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqstack.checkpoint import digest, make_folder, remove, sync, write_atomically, writing
 from vqstack.codes.storage import ASIDE, smallest_dtype, to_stored
+from vqstack.disk import digest, make_folder, remove, sync, write_text, writing
 from vqstack.reading import plain_file
 
 
@@ -90,4 +90,4 @@ class MapCache:
             sync(self._aside)
             os.replace(self._aside, self._maps)
         text = json.dumps({**self._about, "sha256": digest(self._maps)}) + "\n"
-        write_atomically(self._description, lambda aside: aside.write_text(text, "utf-8"))
+        write_text(self._description, text)

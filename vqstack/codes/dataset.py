@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from vqstack.checkpoint import digest, make_folder, remove, write_atomically
 from vqstack.codes.columns import MAX_CLASSES, tables, to_codes, to_labels, write_rows
 from vqstack.codes.manifest import (
     ENCODE,
@@ -31,6 +30,7 @@ from vqstack.codes.manifest import (
     shards_of,
 )
 from vqstack.codes.storage import ASIDE, to_stored
+from vqstack.disk import digest, make_folder, remove, write_atomically, write_text
 from vqstack.errors import InputError
 from vqstack.output import Output, check_folder
 from vqstack.reading import plain_file
@@ -124,7 +124,7 @@ class CodeDatasetWriter:
         remove(self._seal(shard))
         write_atomically(shard.path(self.folder), lambda aside: write_rows(aside, self.contents, *rows))
         text = self.checksum(shard)
-        write_atomically(self._seal(shard), lambda aside: aside.write_text(text, "utf-8"))
+        write_text(self._seal(shard), text)
 
     def checksum(self, shard: Shard) -> str:
         """SHA-256 of a complete shard's file."""
@@ -157,7 +157,7 @@ class CodeDatasetWriter:
             remove(self._seal(shard))
 
     def _write(self, name: str, text: str) -> None:
-        write_atomically(self.folder / name, lambda aside: aside.write_text(text, "utf-8"))
+        write_text(self.folder / name, text)
 
 
 class CodeDataset:

@@ -10,12 +10,12 @@ from pathlib import Path
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from vqstack.checkpoint import write_atomically
 from vqstack.codec.archive import Report, compress
 from vqstack.codec.blocks import BlockCodec, given_label
 from vqstack.codec.container import SUFFIX
 from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, read_picture, read_sound, safe_stem
 from vqstack.config import parse
+from vqstack.disk import write_text
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, Split, is_image, is_sound, load_splits
 from vqstack.images.files import walk
@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> None:
     )
     if command.report is not None:
         text = json.dumps(report.to_json(), indent=1) + "\n"
-        write_atomically(command.report, lambda aside: aside.write_text(text, encoding="utf-8"))
+        write_text(command.report, text)
     output.finish()
     say(report)
     beside = f", {report.size / given:.0%} of the {given} bytes of the files that were given" if given else ""

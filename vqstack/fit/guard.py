@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from vqstack.checkpoint import append, on_main
+from vqstack.disk import append, on_main
 from vqstack.errors import DivergedError
 from vqstack.terminal import warn
 

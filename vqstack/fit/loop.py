@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqstack import signals, threads
-from vqstack.checkpoint import Checkpoint, Checkpoints, append, make_folder, on_main, write_atomically
+from vqstack.checkpoint import Checkpoint, Checkpoints
+from vqstack.disk import append, make_folder, on_main, write_atomically, write_text
 from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.callbacks import Callback
@@ -360,7 +361,7 @@ class Fit:
                 number = self._quickest(most) if free else torch.get_num_threads()
                 text = f"{number}\n"
                 make_folder(note.parent)
-                write_atomically(note, lambda aside: aside.write_text(text, encoding="utf-8"))
+                write_text(note, text)
             return int(text)
 
         number = on_main(accelerator, noted)

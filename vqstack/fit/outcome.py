@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqstack.checkpoint import Checkpoints, digest, sealed, unsealed, write_atomically, write_state
+from vqstack.checkpoint import Checkpoints, write_state
+from vqstack.disk import digest, sealed, unsealed, write_atomically, write_text
 from vqstack.errors import InputError
 from vqstack.pretrained import check_numbers
 from vqstack.reading import plain_file
@@ -19,8 +20,7 @@ BEST, DONE, CHECKPOINTS = "best.pt", "DONE", "checkpoints"
 def write_outcome(folder: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Mark a phase as finished, with what there is to say about it; from then on it is not trained again."""
     write_atomically(folder / BEST, partial(write_state, state=weights))
-    text = sealed(json.dumps({**about, "sha256": digest(folder / BEST)}))
-    write_atomically(folder / DONE, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_text(folder / DONE, sealed({**about, "sha256": digest(folder / BEST)}))
 
 
 def load_outcome(folder: Path, module: nn.Module) -> dict[str, Any]:

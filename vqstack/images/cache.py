@@ -25,11 +25,11 @@ from filelock import FileLock
 from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import NDArray
 
-from vqstack.checkpoint import digest, make_folder, sealed, sync, unsealed
+from vqstack.disk import digest, make_folder, read_sealed, sealed, sync
 from vqstack.errors import InputError, WriteError, reason
 from vqstack.images.files import local_files, walk
 from vqstack.images.settings import ImageSettings
-from vqstack.reading import plain_file, reading
+from vqstack.reading import reading
 
 logger = logging.getLogger(__name__)
 
@@ -202,13 +202,13 @@ class Writer:
             if labels is not None:
                 np.save(self.folder / LABELS, labels)
             files = {path.name: digest(path) for path in sorted(self.folder.iterdir())}
-            (self.folder / META).write_text(sealed(json.dumps({"files": files, "meta": meta})), encoding="utf-8")
+            (self.folder / META).write_text(sealed({"files": files, "meta": meta}), encoding="utf-8")
 
 
 def read(folder: Path, checked: Sequence[str]) -> Stored | str:
     """A finished folder of the cache, or what is wrong with it; of ``checked`` files the checksums are compared."""
     try:
-        content = json.loads(unsealed(plain_file(folder / META).read_text(encoding="utf-8")))
+        content = read_sealed(folder / META)
         files, meta = content["files"], content["meta"]
         for name in checked:
             if name in files and digest(folder / name) != files[name]:

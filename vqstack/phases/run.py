@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from vqstack import threads
-from vqstack.checkpoint import make_folder, on_main, write_atomically
 from vqstack.codes import quoted
 from vqstack.config import RunConfig, to_yaml
+from vqstack.disk import make_folder, on_main, write_atomically, write_text
 from vqstack.errors import InputError, reason
 from vqstack.evaluation import evaluate_split
 from vqstack.fit import (
@@ -242,7 +242,7 @@ class Run:
         )
 
         def write() -> None:
-            write_atomically(self.folder / "ledger.json", lambda aside: aside.write_text(ledger, encoding="utf-8"))
+            write_text(self.folder / "ledger.json", ledger)
             self.model.save_files(self.folder / "model")
 
         on_main(self.accelerator, write)
@@ -253,7 +253,7 @@ class Run:
             page = report(
                 self.folder, self.phases, self.model.stack.codebook_sizes, settings.class_names, to_yaml(self.config)
             )
-            write_atomically(path, lambda aside: aside.write_text(page, encoding="utf-8"))
+            write_text(path, page)
         except Exception as error:  # whatever it is: the model is there, and the page can be made again
             warn(f"{path} was not written ({reason(error)}); give the same command again for it")
 
