@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,19 @@ def test_the_reference_has_every_public_name_once():
         assert getattr(__import__(module, fromlist=[short]), short) is getattr(vqstack, short)
 
 
-@pytest.mark.parametrize("page", ["start.md", "own-images.md"])
+@pytest.mark.parametrize("page", ["start.md", "own-images.md", "own-sounds.md", "choosing.md"])
 def test_what_a_page_trains_is_accepted(page, capsys):
     """By a folder with two classes, as the page asks for."""
     for kind in ("cats", "dogs"):
         folder = Path("photos") / kind
         folder.mkdir(parents=True)
+        Path("sounds", kind).mkdir(parents=True)
         for number in range(20):
             pixels = np.random.randint(0, 256, (80, 100, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
+            with wave.open(f"{Path('sounds', kind).as_posix()}/{number}.wav", "wb") as sound:
+                sound.setparams((1, 2, 8000, 0, "NONE", ""))
+                sound.writeframes(bytes(2 * 4000))
     text = (DOCS / page).read_text("utf-8").replace("\\\n", " ")
     commands = [shlex.split(line) for line in re.findall(r"^vqstack train (.*)$", text, re.MULTILINE)]
     assert commands
