@@ -89,7 +89,7 @@ def others(codec: BlockCodec, pictures: Pictures) -> dict[str, dict]:
     images = list[Image.Image]()
     for i, entry in enumerate(pictures.entries):
         buffer = io.BytesIO()
-        shown = from_tiles(to_tiles(pictures.load(i), codec.tile), entry)
+        shown = from_tiles(to_tiles(pictures.load(i), codec.tile, entry.mode), entry)
         save_png(shown, buffer, codec.model.stack.values)  # type: ignore[arg-type]  # pillow takes a file as well
         images.append(Image.open(buffer))
         images[-1].load()

@@ -13,11 +13,11 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from pydantic import ValidationError
 
-from vqstack.commands import generate
+from vqstack.commands import compress, decompress, generate
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_images, load_splits
 from vqstack.images.pieces import pieces
-from vqstack.images.volumes import from_values, lossless, save, to_values, whole
+from vqstack.images.volumes import from_values, lossless, save_volume, to_values, whole
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run
 
@@ -308,7 +308,7 @@ def test_a_file_comes_back_from_its_values_and_its_container(kind, tmp_path):
     assert np.array_equal(found, wanted)
     again = tmp_path / f"again{about.ending}"
     with again.open("wb") as stream:
-        save(found, about, chosen.values, chosen.range, stream)
+        save_volume(found, about, chosen.values, chosen.range, stream)
     if about.ending in (".npy", ".nii"):
         assert again.read_bytes() == path.read_bytes()
     elif about.ending == ".nii.gz":
@@ -330,7 +330,7 @@ def test_floats_and_scaled_numbers_are_not_archived(tmp_path):
         lossless(str(tmp_path / "b.nii"), 3, 1, 4000, (0, 1999.5))
 
 
-def test_a_run_from_a_folder_to_drawn_volumes(tmp_path):
+def test_a_run_from_a_folder_to_volumes_and_archives(tmp_path):
     (tmp_path / "data").mkdir()
     for seed in range(6):
         np.save(tmp_path / "data" / f"{seed}.npy", numbers((2, 6, 9, 8), 1000, np.int16, seed) - 500)
@@ -338,12 +338,66 @@ def test_a_run_from_a_folder_to_drawn_volumes(tmp_path):
         toy(tmp_path / "data", size=(4, 4, 4), channels=2, values=1000, range=(-500, 499))
     )
     train(config, tmp_path / "run")
-    generate.main([str(tmp_path / "run"), "--num", "2", "--out", str(tmp_path / "drawn")])
+    run = str(tmp_path / "run")
+    generate.main([run, "--num", "2", "--out", str(tmp_path / "drawn")])
     model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
     stored = np.load(tmp_path / "drawn" / "000001.npy")
     assert stored.dtype == np.int16 and np.array_equal(stored + 500, model.sample(2).pixels[1].numpy())
     again = load_images([tmp_path / "drawn" / "000001.npy"], config.data)
     assert again[0].equal(model.sample(2).pixels[1])
+
+    files = tmp_path / "files"
+    files.mkdir()
+    np.save(files / "first.npy", numbers((2, 5, 9, 3), 1000, ">i2") - 500)
+    np.save(files / "last.npy", np.asfortranarray(numbers((6, 5, 4, 2), 1000, np.int32) - 500))
+    nifti(files / "scan.nii", numbers((4, 4, 5, 2), 1000, np.int16, 3) - 500)
+    nifti(files / "other.nii.gz", numbers((4, 7, 5, 2), 1000, np.int16, 4) - 500, order=">")
+    compress.main([run, str(files), "--out", str(tmp_path / "small")])
+    decompress.main([run, str(tmp_path / "small"), "--out", str(tmp_path / "back")])
+    assert {path.name for path in files.iterdir()} == {path.name for path in (tmp_path / "back").iterdir()}
+    for path in files.iterdir():
+        content = [(folder / path.name).read_bytes() for folder in (files, tmp_path / "back")]
+        if path.name.endswith(".gz"):
+            content = [gzip.decompress(each) for each in content]
+        assert content[0] == content[1], path.name
+
+    compress.main([run, "--split", "test", "--out", str(tmp_path / "split")])
+    decompress.main([run, str(tmp_path / "split"), "--out", str(tmp_path / "of-split")])
+    test = load_splits(config.data, ["test"])["test"]
+    for position, block in zip(test.index.tolist(), test.pixels.numpy(), strict=True):
+        assert np.array_equal(np.load(tmp_path / "of-split" / f"{position:06d}.npy") + 500, block)
+
+    partial = ["--levels", "1", "--out", str(tmp_path / "guess")]
+    decompress.main([run, str(tmp_path / "small"), *partial])
+    assert np.load(tmp_path / "guess" / "first.level-2.npy").shape == (2, 5, 9, 3)
+    for name, array, words in (
+        ("floats.npy", numbers((2, 5, 5, 5)) / 2, "between"),
+        ("wide.npy", numbers((2, 5, 5, 5), 5000, np.int16), "between"),
+        ("flat.npy", numbers((2, 5, 5)), "channels"),
+    ):
+        np.save(tmp_path / name, array)
+        wrong = [run, str(tmp_path / name), "--out", str(tmp_path / "no")]
+        refused(lambda wrong=wrong: compress.main(wrong), name, words)
+    refused(lambda: compress.main([run, str(files), "--single", "--out", str(tmp_path / "no")]), "--single")
+
+
+def test_stacks_of_tiff_come_back_from_an_archive(tmp_path):
+    (tmp_path / "data").mkdir()
+    for seed in range(6):
+        tiff(tmp_path / "data" / f"{seed}.tif", numbers((5, 8, 9), 4000, np.uint16, seed), description="cells")
+    config = RunConfig.model_validate(toy(tmp_path / "data", size=(4, 4), channels=5, values=4000))
+    train(config, tmp_path / "run")
+    run = str(tmp_path / "run")
+    compress.main([run, str(tmp_path / "data"), "--portable", "--out", str(tmp_path / "small")])
+    decompress.main([run, str(tmp_path / "small"), "--out", str(tmp_path / "back")])
+    for seed in range(6):
+        with Image.open(tmp_path / "back" / f"{seed}.tif") as found:
+            assert found.tag_v2[270] == "cells" and found.n_frames == 5
+            pages = []
+            for number in range(5):
+                found.seek(number)
+                pages.append(np.array(found))
+        assert np.array_equal(pages, numbers((5, 8, 9), 4000, np.uint16, seed))
 
 
 def toy(folder, **data):

@@ -215,7 +215,7 @@ def _singles(codec: BlockCodec, entries: Sequence[Entry], threads: int) -> Itera
 
 
 def _tiles(codec: BlockCodec, pictures: Pictures, share: range) -> Pixels:
-    return torch.cat([to_tiles(pictures.load(i), codec.tile) for i in share])
+    return torch.cat([to_tiles(pictures.load(i), codec.tile, pictures.entries[i].mode) for i in share])
 
 
 def _lost(draft: _Draft, pictures: Pictures, content: bytes) -> list[int]:
@@ -236,7 +236,7 @@ def _same(image: "Restored | None", pictures: Pictures, number: int) -> bool:
     entry, wanted = pictures.entries[number], pictures.load(number)
     if image is None or image.entry != entry or image.level or image.pixels is None:
         return False
-    if entry.mode != "PCM":
+    if entry.mode in ("L", "RGB"):
         wanted = wanted[:1] if entry.mode == "L" else wanted.expand(3, -1, -1)
     return torch.equal(image.pixels, wanted)
 

@@ -109,10 +109,10 @@ class BlockCodec:
         return len(self.model.stack) + 1
 
     @property
-    def tile(self) -> tuple[int, int]:
-        """Rows and columns of an image, channels and numbers of a sound."""
-        rows, columns = self.model.stack.shape[-2:]
-        return rows, columns
+    def tile(self) -> tuple[int, ...]:
+        """Sites of an image along each axis; of a sound channels and numbers."""
+        shape, geometry = self.model.stack.shape, self.model.settings.geometry
+        return shape if len(shape) == 2 and geometry is not None and geometry.rate is not None else shape[1:]
 
     @torch.inference_mode()
     def probe(self, threads: int, batch: int) -> str:

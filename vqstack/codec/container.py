@@ -9,21 +9,24 @@ import platform
 import re
 import struct
 import zlib
+from base64 import b64decode, b64encode
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from io import BufferedIOBase, BytesIO
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, Literal, overload
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from vqstack.codec.blocks import Block, batch_of
-from vqstack.codec.pictures import MAX_PIXELS, Entry, Mode, safe_stem, tile_count
+from vqstack.codec.pictures import MAX_PIXELS, Entry, Mode, NumberFile, safe_stem, tile_count
 from vqstack.errors import InputError
+from vqstack.images.volumes import Container as NumberContainer
 from vqstack.reading import opened, plain_file
 
 MAGIC, VERSION, SUFFIX = b"vqs", 1, ".vqs"
@@ -134,7 +137,7 @@ class Container:
         return max(0, min(sum(place.lengths) + CHECK * len(place.lengths), self.size - place.offset))
 
 
-def groups(entries: Sequence[Entry], tile: tuple[int, int]) -> list[range]:
+def groups(entries: Sequence[Entry], tile: tuple[int, ...]) -> list[range]:
     """Which pictures make a block of an archive: in order, up to BLOCK tiles, at least one picture."""
     found, first, tiles = list[range](), 0, 0
     for i, entry in enumerate(entries):
@@ -171,7 +174,7 @@ def pack_single(header: bytes, block: Block) -> bytes:
     return header + _HEADER_CHECK.pack(binascii.crc_hqx(header, 0)) + _body([block])
 
 
-def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[int, int]) -> Container:
+def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[int, ...]) -> Container:
     model, probe, *numbers, threads = _SINGLE.unpack_from(content, _START.size)
     at = _START.size + _SINGLE.size
     height, at = _read_varint(content, at)
@@ -187,6 +190,8 @@ def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[
     mode: Mode = "RGB" if flags & RGB else "L"
     entry = Entry(path.stem, height, width, mode)
     place = Place(0, 1, bool(flags & RAW), lengths, at, seed)
+    if len(tile) != 2:
+        raise _Broken("it holds an image, and the model knows none")
     _check_shape(height, width)
     _check_name(entry.stem)
     batch = batch_of(tile_count(entry, tile))
@@ -198,6 +203,28 @@ def _open_single(path: Path, flags: int, content: bytes, size: int, tile: tuple[
 
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=1, le=2**32)]
+
+
+class _File(BaseModel):
+    """What brings the file of a volume back: see :class:`vqstack.codec.pictures.NumberFile`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    sites: list[_Count] = Field(min_length=1, max_length=3)
+    ending: Literal[".npy", ".tif", ".tiff", ".nii", ".nii.gz"]
+    dtype: Annotated[str, StringConstraints(pattern=r"^[<>|][biuf][1248]$")]
+    channels: Annotated[int, Field(ge=0, le=3)] | None
+    order: Literal["C", "F"]
+    head: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*=*$")]
+
+    @classmethod
+    def of(cls, file: NumberFile) -> "_File":
+        head = b64encode(file.container.head).decode()
+        return cls(sites=list(file.sites), **{**vars(file.container), "head": head})
+
+    def file(self) -> NumberFile:
+        about = self.model_dump(exclude={"sites", "head"})
+        return NumberFile(tuple(self.sites), NumberContainer(**about, head=b64decode(self.head, validate=True)))
 
 
 class _Header(BaseModel):
@@ -215,6 +242,7 @@ class _Header(BaseModel):
     names: list[tuple[str, _Count]]
     shapes: list[tuple[_Count, _Count, Mode, _Count]]
     blocks: list[tuple[_Count, bool, list[Annotated[int, Field(ge=0, le=2**40)]]]]
+    files: list[tuple[_File, _Count]] = []
 
 
 def block_seed(number: int, entries: Sequence[Entry]) -> int:
@@ -222,7 +250,8 @@ def block_seed(number: int, entries: Sequence[Entry]) -> int:
 
     So blocks cannot take each other's place, and pictures cannot get the names or sizes of others.
     """
-    return zlib.crc32(json.dumps([number, [[e.stem, e.height, e.width, e.mode] for e in entries]]).encode())
+    known = [[e.stem, e.height, e.width, e.mode, *([_File.of(e.file).model_dump()] if e.file else [])] for e in entries]
+    return zlib.crc32(json.dumps([number, known]).encode())
 
 
 def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model: str, where: Environment) -> bytes:
@@ -234,6 +263,7 @@ def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model
             shapes[-1][3] += 1
         else:
             shapes.append([*shape, 1])
+    files = [(_File.of(file).model_dump(), len(list(run))) for file, run in groupby(e.file for e in entries) if file]
     header = {
         "model": model,
         "probe": where.probe,
@@ -245,6 +275,7 @@ def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model
         "names": _shorten([entry.stem for entry in entries]),
         "shapes": shapes,
         "blocks": [(count, block.raw, [len(section) for section in block.sections]) for count, block in parts],
+        **({"files": files} if files else {}),
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     packed = zlib.compress(text, 9)
@@ -263,9 +294,14 @@ def _elements(text: bytes) -> int:
 class _Entries(Sequence[Entry]):
     """Pictures that are made when they are asked for, from runs of names and of shapes."""
 
-    def __init__(self, names: list[tuple[str, int]], shapes: list[tuple[int, int, Mode, int]]) -> None:
-        self._names, self._shapes = names, shapes
-        self._ends = [list(accumulate(run[-1] for run in runs)) for runs in (names, shapes)]
+    def __init__(
+        self,
+        names: list[tuple[str, int]],
+        shapes: list[tuple[int, int, Mode, int]],
+        files: Sequence[tuple[NumberFile, int]] = (),
+    ) -> None:
+        self._names, self._shapes, self._files = names, shapes, files
+        self._ends = [list(accumulate(run[-1] for run in runs)) for runs in (names, shapes, files)]
 
     def __len__(self) -> int:
         return self._ends[0][-1] if self._names else 0
@@ -278,11 +314,12 @@ class _Entries(Sequence[Entry]):
         if isinstance(number, slice):
             return [self[i] for i in range(len(self))[number]]
         number = range(len(self))[number]
-        name, shape = (bisect_right(ends, number) for ends in self._ends)
+        name, shape, file = (bisect_right(ends, number) for ends in self._ends)
         height, width, mode, _ = self._shapes[shape]
         stem, count = self._names[name]
         ahead = number - self._ends[0][name] + count
-        return Entry((_next(stem, ahead) if ahead else stem) or "", height, width, mode)
+        kept = self._files[file][0] if self._files else None
+        return Entry((_next(stem, ahead) if ahead else stem) or "", height, width, mode, kept)
 
 
 def twice(names: Iterable[tuple[str, int]]) -> str | None:
@@ -301,7 +338,7 @@ def twice(names: Iterable[tuple[str, int]]) -> str | None:
     return None
 
 
-def _open_archive(path: Path, file: BufferedIOBase, beginning: bytes, size: int) -> Container:
+def _open_archive(path: Path, file: BufferedIOBase, beginning: bytes, size: int, tile: tuple[int, ...]) -> Container:
     length, check = _ARCHIVE.unpack_from(beginning, _START.size)
     start = _START.size + _ARCHIVE.size
     if length > size - start:
@@ -329,7 +366,9 @@ def _open_archive(path: Path, file: BufferedIOBase, beginning: bytes, size: int)
             raise _Broken("its header contradicts itself")
     if twice(header.names) is not None:
         raise _Broken("two pictures have one name")
-    entries = _Entries(header.names, header.shapes)
+    files = [(found.file(), number) for found, number in header.files]
+    _check_files(header, [file for file, _ in files], tile)
+    entries = _Entries(header.names, header.shapes, files)
     places, first, offset = list[Place](), 0, start + length
     for number, (count, raw, lengths) in enumerate(header.blocks):
         places.append(Place(first, count, raw, lengths, offset, None, number))
@@ -368,12 +407,12 @@ class _Broken(Exception):
     """Why a file is refused."""
 
 
-def open_container(path: Path, tile: tuple[int, int], content: bytes | None = None) -> Container:
+def open_container(path: Path, tile: tuple[int, ...], content: bytes | None = None) -> Container:
     """Reads a file's header. A file that no encoder has written is an InputError, one that is cut short is not.
 
     Args:
         path: the file.
-        tile: rows and columns of the model's images.
+        tile: rows and columns of the model's images, or sites along each axis.
         content: what will be written there, of a file that is not yet.
     """
     try:
@@ -388,7 +427,7 @@ def open_container(path: Path, tile: tuple[int, int], content: bytes | None = No
             if flags & ARCHIVE and flags != ARCHIVE:
                 raise _Broken("its flags are unknown")
             opened = (
-                _open_archive(path, file, start, size)
+                _open_archive(path, file, start, size, tile)
                 if flags & ARCHIVE
                 else _open_single(path, flags, start, size, tile)
             )
@@ -409,6 +448,19 @@ def open_container(path: Path, tile: tuple[int, int], content: bytes | None = No
 def _check_shape(height: int, width: int) -> None:
     if not 0 < height * width <= MAX_PIXELS:
         raise _Broken(f"a picture of {height} times {width} pixels")
+
+
+def _check_files(header: _Header, files: list[NumberFile], tile: tuple[int, ...]) -> None:
+    """Volumes, and nothing else, have files, whose sites are as many as the header says, along the model's axes."""
+    several = {mode for *_, mode, _ in header.shapes}
+    if bool(files) != ("NUM" in several) or (files and len(several) > 1) or (not files and len(tile) != 2):
+        raise _Broken("its header contradicts itself")
+    sites = (prod(file.sites) for file, (_, n) in zip(files, header.files, strict=True) for _ in range(n))
+    columns = (width for _, width, _, n in header.shapes for _ in range(n))
+    if files and list(sites) != list(columns):
+        raise _Broken("its header contradicts itself")
+    if any(len(file.sites) != len(tile) for file in files):
+        raise _Broken("its volumes have other axes than the model")
 
 
 def _check_name(stem: str) -> None:

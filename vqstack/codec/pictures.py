@@ -1,50 +1,65 @@
-"""Image and sound files -> values of the model, and tiles of its size; nothing is lost on the way or they are refused.
+"""Files -> values of the model, and tiles of its size; nothing is lost on the way or they are refused.
 
-A sound is a picture of mode PCM whose rows are its channels and whose columns are its numbers.
+A sound is a picture of mode PCM whose rows are its channels and whose columns are its numbers. A volume, or an image of
+many channels, is one of mode NUM, whose rows are its channels and whose columns are its sites; what its file has beside
+the numbers is kept with it.
 """
 
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import Bool, Integer
 from PIL import Image
 from torch import Tensor
 
 from vqstack.disk import failed_write
 from vqstack.errors import InputError, told
 from vqstack.images import ImageSplit, bombs_refused, more_than_eight_bits, opened, upright, whole_sound
+from vqstack.images.volumes import ENDINGS, Container, Range, as_npy, is_volume
+from vqstack.images.volumes import lossless as whole_volume
 from vqstack.shapes import Pixels
 
-Mode = Literal["L", "RGB", "PCM"]
+Mode = Literal["L", "RGB", "PCM", "NUM"]
 MAX_PIXELS = 2**26
 """Rows times columns of the largest picture."""
-SILENCE = 2**15
-"""What stands beyond the end of a sound."""
+FILL: dict[str, int] = {"PCM": 2**15, "NUM": 0}
+"""What stands beyond the end of a sound, silence, and of a volume."""
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py calls images that are not exact
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture as it comes back: the stem of its file name, its rows and columns, whether it is L, RGB or PCM."""
+    """A picture as it comes back: the stem of its file name, its rows and columns, what it is; the file of a volume."""
 
     stem: str
     height: int
     width: int
     mode: Mode
+    file: "NumberFile | None" = None  # of NUM
 
     @property
     def size(self) -> int:
         """Its bytes without compression."""
-        return self.height * self.width * {"L": 1, "RGB": 3, "PCM": 2}[self.mode]
+        each = np.dtype(self.file.container.dtype).itemsize if self.file else {"RGB": 3, "PCM": 2}.get(self.mode, 1)
+        return self.height * self.width * each
+
+
+@dataclass(frozen=True)
+class NumberFile:
+    """What brings the file of a volume back: sites along each axis, and what stands around its numbers."""
+
+    sites: tuple[int, ...]
+    container: Container
 
 
 @dataclass(frozen=True)
@@ -64,23 +79,31 @@ def safe_stem(stem: str) -> bool:
     return named and _PARTIAL.fullmatch(stem) is None
 
 
-def pictures_of_split(split: ImageSplit) -> Pictures:
-    """The images of a split, named by their six-digit position in the source."""
-    channels, *_, height, width = (1, *split.pixels.shape[1:])[-3:]
-    mode: Mode = "PCM" if split.pixels.ndim == 3 else "L" if channels == 1 else "RGB"
+def pictures_of_split(split: ImageSplit, sound: bool = False, limits: Range = None) -> Pictures:
+    """The images of a split, named by their six-digit position in the source; volumes come back as ``.npy``."""
+    channels, *sites = split.pixels.shape[1:]
+    picture = len(sites) == 2 and channels in (1, 3) and split.pixels.dtype == torch.uint8 and limits is None
+    if not sound and not picture:
+        kept = NumberFile(tuple(sites), as_npy((channels, *sites), split.source["values"], limits))
+        entries = [Entry(f"{i:06d}", channels, prod(sites), "NUM", kept) for i in split.index.tolist()]
+        return Pictures(entries, split.pixels.__getitem__)
+    height, width = (channels, *sites)[-2:]
+    mode: Mode = "PCM" if sound else "L" if channels == 1 else "RGB"
     return Pictures([Entry(f"{i:06d}", height, width, mode) for i in split.index.tolist()], split.pixels.__getitem__)
 
 
-def pictures_of_files(
-    files: Mapping[Path, str], read: Callable[[Path], tuple[Mode, Integer[Tensor, "c *map"]]]
-) -> Pictures:
+Read: TypeAlias = tuple[Mode | NumberFile, Integer[Tensor, "c *map"]]
+"""What a file is, of a volume what brings it back, and its values."""
+
+
+def pictures_of_files(files: Mapping[Path, str], read: Callable[[Path], Read]) -> Pictures:
     """Files, all read here and only here: none is refused after something is written, or is another one then.
 
     Their values wait in memory, and beyond 64 MiB in a temporary file without a name (``$TMPDIR``).
 
     Args:
         files: paths, and the stem under which each comes back.
-        read: gives mode and values of one: :func:`read_picture` or :func:`read_sound` for a model.
+        read: gives what one is and its values: :func:`read_picture`, :func:`read_sound` or :func:`read_volume`.
     """
     entries, seen, places, kinds = list[Entry](), dict[str, Path](), [0], list[tuple[torch.Size, torch.dtype]]()
     spool = SpooledTemporaryFile(2**26)
@@ -91,10 +114,13 @@ def pictures_of_files(
             if stem in seen:
                 raise InputError(f"{path} and {seen[stem]} would both come back as {stem}: rename one")
             seen[stem] = path
-            mode, pixels = read(path)
+            kind, pixels = read(path)
             kinds.append((pixels.shape, pixels.dtype))
-            entries.append(Entry(stem, pixels.shape[-2], pixels.shape[-1], mode))
-            kept = pixels[:1] if mode == "L" else pixels
+            if isinstance(kind, NumberFile):
+                entries.append(Entry(stem, len(pixels), prod(kind.sites), "NUM", kind))
+            else:
+                entries.append(Entry(stem, pixels.shape[-2], pixels.shape[-1], kind))
+            kept = pixels[:1] if kind == "L" else pixels
             places.append(places[-1] + spool.write(kept.numpy().tobytes()))
     except BaseException as error:
         spool.close()
@@ -112,7 +138,7 @@ def pictures_of_files(
     return pictures
 
 
-def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Tensor, "c height width"]]:
+def read_picture(path: Path, channels: int, values: int) -> Read:
     """An image file as values 0 … V-1 of a model with these channels, and the mode to give it back in.
 
     Palettes are looked up, black and white becomes grey, opaque alpha is dropped, grey is repeated for a model of
@@ -148,9 +174,7 @@ def read_picture(path: Path, channels: int, values: int) -> tuple[Mode, UInt8[Te
     return mode, torch.from_numpy(found.astype(np.uint8).transpose(2, 0, 1).copy())
 
 
-def read_sound(
-    path: Path, channels: int, values: int, rate: int | None
-) -> tuple[Mode, Integer[Tensor, "channels numbers"]]:
+def read_sound(path: Path, channels: int, values: int, rate: int | None) -> Read:
     """A sound file of 16 bits as values 0 … V-1 of a model with these channels and this rate; InputError for others."""
     try:
         numbers, own, width = whole_sound(path)
@@ -172,6 +196,22 @@ def read_sound(
     return "PCM", torch.from_numpy(numbers)
 
 
+def read_volume(path: Path, channels: int, values: int, axes: int, limits: Range) -> Read:
+    """A volume, or an image of many channels, as values 0 … V-1 of a model of such; InputError for others."""
+    if not is_volume(str(path)):
+        raise InputError(f"{path}: is none of {', '.join(ENDINGS)}, and the model knows volumes: convert it first")
+    try:
+        numbers, container = whole_volume(str(path), axes, channels, values, limits)
+    except InputError:
+        raise
+    except Exception as error:  # numpy's, Pillow's and nibabel's own types
+        raise InputError(f"{path}: cannot be archived ({told(error)}): convert it, or use another model") from error
+    if not 0 < numbers.size <= MAX_PIXELS:
+        raise InputError(f"{path}: holds {numbers.size:,} numbers, an archive 1 to {MAX_PIXELS:,}: cut it into pieces")
+    found = numbers.astype(np.uint8 if values <= 256 else np.int32)
+    return NumberFile(numbers.shape[1:], container), torch.from_numpy(found)
+
+
 def _to_eight_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Mode]:
     if image.has_transparency_data:
         image = image.convert("RGBA" if image.mode != "LA" else "LA")
@@ -187,44 +227,58 @@ def _to_eight_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Mode]:
     raise InputError(f"{path}: is of mode {image.mode}, not 8-bit grey or RGB: convert it first")
 
 
-def tile_count(entry: Entry, tile: tuple[int, int]) -> int:
-    """Tiles of rows and columns ``tile`` that cover a picture."""
-    return -(-entry.height // tile[0]) * -(-entry.width // tile[1])
+def tile_count(entry: Entry, tile: tuple[int, ...]) -> int:
+    """Tiles of so many rows and columns, or sites along each axis, that cover a picture."""
+    sites = entry.file.sites if entry.file else (entry.height, entry.width)
+    return prod(-(-count // each) for count, each in zip(sites, tile, strict=True))
 
 
-def to_tiles(pixels: Integer[Tensor, "c *map"], tile: tuple[int, int]) -> Pixels:
+def to_tiles(pixels: Integer[Tensor, "c *map"], tile: tuple[int, ...], mode: Mode = "RGB") -> Pixels:
     """The picture in tiles, row by row; beyond its lower and right edge the last row and column are repeated.
 
-    Beyond the end of a sound is silence, see :func:`padding`.
+    Beyond the end of a sound or a volume stands what :func:`padding` says.
     """
-    if pixels.ndim == 2:
-        return _excerpts(pixels, tile, SILENCE)
-    (h, w), (channels, height, width) = tile, pixels.shape
+    if mode in FILL:
+        return _cut(pixels, tile[-(pixels.ndim - 1) :], FILL[mode])
+    (h, w), (_, height, width) = tile, pixels.shape
     rows, columns = -(-height // h), -(-width // w)
     pixels = pixels[:, torch.arange(rows * h).clamp(max=height - 1)]
-    pixels = pixels[:, :, torch.arange(columns * w).clamp(max=width - 1)]
-    return pixels.view(channels, rows, h, columns, w).permute(1, 3, 0, 2, 4).reshape(-1, channels, h, w)
+    return _cut(pixels[:, :, torch.arange(columns * w).clamp(max=width - 1)], (h, w), 0)
 
 
-def padding(entries: Sequence[Entry], tile: tuple[int, int]) -> tuple[Pixels, Bool[Tensor, "n c t"]] | None:
-    """Where the tiles of sounds lie beyond their ends, and what stands there: it costs nothing. None for images."""
-    if not entries or entries[0].mode != "PCM":
+def padding(entries: Sequence[Entry], tile: tuple[int, ...]) -> tuple[Pixels, Bool[Tensor, "n c *map"]] | None:
+    """Where the tiles lie beyond the ends of sounds or volumes, and what stands there: it costs nothing.
+
+    None for images.
+    """
+    if not entries or entries[0].mode not in FILL:
         return None
-    inside = [_excerpts(torch.ones(e.height, e.width, dtype=torch.int32), tile, 0) for e in entries]
+    mode = entries[0].mode
+    shapes = [(e.height, *(e.file.sites if e.file else (e.width,))) for e in entries]
+    inside = [_cut(torch.ones(shape, dtype=torch.uint8), tile[-(len(shape) - 1) :], 0) for shape in shapes]
     beyond = torch.cat(inside) == 0
-    return torch.full_like(beyond, SILENCE, dtype=torch.int32), beyond
+    return torch.full_like(beyond, FILL[mode], dtype=torch.int32), beyond
 
 
-def _excerpts(sound: Integer[Tensor, "c n"], tile: tuple[int, int], fill: int) -> Pixels:
-    return F.pad(sound, (0, -sound.shape[1] % tile[1]), value=fill).unflatten(1, (-1, tile[1])).movedim(1, 0)
+def _cut(pixels: Integer[Tensor, "c *map"], tile: tuple[int, ...], fill: int) -> Pixels:
+    """Tiles [n, c, *tile], in raster order, with ``fill`` beyond the end of each axis."""
+    sites = pixels.shape[1:]
+    room = [n for count, each in zip(sites[::-1], tile[::-1], strict=True) for n in (0, -count % each)]
+    pixels = F.pad(pixels, room, value=fill)
+    for axis, each in enumerate(tile):
+        pixels = pixels.unflatten(1 + 2 * axis, (-1, each))
+    axes = len(tile)
+    return pixels.permute(*range(1, 2 * axes, 2), 0, *range(2, 2 * axes + 1, 2)).flatten(0, axes - 1)
 
 
 def from_tiles(tiles: Pixels, entry: Entry) -> Integer[Tensor, "channels *map"]:
     """The picture that tiles make, cropped, with the channels of its mode."""
-    if entry.mode == "PCM":
-        return from_tiles(tiles[:, None], replace(entry, mode="L"))[0]
-    _, channels, h, w = tiles.shape
-    rows, columns = -(-entry.height // h), -(-entry.width // w)
-    whole = tiles.view(rows, columns, channels, h, w).permute(2, 0, 3, 1, 4).reshape(channels, rows * h, columns * w)
-    whole = whole[:, : entry.height, : entry.width]
+    sites = entry.file.sites if entry.file else (entry.width,) if entry.mode == "PCM" else (entry.height, entry.width)
+    axes, tile = len(sites), tiles.shape[2:]
+    whole = tiles.unflatten(0, [-(-count // each) for count, each in zip(sites, tile, strict=True)])
+    whole = whole.permute(axes, *(n for axis in range(axes) for n in (axis, axes + 1 + axis)))
+    for axis, count in enumerate(sites):
+        whole = whole.flatten(1 + axis, 2 + axis).narrow(1 + axis, 0, count)
+    if entry.mode in FILL:
+        return whole
     return whole[:1] if entry.mode == "L" else whole.expand(3, -1, -1)

@@ -4,6 +4,7 @@ Writes one archive, or one file an image, and prints what it cost beside what th
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from vqstack.codec.archive import Report, compress
 from vqstack.codec.blocks import BlockCodec, given_label
 from vqstack.codec.container import SUFFIX
-from vqstack.codec.pictures import Pictures, pictures_of_files, pictures_of_split, read_picture, read_sound, safe_stem
+from vqstack.codec.pictures import (
+    Pictures,
+    Read,
+    pictures_of_files,
+    pictures_of_split,
+    read_picture,
+    read_sound,
+    read_volume,
+    safe_stem,
+)
 from vqstack.config import parse
 from vqstack.disk import write_text
 from vqstack.errors import InputError
-from vqstack.images import ImageSettings, Split, is_image, is_sound, load_splits
+from vqstack.images import ImageSettings, Split, is_image, is_sound, is_volume, load_splits
 from vqstack.images.files import walk
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, unfinished
@@ -74,23 +84,39 @@ def pictures_of(command: Command, model: HierarchicalModel) -> tuple[Pictures, i
                 f"which wants {channels} with {values}: set --data.channels and --data.values"
             )
         warn_of_changes(command.run, command.data, {command.split: split})
-        return pictures_of_split(split), 0
-    files, sounds = dict[Path, str](), is_of_sounds(model)
+        return pictures_of_split(split, is_of_sounds(model), command.data.range), 0
+    files = dict[Path, str]()
     for path in command.images:
         with reading(path):
-            files |= inside(path, sounds) if path.is_dir() else {path: path.stem}
-    rate = model.settings.geometry.rate if model.settings.geometry else None
-    read = partial(read_sound, rate=rate) if sounds else read_picture
+            files |= inside(path, model) if path.is_dir() else {path: stem_of(path)}
+    read = reader(model)
     pictures = pictures_of_files(files, partial(read, channels=channels, values=values))
     return pictures, sum(path.stat().st_size for path in files)
 
 
-def inside(folder: Path, sounds: bool) -> dict[Path, str]:
-    """The images or sounds below a folder and the stem under which each comes back: folders on the way are part of it.
+def reader(model: HierarchicalModel) -> Callable[..., Read]:
+    """What reads the files of a model: images, sounds or volumes."""
+    geometry = model.settings.geometry
+    if is_of_sounds(model):
+        return partial(read_sound, rate=geometry.rate if geometry else None)
+    if is_of_images(model):
+        return read_picture
+    return partial(read_volume, axes=len(model.stack.shape) - 1, limits=geometry.range if geometry else None)
+
+
+def stem_of(path: Path) -> str:
+    """The name of a file without its ending, which may be ``.nii.gz``."""
+    return path.stem.removesuffix(".nii") if path.name.endswith(".nii.gz") else path.stem
+
+
+def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:
+    """What a model reads below a folder, and the stem under which each comes back: folders on the way are part of it.
 
     InputError where there is none, or where something there cannot be read.
     """
-    wanted, what, example = (is_sound, "sounds", "WAV") if sounds else (is_image, "images", "PNG")
+    wanted, what, example = (is_image, "images", "PNG") if is_of_images(model) else (is_volume, "volumes", ".npy")
+    if is_of_sounds(model):
+        wanted, what, example = is_sound, "sounds", "WAV"
     if (mark := unfinished(folder)) is not None:
         raise InputError(f"{folder} is unfinished output of {mark.command}: finish that first, or name its files")
     found: dict[Path, str] = {}
@@ -100,15 +126,17 @@ def inside(folder: Path, sounds: bool) -> dict[Path, str]:
         if problem and (path.is_dir() or wanted(name)):
             raise InputError(f"{name}: {problem}: mend or remove it, or name files")
         if not problem and wanted(name) and not any(part.startswith(".") for part in parts[:-1]):
-            found[path] = BETWEEN.join([*parts[:-1], path.stem])
+            found[path] = BETWEEN.join([*parts[:-1], stem_of(path)])
     if not found:
         raise InputError(f"{folder} holds no {what}: name a folder with files such as {example}")
     return found
 
 
 def is_of_images(model: HierarchicalModel) -> bool:
-    """Whether a model knows images of 8 bits."""
-    return len(model.stack.shape) == 3 and model.stack.values <= 256
+    """Whether a model knows grey or colour images of 8 bits."""
+    geometry = model.settings.geometry
+    seen = len(model.stack.shape) == 3 and model.stack.shape[0] in (1, 3) and model.stack.values <= 256
+    return seen and (geometry is None or geometry.range is None)
 
 
 def is_of_sounds(model: HierarchicalModel) -> bool:
@@ -135,10 +163,10 @@ def main(arguments: list[str]) -> None:
     if not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
-    if not is_of_images(model) and not is_of_sounds(model):
-        raise InputError(f"{command.run}: archives hold images and sounds, this model knows neither: take another")
-    if command.single and is_of_sounds(model):
-        raise InputError("--single: a file of its own holds an image, sounds come in archives: leave it out")
+    if command.single and not is_of_images(model):
+        raise InputError(
+            "--single: a file of its own holds an image, sounds and volumes come in archives: leave it out"
+        )
     label = given_label(model, command.label)
     pictures, given = pictures_of(command, model)
     stems = [entry.stem for entry in pictures.entries] if command.single else [command.name]

@@ -25,6 +25,7 @@ from vqstack.images.sounds import is_sound, whole_sound
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
 from vqstack.images.views import augment, center, uniforms
+from vqstack.images.volumes import is_volume, save_volume
 from vqstack.images.whole import WholeSplit, survey, whole_splits
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "image_shape",
     "is_image",
     "is_sound",
+    "is_volume",
     "load_images",
     "load_splits",
     "mapped",
@@ -62,6 +64,7 @@ __all__ = [
     "opened",
     "register_source",
     "save_png",
+    "save_volume",
     "saver",
     "split_names",
     "survey",

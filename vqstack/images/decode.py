@@ -47,7 +47,7 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
             )
         if not settings.pictures:
             return record.astype(np.uint8 if settings.values <= 256 else np.int32)
-        pixels = channels_first(fitted(Image.fromarray(record), settings))
+        pixels = channels_first(_fitted(Image.fromarray(record), settings))
         return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
     if (cut := cut_of(settings)) is not None:
         record = record if isinstance(record, dict) else {"path": record, "start": (0,) * len(settings.size or ())}
@@ -58,7 +58,7 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
     if stored is None and isinstance(record, dict) and settings.packed:
         raise ValueError("the row names a file and does not hold it; store the bytes of the image")
     with opened(path if stored is None else io.BytesIO(stored)) as image:
-        pixels = channels_first(fitted(upright(image), settings))
+        pixels = channels_first(_fitted(upright(image), settings))
     return to_values(pixels, settings.values)
 
 
@@ -121,3 +121,7 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
         pixels = torch.tensor(image)
         images.append(pixels if settings.size is None else center(pixels[None], settings.size)[0])
     return torch.stack(images)
+
+
+def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[Any]:
+    return fitted(image, settings.kept, settings.channels, settings.background)

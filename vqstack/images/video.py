@@ -42,7 +42,7 @@ def _library() -> Any:
 def _frames(path: str) -> Iterator[tuple[Fraction, Any]]:
     """Every frame and when it is shown, in seconds; last the end, with nothing. ValueError where some are missing."""
     with _library().open(plain_file(path)) as file:
-        streams = [one for one in file.streams.video if not one.disposition.attached_pic]
+        streams = [one for one in file.streams.video if not one.disposition & type(one.disposition).attached_pic]
         if not streams:
             raise ValueError("no video in it")
         stream, count, time, gap = streams[0], 0, Fraction(0), Fraction(0)
@@ -74,25 +74,28 @@ def _picture(frame: Any) -> Image.Image:
 
 
 @lru_cache(2)  # the clips of a file are read one after the other
-def _whole(path: str, state: tuple[int, int], settings: ImageSettings) -> UInt8[np.ndarray, "c t h w"]:
-    assert settings.rate is not None
+def _whole(
+    path: str, state: tuple[int, int], rate: int, size: tuple[int, ...], channels: int, values: int, background: str
+) -> UInt8[np.ndarray, "c t h w"]:
     found = list[NDArray[np.uint8]]()
     frames = _frames(path)
     first, frame = next(frames)
     tick = frame.time_base / 2
     for (_, shown), (end, _) in pairwise(chain([(first, frame)], frames)):
         picture = None
-        while Fraction(len(found), settings.rate) < end - first - tick:
+        while Fraction(len(found), rate) < end - first - tick:
             if picture is None:
-                picture = to_values(channels_first(fitted(_picture(shown), settings)), settings.values)
+                picture = to_values(channels_first(fitted(_picture(shown), size, channels, background)), values)
             found.append(picture)
     return np.stack(found, 1)
 
 
 def whole(path: str, settings: ImageSettings) -> UInt8[np.ndarray, "c t h w"]:
     """All frames of a file, at the rate and of the size that settings ask for."""
-    status = os.stat(path)
-    return _whole(path, (status.st_size, status.st_mtime_ns), settings)
+    assert settings.rate is not None and settings.size is not None
+    status, size = os.stat(path), settings.size[1:]
+    state = (status.st_size, status.st_mtime_ns)
+    return _whole(path, state, settings.rate, size, settings.channels, settings.values, settings.background)
 
 
 def save_gif(clip: UInt8[np.ndarray, "1 t h w"], stream: io.BufferedIOBase, values: int, rate: int) -> None:
@@ -108,7 +111,7 @@ def save_ffv1(clip: UInt8[np.ndarray, "c t h w"], stream: io.BufferedIOBase, val
     stored = ((clip.astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8)
     library = _library()
     with library.open(stream, "w", format="matroska") as file:
-        kind = "gray" if len(clip) == 1 else "gbrp"
+        kind = "gray" if len(clip) == 1 else "bgr0"
         track = file.add_stream("ffv1", rate=rate, width=clip.shape[3], height=clip.shape[2], pix_fmt=kind)
         for frame in stored.transpose(1, 2, 3, 0):
             whole = library.VideoFrame.from_ndarray(frame.squeeze(-1), "gray") if len(clip) == 1 else None

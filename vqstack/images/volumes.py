@@ -244,7 +244,15 @@ def lossless(
     return found, replace(about, channels=axis)
 
 
-def save(found: NDArray[Any], about: Container, values: int, limits: Range, stream: io.BufferedIOBase) -> None:
+def as_npy(shape: tuple[int, ...], values: int, limits: Range) -> Container:
+    r"""What numpy would put around the numbers of values [c, \*sites] of that shape."""
+    kind = from_values(np.zeros(1), values, limits).dtype.str
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": kind, "fortran_order": False, "shape": shape})
+    return Container(".npy", kind, 0, "C", head.getvalue())
+
+
+def save_volume(found: NDArray[Any], about: Container, values: int, limits: Range, stream: io.BufferedIOBase) -> None:
     r"""Writes values [c, \*sites] into a file of that kind; ValueError where they do not fit it."""
     numbers = from_values(found, values, limits).astype(about.dtype)
     numbers = numbers[0] if about.channels is None else np.moveaxis(numbers, 0, about.channels)
