@@ -4,7 +4,7 @@
     python benchmarks/volume.py measure RUN FOLDER --out OUT
 
 A volume of 12 bits is a sum of 40 smooth blobs of random place, width and height, and normal noise of deviation NOISE,
-rounded: no code needs fewer bits on average than the noise has by itself. FOLDER/train holds 16 of 64x64x64 as ``.npy``,
+rounded: no code needs fewer bits on average than the noise by itself. FOLDER/train holds 16 of 64x64x64 as ``.npy``,
 FOLDER/test one of 64x64x64 and one of 96x80x72 as NIfTI.
 """
 
