@@ -54,7 +54,7 @@ def row_bits(model: HierarchicalModel, split: ImageSplit, count: int, *, refined
     for start in range(0, count, 100):
         chosen = slice(start, min(start + 100, count))
         pixels = split.pixels[chosen].to(model.device)
-        labels = None if split.labels is None else model.told(split.labels[chosen])
+        labels = None if split.labels is None else model.labels_read(split.labels[chosen])
         rows = model.code_lengths(pixels, model.encode(pixels), labels, refined=refined)
         sums = {name: sums.get(name, torch.zeros(())) + nats.double().sum().cpu() for name, nats in rows.items()}
     return {name: total.item() / count * BITS for name, total in sums.items()}

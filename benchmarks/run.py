@@ -138,7 +138,7 @@ def bare_training(level: Level, pixels: Tensor, settings: FitSettings) -> Iterat
         for indices in torch.randperm(len(pixels), device=pixels.device).split(settings.batch_size):
             batch = pixels[indices]
             quantized = level.quantizer(level.encoder(level.features(batch)))
-            distribution = level.given(quantized.vectors, quantized.codes)
+            distribution = level.distribution(quantized.vectors, quantized.codes)
             loss = -distribution.unchecked_log_prob(batch).mean() / distribution.sites + quantized.loss
             loss.backward()
             nn.utils.clip_grad_norm_(weights, settings.clip)

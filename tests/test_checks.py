@@ -123,7 +123,7 @@ def test_labels_are_refused_where_no_classes_are_known(method):
     pixels, codes, labels = right(model)
     with pytest.raises(InputError, match="knows no classes"):
         READS_LABELS[method](model, pixels, codes, labels)
-    READS_LABELS[method](model, pixels, codes, model.told(labels))
+    READS_LABELS[method](model, pixels, codes, model.labels_read(labels))
 
 
 @pytest.mark.parametrize("wrong", PIXELS)

@@ -18,7 +18,7 @@ from vqstack.codec import archive, container
 from vqstack.codec.archive import check_container, restore
 from vqstack.codec.blocks import Block, BlockCodec, batch_of, given_label
 from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, code
-from vqstack.codec.container import groups, open_container, pack_archive, pack_single, single_header
+from vqstack.codec.container import blocks_of, open_container, pack_archive, pack_single, single_header
 from vqstack.codec.pictures import (
     Entry,
     Pictures,
@@ -324,8 +324,8 @@ def test_blocks_cannot_take_each_others_place(grey, tmp_path, monkeypatch):
 
 def test_large_pictures_are_blocks_of_their_own():
     entries = [Entry("a", 8, 8, "L"), Entry("b", 8 * 20, 8 * 20, "L"), Entry("c", 8, 8, "L"), Entry("d", 8, 16, "L")]
-    assert groups(entries, (8, 8)) == [range(0, 1), range(1, 2), range(2, 4)]
-    assert groups([Entry(str(i), 8, 8, "L") for i in range(513)], (8, 8)) == [
+    assert blocks_of(entries, (8, 8)) == [range(0, 1), range(1, 2), range(2, 4)]
+    assert blocks_of([Entry(str(i), 8, 8, "L") for i in range(513)], (8, 8)) == [
         range(0, 256),
         range(256, 512),
         range(512, 513),

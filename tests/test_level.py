@@ -101,7 +101,7 @@ def test_gradients_reach_the_encoder_through_the_quantizer(kind):
     vectors = level.encoder(level.features(images(16)))
     vectors.retain_grad()
     quantized = level.quantizer(vectors)
-    decoded = level.given(quantized.vectors, quantized.codes)
+    decoded = level.distribution(quantized.vectors, quantized.codes)
     decoded.log_prob(images(16)).mean().backward()  # the likelihood alone
     assert vectors.grad.abs().sum() > 0
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in level.encoder.parameters())

@@ -212,7 +212,7 @@ def test_wrong_labels_are_refused():
             model.sample(2, labels)
     free = tiny(classes=0)
     assert free.sample(2).labels is None
-    assert "label" not in free.ledger(pixels, free.told(torch.tensor([7, 7]))).rows
+    assert "label" not in free.ledger(pixels, free.labels_read(torch.tensor([7, 7]))).rows
 
 
 def test_wanted_labels_are_used():

@@ -108,5 +108,5 @@ def test_commands_that_train_nothing_take_their_cores_unless_a_number_was_named(
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     monkeypatch.setattr(threads, "quotas", list)
     torch.set_num_threads(3)
-    threads.share()
+    threads.share_cores()
     assert torch.get_num_threads() == wanted

@@ -86,7 +86,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         at = at.__cause__
 
 
-def told(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """What an error says, in one line; of the system's errors the reason and the file."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
@@ -96,7 +96,7 @@ def told(error: BaseException) -> str:
 
 def reason(error: BaseException) -> str:
     """What happened, in the words of the first cause, which libraries wrap in errors that say less."""
-    return told(list(causes(error))[-1])
+    return in_one_line(list(causes(error))[-1])
 
 
 class Stopped(BaseException):

@@ -35,12 +35,13 @@ class Evaluation:
         return {**self.ledger.to_json(), "usage": {f"level-{n}": asdict(u) for n, u in enumerate(self.usage, start=1)}}
 
 
-def told(
+def labels_and_condition(
     model: HierarchicalModel, split: ImageSplit, indices: Int64[Tensor, "b"]
 ) -> tuple[Labels | None, Floats | None]:
     """Labels and condition of images of a split, as far as the model reads them, where it lives."""
     labels = None if split.labels is None else split.labels[indices]
-    return model.told(labels), model.told_condition(None if split.condition is None else split.condition[indices])
+    condition = None if split.condition is None else split.condition[indices]
+    return model.labels_read(labels), model.condition_read(condition)
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def evaluate_split(
     for indices in Progress(batches, desc=f"ledger of {split.name}", leave=False, disable=quiet):
         pixels = split.pixels[indices].to(accelerator.device)
         codes = model.encode(pixels)
-        lengths = model.code_lengths(pixels, codes, *told(model, split, indices), refined=refined)
+        lengths = model.code_lengths(pixels, codes, *labels_and_condition(model, split, indices), refined=refined)
         nats += torch.stack([lengths[name].to(precision).sum() for name in dims])
         for total, book, z in zip(counts, books, codes, strict=True):
             total += book.counts(z)
@@ -119,7 +120,7 @@ def random_orders(
         torch.manual_seed(seed)
         for indices in torch.arange(len(split)).split(batch_size):
             pixels = split.pixels[indices].to(model.device)
-            about = told(model, split, indices)
+            about = labels_and_condition(model, split, indices)
             for name, nats in model.random_order_nats(pixels, model.encode(pixels), *about).items():
                 found.setdefault(name, []).append(nats.cpu())
     return {name: Estimate.of(torch.cat(nats)) for name, nats in found.items()}
@@ -197,8 +198,8 @@ def leaks(
     names = range(1, len(model.stack) + 1)
     sites, maps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for batch in Progress(torch.arange(len(pixels)).split(batch_size), desc="leaks", leave=False, disable=None):
-        labelled = None if labels is None else model.told(labels[batch])
-        given = None if condition is None else model.told_condition(condition[batch])
+        labelled = None if labels is None else model.labels_read(labels[batch])
+        given = None if condition is None else model.condition_read(condition[batch])
         for number, codes in enumerate(model.encode(pixels[batch].to(model.device)), start=1):
             below = model.conditional(number, codes, labelled, condition=given)
             drawn = below.sample(noise(seed, batch.tolist(), number - 1, below.sites))

@@ -86,7 +86,7 @@ class JointDecoders(nn.Module):
         for level, codes in zip(self.stack.levels, self.stack.encode(pixels), strict=True):
             with torch.no_grad():
                 vectors = level.quantizer.unchecked_lookup(codes)
-            distribution = level.given(vectors, codes)
+            distribution = level.distribution(vectors, codes)
             nats = -distribution.unchecked_log_prob(below).mean()
             objectives.append(Objective(nats / distribution.sites, {"nats": nats.detach()}))
             below = codes

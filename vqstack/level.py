@@ -158,7 +158,7 @@ class Level(nn.Module, ABC):
         """The decoder's numbers that stay below codes z_l; the others become -inf. None: all stay."""
         return None
 
-    def given(self, vectors: Vectors, codes: AnyCodes) -> Distribution:
+    def distribution(self, vectors: Vectors, codes: AnyCodes) -> Distribution:
         """The distribution over the map below given vectors of z_l; gradients pass to them and to the decoder."""
         base = self._from(self.crop(self.up(vectors)[1]), codes)
         return base if isinstance(base, Seeing) else self.head(base)
@@ -180,7 +180,7 @@ class Level(nn.Module, ABC):
     def train_and_encode(self, below: Pixels | AnyCodes) -> tuple[Objective, AnyCodes]:
         """The training objective, see :meth:`forward`, and the codes z_l that it was computed with."""
         quantized = self.quantize(below)
-        return self.objective(below, quantized, self.given(quantized.vectors, quantized.codes)), quantized.codes
+        return self.objective(below, quantized, self.distribution(quantized.vectors, quantized.codes)), quantized.codes
 
     @abstractmethod
     def quantize(self, below: Pixels | AnyCodes) -> Quantized:
@@ -208,7 +208,7 @@ class Level(nn.Module, ABC):
     def decode(self, codes: AnyCodes) -> Distribution:
         """``P_dec_l(. | z_l)``, a distribution over the map below. InputError where these are no codes of the level."""
         self.upper.check(codes, device=self.device)
-        return self.given(self.quantizer.unchecked_lookup(codes), codes)
+        return self.distribution(self.quantizer.unchecked_lookup(codes), codes)
 
     @property
     def device(self) -> torch.device:

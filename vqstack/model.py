@@ -82,11 +82,11 @@ class HierarchicalModel(nn.Module, Pretrained):
         self.label_probs: Tensor
         self.register_buffer("label_probs", uniform)
 
-    def told(self, labels: Labels | None) -> Labels | None:
+    def labels_read(self, labels: Labels | None) -> Labels | None:
         """The labels of a data set where the model reads any, on its device; none where it knows no classes."""
         return None if labels is None or not self.classes else labels.to(self.device)
 
-    def told_condition(self, condition: Floats | None) -> Floats | None:
+    def condition_read(self, condition: Floats | None) -> Floats | None:
         """The floats that a data set gives where the model reads any, on its device."""
         return None if condition is None or self.condition is None else condition.to(self.device)
 

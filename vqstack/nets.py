@@ -149,7 +149,7 @@ class Trunk(nn.Module):
         self.level: nn.Parameter | None
         self.register_parameter("level", None)
 
-    def share(self, blocks: list[ResidualBlock]) -> None:
+    def share_blocks(self, blocks: list[ResidualBlock]) -> None:
         """Run these blocks, which other trunks run too, from now on; each reads its input with an offset of our own.
 
         The offsets [blocks, width] are the level's embedding; they start at zero.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vqstack.errors import InputError
-from vqstack.evaluation import told
+from vqstack.evaluation import labels_and_condition
 from vqstack.features import Extractor
 from vqstack.images import ImageSplit
 from vqstack.metrics import frechet_distance, precision_recall
@@ -97,7 +97,7 @@ def draw_samples(
         count = min(batch_size, num - first)
         condition = None
         if split is not None:
-            _, condition = told(model, split, torch.arange(first, first + count) % len(split))
+            _, condition = labels_and_condition(model, split, torch.arange(first, first + count) % len(split))
         samples.append(model.sample(count, None, condition, seed=seed, sampling=sampling, first=first))
     labels = [sample.labels.cpu() for sample in samples if sample.labels is not None]
     return torch.cat([sample.pixels.cpu() for sample in samples]), torch.cat(labels) if labels else None

@@ -106,7 +106,7 @@ class Stack(nn.Module):
                         self.owners[name] = pool[i][1]
                     else:
                         pool.append((cast(ResidualBlock, block), name))
-                trunk.share([block for block, _ in pool[: len(trunk.blocks)]])
+                trunk.share_blocks([block for block, _ in pool[: len(trunk.blocks)]])
         store_once(self, self.owners)
 
     def borrowed(self, number: int) -> list[nn.Parameter]:
@@ -179,7 +179,7 @@ class Stack(nn.Module):
         if num_codes is not None:
             check_number(num_codes, "num_codes", 1, top.quantizer.codes)
         vectors = top.quantizer.unchecked_lookup(codes, num_codes)
-        below = top.given(vectors, codes)
+        below = top.distribution(vectors, codes)
         if level == 1:
             return below.mean()
         draws = [Draw(mode=True)] * (level - 2) + [Draw(mean=True)]

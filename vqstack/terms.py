@@ -75,7 +75,7 @@ class DecoderTerm(Term):
         self, given: Values, num: int, *, known: Known | None = None, guidance: float = 1.0
     ) -> Distribution:
         codes = given[self.level.upper.name]
-        decoded = self.level.given(self.level.quantizer.unchecked_lookup(codes), codes)
+        decoded = self.level.distribution(self.level.quantizer.unchecked_lookup(codes), codes)
         return decoded if known is None else Clamped(decoded, known)
 
 

@@ -71,7 +71,7 @@ def beside(processes: int) -> int:
     return min(processes, int(value)) if value.isdecimal() and int(value) else processes
 
 
-def share(processes: int = 1) -> None:
+def share_cores(processes: int = 1) -> None:
     """Let a command that trains nothing compute with its share of the cores, unless a person named a number.
 
     Its results are rounded by that number, so it follows from the machine alone and is not measured.

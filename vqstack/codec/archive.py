@@ -19,8 +19,8 @@ from vqstack.codec.container import (
     Container,
     Place,
     block_seed,
+    blocks_of,
     environment,
-    groups,
     open_container,
     pack_archive,
     pack_single,
@@ -181,7 +181,7 @@ class _Archive(_Draft):
     def __init__(self, codec: BlockCodec, entries: Sequence[Entry], threads: int, name: str) -> None:
         super().__init__(codec)
         self.file, self.batch, self.entries = f"{name}{SUFFIX}", BATCH, entries
-        self.shares = groups(entries, codec.tile)
+        self.shares = blocks_of(entries, codec.tile)
         self.where = environment(threads, BATCH, codec.probe(threads, BATCH), codec.portable)
 
     def seed(self, number: int, raw: bool) -> int:

@@ -137,7 +137,7 @@ class Container:
         return max(0, min(sum(place.lengths) + CHECK * len(place.lengths), self.size - place.offset))
 
 
-def groups(entries: Sequence[Entry], tile: tuple[int, ...]) -> list[range]:
+def blocks_of(entries: Sequence[Entry], tile: tuple[int, ...]) -> list[range]:
     """Which pictures make a block of an archive: in order, up to BLOCK tiles, at least one picture."""
     found, first, tiles = list[range](), 0, 0
     for i, entry in enumerate(entries):

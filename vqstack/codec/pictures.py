@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqstack.disk import failed_write
-from vqstack.errors import InputError, told
+from vqstack.errors import InputError, in_one_line
 from vqstack.images import ImageSplit, bombs_refused, more_than_eight_bits, opened, upright, whole_sound
 from vqstack.images.volumes import ENDINGS, Container, Range, as_npy, is_volume
 from vqstack.images.volumes import lossless as whole_volume
@@ -158,7 +158,9 @@ def read_picture(path: Path, channels: int, values: int) -> Read:
     except InputError:
         raise
     except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, …
-        raise InputError(f"{path}: cannot be read as an image ({told(error)}): repair it or leave it out") from error
+        raise InputError(
+            f"{path}: cannot be read as an image ({in_one_line(error)}): repair it or leave it out"
+        ) from error
     if mode == "RGB" and channels == 1:
         if (array != array[..., :1]).any():
             raise InputError(f"{path}: is in colour, the model is for grey images: use another model")
@@ -181,7 +183,9 @@ def read_sound(path: Path, channels: int, values: int, rate: int | None) -> Read
     except InputError:
         raise
     except Exception as error:  # soundfile's own type, and what its formats raise
-        raise InputError(f"{path}: cannot be read as a sound ({told(error)}): repair it or leave it out") from error
+        raise InputError(
+            f"{path}: cannot be read as a sound ({in_one_line(error)}): repair it or leave it out"
+        ) from error
     if width != "PCM_16":
         raise InputError(f"{path}: holds {width}, and archives 16 bits a number (PCM_16): convert it first")
     if (own, len(numbers)) != (rate, channels):

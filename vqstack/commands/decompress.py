@@ -101,7 +101,7 @@ def open_files(command: Command, codec: BlockCodec) -> tuple[list[Opened], list[
     return found, refused
 
 
-def wanted(command: Command, file: Container) -> range:
+def chosen_images(command: Command, file: Container) -> range:
     """The numbers of the images asked for."""
     return range(len(file.entries))[command.first :][: command.num]
 
@@ -164,12 +164,12 @@ def main(arguments: list[str]) -> None:
     sampling = model.settings.sampling if command.sample else None
     damaged, numbers, exact, shown, began = list[Partial](), 0, 0, 0, time.perf_counter()
     output = Output(command.out, "decompress")
-    total = sum(len(wanted(command, file)) for file, _ in files)
+    total = sum(len(chosen_images(command, file)) for file, _ in files)
     with Progress(total=total, desc="decompress", unit="img", disable=None) as progress:
         for file, elsewhere in files:
             why = "damaged or cut short" + (", or computed otherwise here," if elsewhere else "")
             images = restore(
-                codec, file, wanted(command, file), levels=command.levels, sampling=sampling, seed=command.seed
+                codec, file, chosen_images(command, file), levels=command.levels, sampling=sampling, seed=command.seed
             )
             for image in images:
                 write(image, output, model)

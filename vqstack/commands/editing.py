@@ -51,7 +51,7 @@ def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalMode
     changes = {"size": tuple(size), "channels": channels, "values": model.stack.values}
     pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
     model.to(chosen_device(command.device))
-    threads.share()
+    threads.share_cores()
     return model, level, pixels.to(model.device)
 
 

@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     # Others wait while the first process of each host reads the images, and for the last shard.
     accelerator = Accelerator(cpu=command.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-    threads.share(accelerator.num_processes)
+    threads.share_cores(accelerator.num_processes)
     splits = every_split(command.data, accelerator)
     check_images(splits, command.data, model)
     if accelerator.is_main_process:

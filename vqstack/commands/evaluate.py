@@ -186,9 +186,9 @@ def main(arguments: list[str]) -> None:
     warn_of_changes(command.run, command.data, splits)
     splits = in_classes_of(model, splits)
     split = splits[command.split]
-    model.check_labels(model.told(split.labels))
+    model.check_labels(model.labels_read(split.labels))
     accelerator = Accelerator(cpu=command.cpu)
-    threads.share(accelerator.num_processes)
+    threads.share_cores(accelerator.num_processes)
     model.to(accelerator.device)
     count = images_a_side(command.num, split) if command.samples else 0
     check_folder(command.out, "evaluate")

@@ -262,7 +262,7 @@ def main(arguments: list[str]) -> None:
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     check(command, model)
     model.to(chosen_device(command.device))
-    threads.share()
+    threads.share_cores()
     sampling = sampling_of(command, model)
     condition = condition_of(command, model)
     several = len(condition) if condition is not None and len(condition) > 1 else 16

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vqstack.errors import InputError, told
+from vqstack.errors import InputError, in_one_line
 from vqstack.images.fitting import channels_first, fitted, to_values
 from vqstack.images.formats import bombs_refused, opened, upright
 from vqstack.images.pieces import CUTS, cut_of
@@ -78,7 +78,7 @@ def decode_all(
         try:
             return decode(record, settings)
         except Exception as error:
-            return f"{name}: cannot be read ({told(error)}); repair or remove it"
+            return f"{name}: cannot be read ({in_one_line(error)}); repair or remove it"
 
     def some(start: int) -> list[NDArray[Any] | str]:
         part = slice(start, start + CHUNK)

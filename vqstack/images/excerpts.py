@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vqstack.errors import InputError, told
+from vqstack.errors import InputError, in_one_line
 from vqstack.images.pieces import Cut, pieces
 from vqstack.images.settings import ImageSettings
 from vqstack.images.undecoded import Records
@@ -26,7 +26,7 @@ def excerpts(inputs: Records, settings: ImageSettings, cut: Cut) -> Records:
         except InputError:
             raise
         except Exception as error:  # each library's own types, and what formats raise
-            why = f"cannot be read ({told(error)})"
+            why = f"cannot be read ({in_one_line(error)})"
             if settings.on_error == "refuse":
                 raise InputError(f"{record['path']}: {why}; mend or remove it, or set on_error to skip") from error
             starts = []

@@ -1,7 +1,7 @@
 """Which images belong to which split, and which of them are kept.
 
-Each image has a **place** in [0, 1): a hash of the seed and of what the image is. The test split takes the images with
-the smallest places, validation those that come next, train the rest; under ``limit`` the smallest places of a split are
+Each image has a **lot** in [0, 1): a hash of the seed and of what the image is. The test split takes the images with
+the smallest lots, validation those that come next, train the rest; under ``limit`` the smallest lots of a split are
 kept. So an image stays in its split whatever order the files come in; where parts are shares, whatever files are added.
 """
 
@@ -20,7 +20,7 @@ from vqstack.reading import plain_file
 FETCH = 512  # images fetched at a time; bounds the memory of those that are still encoded
 
 
-def digest(record: Any, settings: ImageSettings, root: str | None) -> int:
+def hashed(record: Any, settings: ImageSettings, root: str | None) -> int:
     """64 bits of the seed and the path below ``root`` (an image folder), else the bytes of the file.
 
     No path in a packed shard is opened: its image is refused or skipped when it is decoded.
@@ -38,13 +38,13 @@ def digest(record: Any, settings: ImageSettings, root: str | None) -> int:
     return int.from_bytes(blake2b(stored or b"", digest_size=8, key=settings.seed.to_bytes(8, "big")).digest(), "big")
 
 
-def place(digest: int) -> float:
-    """A digest as a number in [0, 1)."""
-    return (digest >> 11) / 2**53
+def lot(number: int) -> float:
+    """A hash as a number in [0, 1)."""
+    return (number >> 11) / 2**53
 
 
-def places(stored: Records, settings: ImageSettings) -> NDArray[np.float64]:
-    """The place of every image of a mapped split; by its position in digits and arrays, which are one file."""
+def lots(stored: Records, settings: ImageSettings) -> NDArray[np.float64]:
+    """The lot of every image of a mapped split; by its position in digits and arrays, which are one file."""
     if stored.ordered:
         order = Generator(PCG64(settings.seed)).permutation(stored.count)
         found = np.empty(stored.count)
@@ -52,11 +52,11 @@ def places(stored: Records, settings: ImageSettings) -> NDArray[np.float64]:
         return found
     positions = np.arange(stored.count)
     batches = (stored.fetch(positions[start : start + FETCH]) for start in range(0, stored.count, FETCH))
-    return np.array([place(digest(record, settings, stored.root)) for batch in batches for record in batch])
+    return np.array([lot(hashed(record, settings, stored.root)) for batch in batches for record in batch])
 
 
 def bounds(stored: set[str], settings: ImageSettings) -> dict[str, tuple[float, float]]:
-    """Smallest and largest place of each split of a stream, which holds out shares: split -> [from, to)."""
+    """Smallest and largest lot of each split of a stream, which holds out shares: split -> [from, to)."""
     test = 0.0 if "test" in stored else float(settings.test)
     validation = 0.0 if "validation" in stored else float(settings.validation)
     held = {"test": (0.0, test), "validation": (test, test + validation)}
@@ -65,29 +65,29 @@ def bounds(stored: set[str], settings: ImageSettings) -> dict[str, tuple[float, 
 
 
 def partition(
-    counts: Mapping[str, int], places_of: Callable[[str], NDArray[np.float64]], settings: ImageSettings
+    counts: Mapping[str, int], lots_of: Callable[[str], NDArray[np.float64]], settings: ImageSettings
 ) -> dict[str, tuple[str, NDArray[np.int64]]]:
     """Split -> (stored split, positions in it, ascending): what is missing is held out of train, then limited.
 
     Args:
         counts: stored split -> number of images.
-        places_of: the places of all images of a stored split; asked for where they matter.
+        lots_of: the lots of all images of a stored split; asked for where they matter.
         settings: what is held out, and the limit.
     """
     held = [name for name in ("test", "validation") if name not in counts and getattr(settings, name) > 0]
     parts = {name: (name, np.arange(count)) for name, count in counts.items()}
-    found = {name: places_of(name) for name in counts if settings.limit or (name == "train" and held)}
+    found = {name: lots_of(name) for name in counts if settings.limit or (name == "train" and held)}
     if "train" in counts and held:
         order = np.argsort(found["train"], kind="stable")
-        sorted_places, taken, bound = found["train"][order], 0, 0.0
+        sorted_lots, taken, bound = found["train"][order], 0, 0.0
         for name in held:
             share = getattr(settings, name)
             if isinstance(share, int):
                 end = min(taken + share, len(order))
-                bound = float(sorted_places[end - 1]) if end else 0.0
+                bound = float(sorted_lots[end - 1]) if end else 0.0
             else:
                 bound += share
-                end = max(taken + 1, int(np.searchsorted(sorted_places, bound)))
+                end = max(taken + 1, int(np.searchsorted(sorted_lots, bound)))
             parts[name], taken = ("train", np.sort(order[taken:end])), end
         parts["train"] = ("train", np.sort(order[taken:]))
     if settings.limit is not None:

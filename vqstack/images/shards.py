@@ -144,11 +144,11 @@ def _parquet_rows(parts: list[Part], schema: pa.Schema) -> Iterator[dict[str, An
             for batch in file.iter_batches(ROWS, [part.group], columns=schema.names):
                 table = pa.Table.from_batches([batch]).select(schema.names)
                 for values in table_cast(table, schema).to_pylist():
-                    yield values | {name: _placed(values[name], f"{part.path}, row {row}") for name in stored}
+                    yield values | {name: _located(values[name], f"{part.path}, row {row}") for name in stored}
                     row += 1
 
 
-def _placed(record: dict[str, Any] | None, place: str) -> dict[str, Any]:
+def _located(record: dict[str, Any] | None, place: str) -> dict[str, Any]:
     """An image with the place where it lies."""
     stored, path = (b"", None) if record is None else (record["bytes"], record["path"])
     return {"bytes": b"" if stored is None and path is None else stored, "path": place + (f", {path}" if path else "")}

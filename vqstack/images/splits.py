@@ -19,7 +19,7 @@ from vqstack.images.cache import PIXELS, Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
 from vqstack.images.given import floats
 from vqstack.images.labels import count_classes, inside, padded
-from vqstack.images.parts import FETCH, bounds, digest, partition, place, places
+from vqstack.images.parts import FETCH, bounds, hashed, lot, lots, partition
 from vqstack.images.records import guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
 from vqstack.images.undecoded import Records, Streamed, check_labels
@@ -278,7 +278,7 @@ class _Mapped:
     @cached_property
     def parts(self) -> dict[str, tuple[str, NDArray[np.int64]]]:
         counts = {name: split.count for name, split in self.splits.items()}
-        return partition(counts, lambda name: places(self.splits[name], self.settings), self.settings)
+        return partition(counts, lambda name: lots(self.splits[name], self.settings), self.settings)
 
     @property
     def classes(self) -> int:
@@ -351,7 +351,7 @@ class _Streams:
             if taken == self.limit:
                 break
             record = row[split.image_column]
-            if limits[0] <= place(digest(record, self.settings, split.root)) < limits[1]:
+            if limits[0] <= lot(hashed(record, self.settings, split.root)) < limits[1]:
                 records.append(record)
                 if labels is not None:
                     labels.append(split.label(row))

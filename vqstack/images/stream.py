@@ -20,7 +20,7 @@ from vqstack.errors import InputError
 from vqstack.images.decode import CHUNK, decode_all
 from vqstack.images.given import floats
 from vqstack.images.labels import inside
-from vqstack.images.parts import bounds, digest, place
+from vqstack.images.parts import bounds, hashed, lot
 from vqstack.images.records import guarded, open_streams, shuffled
 from vqstack.images.settings import ImageSettings
 from vqstack.images.undecoded import Streamed
@@ -137,8 +137,8 @@ class ImageStream:
             seen = 0
             for row in guarded(rows, self.split.where, self.settings):
                 record = row[self.split.image_column]
-                image = digest(record, self.settings, self.split.root)
-                if self.limits[0] <= place(image) < self.limits[1]:
+                image = hashed(record, self.settings, self.split.root)
+                if self.limits[0] <= lot(image) < self.limits[1]:
                     seen += 1
                     if seen > left:
                         yield _Row(record, self._label(row), image >> 1, epoch, self._given(row))

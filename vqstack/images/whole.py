@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vqstack.errors import InputError
 from vqstack.images.decode import decode_all
 from vqstack.images.labels import count_classes, padded
-from vqstack.images.parts import FETCH, digest, partition, place
+from vqstack.images.parts import FETCH, hashed, lot, partition
 from vqstack.images.records import guarded, open_streams
 from vqstack.images.settings import SPLITS, ImageSettings
 from vqstack.images.splits import Part, check_classes, described, image_name, skipped
@@ -44,7 +44,7 @@ class Found:
 class _Stored:
     """What the survey found out about a stored split, image by image."""
 
-    places: NDArray[np.float64]
+    lots: NDArray[np.float64]
     labels: NDArray[np.int64] | None
     digests: list[bytes]
     failed: dict[int, str]
@@ -55,18 +55,18 @@ def survey(settings: ImageSettings) -> dict[str, Found]:
     """Read a stream to its end; InputError for whatever is missing, broken or of the wrong type."""
     streams = open_streams(settings)
     stored = {name: _survey(stream, settings) for name, stream in streams.items()}
-    counts = {name: len(one.places) for name, one in stored.items()}
+    counts = {name: len(one.lots) for name, one in stored.items()}
     first, names = next(iter(stored.values())), next(iter(streams.values())).class_names
     classes = 0
     if first.labels is not None:
         where = next(iter(streams.values())).where
-        classes = count_classes(names, int(first.labels.max(initial=-1)), len(first.places), settings, where)
-    parts = partition(counts, lambda name: stored[name].places, settings)
+        classes = count_classes(names, int(first.labels.max(initial=-1)), len(first.lots), settings, where)
+    parts = partition(counts, lambda name: stored[name].lots, settings)
     return {name: _found(name, *parts[name], streams, stored, classes, settings) for name in SPLITS if name in parts}
 
 
 def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
-    places: list[float] = []
+    lots: list[float] = []
     labels: list[int] | None = [] if stream.stored else None
     digests: list[bytes] = []
     failed: dict[int, str] = {}
@@ -82,11 +82,11 @@ def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
             failed |= {number: one for number, one in zip(numbers, images, strict=True) if isinstance(one, str)}
             shape = shape or next((image.shape for image in images if not isinstance(image, str)), ())
             digests += [b"" if isinstance(image, str) else _digest(image) for image in images]
-            places += [place(digest(record, settings, stream.root)) for record in records]
+            lots += [lot(hashed(record, settings, stream.root)) for record in records]
             if labels is not None:
                 labels += [stream.label(row) for _, row in chunk]
-    checked = None if labels is None else check_labels(np.array(labels), len(places), stream.where, stream.class_names)
-    return _Stored(np.array(places), checked, digests, failed, shape)
+    checked = None if labels is None else check_labels(np.array(labels), len(lots), stream.where, stream.class_names)
+    return _Stored(np.array(lots), checked, digests, failed, shape)
 
 
 def _digest(image: NDArray[Any]) -> bytes:

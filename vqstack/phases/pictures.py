@@ -52,13 +52,13 @@ def picture(
             for number, segment in zip(range(len(model.stack), 1, -1), lower, strict=False):
                 places.enter_context(_in_place(model.refiners, str(number), segment))
             classes = torch.arange(count) % model.classes if model.classes else None
-            given = model.told_condition(condition)
+            given = model.condition_read(condition)
             if given is not None:
                 given = given[torch.arange(count) % len(given)]
             return model.sample(count, classes, given, seed=seed, sampling=_sampling(model)).pixels
     with _in_place(model.refiners, str(refines), trained):
         codes = model.encode(shown)[refines - 1]
-        about = model.told(labels), model.told_condition(condition)
+        about = model.labels_read(labels), model.condition_read(condition)
         varied = model.vary(codes, refines, *about, seed=seed, sampling=_sampling(model)).pixels
         return torch.cat([shown, varied])
 
