@@ -209,7 +209,8 @@ def read_volume(path: Path, channels: int, values: int, axes: int, limits: Range
     except InputError:
         raise
     except Exception as error:  # numpy's, Pillow's and nibabel's own types
-        raise InputError(f"{path}: cannot be archived ({told(error)}): convert it, or use another model") from error
+        why = in_one_line(error)
+        raise InputError(f"{path}: cannot be archived ({why}): convert it, or use another model") from error
     if not 0 < numbers.size <= MAX_PIXELS:
         raise InputError(f"{path}: holds {numbers.size:,} numbers, an archive 1 to {MAX_PIXELS:,}: cut it into pieces")
     found = numbers.astype(np.uint8 if values <= 256 else np.int32)
