@@ -26,6 +26,7 @@ ORDER = [
     "shapes",
     "nets",
     "chains",
+    "texts",
     "conditions",
     "quantizer",
     "likelihood",

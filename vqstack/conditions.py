@@ -18,6 +18,7 @@ from vqstack.errors import InputError
 from vqstack.nets import build_network
 from vqstack.registry import Registry
 from vqstack.shapes import Labels, by_axis
+from vqstack.texts import TextSettings
 
 CONDITION_NAMES = {"label_embedding": "conditions.label.embedding"}
 """Names of parameters that are older than conditions: ours to the module's (see :func:`vqstack.nets.rename_state`)."""
@@ -111,6 +112,7 @@ class ConditionSettings(ReaderSettings):
     shape: tuple[int, ...] = Field(
         min_length=1, max_length=2, description="Of one image's floats: count of a vector, or of vectors and of each."
     )
+    text: TextSettings | None = Field(None, description="What made them of texts, where that is known.")
 
 
 class GivenCondition(Condition, ABC):

@@ -32,6 +32,7 @@ from vqstack.pretrained import find_artefact
 from vqstack.reading import plain_file
 from vqstack.shapes import Pixels, by_axis
 from vqstack.terminal import Progress, say
+from vqstack.texts import encode_texts
 
 
 class Command(BaseModel):
@@ -50,6 +51,9 @@ class Command(BaseModel):
     condition: Path | None = Field(
         None,
         description="File .npy of the floats that the model is given: of one image, for all, or a row for each image.",
+    )
+    text: tuple[str, ...] = Field(
+        (), description="Text that the model is given, encoded as in training: of all images, or one for each."
     )
     seed: int = Field(
         0, ge=0, le=2**63 - 1, description="With the image's number it names all random numbers; no unit."
@@ -83,6 +87,11 @@ class Command(BaseModel):
     batch_size: int = Field(64, ge=1, description="Images at a time, count; does not change which images come out.")
     device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
 
+    @property
+    def given(self) -> bool:
+        """Whether a condition is given."""
+        return self.condition is not None or bool(self.text)
+
 
 GRID = 32  # rows of the overview at most, and columns where labels do not give them
 DRAWING = ("temperature", "top_k", "top_p")
@@ -115,7 +124,7 @@ def check_read(command: Command, draws: list[Draw]) -> None:
         asked = any(value != neutral for value in getattr(command, name))
         if asked and all(getattr(draw, name) == neutral for draw in draws):
             raise InputError(f"--{name}: nothing that draws below level {len(draws)} reads it: leave it out")
-        if asked and name == "guidance" and not command.label and command.condition is None:
+        if asked and name == "guidance" and not command.label and not command.given:
             raise InputError(
                 "--guidance: leads towards a class or a condition, and none is given: add --label or --condition, or "
                 "leave it out"
@@ -143,10 +152,15 @@ def check(command: Command, model: HierarchicalModel) -> None:
         model.settings.class_number(label)  # refuses what is no class
     if command.condition is not None and model.condition is None:
         raise InputError("--condition: this model is conditional on no floats: leave it out")
-    if command.condition is None and model.condition is not None and not started:
+    if command.text and (model.condition is None or model.condition.text is None):
+        raise InputError("--text: this model was trained with no text encoder: leave it out, or give --condition")
+    if command.text and command.condition is not None:
+        raise InputError("--text and --condition: only one of them can be given: leave one out")
+    if not command.given and model.condition is not None and not started:
         shape = by_axis(model.condition.shape)
         raise InputError(
             f"--condition: missing, and this model is given {model.condition.name}: name a .npy of {shape}"
+            + (", or give --text" if model.condition.text else "")
         )
 
 
@@ -156,7 +170,7 @@ def check_refined_labels(command: Command, model: HierarchicalModel) -> None:
     refiners = {number: model.refiner(number) for number in range(kept, 0, -1)}
     for option, given, name, what in (
         ("--label", bool(command.label), "label", "a class"),
-        ("--condition", command.condition is not None, GIVEN, "floats"),
+        ("--condition", command.given, GIVEN, "floats"),
     ):
         readers = {n: refiner for n, refiner in refiners.items() if refiner is not None and name in refiner.conditions}
         if given and not readers:
@@ -198,7 +212,11 @@ def maps_of(stored: CodeDataset, split: str, level: int) -> Iterator[torch.Tenso
 
 
 def condition_of(command: Command, model: HierarchicalModel) -> Tensor | None:
-    """The floats of --condition, a row for each image or one for all; InputError for anything else."""
+    """The floats of --condition or --text, a row for each image or one for all; InputError for anything else."""
+    if command.text and model.condition is not None and model.condition.text is not None:
+        condition = torch.from_numpy(encode_texts(model.condition.text, command.text))
+        model.check_condition(condition, None)
+        return condition
     if command.condition is None or model.condition is None:
         return None
     try:

@@ -184,7 +184,11 @@ class RunConfig(StackSettings):
         if given:
             kind = self.condition.kind or ("vector" if len(given) == 1 else "sequence")
             condition = ConditionSettings(
-                kind=kind, options=self.condition.options, name=str(self.data.condition), shape=given
+                kind=kind,
+                options=self.condition.options,
+                name=str(self.data.condition),
+                shape=given,
+                text=self.data.text_encoder,
             )
         return ModelSettings(
             stack=StackSettings(**{name: getattr(self, name) for name in StackSettings.model_fields}),

@@ -1,12 +1,17 @@
-"""Floats that are given with each image: a column of lists of one length, or an array, named by ``data.condition``."""
+"""Floats that are given with each image: a column of lists of one length, or an array, named by ``data.condition``.
 
-from collections.abc import Iterable, Mapping
+A column of texts becomes one of floats by ``data.text_encoder``.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqstack.errors import InputError, listed
+from vqstack.images.settings import ImageSettings
+from vqstack.texts import encode_texts
 
 
 def find_given(types: Mapping[str, Any], named: str | None, where: str) -> tuple[str, ...]:
@@ -28,6 +33,20 @@ def find_given(types: Mapping[str, Any], named: str | None, where: str) -> tuple
     raise InputError(f"{where}: condition {named} is no column among {listed(list(types))}; correct data.condition")
 
 
+def given_floats(
+    values: Sequence[Any], names: Sequence[str], settings: ImageSettings, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """See :func:`floats`, of texts where the settings name what encodes them."""
+    if settings.text_encoder is not None:
+        for value, name in zip(values, names, strict=True):
+            if not isinstance(value, str):
+                raise InputError(
+                    f"{name}: column {settings.condition} holds no text; correct that row, or leave it out"
+                )
+        values = list(encode_texts(settings.text_encoder, values))
+    return floats(values, names, settings.condition, shape)
+
+
 def floats(
     values: Iterable[Any], names: Iterable[str], column: str | None, shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
@@ -46,7 +65,7 @@ def floats(
         if value is None:
             problem = "is missing"
         elif array is None or not 1 <= array.ndim <= 2 or not array.size:
-            problem = "is no list of floats, nor lists of one length"
+            problem = "is no list of floats, nor lists of one length (of texts name data.text_encoder)"
         elif array.shape != shape:
             problem = f"has {_called(array.shape)} floats where others have {_called(shape)}"
         elif not np.isfinite(array).all():

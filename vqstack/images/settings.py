@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field, PositiveInt, field_valida
 from vqstack.errors import InputError
 from vqstack.paths import expanded
 from vqstack.registry import Registry
+from vqstack.texts import TextSettings
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -70,6 +71,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         None,
         description="column of the floats that are given with each image, or COLUMN.MEMBER: lists of one length, or "
         "lists of such lists; of .npz files an array",
+    )
+    text_encoder: TextSettings | None = Field(
+        None, description="what makes floats of the condition where its column holds texts (vqstack[text])"
     )
     classes: int | None = Field(
         None,
@@ -204,6 +208,8 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError("the digits are 8x8 of 17 grey values: set values to 17, channels to 1, leave size empty")
         if self.condition is not None and self.source not in ("hub", "parquet", "webdataset", "array"):
             raise ValueError(f"condition names a column, and source {self.source} has none: leave it out")
+        if self.text_encoder is not None and (self.condition is None or self.source == "array"):
+            raise ValueError("text_encoder reads a column of texts: name it in condition, or leave text_encoder out")
         if self.source == "hub" and not self.name:
             raise ValueError("source hub needs name, for example ylecun/mnist")
         if self.source not in ("hub", "moving_mnist") and (self.splits or self.name or self.revision):

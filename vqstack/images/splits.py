@@ -17,7 +17,7 @@ from torch import Tensor
 from vqstack.errors import InputError, listed
 from vqstack.images.cache import PIXELS, Stored, Writer, cached, lookup
 from vqstack.images.decode import decode_all
-from vqstack.images.given import floats
+from vqstack.images.given import given_floats
 from vqstack.images.labels import count_classes, inside, padded
 from vqstack.images.parts import FETCH, bounds, hashed, lot, lots, partition
 from vqstack.images.records import guarded, open_records, open_streams, shuffled
@@ -219,7 +219,7 @@ def _write(
             if batch.given is not None and good:
                 shape = writer.condition.shape if writer.condition else ()
                 given, named = [batch.given[i] for i in good], [batch.names[i] for i in good]
-                condition = floats(given, named, settings.condition, shape)
+                condition = given_floats(given, named, settings, shape)
             writer.append([image for image in images if not isinstance(image, str)], condition)
             index += [batch.positions[i] for i in good]
             if labels is not None and batch.labels is not None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from vqstack import signals
 from vqstack.errors import InputError
 from vqstack.images.decode import CHUNK, decode_all
-from vqstack.images.given import floats
+from vqstack.images.given import given_floats
 from vqstack.images.labels import inside
 from vqstack.images.parts import bounds, hashed, lot
 from vqstack.images.records import guarded, open_streams, shuffled
@@ -169,7 +169,7 @@ class ImageStream:
             given: list[Any] = [None] * len(good)
             if self.split.given and good:
                 _, rows_read, found = zip(*good, strict=True)
-                given = list(floats([row.given for row in rows_read], found, self.settings.condition, self.given))
+                given = list(given_floats([row.given for row in rows_read], found, self.settings, self.given))
             ready += [(image, row._replace(given=one)) for (image, row, _), one in zip(good, given, strict=True)]
             failed += [image for image in images if isinstance(image, str)]
             if failed and self.settings.on_error == "refuse":
