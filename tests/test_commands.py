@@ -636,8 +636,8 @@ def test_tools_refuse_a_folder_that_another_process_writes(call, run_folder, tmp
 def test_a_failure_leaves_output_that_a_rerun_replaces(call, programs, run_folder, tmp_path, monkeypatch):
     out, saver, count = tmp_path / "out", programs[GENERATE].saver, iter(range(70))
 
-    def full(*arguments):
-        ending, save = saver(*arguments)
+    def full(*arguments, **about):
+        ending, save = saver(*arguments, **about)
 
         def saving(image, stream):
             if next(count) == 66:
