@@ -1,5 +1,7 @@
 """Samples against held-out images: equal counts, disjoint halves, real images reach the floor."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from vqstack.images import ImageSettings, load_splits
 from vqstack.metrics import frechet_distance, precision_recall
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings, SamplingSettings
-from vqstack.quality import compare, draw_samples, images_a_side
+from vqstack.quality import compare, draw_samples, drawn_by_default, images_a_side
 
 
 def by_pixels(pixels):
@@ -89,3 +91,11 @@ def test_samples_in_any_batches():
     assert torch.equal(pixels, whole.pixels)
     assert torch.equal(labels, whole.labels)
     assert len(set(labels.tolist())) > 1
+
+
+def test_large_images_are_drawn_in_the_time_of_small_ones():
+    """By default; below 32x32 pixels as many as ever."""
+    assert drawn_by_default((8, 8)) == drawn_by_default((32, 32)) == 1000
+    for size in ((64, 64), (48, 80), (96, 96)):
+        assert drawn_by_default(size) * math.prod(size) <= 2**20
+    assert drawn_by_default((2048, 2048)) == 100

@@ -1,5 +1,6 @@
 """How good samples are: their distance to held-out images, beside the distance between two halves of those."""
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -66,15 +67,23 @@ class Quality:
         return {"images": self.images, "summary": summary, "seeds": rows}
 
 
+def drawn_by_default(size: tuple[int, ...]) -> int:
+    """How many images of a size are drawn unless somebody wants more: 1,000, fewer where that would take long."""
+    return max(100, min(1000, 2**20 // math.prod(size)))
+
+
 def images_a_side(wanted: int | None, split: ImageSplit) -> int:
-    """How many images each side of a comparison gets: half of the split, 1,000 at most, unless a number is wanted."""
+    """How many images each side of a comparison gets: half of the split, :func:`drawn_by_default` at most.
+
+    Or the number that is wanted.
+    """
     most = len(split) // 2
     if wanted is not None and wanted > most:
         raise InputError(
             f"--num: {wanted} images a side need {2 * wanted} in {split.name}, which has {len(split)}: choose "
             f"{most} at most"
         )
-    count = min(most, 1000) if wanted is None else wanted
+    count = min(most, drawn_by_default(split.size)) if wanted is None else wanted
     if count < 5:
         raise InputError(f"--num: {count} images a side are too few for four neighbours each: choose 5 at least")
     return count

@@ -5,6 +5,7 @@ held-out images, as evaluate.json, table.txt and pictures.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -34,14 +35,15 @@ from vqstack.metrics import Fidelity
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, check_folder, saved
-from vqstack.phases import check_condition, check_images, in_classes_of, named_run, warn_of_changes
+from vqstack.phases import check_condition, check_images, duration, in_classes_of, named_run, warn_of_changes
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
 from vqstack.pretrained import find_artefact
-from vqstack.quality import Quality, compare, draw_samples, images_a_side
+from vqstack.quality import Quality, compare, draw_samples, drawn_by_default, images_a_side
 from vqstack.shapes import Labels, Pixels
 from vqstack.terminal import say
 
 SHOWN = 10  # images a row of the pictures
+TRIED = 16  # images that are drawn to measure how long the others take
 
 
 class Command(BaseModel):
@@ -54,17 +56,17 @@ class Command(BaseModel):
     split: Split = Field("test", description="Split that is scored and that samples are compared with.")
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
     samples: bool = Field(True, description="Draw samples and compare them with the split.")
-    leaks: int = Field(
-        1000,
+    leaks: int | None = Field(
+        None,
         ge=0,
         description="Count of images, at most, below whose codes every level draws; what it drew is encoded again and "
-        "must have the same codes, or mass is lost. 0: leave that out.",
+        "must have the same codes, or mass is lost. 0: leave that out; default: 1,000, fewer above 32x32 pixels.",
     )
     num: int | None = Field(
         None,
         ge=1,
         description="Count of samples, and of real images they are compared with; default: half of the split, 1,000 "
-        "at most.",
+        "at most, fewer above 32x32 pixels.",
     )
     seeds: tuple[int, ...] = Field(
         (0, 1, 2), min_length=1, description="Seeds of the samples, no unit; one comparison each."
@@ -169,6 +171,21 @@ def report(
     return "\n".join(lines) + "\n"
 
 
+def forecast(command: Command, model: HierarchicalModel, split: ImageSplit, count: int, below: int) -> str:
+    """What will be scored and drawn, and how long drawing takes, by a measurement of a few images."""
+    drawn = count * len(command.seeds) * command.samples + below
+    few = min(TRIED, command.batch_size, drawn)
+    began = time.perf_counter()
+    if few:
+        draw_samples(model, few, 0, command.sampling, few, split)
+    seconds = (time.perf_counter() - began) / max(few, 1) * drawn
+    judged = ", and a classifier of the images is trained unless the cache has it" if command.samples else ""
+    return (
+        f"{len(split)} images of {command.split} are scored, {drawn} are drawn, which takes about {duration(seconds)}"
+        f"{judged}; --leaks, --num and --no-samples say what is left out"
+    )
+
+
 def main(arguments: list[str]) -> None:
     run = named_run(arguments)  # its data set and its model's sampling settings are the defaults
     default = None
@@ -191,7 +208,9 @@ def main(arguments: list[str]) -> None:
     threads.share_cores(accelerator.num_processes)
     model.to(accelerator.device)
     count = images_a_side(command.num, split) if command.samples else 0
+    below = min(len(split), drawn_by_default(split.size) if command.leaks is None else command.leaks)
     check_folder(command.out, "evaluate")
+    say(forecast(command, model, split, count, below))
     compared_by = features_of(command, splits, accelerator) if command.samples else None
 
     output = Output(command.out, "evaluate")
@@ -202,8 +221,8 @@ def main(arguments: list[str]) -> None:
     }
     orders = random_orders(model, split, command.batch_size)
     fidelity = fidelity_by_level(model, split.pixels[:1000], command.batch_size)
-    first = split.part(slice(command.leaks))
-    leaked = leaks(model, first.pixels, first.labels, first.condition, command.batch_size) if command.leaks else {}
+    first = split.part(slice(below))
+    leaked = leaks(model, first.pixels, first.labels, first.condition, command.batch_size) if below else {}
     quality = compare_samples(command, output, model, split, count, *compared_by) if compared_by else None
 
     ledgers = plot_ledgers({name: score.ledger for name, score in scores.items()})

@@ -17,7 +17,7 @@ from vqstack.phases.named import (
     run_of,
     warn_of_changes,
 )
-from vqstack.phases.opening import remarks
+from vqstack.phases.opening import duration, remarks
 from vqstack.phases.order import Phase
 from vqstack.phases.run import Run
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_trackers",
     "config_of_run",
     "data_of_run",
+    "duration",
     "forecast",
     "in_classes_of",
     "named_run",
