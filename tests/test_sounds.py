@@ -279,6 +279,19 @@ def test_a_run_from_folders_to_sounds(tmp_path, monkeypatch, capsys):
     refused(lambda: compress.main([run_of, files[0], "--single", "--out", str(tmp_path / "no")]), "--single")
 
 
+def test_a_model_of_mu_law_draws_what_it_knows_and_takes_no_files(tmp_path):
+    level = {"map": (4,), "width": 8, "quantizer": {"codebook_size": 4, "dim": 4}}
+    settings = {"stack": {"levels": [level]}, "prior": {"depth": 1, "dim": 8, "heads": 2}, "image_shape": (1, 16)}
+    geometry = {"size": (16,), "rate": RATE, "companding": "mu-law"}
+    model = HierarchicalModel(ModelSettings.model_validate({**settings, "values": 256, "geometry": geometry})).eval()
+    model.save_pretrained(tmp_path / "model")
+    generate.main([str(tmp_path / "model"), "--num", "1", "--out", str(tmp_path / "drawn")])
+    path = tmp_path / "drawn" / "000000.wav"
+    again = sounds.read(str(path), 0, 16, RATE, 1, 256, "mu-law")
+    assert np.array_equal(again, model.sample(1).pixels[0].numpy())
+    refused(lambda: compress.main([str(tmp_path / "model"), str(path), "--out", str(tmp_path / "no")]), "mu-law")
+
+
 @torch.inference_mode()
 def test_what_lies_beyond_the_end_of_a_sound_costs_nothing():
     """Two sounds that differ beyond their end alone are coded in the same bytes, those of the ledger."""

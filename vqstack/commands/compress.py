@@ -97,6 +97,8 @@ def pictures_of(command: Command, model: HierarchicalModel) -> tuple[Pictures, i
 def reader(model: HierarchicalModel) -> Callable[..., Read]:
     """What reads the files of a model: images, sounds or volumes."""
     geometry = model.settings.geometry
+    if geometry is not None and geometry.companding != "linear":
+        raise InputError("this model knows sounds by mu-law, which loses a part of them: use a model without it")
     if is_of_sounds(model):
         return partial(read_sound, rate=geometry.rate if geometry else None)
     if is_of_images(model):
