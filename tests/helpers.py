@@ -3,11 +3,15 @@
 import importlib
 import json
 import re
+from contextlib import closing
 from functools import cache
 
 import pytest
+from accelerate import Accelerator
 
 from vqstack.errors import InputError
+from vqstack.model import HierarchicalModel
+from vqstack.phases import Run
 
 # Changes to the digits recipe that train in a second.
 TINY = {
@@ -31,6 +35,15 @@ def refused(call, *words):
 def files_of(folder):
     """Every file below a folder with its content, every folder with none."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def trained(config, folder):
+    """The model that a run of these settings leaves: all phases, then the release."""
+    with closing(Run(config, folder, Accelerator(cpu=True))) as run:
+        for phase in run.phases.values():
+            run.train(phase)
+        run.release()
+    return HierarchicalModel.from_pretrained(folder / "model")
 
 
 def phases_done(run):

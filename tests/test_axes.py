@@ -1,13 +1,12 @@
 """Maps of one, two and three axes, and values past 255: the laws that hold for images hold for all of them."""
 
 import itertools
-from contextlib import closing
 from math import prod
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from helpers import trained
 
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.coder import Decoder, Encoder, code
@@ -20,7 +19,6 @@ from vqstack.likelihood import Draw, LogisticMixture, Near, noise, walked_log_pr
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
 from vqstack.nets import fold, unfold
-from vqstack.phases import Run
 from vqstack.schedule import Schedule, advance
 
 SIGNALS = {
@@ -237,13 +235,9 @@ def test_a_run_on_arrays_of_any_shape(size, channels, values, maps, tmp_path, mo
             "train_prior": fit,
         }
     )
-    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
-        for phase in run.phases.values():
-            run.train(phase)
-        run.release()
+    model = trained(config, tmp_path / "run")
     assert any(path.name.startswith("level-1") for path in (tmp_path / "run" / "samples").iterdir())
     generate.main([str(tmp_path / "run"), "--num", "2", "--out", str(tmp_path / "drawn")])
-    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
     stored = np.load(tmp_path / "drawn" / "000001.npy")
     assert np.array_equal(stored, model.sample(2).pixels[1].numpy())
     encode.main([str(tmp_path / "run"), "--out", str(tmp_path / "codes")])

@@ -2,7 +2,6 @@
 
 import json
 import re
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import TINY, files_of, refused
+from helpers import TINY, files_of, refused, trained
 from test_images import png
 from test_model import everything, tiny
 
@@ -26,7 +25,7 @@ from vqstack.images import ImageSettings, identity, load_splits, open_stream
 from vqstack.likelihood import noise, walked_log_prob
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
-from vqstack.phases import Run, data_of_run
+from vqstack.phases import data_of_run
 
 TOOLS = Path(__file__).parents[1] / "tools"
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -354,12 +353,8 @@ def test_a_run_from_a_column_to_images(kind, unregistered, tmp_path, monkeypatch
     settings = of_column(tmp_path, **own)
     split = load_splits(settings.data, ["test"])["test"]
     assert np.allclose(split.condition, floats[split.index].astype(np.float32))
-    with closing(Run(settings, tmp_path / "run", Accelerator(cpu=True))) as run:
-        for phase in run.phases.values():
-            run.train(phase)
-        run.release()
+    model = trained(settings, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "ledger.json").read_text())["test"]["given"] == "text"
-    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
     found = model.ledger(split.pixels, split.labels, split.condition)
     stored = json.loads((tmp_path / "run" / "ledger.json").read_text())["test"]["bits"]
     assert found.bits == pytest.approx(stored, rel=1e-5)

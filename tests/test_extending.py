@@ -2,15 +2,13 @@
 
 import json
 import re
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from helpers import refused
+from helpers import refused, trained
 from pydantic import ValidationError
 
 from vqstack.config import RunConfig
@@ -22,7 +20,6 @@ from vqstack.likelihood import PixelSettings, pixel_head, walked_log_prob
 from vqstack.likelihood.heads import PIXELS
 from vqstack.model import HierarchicalModel
 from vqstack.nets import NETWORKS, Down, Up, register_networks
-from vqstack.phases import Run
 from vqstack.quantizer import QuantizerSettings, build_quantizer
 from vqstack.quantizer.settings import QUANTIZERS
 from vqstack.registry import PLUGINS
@@ -175,11 +172,7 @@ def test_quantizer_likelihood_family_and_source_of_ones_own_serve_a_run(unregist
             "train_prior": FIT,
         }
     )
-    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
-        for phase in run.phases.values():
-            run.train(phase)
-        run.release()
-    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
+    model = trained(config, tmp_path / "run")
     assert model.settings.class_names == ("small", "large") and model.sample(3).pixels.shape == (3, 1, 8, 8)
     test = load_splits(config.data, ["test"])["test"]
     assert model.ledger(test.pixels, test.labels).bits > 0

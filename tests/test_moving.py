@@ -1,13 +1,10 @@
 """Moving MNIST: what a clip shows can be told from its digits and its seed alone, and a run on clips end to end."""
 
-from contextlib import closing
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from accelerate import Accelerator
-from helpers import refused
+from helpers import refused, trained
 from PIL import Image
 from pydantic import ValidationError
 
@@ -15,8 +12,6 @@ from vqstack.commands import generate
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_splits
 from vqstack.images.moving import STEP, clip, way
-from vqstack.model import HierarchicalModel
-from vqstack.phases import Run
 
 
 @pytest.fixture(autouse=True)
@@ -122,12 +117,8 @@ def test_a_run_from_digits_to_drawn_clips(tmp_path):
             "train_prior": fit,
         }
     )
-    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
-        for phase in run.phases.values():
-            run.train(phase)
-        run.release()
+    model = trained(config, tmp_path / "run")
     generate.main([str(tmp_path / "run"), "--num", "2", "--out", str(tmp_path / "drawn")])
-    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
     with Image.open(tmp_path / "drawn" / "000001.gif") as shown:
         frames = []
         for number in range(shown.n_frames):

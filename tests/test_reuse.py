@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import trained
 from pydantic import ValidationError
 
 from vqstack.config import RunConfig, read_yaml
@@ -41,11 +41,7 @@ def config(**changes):
 
 
 def train(settings, folder):
-    with closing(Run(settings, folder, Accelerator(cpu=True))) as run:
-        for phase in run.phases.values():
-            run.train(phase)
-        run.release()
-    return HierarchicalModel.from_pretrained(folder / "model")
+    return trained(settings, folder)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,10 @@
 import itertools
 import json
 import math
-from contextlib import closing
 
 import pytest
 import torch
-from accelerate import Accelerator
+from helpers import trained
 
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.coder import Decoder
@@ -18,7 +17,6 @@ from vqstack.errors import InputError
 from vqstack.likelihood import ChainHead, Known, noise, walked_log_prob
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
-from vqstack.phases import Run
 from vqstack.quantizer import QuantizerSettings, build_quantizer, usage
 
 KINDS = ["residual", "product"]
@@ -263,10 +261,7 @@ def test_a_run_stores_chains_and_takes_them_up_again(tmp_path):
             "train_prior": fit,
         }
     )
-    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
-        for phase in run.phases.values():
-            run.train(phase)
-        run.release()
+    trained(config, tmp_path / "run")
     ledger = json.loads((tmp_path / "run" / "ledger.json").read_text("utf-8"))["test"]
     rows = {row["row"]: row for row in ledger["rows"]}
     assert rows["prior"]["dims"] == 2 and rows["level-2"]["dims"] == 8

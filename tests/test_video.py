@@ -1,15 +1,13 @@
 """Videos: which frames are taken, what files of every kind become, and a run from files to drawn clips."""
 
 import json
-from contextlib import closing
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from helpers import refused
+from helpers import refused, trained
 from PIL import Image
 from pydantic import ValidationError
 
@@ -17,8 +15,6 @@ from vqstack.commands import generate
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_splits, saver
 from vqstack.images.video import whole
-from vqstack.model import HierarchicalModel
-from vqstack.phases import Run
 
 
 @pytest.fixture(autouse=True)
@@ -231,12 +227,8 @@ def test_a_run_from_videos_to_videos(tmp_path):
             "train_prior": fit,
         }
     )
-    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
-        for phase in run.phases.values():
-            run.train(phase)
-        run.release()
+    model = trained(config, tmp_path / "run")
     generate.main([str(tmp_path / "run"), "--num", "1", "--out", str(tmp_path / "drawn")])
-    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
     found = whole(str(tmp_path / "drawn" / "000000.mkv"), config.data)
     assert np.array_equal(found, model.sample(1).pixels[0].numpy())
     kept = ["--images", str(tmp_path / "data" / "0.mkv"), "--from-level", "1", "--out", str(tmp_path / "varied")]
