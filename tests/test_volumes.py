@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import struct
+import zlib
 
 import nibabel
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from pydantic import ValidationError
 
+from vqstack.codec.container import open_container
 from vqstack.commands import compress, decompress, generate
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_images, load_splits
@@ -376,6 +379,41 @@ def test_a_run_from_a_folder_to_volumes_and_archives(tmp_path):
         wrong = [run, str(tmp_path / name), "--out", str(tmp_path / "no")]
         refused(lambda wrong=wrong: compress.main(wrong), name, words)
     refused(lambda: compress.main([run, str(files), "--single", "--out", str(tmp_path / "no")]), "--single")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["files"][0].__setitem__(1, 2**32),
+        lambda header: header["files"][0][0].__setitem__("sites", [4, 5]),
+        lambda header: header["files"][0][0].__setitem__("sites", [5, 4]),
+        lambda header: header["files"][0][0].__setitem__("ending", ".sh"),
+        lambda header: header["files"][0][0].__setitem__("dtype", "|O8"),
+        lambda header: header["files"][0][0].__setitem__("head", "?"),
+        lambda header: header["files"][0][0].__setitem__("channels", 4),
+        lambda header: header["files"][0][0].update({"ending": ".tif", "dtype": "<f4"}),
+        lambda header: header["files"][0][0].update({"ending": ".tif", "head": "gA=="}),
+        lambda header: header["shapes"].__setitem__(0, [2, 20, "NUM", 1]),
+        lambda header: header.pop("files"),
+        lambda header: header["shapes"][0].__setitem__(2, "RGB"),
+    ],
+)
+def test_archives_of_volumes_that_contradict_themselves_are_refused(change, tmp_path):
+    def packed(header, body):
+        text = zlib.compress(json.dumps(header).encode())
+        return b"vqs\x01\x01" + struct.pack("<II", len(text), zlib.crc32(text)) + text + body
+
+    hashed = {"model": "0" * 64, "probe": "0" * 64, "torch": "", "constriction": "", "threads": 1, "batch": 32}
+    file = {"sites": [2, 2, 5], "ending": ".npy", "dtype": "|u1", "channels": None, "order": "C", "head": ""}
+    header = {**hashed, "names": [["a", 1]], "shapes": [[1, 20, "NUM", 1]], "blocks": [[1, True, [3]]]}
+    header |= {"files": [[file, 1]]}
+    path = tmp_path / "a.vqs"
+    path.write_bytes(packed(header, bytes(7)))
+    (entry,) = open_container(path, (2, 2, 2)).entries
+    assert entry.file.sites == (2, 2, 5) and entry.file.container.dtype == "|u1"
+    change(header)
+    path.write_bytes(packed(header, bytes(7)))
+    refused(lambda: open_container(path, (2, 2, 2)), "a.vqs", "not a whole file")
 
 
 def test_stacks_of_tiff_come_back_from_an_archive(tmp_path):

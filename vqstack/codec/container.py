@@ -455,12 +455,28 @@ def _check_files(header: _Header, files: list[NumberFile], tile: tuple[int, ...]
     several = {mode for *_, mode, _ in header.shapes}
     if bool(files) != ("NUM" in several) or (files and len(several) > 1) or (not files and len(tile) != 2):
         raise _Broken("its header contradicts itself")
+    if files and sum(n for _, n in header.files) != sum(n for *_, n in header.shapes):  # before they are listed
+        raise _Broken("its header contradicts itself")
     sites = (prod(file.sites) for file, (_, n) in zip(files, header.files, strict=True) for _ in range(n))
     columns = (width for _, width, _, n in header.shapes for _ in range(n))
     if files and list(sites) != list(columns):
         raise _Broken("its header contradicts itself")
     if any(len(file.sites) != len(tile) for file in files):
         raise _Broken("its volumes have other axes than the model")
+    several_channels = any(height > 1 for height, *_ in header.shapes)
+    for kept in (file.container for file in files):
+        paged = kept.ending.startswith(".tif")
+        lost = several_channels if kept.channels is None else kept.channels > len(tile)
+        if lost or (paged and (kept.dtype[1:] not in ("u1", "u2") or not _is_text(kept.head))):
+            raise _Broken("its volumes fit no file of their kind")
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check_name(stem: str) -> None:
