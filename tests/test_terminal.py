@@ -90,3 +90,11 @@ def test_progress_of_what_is_quick_or_silenced_says_nothing(capsys):
     for disable in (False, None, True):
         assert list(Progress(range(3), disable=disable)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_shows_a_bar(monkeypatch):
+    """Its stream is no terminal, but draws a line anew as one does."""
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(Progress(range(3), mininterval=0)) == [0, 1, 2]
+    assert stream.getvalue().count("\r") >= 3

@@ -40,7 +40,7 @@ def warn(text: object) -> None:
 
 
 class Progress(tqdm):
-    """How far something is: a bar on a terminal; elsewhere plain lines, soon after the start and twice a minute.
+    """How far something is: a bar on a terminal and in a notebook, elsewhere plain lines twice a minute.
 
     Arguments are those of tqdm; ``disable`` silences both.
     """
@@ -48,7 +48,7 @@ class Progress(tqdm):
     FIRST, EVERY = 4.0, 30.0  # seconds from the start to the first line, and between lines at most (or one step)
 
     def __init__(self, *args: Any, disable: bool | None = False, **options: Any) -> None:
-        self._plain = not sys.stderr.isatty()
+        self._plain = not (sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel."))
         if self._plain:
             options |= {"mininterval": 0, "miniters": 1}  # asked at every step, which display() looks at by itself
         self._due = time.monotonic() + self.FIRST
