@@ -187,6 +187,7 @@ def test_every_number_and_switch_can_be_overridden():
             name in ("joint", "data.values", "data.channels", "data.streaming", "refiners.0.level", "unified")
             or "map" in name
             or name.endswith("quantizer.codes")
+            or name.startswith("data.text-")
             or "levels.0.dropout" in name
         )
         idle = any(f"{name.replace('-', '_')}.".startswith(f"{field}.") for field in unused(recipe))

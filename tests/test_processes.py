@@ -249,9 +249,9 @@ def test_a_process_whose_partner_is_killed_ends_in_one_line(tmp_path):
             process.kill()
             process.communicate()
     assert pair[0].returncode == 69, err
-    assert err.startswith("error: the connection to another process of this launch broke (")
-    assert "onnection" in err.partition("broke (")[2]  # reset, or closed, by peer
-    assert err.count("\n") == 1
+    (line,) = (line for line in err.splitlines() if not line.startswith("warning: levels."))  # too few images
+    assert line.startswith("error: the connection to another process of this launch broke (")
+    assert "onnection" in line.partition("broke (")[2]  # reset, or closed, by peer
 
 
 def test_other_errors_of_torch_keep_their_traceback():

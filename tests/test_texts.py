@@ -73,7 +73,7 @@ def parquet(folder, texts):
 
 def data(path, encoder, **changes):
     settings = {"source": "parquet", "files": {"train": str(path)}, "condition": "caption", "validation": 4, "test": 4}
-    settings |= {"text_encoder": {"name": str(encoder), "length": 8}, "size": [4, 4], "channels": 3, "values": 256}
+    settings |= {"text_encoder": str(encoder), "text_length": 8, "size": [4, 4], "channels": 3, "values": 256}
     return settings | changes
 
 
@@ -81,7 +81,7 @@ def test_images_are_given_what_their_texts_are_encoded_to(tmp_path, encoder):
     texts = ["a red square", "a dark square"] * 10
     config = RunConfig.model_validate({"data": data(parquet(tmp_path, texts), encoder)})
     train = load_splits(config.data)["train"]
-    wanted = encode_texts(config.data.text_encoder, [texts[i] for i in train.index.tolist()])
+    wanted = encode_texts(config.data.texts, [texts[i] for i in train.index.tolist()])
     np.testing.assert_allclose(train.condition.numpy(), wanted, atol=1e-6)
 
 
@@ -117,5 +117,6 @@ def test_a_run_is_told_texts_and_draws_by_them(tmp_path, encoder):
 
 
 def test_a_model_without_an_encoder_takes_no_text(tmp_path, encoder):
-    with pytest.raises(ValueError):
-        RunConfig.model_validate({"data": data(tmp_path, encoder, condition=None)})
+    for changes in ({"condition": None}, {"text_encoder": None}):
+        with pytest.raises(ValueError):
+            RunConfig.model_validate({"data": data(tmp_path, encoder, **changes)})

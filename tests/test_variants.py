@@ -50,7 +50,8 @@ def train(call, trained, tmp_path_factory):
             path.write_text(text, encoding="utf-8")
             AcceleratorState._reset_state()  # one process, one precision; here there are several
             code, _, err = call(TRAIN, "--config", path, "--out", path.parent / "run", *flags)
-            assert (code, err) == (0, "")
+            said = [line for line in err.splitlines() if not line.startswith("warning: levels.")]  # too few images
+            assert (code, said) == (0, [])
             trained[text, flags] = path.parent / "run"
         return trained[text, flags]
 

@@ -20,6 +20,7 @@ def run_command(main: Callable[[list[str]], None], again: str = "to go on") -> N
         with signals.stopping(again):
             main(sys.argv[1:])
             sys.stdout.flush()
+            _part()
     except CommandError as error:
         _leave(f"error: {error}", error.exit_code)
     except Stopped as stop:
@@ -31,6 +32,13 @@ def run_command(main: Callable[[list[str]], None], again: str = "to go on") -> N
         if ending is None:
             raise
         _leave(f"error: {ending}", ending.exit_code)
+
+
+def _part() -> None:
+    """Take leave of the other processes of a launch: their threads, still running, could end this one with an abort."""
+    distributed = sys.modules.get("torch.distributed")  # without torch nobody was met
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _nobody_reads() -> bool:

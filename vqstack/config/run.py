@@ -188,7 +188,7 @@ class RunConfig(StackSettings):
                 options=self.condition.options,
                 name=str(self.data.condition),
                 shape=given,
-                text=self.data.text_encoder,
+                text=self.data.texts,
             )
         return ModelSettings(
             stack=StackSettings(**{name: getattr(self, name) for name in StackSettings.model_fields}),

@@ -37,13 +37,13 @@ def given_floats(
     values: Sequence[Any], names: Sequence[str], settings: ImageSettings, shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
     """See :func:`floats`, of texts where the settings name what encodes them."""
-    if settings.text_encoder is not None:
+    if settings.texts is not None:
         for value, name in zip(values, names, strict=True):
             if not isinstance(value, str):
                 raise InputError(
                     f"{name}: column {settings.condition} holds no text; correct that row, or leave it out"
                 )
-        values = list(encode_texts(settings.text_encoder, values))
+        values = list(encode_texts(settings.texts, values))
     return floats(values, names, settings.condition, shape)
 
 

@@ -72,9 +72,19 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         description="column of the floats that are given with each image, or COLUMN.MEMBER: lists of one length, or "
         "lists of such lists; of .npz files an array",
     )
-    text_encoder: TextSettings | None = Field(
-        None, description="what makes floats of the condition where its column holds texts (vqstack[text])"
+    text_encoder: str | None = Field(
+        None,
+        max_length=400,
+        description="where the column of condition holds texts, what makes floats of them: OWNER/NAME on the hub, or a "
+        "folder, of a model for transformers (vqstack[text])",
     )
+    text_revision: str | None = Field(
+        None, max_length=400, description="branch, tag or commit of text_encoder on the hub; empty: the newest"
+    )
+    text_pooled: bool = Field(
+        True, description="the mean of the vectors of a text's tokens; off: the sequence of these vectors"
+    )
+    text_length: int = Field(64, ge=1, le=4096, description="tokens that are read of a text, count; more are cut off")
     classes: int | None = Field(
         None,
         ge=1,
@@ -152,6 +162,14 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     )
 
     @property
+    def texts(self) -> TextSettings | None:
+        """What encodes the texts of the condition, if they are texts."""
+        if self.text_encoder is None:
+            return None
+        about = {"revision": self.text_revision, "pooled": self.text_pooled, "length": self.text_length}
+        return TextSettings(name=self.text_encoder, **about)
+
+    @property
     def packed(self) -> bool:
         """Whether the files hold the bytes of images: a path in a stranger's shard is not followed."""
         return self.source in ("parquet", "webdataset")
@@ -210,6 +228,10 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError(f"condition names a column, and source {self.source} has none: leave it out")
         if self.text_encoder is not None and (self.condition is None or self.source == "array"):
             raise ValueError("text_encoder reads a column of texts: name it in condition, or leave text_encoder out")
+        if self.text_encoder is None and (self.text_revision or not self.text_pooled or self.text_length != 64):
+            raise ValueError(
+                "text_revision, text_pooled and text_length belong to text_encoder: name it, or leave them"
+            )
         if self.source == "hub" and not self.name:
             raise ValueError("source hub needs name, for example ylecun/mnist")
         if self.source not in ("hub", "moving_mnist") and (self.splits or self.name or self.revision):
