@@ -81,6 +81,10 @@ PROGRAMS = {
 }
 
 
+ADVICE = "warning: levels."
+"""How a line begins that says that there are few images for so many codes. Of a toy data set it is true."""
+
+
 @dataclass
 class End:
     """How a child ended: its exit code (minus the signal that killed it), what it printed, seconds, memory it added."""
@@ -162,6 +166,7 @@ class Child:
         for path in (self._out, self._err, self._memory):
             path.unlink(missing_ok=True)
         code = -999 if hung else os.waitstatus_to_exitcode(self._status)
+        err = "".join(line for line in err.splitlines(keepends=True) if not line.startswith(ADVICE))
         self._end = End(code, out, err, self._seconds, int(memory or 0) / 1024)
         return self._end
 
