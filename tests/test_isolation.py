@@ -38,7 +38,11 @@ def test_what_lies_around_does_not_reach_a_test(tmp_path):
     out = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_probe.py"],
         cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], **dict.fromkeys(NAMES, str(tmp_path / "of-the-person"))},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONDONTWRITEBYTECODE": "1",  # the checkout may not be ours to write to
+            **dict.fromkeys(NAMES, str(tmp_path / "of-the-person")),
+        },
         capture_output=True,
         encoding="utf-8",
         check=False,
