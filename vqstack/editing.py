@@ -15,7 +15,7 @@ from torch import Tensor
 from vqstack.checks import check_number
 from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel
-from vqstack.quantizer import nearest
+from vqstack.quantizer import Quantizer, nearest
 from vqstack.shapes import AnyCodes, Pixels, by_axis
 
 
@@ -48,7 +48,8 @@ def interpolate(
     shares = shares.view(-1, *[1] * (1 + len(upper.shape) - len(quantizer.chain)))
     mixed = (1 - shares) * quantizer.lookup(first) + shares * quantizer.lookup(second)
     if quantizer.chain:  # several codes a site: what the quantizer itself makes of a vector
-        return model.stack.level(level).quantizer.encode(mixed)  # type: ignore[operator]
+        assert isinstance(quantizer, Quantizer)  # a table of clusters has one
+        return quantizer.encode(mixed)
     codes = nearest(rearrange(mixed, "b d ... -> (b ...) d"), quantizer.codebook())
     return codes.view(len(mixed), *upper.shape)
 
