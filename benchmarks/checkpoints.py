@@ -31,9 +31,9 @@ def seconds(config: RunConfig, splits: dict, folder: Path, steps: int, written: 
     fit = Fit("level-1", model.stack.level(1), *sources, settings, Accelerator(cpu=True), folder)
     write = fit.checkpoints.write
 
-    def write_or_not(step: int, state: dict, nats: float | None = None) -> None:
+    def write_or_not(step: int, state: dict, score: float | None = None) -> None:
         if written or step == steps:  # the last one is where the best weights come from
-            write(step, state, nats)
+            write(step, state, score)
 
     fit.checkpoints.write = write_or_not
     for _ in range(20):

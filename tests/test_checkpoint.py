@@ -46,7 +46,7 @@ def flip(path, place=-10):
 def test_what_is_written_is_read(tmp_path):
     store = written(tmp_path, [3.0, None])
     first, second = store.intact()
-    assert (first.nats, second.nats) == (3.0, None)
+    assert (first.score, second.score) == (3.0, None)
     assert torch.equal(second.read()["weights"], state(2)["weights"])
     assert second.read()["step"] == 2
     assert sorted(path.name for path in store.folder.iterdir()) == ["step-0000001", "step-0000002"]
@@ -87,6 +87,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, caps
         assert (store.folder / "damaged-step-0000002").is_dir()
     assert steps(store) == [1]  # and nothing is said twice
     assert capsys.readouterr().err == ""
+
+
+def test_the_first_format_is_read(tmp_path):
+    store = written(tmp_path, [1.0, 2.0])
+    mark = store.folder / "step-0000001" / "mark"
+    content = json.loads(mark.read_text().splitlines()[0])
+    nats = content.pop("score")
+    mark.write_text(sealed({**content, "format_version": 1, "nats": nats}))
+    assert [one.score for one in store.intact()] == [1.0, 2.0]
 
 
 def test_a_newer_format_is_refused(tmp_path):

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from vqstack.disk import check_ours, digest, failed_write, make_folder, read_sealed, sealed, sync
 from vqstack.errors import InputError
 from vqstack.terminal import warn
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE, MARK = "state.pt", "mark"
 
 
@@ -29,17 +29,20 @@ class _Mark(BaseModel):
 
     format_version: int = Field(description="Version of the checkpoint's format.")
     step: int = Field(ge=0, description="Steps taken.")
-    nats: float | None = Field(description="Validation nats per image; none where it was not evaluated.")
+    score: float | None = Field(
+        validation_alias=AliasChoices("score", "nats"),  # as version 1 called it
+        description="Of the validation split, nats per image or another metric, the less the better; none: not scored.",
+    )
     sha256: str = Field(description="Checksum of state.pt.")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk: its folder, the steps taken, and its validation nats if it was evaluated."""
+    """A checkpoint on the disk: its folder, the steps taken, and its validation score if it was evaluated."""
 
     folder: Path
     step: int
-    nats: float | None
+    score: float | None
 
     def read(self, mapped: bool = False) -> dict[str, Any]:
         """The state that was written; ``mapped`` leaves its tensors on the disk until they are looked at."""
@@ -83,13 +86,13 @@ class Checkpoints:
 
     Args:
         folder: holds them, and nothing else.
-        keep: how many of the newest to keep; the one with the lowest nats is kept besides.
+        keep: how many of the newest to keep; the one with the lowest score is kept besides.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def write(self, step: int, state: dict[str, Any], nats: float | None = None) -> None:
+    def write(self, step: int, state: dict[str, Any], score: float | None = None) -> None:
         """Write a checkpoint and remove those that are not needed any more. WriteError if it cannot be written."""
         check_ours(self.folder)
         final = self.folder / f"step-{step:07d}"
@@ -99,7 +102,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             sha256 = write_state(aside / STATE, state)
-            mark = _Mark(format_version=FORMAT_VERSION, step=step, nats=nats, sha256=sha256)
+            mark = _Mark(format_version=FORMAT_VERSION, step=step, score=score, sha256=sha256)
             with (aside / MARK).open("w", encoding="utf-8") as file:
                 file.write(sealed(mark.model_dump()))
                 file.flush()
@@ -115,7 +118,7 @@ class Checkpoints:
 
     def _rotate(self) -> None:
         marked = self._marked()
-        best = min((c for c in marked if c.nats is not None), key=lambda c: c.nats or 0.0, default=None)
+        best = min((c for c in marked if c.score is not None), key=lambda c: c.score or 0.0, default=None)
         for checkpoint in marked[: -self.keep]:
             if checkpoint != best:  # renamed first: one that is half removed must not look like a damaged one
                 aside = self.folder / f".{checkpoint.folder.name}.tmp"
@@ -128,7 +131,7 @@ class Checkpoints:
         for folder in sorted(self.folder.glob("step-*")):
             mark = _read_mark(folder)
             if isinstance(mark, _Mark):
-                found.append(Checkpoint(folder, mark.step, mark.nats))
+                found.append(Checkpoint(folder, mark.step, mark.score))
         return found
 
     def intact(self) -> list[Checkpoint]:
@@ -183,4 +186,4 @@ def _examined(folder: Path) -> "Checkpoint | str":
         intact = digest(folder / STATE) == mark.sha256
     except OSError as error:
         return f"{STATE} cannot be read: {error.strerror}"
-    return Checkpoint(folder, mark.step, mark.nats) if intact else f"{STATE} is not what was written"
+    return Checkpoint(folder, mark.step, mark.score) if intact else f"{STATE} is not what was written"

@@ -22,7 +22,14 @@ from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.callbacks import Callback
 from vqstack.fit.guard import REPORTS, Guard, poisoned
-from vqstack.fit.optimisation import Average, learning_rate, load_optimizer, networks, optimizer_for
+from vqstack.fit.optimisation import (
+    Average,
+    learning_rate,
+    load_optimizer,
+    networks,
+    optimizer_for,
+    parameters_apart,
+)
 from vqstack.fit.outcome import CHECKPOINTS
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
@@ -45,11 +52,12 @@ class Demand(IntEnum):
 
 
 class Fit:
-    """One phase of training: fits ``module`` and leaves it with its best weights by validation nats.
+    """One phase of training: fits ``module`` and leaves it with its best weights by the validation split.
 
     Args:
         name: of the phase, shown in the progress bar and in trackers.
-        module: ``module(*batch) -> Objective`` with a metric ``nats``.
+        module: ``module(*batch) -> Objective``. The metric by which its best weights are chosen is ``nats``, or what
+            its attribute ``chosen_by`` names; the less the better.
         train, validation: see :class:`Source`.
         settings: see :class:`FitSettings`.
         accelerator: device, processes, precision, trackers.
@@ -91,6 +99,8 @@ class Fit:
         self.runner, self.optimizer = accelerator.prepare(module, optimizer)
         # Codebooks move alike on all processes; copying those of one over the others' would only hide it if not.
         self.runner.broadcast_buffers = False
+        self.apart = parameters_apart(module)
+        self.chosen_by: str = getattr(module, "chosen_by", "nats")
         self.accumulators: list[Any] = [m for m in module.modules() if hasattr(m, "accumulating")]
         # On the CPU a thread that reads would only take time from those that compute.
         far = accelerator.device.type != "cpu"
@@ -111,7 +121,7 @@ class Fit:
             self._group = torch.distributed.new_group(backend="gloo")
 
     def run(self) -> float:
-        """Train to the end, or go on from the last checkpoint; returns the best validation nats per image.
+        """Train to the end, or go on from the last checkpoint; returns the best score of the validation split.
 
         Stopped after a signal, once the step is finished and a checkpoint written.
         """
@@ -137,9 +147,9 @@ class Fit:
                 progress.set_postfix_str(f"loss {self.loss:.4g}{self.scored}", refresh=False)
                 progress.update(batch)
                 evaluated = self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps
-                nats, better = self.evaluation_step() if evaluated else (None, "")
-                if nats is not None:
-                    self.scored = f", validation {nats / math.log(2):.2f} bits"
+                score, better = self.evaluation_step() if evaluated else (None, "")
+                if score is not None:
+                    self.scored = f", validation {in_words(self.chosen_by, score)}"
                 if not evaluated and time.monotonic() > first_look:
                     self._look("module")
                 if evaluated or time.monotonic() > first_look:
@@ -149,7 +159,7 @@ class Fit:
                 due = evaluated or demand or (every and self.step % every == 0)
                 # Not amid bad steps: the last checkpoint is from before them. A signal and the end do not wait.
                 if due and (not self.guard.in_a_row or demand == Demand.STOP or self.step == self.settings.steps):
-                    self._save(nats, better)
+                    self._save(score, better)
                     saved = time.monotonic()
                 if demand == Demand.STOP:
                     raise Stopped(f"after step {self.step} of {self.name}; run the same command again to go on")
@@ -160,7 +170,7 @@ class Fit:
         # Everything random in this step, dropout and code revival included, starts from its own seed.
         seed_everything(self.seed, self.step, self.accelerator.process_index)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.step)
+            group["lr"] = learning_rate(self.settings, self.step) * group.get("rate", 1.0)
         self.guard.begin()
         parts = []
         for indices, epochs in self._micro_batches(self.step):
@@ -183,7 +193,11 @@ class Fit:
 
     def _update(self, parts: list[tuple[Objective, int]], images: Tensor) -> None:
         """Move the weights, unless the loss or the gradient is not finite: then the step leaves no trace."""
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+        own, *against = self.apart
+        norm = self.accelerator.clip_grad_norm_(own, self.settings.clip)
+        for theirs in against:  # a scaler has had its turn with all of them
+            theirs_norm = torch.nn.utils.clip_grad_norm_(theirs, self.settings.clip)
+            norm = theirs_norm if norm is None else norm + theirs_norm  # finite if both are
         loss = torch.stack([objective.loss.detach().float() for objective, _ in parts]).mean()
         # One look at the device a step. The norm is the same in every process, so the decision is, too.
         size, loss_here = torch.stack([loss if norm is None else norm.detach().float(), loss]).tolist()
@@ -205,7 +219,7 @@ class Fit:
             self.average.update()
 
     def evaluation_step(self) -> tuple[float | None, str]:
-        """Score raw and averaged weights on the validation split: (nats of the better ones, "module" or "average").
+        """Score raw and averaged weights on the validation split: (score of the better ones, "module" or "average").
 
         A split that cannot be scored, a picture that cannot be drawn, a tracker that fails: reported, and counted in
         the metrics; training goes on.
@@ -214,17 +228,17 @@ class Fit:
         values = {f"train/{k}": v for k, v in {**means, **use}.items()}
         self.totals = Totals()
         self._watch_usage(use)
-        nats, better = None, ""
+        score, better = None, ""
         try:
-            nats, better = self._score(values)
+            score, better = self._score(values)
         except EvaluationError as error:
             self._failed("evaluation", error)
-        if nats is not None:
+        if score is not None:
             self._look(better)
         self._log(values)
         for callback in self.callbacks:
             callback.on_evaluation(self.name, self.step, values)
-        return nats, better
+        return score, better
 
     def _look(self, better: str) -> None:
         """Show the weights to whoever wants to see them: it leaves no trace in them, and may fail."""
@@ -240,21 +254,21 @@ class Fit:
             module.train(was_training)
 
     def _score(self, values: dict[str, float]) -> tuple[float, str]:
-        """Adds to ``values``; (nats of the better weights, which ones they are)."""
-        batch = self.settings.batch_size
+        """Adds to ``values``; (score of the better weights, which ones they are)."""
+        batch, metric = self.settings.batch_size, self.chosen_by
         found = {"module": evaluate(self.runner, self.validation, batch, self.accelerator, self.seed)}
         if self.average is not None:
             averaged = self.average.current()
             found["average"] = evaluate(averaged, self.validation, batch, self.accelerator, self.seed)
-        better = min(found, key=lambda name: found[name]["nats"] if math.isfinite(found[name]["nats"]) else math.inf)
-        nats = found[better]["nats"]
-        if not math.isfinite(nats):
-            raise EvaluationError(f"the validation nats are {nats}")
+        better = min(found, key=lambda name: found[name][metric] if math.isfinite(found[name][metric]) else math.inf)
+        score = found[better][metric]
+        if not math.isfinite(score):
+            raise EvaluationError(f"validation {metric} {score}")
         if self.average is not None:
-            values["validation/nats_raw"] = found["module"]["nats"]
+            values[f"validation/{metric}_raw"] = found["module"][metric]
         values |= {f"validation/{k}": v for k, v in found[better].items()}
-        self.best = min(self.best, nats)
-        return nats, better
+        self.best = min(self.best, score)
+        return score, better
 
     def _watch_usage(self, use: dict[str, float]) -> None:
         """Warn about a codebook that had collapsed in the last whole epoch, once until it has recovered."""
@@ -304,7 +318,7 @@ class Fit:
         torch.distributed.all_reduce(everyones, torch.distributed.ReduceOp.MAX, group=self._group)
         return Demand(int(everyones))
 
-    def _save(self, nats: float | None, better: str) -> None:
+    def _save(self, score: float | None, better: str) -> None:
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
@@ -322,12 +336,12 @@ class Fit:
             "failures": self.failures,
             "collapsed": self.collapsed,
         }
-        on_main(self.accelerator, lambda: self.checkpoints.write(self.step, state, nats))
+        on_main(self.accelerator, lambda: self.checkpoints.write(self.step, state, score))
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is intact."""
         found = on_main(self.accelerator, self.checkpoints.intact)
-        self.best = min((c.nats for c in found if c.nats is not None), default=math.inf)
+        self.best = min((c.score for c in found if c.score is not None), default=math.inf)
         if found:
             state = found[-1].read()
             try:
@@ -420,18 +434,23 @@ class Fit:
         self.module.load_state_dict(state[state["better"]])
         self.module.eval()
         self.accelerator.free_memory()
-        assert best.nats is not None
-        return best.nats
+        assert best.score is not None
+        return best.score
 
     def _find_best(self) -> Checkpoint:
-        scored = [c for c in self.checkpoints.intact() if c.nats is not None]
+        scored = [c for c in self.checkpoints.intact() if c.score is not None]
         if not scored:
             why = next(iter(self.failures), "no checkpoint of an evaluation is left")
             raise DivergedError(
-                f"{self.name}: no evaluation gave finite nats, so no weights can be chosen ({why}): remove "
+                f"{self.name}: no evaluation gave finite {self.chosen_by}, so no weights can be chosen ({why}): remove "
                 f"{self.checkpoints.folder} and train again with a smaller learning_rate and --override-config"
             )
-        return min(scored, key=lambda c: c.nats or 0.0)
+        return min(scored, key=lambda c: c.score or 0.0)
+
+
+def in_words(metric: str, score: float) -> str:
+    """A score for a person: nats per image as bits, anything else under its name."""
+    return f"{score / math.log(2):.2f} bits" if metric == "nats" else f"{metric} {score:.4g}"
 
 
 def _step_of(row: bytes) -> float:

@@ -34,6 +34,27 @@ class Average:
         return self.module
 
 
+OPPOSED = (0.5, 0.9)
+"""Shares kept of the moments of gradients and of their squares, for a module that is trained against another."""
+
+
+def opponent(module: nn.Module) -> nn.Module | None:
+    """The part of a module that is trained against the rest, its attribute ``opponent``; None without one.
+
+    AdamW keeps moments of each number by itself. A group of parameters with a rate, moments and clipping of its own is
+    therefore an optimiser of its own, which shares the step, the checkpoint and the guard with the other.
+    """
+    return getattr(module, "opponent", None)
+
+
+def parameters_apart(module: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters whose gradients are clipped together: those of a module, then those of its opponent, if any."""
+    against = opponent(module)
+    theirs = [] if against is None else list(against.parameters())
+    apart = set(map(id, theirs))
+    return [[p for p in module.parameters() if id(p) not in apart], *([theirs] if theirs else [])]
+
+
 def learning_rate(settings: FitSettings, step: int) -> float:
     """Linear warm-up, then a cosine down to a hundredth of the peak."""
     if step < settings.warmup:
@@ -45,14 +66,21 @@ def learning_rate(settings: FitSettings, step: int) -> float:
 def optimizer_for(module: nn.Module, settings: FitSettings, device: torch.device) -> torch.optim.AdamW:
     """AdamW, fused where the device has it and the settings want it; vectors and tables are not decayed.
 
-    Tables are embeddings and what says where a site lies (parameters called ``position``).
+    Tables are embeddings and what says where a site lies (parameters called ``position``). An :func:`opponent` is a
+    group of its own: its rate is ``opponent.rate`` times that of the others, and nothing of it decays.
     """
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     tables |= {id(p) for name, p in module.named_parameters() if name.split(".")[-1] == "position"}
-    trained = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and id(p) not in tables]
-    others = [p for p in trained if p.ndim <= 1 or id(p) in tables]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    own, *against = ([p for p in part if p.requires_grad] for part in parameters_apart(module))
+    decayed = [p for p in own if p.ndim > 1 and id(p) not in tables]
+    others = [p for p in own if p.ndim <= 1 or id(p) in tables]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    for theirs in against:
+        rate = opponent(module).rate  # type: ignore[union-attr]  # there is one
+        groups.append({"params": theirs, "weight_decay": 0.0, "betas": OPPOSED, "rate": rate})
     return torch.optim.AdamW(
         groups,
         lr=settings.learning_rate,
