@@ -26,16 +26,15 @@ from vqstack.ledger import BITS
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
 from vqstack.pretrained import find_artefact
-from vqstack.reuse import first_difference
+from vqstack.run_folder import differences
 
 
 def same_data(runs: dict[str, Path]) -> None:
     """Figures compare only on the same images."""
     first, *others = runs
     for name in others:
-        difference = first_difference(data_of_run(runs[first]), data_of_run(runs[name]))
-        if difference:
-            raise InputError(f"{name}: data.{difference[0]} differs from that of {first}: give runs on the same images")
+        for field, *_ in differences(data_of_run(runs[first]).model_dump(), data_of_run(runs[name]).model_dump()):
+            raise InputError(f"{name}: data.{field} differs from that of {first}: give runs on the same images")
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,23 @@ def test_modules_import_from_above_only(path):
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_programs_import_public_modules_only(path):
     assert private(path.read_text("utf-8")) == []
+
+
+def is_module(name: str) -> bool:
+    """Whether a dotted name of the package is a module of it."""
+    inside = ROOT.joinpath(*name.split("."))
+    return inside.with_suffix(".py").is_file() or inside.is_dir()
+
+
+def test_what_benchmarks_import_is_there():
+    """No test runs them, so a name that has moved would be found when somebody measures."""
+    missing = []
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        for name in imports(path.read_text("utf-8"), ""):
+            module, _, attribute = name.rpartition(".")
+            if name.startswith("vqstack.") and not (is_module(name) or hasattr(import_module(module), attribute)):
+                missing.append(f"{path.name}: {name}")
+    assert missing == []
 
 
 def bare_prints(source: str) -> list[int]:
