@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from vqstack.codec import archive, container
+from vqstack.codec import archive, layout, many, names
 from vqstack.codec.archive import check_container, restore
 from vqstack.codec.blocks import Block, BlockCodec, batch_of, given_label
 from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, code
-from vqstack.codec.container import blocks_of, open_container, pack_archive, pack_single, single_header
+from vqstack.codec.container import open_container
+from vqstack.codec.layout import blocks_of
+from vqstack.codec.many import pack_archive
 from vqstack.codec.pictures import (
     Entry,
     Pictures,
@@ -29,6 +31,7 @@ from vqstack.codec.pictures import (
     to_tiles,
 )
 from vqstack.codec.portable import LEANS, RELATIVE, Rounding
+from vqstack.codec.single import pack_single, single_header
 from vqstack.errors import InputError, WriteError
 from vqstack.images import save_png
 from vqstack.images.formats import more_than_eight_bits
@@ -296,7 +299,7 @@ def test_files_come_back_exactly(request, tmp_path, name, model, size):
 
 
 def test_an_archive_is_read_block_by_block(grey, tmp_path, monkeypatch):
-    monkeypatch.setattr(container, "BLOCK", 4)
+    monkeypatch.setattr(layout, "BLOCK", 4)
     source = pictures(grey, 10)
     compress(grey, source, tmp_path, name="all")
     path = tmp_path / "all.vqs"
@@ -312,7 +315,7 @@ def test_an_archive_is_read_block_by_block(grey, tmp_path, monkeypatch):
 
 
 def test_blocks_cannot_take_each_others_place(grey, tmp_path, monkeypatch):
-    monkeypatch.setattr(container, "BLOCK", 1)
+    monkeypatch.setattr(layout, "BLOCK", 1)
     same = pictures(grey, 1).load(0)  # two blocks of the same bytes, but for what their checks start from
     compress(grey, Pictures([Entry("a", 8, 8, "L"), Entry("b", 8, 8, "L")], lambda i: same), tmp_path, name="all")
     path = tmp_path / "all.vqs"
@@ -580,7 +583,7 @@ def test_a_probability_at_an_edge_is_noticed_and_another_rounding_taken():
 
 def crafted(codec, path, entry, sections, raw=False):
     batch = batch_of(tile_count(entry, codec.tile))
-    where = container.environment(1, batch, codec.probe(1, batch))
+    where = layout.environment(1, batch, codec.probe(1, batch))
     header = single_header(entry, raw, len(sections), codec.fingerprint, where)
     nothing = codec.model.ledger(images(codec, 1), torch.zeros(1, dtype=torch.int64))
     path.write_bytes(pack_single(header, Block(sections, [0] * len(sections), raw, {}, nothing)))
@@ -644,7 +647,7 @@ def test_an_archive_lists_no_more_pictures_than_it_can_hold(grey, tmp_path, monk
 
 
 def test_more_levels_than_the_header_of_a_single_file_can_count(grey):
-    where = container.environment(1, 1, "0" * 64)
+    where = layout.environment(1, 1, "0" * 64)
     assert single_header(Entry("a", 8, 8, "L"), False, 31, grey.fingerprint, where)
     with pytest.raises(InputError, match="more than 30 levels"):
         single_header(Entry("a", 8, 8, "L"), False, 32, grey.fingerprint, where)
@@ -652,9 +655,9 @@ def test_more_levels_than_the_header_of_a_single_file_can_count(grey):
 
 @pytest.mark.parametrize("stem", ["../a", "a/b", "", ".", "..", "a\0", "a\\b", "a.level-1", "ä" * 150, "a\udcff"])
 def test_names_cannot_leave_the_folder(grey, tmp_path, stem):
-    seed = container.block_seed(0, [Entry("a", 8, 8, "L")])
+    seed = layout.block_seed(0, [Entry("a", 8, 8, "L")])
     block = grey.encode(images(grey, 1), None, batch=32, seed=seed)
-    where = container.environment(1, 32, grey.probe(1, 32))
+    where = layout.environment(1, 32, grey.probe(1, 32))
     path = tmp_path / "a.vqs"
     path.write_bytes(pack_archive([Entry("a", 8, 8, "L")], [(1, block)], grey.fingerprint, where))
     assert outcome(grey, path, {"a": {0: images(grey, 1)[0]}}) == "exact"
@@ -667,9 +670,9 @@ def test_names_cannot_leave_the_folder(grey, tmp_path, stem):
 
 def test_names_are_stored_as_runs():
     stems = ["a", "x08", "x09", "x10", "x12", "99", "100", "b1", "b2"]
-    runs = container._shorten(stems)
+    runs = names.shorten(stems)
     assert runs == [("a", 1), ("x08", 3), ("x12", 1), ("99", 1), ("100", 1), ("b1", 2)]
-    entries = container._Entries(runs, [(8, 8, "L", 4), (8, 9, "RGB", 5)])
+    entries = names.Entries(runs, [(8, 8, "L", 4), (8, 9, "RGB", 5)])
     assert [entry.stem for entry in entries[:]] == stems == [entries[i].stem for i in range(len(entries))]
     assert [(entry.width, entry.mode) for entry in entries[3:5]] == [(8, "L"), (9, "RGB")]
 
@@ -687,7 +690,7 @@ def test_names_are_stored_as_runs():
     ],
 )
 def test_names_that_two_runs_hold_are_found_without_listing_them(runs, twin):
-    assert container.twice(runs) == twin
+    assert names.twice(runs) == twin
 
 
 def bomb(codec, path, **changes):
@@ -715,7 +718,7 @@ def test_the_header_of_a_small_file_asks_for_little_memory(grey, tmp_path, monke
         {"blocks": [[257, True, [1]]], "names": [["p000", 257]], "shapes": [[8, 8, "L", 257]]},
     ]
     paths = [bomb(grey, tmp_path / f"{number}.vqs", **case) for number, case in enumerate(cases[:-1])]
-    monkeypatch.setattr(container._Header, "model_validate_json", lambda text: pytest.fail("makes objects of it"))
+    monkeypatch.setattr(many._Header, "model_validate_json", lambda text: pytest.fail("makes objects of it"))
     for path in paths:
         with pytest.raises(InputError, match="header is damaged"):
             open_container(path, grey.tile)

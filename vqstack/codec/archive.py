@@ -13,20 +13,11 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from vqstack.codec.blocks import BATCH, Block, BlockCodec, Padding, Section, batch_of, plausible, worthwhile
-from vqstack.codec.container import (
-    BLOCK,
-    SUFFIX,
-    Container,
-    Place,
-    block_seed,
-    blocks_of,
-    environment,
-    open_container,
-    pack_archive,
-    pack_single,
-    single_header,
-)
+from vqstack.codec.container import open_container
+from vqstack.codec.layout import BLOCK, SUFFIX, Container, Place, block_seed, blocks_of, environment
+from vqstack.codec.many import pack_archive
 from vqstack.codec.pictures import Entry, Pictures, from_tiles, padding, tile_count, to_tiles
+from vqstack.codec.single import pack_single, single_header
 from vqstack.errors import InputError, WriteError
 from vqstack.ledger import BITS, Ledger
 from vqstack.model_settings import SamplingSettings

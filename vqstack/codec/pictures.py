@@ -7,12 +7,13 @@ the numbers is kept with it.
 
 import re
 import weakref
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -60,6 +61,10 @@ class NumberFile:
 
     sites: tuple[int, ...]
     container: Container
+
+    def to_json(self) -> dict[str, Any]:
+        """As the index of an archive has it."""
+        return {"sites": list(self.sites), **vars(self.container), "head": b64encode(self.container.head).decode()}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.codec.archive import Report, compress
 from vqstack.codec.blocks import BlockCodec, given_label
-from vqstack.codec.container import SUFFIX
+from vqstack.codec.layout import SUFFIX
 from vqstack.codec.pictures import (
     Pictures,
     Read,

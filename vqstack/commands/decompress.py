@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.codec.archive import Restored, check_container, restore
 from vqstack.codec.blocks import BlockCodec
-from vqstack.codec.container import SUFFIX, Container, open_container, twice
+from vqstack.codec.container import open_container
+from vqstack.codec.layout import SUFFIX, Container
+from vqstack.codec.names import twice
 from vqstack.config import parse
 from vqstack.errors import PARTLY, InputError
 from vqstack.images import save_volume, saver
