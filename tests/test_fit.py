@@ -427,10 +427,10 @@ def test_a_hundred_bad_steps_are_printed(tmp_path, capsys):
 def test_a_hundred_failures_are_told_apart(tmp_path, capsys):
     fit = build(tmp_path)
     for number in range(150):
-        fit._failed("a tracker", ValueError(f"{number} {'x' * 9999}"))
-    assert len(fit.failures) == capsys.readouterr().err.count("\n") == 101
-    assert sum(fit.failures.values()) == 150
-    assert max(map(len, fit.failures)) < 600
+        fit.journal.failed(0, "a tracker", ValueError(f"{number} {'x' * 9999}"))
+    assert len(fit.journal.failures) == capsys.readouterr().err.count("\n") == 101
+    assert sum(fit.journal.failures.values()) == 150
+    assert max(map(len, fit.journal.failures)) < 600
 
 
 @pytest.mark.parametrize("steps", [[8], [4, 8, 12]])
@@ -460,7 +460,7 @@ def test_one_code_in_use_is_a_collapse_however_small_the_book(tmp_path, capsys, 
         fit, counts = build(tmp_path / str(size)), torch.zeros(size, dtype=torch.int64)
         counts[:used] = 9
         fit.epoch.histograms = {"codes": counts}
-        fit._watch_usage(fit.epoch.use(fit.accelerator))
+        fit.journal.watch(fit.epoch, fit.epoch.use(fit.accelerator), fit.settings.collapse)
         assert ("have collapsed" in capsys.readouterr().err) == warned
 
 
@@ -469,7 +469,7 @@ def test_a_collapse_is_warned_about_once_until_the_book_has_recovered(tmp_path, 
         counts = torch.zeros(16, dtype=torch.int64)
         counts[:used] = 9
         fit.epoch.histograms = {"codes": counts, "others": torch.ones(16, dtype=torch.int64)}
-        fit._watch_usage(fit.epoch.use(fit.accelerator))
+        fit.journal.watch(fit.epoch, fit.epoch.use(fit.accelerator), fit.settings.collapse)
         return capsys.readouterr().err.count("the codes have collapsed")
 
     fit = build(tmp_path)

@@ -28,8 +28,10 @@ Vectors: TypeAlias = Float[Tensor, "b d *map"]
 """What a network puts out before the quantizer, or codebook entries laid out as a map."""
 
 Labels: TypeAlias = Int64[Tensor, "b"]
-Floats: TypeAlias = Float[Tensor, "b *given"]
 """Class numbers, counted from 0."""
+
+Floats: TypeAlias = Float[Tensor, "b *given"]
+"""What each image is given as floats: a vector, or a sequence of vectors."""
 
 Noise: TypeAlias = Float64[Tensor, "b n"]
 """Uniforms in [0, 1), one per site; sampling is their inverse CDF."""

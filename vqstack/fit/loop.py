@@ -1,13 +1,10 @@
 """One phase of training: steps, evaluations, checkpoints, resume."""
 
 import copy
-import json
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,12 @@ from torch import Tensor, nn
 
 from vqstack import signals, threads
 from vqstack.checkpoint import Checkpoint, Checkpoints
-from vqstack.disk import append, make_folder, on_main, write_atomically, write_text
+from vqstack.disk import on_main
 from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
 from vqstack.fit.callbacks import Callback
-from vqstack.fit.guard import REPORTS, Guard, poisoned
+from vqstack.fit.guard import Guard, poisoned
+from vqstack.fit.journal import Journal
 from vqstack.fit.optimisation import (
     Average,
     learning_rate,
@@ -33,11 +31,11 @@ from vqstack.fit.optimisation import (
 from vqstack.fit.outcome import CHECKPOINTS
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
+from vqstack.fit.threads import choose_threads
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.pretrained import check_numbers
-from vqstack.reading import opened
 from vqstack.shapes import Objective
-from vqstack.terminal import Progress, lines, warn
+from vqstack.terminal import Progress
 
 STREAM_EPOCH = 10_000  # images that stand for an epoch of a stream, whose length nobody knows
 FIRST_LOOK = 20.0  # seconds after which a phase is looked at, should its first evaluation be later
@@ -108,14 +106,13 @@ class Fit:
         self.order = Order(len(train), settings.batch_size, seed)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep)
         self.guard = Guard(name, module, accelerator, settings.max_bad_steps, folder)
+        self.journal = Journal(name, accelerator, folder)
         self.step, self.best = 0, math.inf
         self.totals = Totals()  # since the last evaluation
         self.usage = Totals()  # since the last epoch ended
         self.seen = 0  # images in it, of all processes: each must end an epoch at the same step
         self.epoch = Totals()  # the last whole epoch, rounded up to whole steps
         self.loss, self.scored = math.nan, ""  # of the last step here, and the last evaluation, to be shown
-        self.collapsed: list[str] = []  # codebooks, at the last evaluation
-        self.failures: dict[str, int] = {}  # evaluations and pictures that failed, by reason; on the main process
         self._group: Any = None
         if accelerator.num_processes > 1:  # decisions are taken on the CPU, where no device has to be waited for
             self._group = torch.distributed.new_group(backend="gloo")
@@ -227,15 +224,15 @@ class Fit:
         means, use = self.totals.means(self.accelerator), self.epoch.use(self.accelerator)
         values = {f"train/{k}": v for k, v in {**means, **use}.items()}
         self.totals = Totals()
-        self._watch_usage(use)
+        self.journal.watch(self.epoch, use, self.settings.collapse)
         score, better = None, ""
         try:
             score, better = self._score(values)
         except EvaluationError as error:
-            self._failed("evaluation", error)
+            self.journal.failed(self.step, "evaluation", error)
         if score is not None:
             self._look(better)
-        self._log(values)
+        self.journal.write(self.step, values, self.guard.count)
         for callback in self.callbacks:
             callback.on_evaluation(self.name, self.step, values)
         return score, better
@@ -249,7 +246,7 @@ class Fit:
         try:
             self.on_evaluation(module.eval(), self.step)
         except Exception as error:  # a picture is not worth a run
-            self._failed("what follows an evaluation", error)
+            self.journal.failed(self.step, "what follows an evaluation", error)
         finally:
             module.train(was_training)
 
@@ -269,44 +266,6 @@ class Fit:
         values |= {f"validation/{k}": v for k, v in found[better].items()}
         self.best = min(self.best, score)
         return score, better
-
-    def _watch_usage(self, use: dict[str, float]) -> None:
-        """Warn about a codebook that had collapsed in the last whole epoch, once until it has recovered."""
-        before, self.collapsed = self.collapsed, []
-        for name, counts in self.epoch.histograms.items():
-            perplexity, size = use[f"{name}_perplexity"], counts.shape[-1]
-            least = 1 + self.settings.collapse * (size - 1)  # one code in use has perplexity 1, whatever the size
-            if perplexity >= least:
-                continue
-            self.collapsed.append(name)
-            if name not in before and self.accelerator.is_main_process:
-                warn(
-                    f"{self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
-                    f"epoch, below {least:.2f}; raise quantizer.revival, or lower learning_rate or "
-                    "quantizer.codebook_size"
-                )
-
-    def _failed(self, what: str, error: Exception) -> None:
-        """Count a failure that does not end training; each of the first hundred reasons is printed once."""
-        reason = f"{what} failed ({' '.join(f'{type(error).__name__}: {error}'.split())[:500]})"
-        if reason not in self.failures and len(self.failures) >= REPORTS:
-            reason = f"more than {REPORTS} different failures; other ones are only counted from here on"
-        self.failures[reason] = self.failures.get(reason, 0) + 1
-        if self.failures[reason] == 1 and self.accelerator.is_main_process:
-            warn(f"{self.name}, step {self.step}: {reason}; training goes on")
-
-    def _log(self, values: dict[str, float]) -> None:
-        counts = {"bad_steps": self.guard.count, "failures": sum(self.failures.values())}
-        values |= {f"train/{name}": count for name, count in counts.items() if count}
-        try:
-            self.accelerator.log({f"{self.name}/{k}": v for k, v in values.items()}, step=self.step)
-        except Exception as error:  # trackers are other people's programs, some of them over a network
-            self._failed("a tracker", error)
-
-        def write() -> None:
-            append(self.folder / "metrics.jsonl", json.dumps({"step": self.step, **values}) + "\n")
-
-        on_main(self.accelerator, write)
 
     def _demand(self, received: list[int], saved: float) -> Demand:
         """What this step asks for, the same answer in every process: a signal may reach only one of them."""
@@ -333,8 +292,8 @@ class Fit:
             "usage": self.usage.state(self.accelerator),
             "epoch": self.epoch.state(self.accelerator),
             "guard": self.guard.state(),
-            "failures": self.failures,
-            "collapsed": self.collapsed,
+            "failures": self.journal.failures,
+            "collapsed": self.journal.collapsed,
         }
         on_main(self.accelerator, lambda: self.checkpoints.write(self.step, state, score))
 
@@ -351,49 +310,20 @@ class Fit:
                     f"{found[-1].folder} cannot be gone on with ({' '.join(str(error).split())[:200]}): "
                     "give the settings it was written with, or choose another --out"
                 ) from error
-        on_main(self.accelerator, self._cut_metrics)
+        on_main(self.accelerator, lambda: self.journal.cut(self.step))
 
     def _choose_threads(self) -> None:
-        """The number of threads of a phase that begins on the CPU; noted, and measured if nobody named one.
-
-        The note lies beside the checkpoints: a phase stopped before the first one begins again with as many.
-        """
-        accelerator, note = self.accelerator, self.checkpoints.folder / "threads"
-        if accelerator.device.type != "cpu" or self.step:
+        """That of a phase that begins on the CPU; the step that is timed is one of a copy."""
+        if self.accelerator.device.type != "cpu" or self.step:
             return
-        most, asked = threads.cores(threads.beside(accelerator.num_processes)), threads.asked_for()
-        if not asked and accelerator.num_processes > 1:  # all of them on all cores would wait for each other
-            torch.set_num_threads(min(most, torch.get_num_threads()))
-        free = accelerator.num_processes == 1 and not self.compiled and most > 1 and not asked
-
-        def noted() -> int:
-            text = ""
-            if note.exists():
-                with opened(note) as file:
-                    text = file.read(100).decode(errors="replace")
-            if not re.fullmatch("[1-9][0-9]{0,3}\n", text):
-                number = self._quickest(most) if free else torch.get_num_threads()
-                text = f"{number}\n"
-                make_folder(note.parent)
-                write_text(note, text)
-            return int(text)
-
-        number = on_main(accelerator, noted)
-        if free:
-            torch.set_num_threads(number)
-            accelerator.print(lines(f"{self.name}: {number} of {most} threads, by a measurement of its first steps"))
-        else:
-            threads.keep(self.name, number, accelerator)
-
-    def _quickest(self, most: int) -> int:
-        """1 or ``most`` threads, whichever takes the first step sooner; of a copy, so that nothing is learned."""
         indices, epochs = self._micro_batches(0)[0]
 
         def work() -> None:
             seed_everything(self.seed, 0, 0)
             copy.deepcopy(self.module)(*self.train.batch(indices, epochs)).loss.backward()
 
-        return threads.quickest(work, most)
+        note = self.checkpoints.folder / "threads"
+        choose_threads(self.name, self.accelerator, note, None if self.compiled else work)
 
     def _load(self, state: dict[str, Any]) -> None:
         began = state.get("threads", torch.get_num_threads())  # the first checkpoints had none
@@ -412,20 +342,8 @@ class Fit:
         self.seen = int(state["usage"]["weight"]["weight"].sum())  # however many processes there were
         self.epoch.load_state(state["epoch"], self.accelerator)
         self.guard.load_state(state["guard"])
-        self.step, self.failures = state["step"], state["failures"]
-        self.collapsed = state.get("collapsed", [])  # the first checkpoints had none
-
-    def _cut_metrics(self) -> None:
-        """Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row."""
-        for path in (self.folder / "metrics.jsonl", self.folder / "bad-steps.jsonl"):
-            if path.exists():
-                with opened(path) as file:
-                    rows = [row for row in file.read().splitlines(keepends=True) if row.endswith(b"\n")]
-                steps = list(map(_step_of, rows))
-                kept = b"".join(row for row, step in zip(rows, steps, strict=True) if step <= self.step)
-                write_atomically(path, partial(Path.write_bytes, data=kept))
-                if math.inf in steps:
-                    warn(f"{path} had {steps.count(math.inf)} damaged rows, left out")
+        self.step, self.journal.failures = state["step"], state["failures"]
+        self.journal.collapsed = state.get("collapsed", [])  # the first checkpoints had none
 
     def _finish(self) -> float:
         """Leave the module with its best weights."""
@@ -440,7 +358,7 @@ class Fit:
     def _find_best(self) -> Checkpoint:
         scored = [c for c in self.checkpoints.intact() if c.score is not None]
         if not scored:
-            why = next(iter(self.failures), "no checkpoint of an evaluation is left")
+            why = next(iter(self.journal.failures), "no checkpoint of an evaluation is left")
             raise DivergedError(
                 f"{self.name}: no evaluation gave finite {self.chosen_by}, so no weights can be chosen ({why}): remove "
                 f"{self.checkpoints.folder} and train again with a smaller learning_rate and --override-config"
@@ -451,11 +369,3 @@ class Fit:
 def in_words(metric: str, score: float) -> str:
     """A score for a person: nats per image as bits, anything else under its name."""
     return f"{score / math.log(2):.2f} bits" if metric == "nats" else f"{metric} {score:.4g}"
-
-
-def _step_of(row: bytes) -> float:
-    """The step of a row of metrics; infinity where the row is damaged."""
-    try:
-        return float(json.loads(row)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf

@@ -1,0 +1,91 @@
+"""What a phase tells of itself: rows of metrics, trackers, failures that do not end it, codebooks that collapsed."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from vqstack.disk import append, on_main, write_atomically
+from vqstack.fit.guard import REPORTS
+from vqstack.fit.totals import Totals
+from vqstack.reading import opened
+from vqstack.terminal import warn
+
+
+class Journal:
+    """Of one phase.
+
+    Args:
+        name: of the phase.
+        accelerator: its processes and trackers.
+        folder: receives ``metrics.jsonl``.
+    """
+
+    def __init__(self, name: str, accelerator: Accelerator, folder: Path) -> None:
+        self.name, self.accelerator, self.folder = name, accelerator, folder
+        self.failures: dict[str, int] = {}  # evaluations and pictures that failed, by reason; on the main process
+        self.collapsed: list[str] = []  # codebooks, at the last evaluation
+
+    def write(self, step: int, values: dict[str, float], bad_steps: int) -> None:
+        """Add a row of metrics, and to ``values`` how much went wrong so far."""
+        counts = {"bad_steps": bad_steps, "failures": sum(self.failures.values())}
+        values |= {f"train/{name}": count for name, count in counts.items() if count}
+        try:
+            self.accelerator.log({f"{self.name}/{k}": v for k, v in values.items()}, step=step)
+        except Exception as error:  # trackers are other people's programs, some of them over a network
+            self.failed(step, "a tracker", error)
+        row = json.dumps({"step": step, **values}) + "\n"
+        on_main(self.accelerator, lambda: append(self.folder / "metrics.jsonl", row))
+
+    def failed(self, step: int, what: str, error: Exception) -> None:
+        """Count a failure that does not end training; each of the first hundred reasons is printed once."""
+        reason = f"{what} failed ({' '.join(f'{type(error).__name__}: {error}'.split())[:500]})"
+        if reason not in self.failures and len(self.failures) >= REPORTS:
+            reason = f"more than {REPORTS} different failures; other ones are only counted from here on"
+        self.failures[reason] = self.failures.get(reason, 0) + 1
+        if self.failures[reason] == 1 and self.accelerator.is_main_process:
+            warn(f"{self.name}, step {step}: {reason}; training goes on")
+
+    def watch(self, epoch: Totals, use: dict[str, float], collapse: float) -> None:
+        """Warn about a codebook that had collapsed in the last whole epoch, once until it has recovered.
+
+        Args:
+            epoch: whose histograms count the codes of that epoch.
+            use: what :meth:`Totals.use` says of it.
+            collapse: see :class:`vqstack.fit.FitSettings`.
+        """
+        before, self.collapsed = self.collapsed, []
+        for name, counts in epoch.histograms.items():
+            perplexity, size = use[f"{name}_perplexity"], counts.shape[-1]
+            least = 1 + collapse * (size - 1)  # one code in use has perplexity 1, whatever the size
+            if perplexity >= least:
+                continue
+            self.collapsed.append(name)
+            if name not in before and self.accelerator.is_main_process:
+                warn(
+                    f"{self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
+                    f"epoch, below {least:.2f}; raise quantizer.revival, or lower learning_rate or "
+                    "quantizer.codebook_size"
+                )
+
+    def cut(self, step: int) -> None:
+        """Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row."""
+        for path in (self.folder / "metrics.jsonl", self.folder / "bad-steps.jsonl"):
+            if path.exists():
+                with opened(path) as file:
+                    rows = [row for row in file.read().splitlines(keepends=True) if row.endswith(b"\n")]
+                steps = list(map(_step_of, rows))
+                kept = b"".join(row for row, its in zip(rows, steps, strict=True) if its <= step)
+                write_atomically(path, partial(Path.write_bytes, data=kept))
+                if math.inf in steps:
+                    warn(f"{path} had {steps.count(math.inf)} damaged rows, left out")
+
+
+def _step_of(row: bytes) -> float:
+    """The step of a row of metrics; infinity where the row is damaged."""
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
