@@ -46,6 +46,8 @@ ORDER = [
     "model_settings",
     "model",
     "editing",
+    "edited",
+    "code_use",
     "images",
     "codes",
     "codec",

@@ -12,9 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vqstack.code_use import use_of_codes
     from vqstack.codes import CodeDataset
     from vqstack.config import RunConfig
-    from vqstack.editing import interpolate, reconstruct, splice
+    from vqstack.edited import Edited
+    from vqstack.editing import blend, interpolate, reconstruct, splice
     from vqstack.errors import InputError
     from vqstack.fit import Callback
     from vqstack.images import ImageSettings, load_splits
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
     from vqstack.library import load, recipe, train
     from vqstack.model import HierarchicalModel
     from vqstack.model_settings import ModelSettings, SamplingSettings
+    from vqstack.phases import read_images
     from vqstack.quantizer import Quantizer, QuantizerSettings, build_quantizer
 
 __version__ = "0.1.0"
 __all__ = [
     "Callback",
     "CodeDataset",
+    "Edited",
     "HierarchicalModel",
     "ImageSettings",
     "InputError",
@@ -37,19 +41,24 @@ __all__ = [
     "QuantizerSettings",
     "RunConfig",
     "SamplingSettings",
+    "blend",
     "build_quantizer",
     "interpolate",
     "load",
     "load_splits",
+    "read_images",
     "recipe",
     "reconstruct",
     "splice",
     "train",
+    "use_of_codes",
 ]
 _PLACES = {
     "codes": ("CodeDataset",),
     "config": ("RunConfig",),
-    "editing": ("interpolate", "reconstruct", "splice"),
+    "code_use": ("use_of_codes",),
+    "edited": ("Edited",),
+    "editing": ("blend", "interpolate", "reconstruct", "splice"),
     "errors": ("InputError",),
     "fit": ("Callback",),
     "images": ("ImageSettings", "load_splits"),
@@ -57,6 +66,7 @@ _PLACES = {
     "library": ("load", "recipe", "train"),
     "model": ("HierarchicalModel",),
     "model_settings": ("ModelSettings", "SamplingSettings"),
+    "phases": ("read_images",),
     "quantizer": ("Quantizer", "QuantizerSettings", "build_quantizer"),
 }
 

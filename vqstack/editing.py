@@ -6,6 +6,7 @@ images = model.decode(codes, level=2)                                   # or mod
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from einops import rearrange
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from vqstack.checks import check_number
 from vqstack.errors import InputError
-from vqstack.model import HierarchicalModel
+from vqstack.likelihood import Known, noise
+from vqstack.model import HierarchicalModel, Sample
+from vqstack.model_settings import SamplingSettings
 from vqstack.quantizer import Quantizer, nearest
-from vqstack.shapes import AnyCodes, Pixels, by_axis
+from vqstack.shapes import AnyCodes, Labels, Pixels, by_axis
 
 
 @torch.no_grad()
@@ -52,6 +55,45 @@ def interpolate(
         return quantizer.encode(mixed)
     codes = nearest(rearrange(mixed, "b d ... -> (b ...) d"), quantizer.codebook())
     return codes.view(len(mixed), *upper.shape)
+
+
+def blend(
+    model: HierarchicalModel,
+    first: Sequence[AnyCodes],
+    second: Sequence[AnyCodes],
+    shares: Sequence[float],
+    labels: Labels | None = None,
+    *,
+    seed: int = 0,
+    sampling: SamplingSettings | None = None,
+) -> Sample:
+    r"""The layout of one image with the texture of another: each level keeps a share of the sites of the second.
+
+    The top map is that of the first with its share of the second. Every map below is drawn given the map above, with
+    its share of sites known to be those of the second. Sites are chosen by noise of their own, the same for any share.
+
+    Args:
+        model: whose codes these are.
+        first, second: z_1 … z_L, each [b, \*map].
+        shares: from 0 (as what lies above asks for) to 1 (as in the second), one for each level, level 1 first.
+        labels: of the images, where a refiner reads them.
+        seed: of what is drawn, and of which sites are kept.
+        sampling: how, default: the model's own settings.
+    """
+    count, num = len(model.stack), len(first[-1])
+    if not len(first) == len(second) == len(shares) == count:
+        raise InputError(f"blend: give z_1 … z_{count} of both images, and a share for each level")
+    if not all(0 <= share <= 1 for share in shares):
+        raise InputError(f"shares: {' '.join(map(str, shares))}: each lies from 0 to 1")
+    kept = dict[int, Known]()
+    for number, (codes, share) in enumerate(zip(second, shares, strict=True), start=1):
+        level = model.stack.level(number)
+        level.upper.check(codes, num, model.device)
+        sites = noise(seed, [2**32 + number], number, prod(level.map_shape)).view(level.map_shape) < share
+        kept[number] = Known(codes, sites.to(codes.device).expand(codes.shape))
+    top = torch.where(kept[count].given, second[-1], first[-1])
+    kept.pop(count)
+    return model.vary(top, count, labels, seed=seed, sampling=sampling, known=kept)
 
 
 def splice(first: AnyCodes, second: AnyCodes, box: Sequence[int]) -> AnyCodes:

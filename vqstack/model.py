@@ -26,7 +26,7 @@ from vqstack.nets import store_once
 from vqstack.pretrained import Pretrained
 from vqstack.shapes import AnyCodes, Floats, Labels, Nats, Pixels, by_axis, finest
 from vqstack.stack import Stack
-from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, descend
+from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, code_lengths_by_site, descend
 from vqstack.variables import Variable
 
 
@@ -240,6 +240,24 @@ class HierarchicalModel(nn.Module, Pretrained):
         decoders.
         """
         return code_lengths(self.terms(refined=refined), self.values(pixels, codes, labels, condition), len(pixels))
+
+    @torch.no_grad()
+    def code_lengths_by_site(
+        self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, condition: Floats | None = None
+    ) -> dict[str, Tensor]:
+        r"""What :meth:`code_lengths` adds up, nats, of each site given those drawn before it: by row, [b, \*shape]."""
+        return code_lengths_by_site(self.terms(), self.values(pixels, codes, labels, condition), len(pixels))
+
+    @torch.no_grad()
+    def likeliest_labels(self, pixels: Pixels, codes: list[AnyCodes], condition: Floats | None = None) -> Labels:
+        """For each image the class that makes the rows which read it shortest; the model must know classes."""
+        terms = [t for t in self.terms() if t.row == "label" or (isinstance(t, CodeModelTerm) and t.model.classes)]
+        values = self.stack.named(pixels, codes) | ({} if condition is None else {GIVEN: condition})
+        nats = list[Tensor]()
+        for number in range(self.classes):
+            values["label"] = torch.full((len(pixels),), number, device=self.device)
+            nats.append(torch.stack(list(code_lengths(terms, values, len(pixels)).values())).sum(0))
+        return torch.stack(nats, 1).argmin(1)
 
     def random_order_nats(
         self, pixels: Pixels, codes: list[AnyCodes], labels: Labels | None = None, condition: Floats | None = None

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from vqstack.level import Level
-from vqstack.likelihood import Clamped, Distribution, Draw, Frequencies, Known, noise
+from vqstack.likelihood import Clamped, Distribution, Draw, Frequencies, Known, noise, walked_by_site
 from vqstack.shapes import Nats
 from vqstack.variables import Variable
 
@@ -82,6 +82,15 @@ class DecoderTerm(Term):
 def code_lengths(terms: Sequence[Term], values: Values, num: int) -> dict[str, Nats]:
     """``-ln P(target | given)`` of each image by row, nats; the sum over rows is that of the product."""
     return {term.row: -term.distribution(values, num).unchecked_log_prob(values[term.target.name]) for term in terms}
+
+
+def code_lengths_by_site(terms: Sequence[Term], values: Values, num: int) -> dict[str, Tensor]:
+    """What :func:`code_lengths` adds up, nats: of each site given those drawn before it, as the target is laid out."""
+    lengths = dict[str, Tensor]()
+    for term in terms:
+        target = values[term.target.name]
+        lengths[term.row] = -walked_by_site(term.distribution(values, num), target).view(target.shape)
+    return lengths
 
 
 def descend(

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqstack.code_model import CodeModelTerm
 from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, Probe, code
 from vqstack.codec.portable import LEANS, Rounding, in_float64
 from vqstack.codes import fingerprint
@@ -265,17 +264,8 @@ class BlockCodec:
             labels = torch.full((len(pixels),), label)
             self.model.check_labels(labels)
             return labels
-        reads = [
-            t for t in self.model.terms() if t.row == "label" or (isinstance(t, CodeModelTerm) and t.model.classes)
-        ]
-        values, nats = self.model.stack.named(pixels, codes), list[Tensor]()
-        for first in range(0, len(pixels), BATCH):
-            given = {name: maps[first : first + BATCH] for name, maps in values.items()}
-            count = len(given["pixels"])
-            every = (torch.full((count,), number) for number in range(self.model.classes))
-            rows = [code_lengths(reads, {**given, "label": labels}, count).values() for labels in every]
-            nats.append(torch.stack([torch.stack(list(lengths)).sum(0) for lengths in rows], 1))
-        return torch.cat(nats).argmin(1)
+        parts = zip(pixels.split(BATCH), *(z.split(BATCH) for z in codes), strict=True)
+        return torch.cat([self.model.likeliest_labels(part, list(maps)) for part, *maps in parts])
 
     def _ledger(
         self,

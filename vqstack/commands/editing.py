@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from vqstack import threads
 from vqstack.commands.generate import chosen_device
 from vqstack.errors import InputError
-from vqstack.images import captioned, grid, load_images, saver
+from vqstack.images import captioned, grid, saver
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved
-from vqstack.phases import data_of_run
+from vqstack.phases import read_images
 from vqstack.pretrained import find_artefact
 from vqstack.shapes import Codes, Pixels
 from vqstack.terminal import say
@@ -47,9 +47,7 @@ def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalMode
     level = command.level or len(model.stack)
     if level > len(model.stack):
         raise InputError(f"--level: {level} does not exist: choose 1 … {len(model.stack)}")
-    channels, *size = model.stack.shape
-    changes = {"size": tuple(size), "channels": channels, "values": model.stack.values}
-    pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
+    pixels = read_images(command.run, command.images)
     model.to(chosen_device(command.device))
     threads.share_cores()
     return model, level, pixels.to(model.device)

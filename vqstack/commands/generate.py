@@ -22,12 +22,12 @@ from vqstack.codes import CodeDataset, fingerprint
 from vqstack.conditions import GIVEN
 from vqstack.config import parse
 from vqstack.errors import InputError, reason
-from vqstack.images import captioned, grid, load_images, numerals, saver
+from vqstack.images import captioned, grid, numerals, saver
 from vqstack.likelihood import Draw
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, saved
-from vqstack.phases import data_of_run
+from vqstack.phases import read_images
 from vqstack.pretrained import find_artefact
 from vqstack.reading import plain_file
 from vqstack.shapes import Pixels, by_axis
@@ -197,10 +197,7 @@ def starting_codes(command: Command, model: HierarchicalModel) -> tuple[int, Ite
             pass
         return count, chain.from_iterable(maps_of(stored, split, level) for _ in repeat(None))
     if command.images:
-        channels, *size = model.stack.shape
-        changes = {"size": tuple(size), "channels": channels, "values": model.stack.values}
-        pixels = load_images(list(command.images), data_of_run(command.run).model_copy(update=changes))
-        maps = model.stack.encode(pixels.to(model.device), level)[-1]
+        maps = model.stack.encode(read_images(command.run, command.images).to(model.device), level)[-1]
         return len(maps), cycle(maps)
     return None
 

@@ -5,7 +5,7 @@ Files in reading order: ``drawing``, ``factors``, ``base`` (distributions as cha
 distribution) and ``chain`` (several codes a site).
 """
 
-from vqstack.likelihood.base import Distribution, walked_log_prob
+from vqstack.likelihood.base import Distribution, walked_by_site, walked_log_prob
 from vqstack.likelihood.categorical import Bernoulli, Categorical, Frequencies
 from vqstack.likelihood.chain import Chained, ChainHead, code_head
 from vqstack.likelihood.conditioned import Clamped, Guided, Known
@@ -53,5 +53,6 @@ __all__ = [
     "pixel_head",
     "register_pixels",
     "site_factors",
+    "walked_by_site",
     "walked_log_prob",
 ]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vqstack.checks import check_floats, check_map
@@ -97,11 +97,18 @@ def walked_log_prob(distribution: Distribution, x: Tensor, counted: Bool[Tensor,
         distribution, x: see :meth:`Distribution.log_prob`.
         counted: the sites that are scored given those before; the others are given themselves. None: all.
     """
-    flat = x.flatten(1).long()
-    values, nats = torch.zeros_like(flat), torch.zeros(len(flat), device=flat.device)
+    scored = walked_by_site(distribution, x)
+    return (scored if counted is None else scored.where(counted, 0)).sum(1)
+
+
+def walked_by_site(distribution: Distribution, x: Tensor) -> Float[Tensor, "b N"]:
+    """ln P of each site given those before it in the chain, nats; they add up to ln P(x)."""
+    flat, found = x.reshape(len(x), -1).long(), torch.zeros(0)  # a label has no axis of its own
+    values = torch.zeros_like(flat)
     for factor in distribution.factors(values):
         chosen = flat[:, factor.sites]
         values[:, factor.sites] = chosen
         scored = factor.log_prob(chosen)
-        nats = nats + (scored if counted is None else scored.where(counted[:, factor.sites], 0)).sum(1)
-    return nats
+        found = found if len(found) else scored.new_zeros(flat.shape)
+        found[:, factor.sites] = scored
+    return found

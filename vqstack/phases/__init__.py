@@ -14,6 +14,7 @@ from vqstack.phases.named import (
     data_of_run,
     in_classes_of,
     named_run,
+    read_images,
     run_of,
     warn_of_changes,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "forecast",
     "in_classes_of",
     "named_run",
+    "read_images",
     "remarks",
     "run_of",
     "warn_of_changes",

@@ -1,13 +1,13 @@
 """The run that a command is about: its configuration and its images."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError, listed
-from vqstack.images import ImageSettings, ImageSplit, WholeSplit, identity, mapped, numerals
+from vqstack.images import ImageSettings, ImageSplit, WholeSplit, identity, load_images, mapped, numerals
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import Geometry
 from vqstack.paths import path_of
@@ -15,7 +15,7 @@ from vqstack.pretrained import CONFIG as ARTEFACT_CONFIG
 from vqstack.pretrained import find_artefact, holds_artefact
 from vqstack.reading import reading
 from vqstack.run_folder import CONFIG, changed_images, read_config, shown
-from vqstack.shapes import by_axis
+from vqstack.shapes import Pixels, by_axis
 
 logger = logging.getLogger(__name__)
 AnySplit = TypeVar("AnySplit", ImageSplit, WholeSplit, ImageSplit | WholeSplit)
@@ -47,6 +47,14 @@ def data_of_run(folder: Path) -> ImageSettings:
     elif len(size) != 2 or channels not in (1, 3) or model.values > 256:
         geometry["source"] = "volumefolder"
     return ImageSettings().model_copy(update={**geometry, "channels": channels, "values": model.values})
+
+
+def read_images(run: str | Path, files: Sequence[str | Path]) -> Pixels:
+    r"""Files as the model of a run, or a released one, takes them: [n, c, \*map], their sizes fitted as in training."""
+    settings, _ = HierarchicalModel.read_settings(find_artefact(Path(run)) / ARTEFACT_CONFIG)
+    channels, *size = settings.image_shape
+    changes = {"size": tuple(size), "channels": channels, "values": settings.values}
+    return load_images(list(map(Path, files)), data_of_run(Path(run)).model_copy(update=changes))
 
 
 def _place(argument: str) -> Path:
