@@ -3,13 +3,14 @@
 import importlib
 import json
 import re
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cache
 
 import pytest
 from accelerate import Accelerator
 
 from vqstack.errors import InputError
+from vqstack.fit import Fit
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run
 
@@ -44,6 +45,28 @@ def trained(config, folder):
             run.train(phase)
         run.release()
     return HierarchicalModel.from_pretrained(folder / "model")
+
+
+@contextmanager
+def killed(phase, step):
+    """Training inside ends before this step of this phase, as it would by a kill."""
+
+    def kill(fit, take=Fit.training_step):
+        if (fit.name, fit.step) == (phase, step):
+            raise KeyboardInterrupt
+        take(fit)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Fit, "training_step", kill)
+        yield
+
+
+def assert_same_run(one, other):
+    """To the bit: the model, its ledger, and the metrics of every phase."""
+    names = ["model/model.safetensors", "ledger.json", *(str(p.relative_to(one)) for p in one.glob("phases/*/*.jsonl"))]
+    assert len(names) > 2
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def phases_done(run):

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same_run, killed, main
 from pydantic import ValidationError
-from safetensors.torch import load_file
 
 from vqstack.cluster import ClusterLevel, merged, neighbours
 from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.config import RunConfig
 from vqstack.evaluation import leaks
-from vqstack.fit import Fit
 from vqstack.joint import JointDecoders
 from vqstack.likelihood import Draw, noise
 from vqstack.model import HierarchicalModel
@@ -220,26 +219,16 @@ sample_grid: 2
 TRAIN = Path(__file__).parents[1] / "recipes" / "train_stack.py"
 
 
-@pytest.mark.parametrize("at", [("level-2", 0), ("level-2", 3), ("refiner-2", 3)], ids=str)
-def test_a_killed_run_with_clusters_ends_as_one_that_was_not(call, tmp_path, monkeypatch, at):
+def test_a_run_with_clusters_that_was_killed_ends_as_one_that_was_not(tmp_path):
+    """Before its table is made, amid its level, and amid its refiner."""
     (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     given = (TRAIN, "--config", tmp_path / "tiny.yaml", "--out")
-    assert call(*given, tmp_path / "whole")[0] == 0
-
-    def kill(fit, step=Fit.training_step):
-        if (fit.name, fit.step) == at:
-            raise MemoryError
-        step(fit)
-
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(Fit, "training_step", kill)
-        call(*given, tmp_path / "parts")
-    assert call(*given, tmp_path / "parts")[0] == 0
-    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
-    ledgers = [(tmp_path / name / "ledger.json").read_bytes() for name in ("whole", "parts")]
-    assert ledgers[0] == ledgers[1]
+    main(*given, tmp_path / "whole")
+    for at in [("level-2", 0), ("level-2", 3), ("refiner-2", 3)]:
+        with killed(*at):
+            main(*given, tmp_path / "parts")
+    main(*given, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_dry_run_plans_clusters(call, tmp_path):

@@ -94,7 +94,7 @@ def test_help_fits_a_screen_and_names_options_that_are_there(name, monkeypatch, 
     options = re.findall(r"^  (--[a-z-]+)", short, re.MULTILINE)
     assert options or whole == short
     for option in options:
-        assert re.search(rf"^[│ ]+{option}[ .,]", whole, re.MULTILINE), option
+        assert re.search(rf"^ +{option}([ .,]|$)", whole, re.MULTILINE), option
 
 
 def test_doctor_measures_and_leaves_nothing(capsys, tmp_path):
@@ -158,9 +158,8 @@ def test_a_shell_completes_commands_options_and_recipes(capsys):
     for name, options in completion.every_option().items():
         with contextlib.suppress(SystemExit):
             run_help(name)
-        whole = capsys.readouterr().out
-        for option in options:
-            assert option in whole or ".0." in option, (name, option)
+        named = set(re.findall(r"^ +(--[\w.-]+)", capsys.readouterr().out, re.MULTILINE))
+        assert set(options) - named <= {option for option in options if ".0." in option} | {"--help"}, name
 
 
 def run_help(name):

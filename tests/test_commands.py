@@ -539,7 +539,7 @@ def test_wrong_input_as_a_process(tmp_path, run_folder):
         (["--num", 2, "--temperature", 1, 1], "temperature: 2 values: give one, or 3"),
         (["--num", 2, "--top-k", -3], "top_k"),
         (["--num", 2, "--top-p", 1.5], "top_p: 1.5"),
-        (["--num", 2, "--batch-size", 0], "--batch-size: 0 does not fit: it should be greater than or equal to 1"),
+        (["--num", 2, "--batch-size", 0], "--batch-size: '0' does not fit: it should be greater than or equal to 1"),
         (["--num", 2, "--from-level", 1], "--from-level: needs real images"),
         (["--images", "missing.png", "--from-level", 1], "missing.png"),
         (["--images", "missing.png", "--from-level", 3], "--from-level: 3 does not exist"),

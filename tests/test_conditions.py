@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import TINY, files_of, refused, trained
+from helpers import TINY, assert_same_run, files_of, killed, refused, trained
 from test_images import png
 from test_model import everything, tiny
 
@@ -411,25 +411,19 @@ def test_the_ledger_says_what_it_is_given(run):
         one.merge(type(one)(one.rows, one.count))
 
 
-def test_killed_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     """The same weights to the bit; who gives other floats afterwards is refused."""
-    pixels, floats = pictures()
-    settings = vqstack.recipe(**LEARNS)
+    (pixels, floats), settings = pictures(40), vqstack.recipe(**TINY)
 
-    def killed(_, name, *unused):
-        if name == "prior":
-            raise KeyboardInterrupt
+    def train(folder, more=0):
+        vqstack.train(settings, pixels, condition=floats + more, out=tmp_path / folder, values=5)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("vqstack.phases.Run._write_picture", killed)
-        vqstack.train(settings, pixels, condition=floats, out=tmp_path / "run", values=5)
-    refused(
-        lambda: vqstack.train(settings, pixels, condition=floats + 1, out=tmp_path / "run", values=5),
-        "data.files.train",
-    )
-    vqstack.train(settings, pixels, condition=floats, out=tmp_path / "run", values=5)
-    for name in ("model/model.safetensors", "ledger.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes()
+    train("whole")
+    with killed("prior", 2):
+        train("parts")
+    refused(lambda: train("parts", 1), "data.files.train")
+    train("parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_generate_takes_floats_of_all_images_or_of_one(run, tmp_path, call):

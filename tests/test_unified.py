@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import main, phases_done
+from helpers import assert_same_run, killed, main, phases_done
 from safetensors import safe_open
 from test_model import everything, tiny, total
 from test_refined_run import ROOT
@@ -230,25 +230,13 @@ def test_a_run(run_folder):
     assert rows == ["label", "prior", "level-2", "level-1"]
 
 
-def test_a_killed_run_ends_as_one_that_was_not(run_folder, tmp_path, monkeypatch):
-    from vqstack.fit import Fit
-
+def test_a_killed_run_ends_as_one_that_was_not(run_folder, tmp_path):
     shutil.copy(run_folder.parent / "tiny.yaml", tmp_path)
-    save = Fit._save
-
-    def killed(fit, *arguments):
-        save(fit, *arguments)
-        if fit.name == "transformer" and fit.step == 15:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Fit, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed("transformer", 16):
         train(tmp_path / "run")
     assert not (tmp_path / "run/phases/transformer/DONE").exists()
-    monkeypatch.undo()
     train(tmp_path / "run")
-    for name in ("model/model.safetensors", "phases/transformer/metrics.jsonl"):
-        assert (tmp_path / "run" / name).read_bytes() == (run_folder / name).read_bytes()
+    assert_same_run(run_folder, tmp_path / "run")
 
 
 def test_what_a_run_costs_is_told(run_folder, tmp_path, capsys):

@@ -99,8 +99,8 @@ def _screen(name: str, module: Any, arguments: list[str]) -> None:
     width = max(60, min(120, shutil.get_terminal_size().columns))
     for option in about.shown or fields:
         kind = f"{fields[option].metadata} {fields[option].annotation}"
-        if "Positional" not in kind:  # those stand in the line of usage
-            prefix = "temperature, …" if "OmitArgPrefixes" in kind else option + ".…" * ("Settings" in kind)
+        if "positional" not in kind:  # those stand in the line of usage
+            prefix = "temperature, …" if "unprefixed" in kind else option + ".…" * ("Settings" in kind)
             sentence = str(fields[option].description).partition(". ")[0].rstrip(".")
             written = f"  --{prefix.replace('_', '-')}"
             say(fill(f"{written:21} {sentence}", width, subsequent_indent=" " * 22))

@@ -5,13 +5,10 @@ fish > ~/.config/fish/completions/vqstack.fish``. The script holds the names as 
 update.
 """
 
-from collections.abc import Iterator
 from importlib import import_module
-from typing import Any, TypeGuard, get_args
-
-from pydantic import BaseModel
 
 from vqstack.commands import COMMANDS
+from vqstack.config import options
 from vqstack.errors import InputError
 from vqstack.recipes import shipped
 from vqstack.terminal import say
@@ -40,30 +37,13 @@ def main(arguments: list[str]) -> None:
         say(_fish() if arguments[0] == "fish" else ZSH * (arguments[0] == "zsh") + _bash())
 
 
-def options(settings: type[BaseModel], prefix: str = "--") -> Iterator[str]:
-    """Options that settings have on a command line, those of settings inside them too; of a list those of its first."""
-    for name, field in settings.model_fields.items():
-        if any("Positional" in str(mark) for mark in field.metadata):
-            continue
-        option, inner = prefix + name.replace("_", "-"), field.annotation
-        entries = get_args(inner)
-        if entries[1:] == (...,) and _are_settings(entries[0]):
-            option, inner = f"{option}.0", entries[0]
-        if _are_settings(inner):
-            yield from options(inner, prefix if "OmitArgPrefixes" in str(field.metadata) else f"{option}.")
-        else:
-            yield option
-
-
-def _are_settings(kind: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
 def every_option() -> dict[str, list[str]]:
     """Command -> its options."""
     modules = {name: import_module(f"vqstack.commands.{name}") for name in COMMANDS}
     return {
-        name: [*options(module.Command), "--help"] for name, module in modules.items() if hasattr(module, "Command")
+        name: [*(option for option, _ in options(module.Command) if option.startswith("--")), "--help"]
+        for name, module in modules.items()
+        if hasattr(module, "Command")
     }
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.codec.archive import Report, compress
@@ -24,7 +23,7 @@ from vqstack.codec.pictures import (
     read_volume,
     safe_stem,
 )
-from vqstack.config import parse
+from vqstack.config import Positional, parse
 from vqstack.disk import write_text
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, Split, is_image, is_sound, is_volume, load_splits
@@ -45,8 +44,8 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
-    images: tyro.conf.Positional[tuple[Path, ...]] = Field(
+    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    images: Positional[tuple[Path, ...]] = Field(
         (), description="Image files, and folders of them, inner folders included."
     )
     out: Path = Field(description="Folder that receives the files; new or empty.")
@@ -67,7 +66,7 @@ def command_of(arguments: list[str]) -> Command:
     """The command line; a split is one of the run's own data set, and an artefact without its run has none."""
     split = any(argument.partition("=")[0] == "--split" for argument in arguments)
     run = named_run(arguments) if split else None
-    default = None if run is None else Command.model_construct(run=run[0], out=tyro.MISSING, data=run[1])
+    default = None if run is None else {"run": run[0], "data": run[1]}
     return parse(Command, arguments, default)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack.codec.archive import Restored, check_container, restore
@@ -20,7 +19,7 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import open_container
 from vqstack.codec.layout import SUFFIX, Container
 from vqstack.codec.names import twice
-from vqstack.config import parse
+from vqstack.config import Positional, parse
 from vqstack.errors import PARTLY, InputError
 from vqstack.images import save_volume, saver
 from vqstack.model import HierarchicalModel
@@ -37,8 +36,8 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: tyro.conf.Positional[Path] = Field(description="Folder of the run or released model that compressed them.")
-    files: tyro.conf.Positional[tuple[Path, ...]] = Field(description="Files of vqstack compress, and folders of them.")
+    run: Positional[Path] = Field(description="Folder of the run or released model that compressed them.")
+    files: Positional[tuple[Path, ...]] = Field(description="Files of vqstack compress, and folders of them.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     levels: int | None = Field(None, ge=1, description="Code maps to read, from the top; default: all and the pixels.")
     sample: bool = Field(

@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack import threads
 from vqstack.commands.generate import chosen_device
+from vqstack.config import Positional
 from vqstack.errors import InputError
 from vqstack.images import captioned, grid, saver
 from vqstack.model import HierarchicalModel
@@ -25,8 +25,8 @@ class Editing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
-    images: tyro.conf.Positional[tuple[Path, ...]] = Field(description="Image files.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    images: Positional[tuple[Path, ...]] = Field(description="Image files.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     level: int | None = Field(None, ge=1, description="Number of the level whose codes are meant; default: the top.")
     sample: bool = Field(False, description="Draw what lies below the codes, instead of its mean.")

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack import threads
 from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, StoredCodes, fingerprint
-from vqstack.config import parse
+from vqstack.config import Positional, parse
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
@@ -34,7 +33,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the codes; new, empty, or unfinished output of the same.")
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
     batch_size: int = Field(256, ge=1, description="Images at a time, count on each process.")
@@ -75,7 +74,7 @@ def main(arguments: list[str]) -> None:
     default = None
     if run is not None:  # a run keeps `limit` images of a stream for scoring; here all are meant
         data = run[1].model_copy(update={"limit": None}) if run[1].streaming else run[1]
-        default = Command.model_construct(run=run[0], out=tyro.MISSING, data=data)
+        default = {"run": run[0], "data": data}
     command = parse(Command, arguments, default)
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     # Others wait while the first process of each host reads the images, and for the last shard.

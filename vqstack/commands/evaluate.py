@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack import threads
-from vqstack.config import parse
+from vqstack.config import Positional, Unprefixed, parse
 from vqstack.evaluation import (
     Estimate,
     Evaluation,
@@ -51,7 +50,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the results; new or empty.")
     split: Split = Field("test", description="Split that is scored and that samples are compared with.")
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
@@ -76,7 +75,7 @@ class Command(BaseModel):
         description="Features that are compared: of a small classifier, trained once on the labelled training split, "
         "or of Inception v3 (needs the extra fid and its weights).",
     )
-    sampling: tyro.conf.OmitArgPrefixes[SamplingSettings] = Field(
+    sampling: Unprefixed[SamplingSettings] = Field(
         SamplingSettings(), description="How samples are drawn; default: the model's own settings."
     )
     cache: Path = Field(default_cache(), description="Folder that keeps the trained classifier for other runs.")
@@ -191,7 +190,7 @@ def main(arguments: list[str]) -> None:
     default = None
     if run is not None:
         sampling = HierarchicalModel.from_pretrained(find_artefact(run[0])).settings.sampling
-        default = Command.model_construct(run=run[0], out=tyro.MISSING, data=run[1], sampling=sampling)
+        default = {"run": run[0], "data": run[1], "sampling": sampling}
     command = parse(Command, arguments, default)
     model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(command.run))
     model.settings.draws(command.sampling)

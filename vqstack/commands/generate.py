@@ -12,7 +12,6 @@ from tempfile import TemporaryFile
 
 import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from vqstack import threads
 from vqstack.codes import CodeDataset, fingerprint
 from vqstack.conditions import GIVEN
-from vqstack.config import parse
+from vqstack.config import Positional, parse
 from vqstack.errors import InputError, reason
 from vqstack.images import captioned, grid, numerals, saver
 from vqstack.likelihood import Draw
@@ -40,7 +39,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     num: int | None = Field(None, ge=1, description="Count of images; default: 16, or one for each image or code map.")
     label: tuple[str, ...] = Field(

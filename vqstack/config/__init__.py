@@ -3,8 +3,19 @@
 Values come from the recipe's YAML file, then from the command line; both are strict, both end in one line when wrong.
 """
 
-from vqstack.config.command_line import parse
+from vqstack.config.command_line import Positional, Unprefixed, options, parse
 from vqstack.config.run import RunConfig, changed, read_recipe, read_yaml, to_yaml
 from vqstack.config.unused import without_unused
 
-__all__ = ["RunConfig", "changed", "parse", "read_recipe", "read_yaml", "to_yaml", "without_unused"]
+__all__ = [
+    "Positional",
+    "RunConfig",
+    "Unprefixed",
+    "changed",
+    "options",
+    "parse",
+    "read_recipe",
+    "read_yaml",
+    "to_yaml",
+    "without_unused",
+]
