@@ -118,9 +118,11 @@ def unregistered():
     from vqstack.likelihood.heads import PIXELS
     from vqstack.nets import NETWORKS
     from vqstack.quantizer.settings import QUANTIZERS
+    from vqstack.renderer import PERCEPTUAL
     from vqstack.window import FAMILIES
 
-    before = [(one, dict(one)) for one in (CONDITIONS, SOURCES, PIXELS, NETWORKS, QUANTIZERS, FAMILIES)]
+    every = (CONDITIONS, SOURCES, PIXELS, NETWORKS, QUANTIZERS, FAMILIES, PERCEPTUAL)
+    before = [(one, dict(one)) for one in every]
     yield
     for registry, content in before:
         registry.clear()

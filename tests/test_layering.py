@@ -42,6 +42,7 @@ ORDER = [
     "stack",
     "joint",
     "code_model",
+    "renderer",
     "pretrained",
     "model_settings",
     "model",

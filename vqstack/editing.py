@@ -16,17 +16,17 @@ from torch import Tensor
 from vqstack.checks import check_number
 from vqstack.errors import InputError
 from vqstack.likelihood import Known, noise
-from vqstack.model import HierarchicalModel, Sample
+from vqstack.model import Decoder, HierarchicalModel, Sample
 from vqstack.model_settings import SamplingSettings
 from vqstack.quantizer import Quantizer, nearest
 from vqstack.shapes import AnyCodes, Labels, Pixels, by_axis
 
 
 @torch.no_grad()
-def reconstruct(model: HierarchicalModel, pixels: Pixels, level: int) -> Pixels:
+def reconstruct(model: HierarchicalModel, pixels: Pixels, level: int, decoder: Decoder = "likelihood") -> Pixels:
     """What the codes of a level keep of images: they are encoded up to there and decoded again, without a draw."""
     model.stack.level(level)  # refuses what there is not
-    return model.decode(model.stack.encode(pixels, level)[-1], level)
+    return model.decode(model.stack.encode(pixels, level)[-1], level, decoder=decoder)
 
 
 @torch.no_grad()

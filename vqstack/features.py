@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqstack.codes import fingerprint
-from vqstack.disk import Lock, make_folder
+from vqstack.disk import Lock, make_folder, on_main
 from vqstack.errors import InputError, WriteError, reason
-from vqstack.fit import Fit, FitSettings, load_outcome, write_outcome
+from vqstack.fit import CHECKPOINTS, DONE, Fit, FitSettings, load_outcome, write_outcome
 from vqstack.images import AugmentSettings, ImageSplit
 from vqstack.metrics import Features
 from vqstack.nets import ResidualBlock, convolution, norm
@@ -64,6 +64,15 @@ class Classifier(nn.Module):
         """[b, 64]."""
         return self.body(pixels.to(self.last.weight.dtype) * (2 / (self.values - 1)) - 1)
 
+    def layers(self, pictures: Float[Tensor, "b c *map"]) -> list[Tensor]:
+        """Features of sites, after each residual block; gradients pass to the pictures, -1 … 1."""
+        found, x = list[Tensor](), pictures
+        for part in self.body:
+            x = part(x)
+            if isinstance(part, ResidualBlock):
+                found.append(x)
+        return found
+
     def forward(self, pixels: Pixels, labels: Labels) -> Objective:
         """Cross-entropy of the labels, nats per image; metric: share of right answers."""
         logits = self.last(self.features(pixels))
@@ -80,7 +89,7 @@ class ImageJudge:
     """
 
     def __init__(self, network: Classifier, accuracy: float) -> None:
-        self.network, self.accuracy = network.eval(), accuracy
+        self.network, self.accuracy = network.eval().requires_grad_(False), accuracy
 
     @torch.no_grad()
     def _run(self, pixels: Pixels, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -127,9 +136,9 @@ def trained_judge(
         torch.manual_seed(0)
         network = Classifier(tuple(train.pixels.shape[1:]), values, train.num_classes)
         network.to(accelerator.device)
-        if not (folder / "DONE").exists():
-            with _alone_in(folder):
-                if not (folder / "DONE").exists():
+        if not on_main(accelerator, lambda: (folder / DONE).exists()):
+            with _alone_in(folder, accelerator):
+                if not on_main(accelerator, lambda: (folder / DONE).exists()):
                     _train(network, train, validation, folder, accelerator, settings)
         accuracy = load_outcome(folder, network)["accuracy"]
     return ImageJudge(network, accuracy)
@@ -142,17 +151,24 @@ def _quick_enough(sites: int) -> FitSettings:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """A folder of the cache, made where it is missing; another command that is writing into it is waited for."""
-    try:
-        make_folder(folder)
-        lock = Lock(folder, patience=math.inf)
-    except (OSError, WriteError) as error:
-        raise InputError(f"{folder}: cannot be made ({reason(error)}): choose another --cache") from error
+    lock: Lock | None = None  # the main process holds it for all of this command
+
+    def take() -> None:
+        nonlocal lock
+        try:
+            make_folder(folder)
+            lock = Lock(folder, patience=math.inf)
+        except (OSError, WriteError) as error:
+            raise InputError(f"{folder}: cannot be made ({reason(error)}): choose another --cache") from error
+
+    on_main(accelerator, take)
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _train(
@@ -176,8 +192,12 @@ def _train(
     assert validation.labels is not None
     found = ImageJudge(network, 0.0).classes(validation.pixels)
     accuracy = (found == validation.labels).double().mean().item()
-    write_outcome(folder, network.state_dict(), {"accuracy": accuracy})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def leave() -> None:
+        write_outcome(folder, network.state_dict(), {"accuracy": accuracy})
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+    on_main(accelerator, leave)
 
 
 def inception(values: int, device: torch.device) -> Extractor:

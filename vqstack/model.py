@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,14 @@ from vqstack.likelihood import Distribution, Draw, Known
 from vqstack.model_settings import ModelSettings, SamplingSettings
 from vqstack.nets import store_once
 from vqstack.pretrained import Pretrained
+from vqstack.renderer import Renderer, pixels_of
 from vqstack.shapes import AnyCodes, Floats, Labels, Nats, Pixels, by_axis, finest
 from vqstack.stack import Stack
 from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, code_lengths_by_site, descend
 from vqstack.variables import Variable
+
+Decoder = Literal["likelihood", "renderer"]
+"""What turns z_1 into pixels: level 1's decoder, which is a distribution, or what draws a picture to look at."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,9 @@ class HierarchicalModel(nn.Module, Pretrained):
         uniform = torch.full((self.classes,), 1 / max(self.classes, 1))
         self.label_probs: Tensor
         self.register_buffer("label_probs", uniform)
+        lowest, self.renderer = self.stack.levels[0], None
+        if settings.renderer is not None:  # built last: without it all else would start from the same numbers
+            self.renderer = Renderer(settings.renderer, lowest.quantizer.dim, lowest.scale, lowest.lower)
 
     def labels_read(self, labels: Labels | None) -> Labels | None:
         """The labels of a data set where the model reads any, on its device; none where it knows no classes."""
@@ -118,6 +126,10 @@ class HierarchicalModel(nn.Module, Pretrained):
             )
         return super()._apply(fn, recurse)
 
+    def likelihood_state(self) -> dict[str, Tensor]:
+        """The state without the renderer: what the ledger and the codec depend on."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("renderer.")}
+
     @property
     def segments(self) -> list[AutoregressiveCodeModel]:
         """With ``unified`` the parts that share a backbone: of z_L, …, z_1."""
@@ -146,12 +158,36 @@ class HierarchicalModel(nn.Module, Pretrained):
         """``[z_1 … z_L]``."""
         return self.stack.encode(pixels)
 
-    def decode(self, codes: AnyCodes, level: int = 1, num_codes: int | None = None) -> Pixels:
+    def decode(
+        self, codes: AnyCodes, level: int = 1, num_codes: int | None = None, decoder: Decoder = "likelihood"
+    ) -> Pixels:
         """The image given ``z_level``: code maps below by the mode of their decoders, pixels by the mean of theirs.
 
-        Where a site has several codes, ``num_codes`` says how many of them count: fewer make a coarser image.
+        Where a site has several codes, ``num_codes`` says how many of them count: fewer make a coarser image. With
+        ``decoder="renderer"`` the renderer draws the pixels.
         """
-        return self.stack.decode(codes, level, num_codes)
+        if self.check_decoder(decoder) == "likelihood":
+            return self.stack.decode(codes, level, num_codes)
+        if level == 1:
+            return self.render(codes, num_codes)
+        return self.render(self.stack.likeliest(codes, level, num_codes))
+
+    @torch.no_grad()
+    def render(self, codes: AnyCodes, num_codes: int | None = None) -> Pixels:
+        """What the renderer draws of z_1, a function: no draw from any likelihood. InputError without a renderer."""
+        self.check_decoder("renderer")
+        assert self.renderer is not None
+        return pixels_of(self.renderer(self.stack.vectors(codes, 1, num_codes)), self.stack.values)
+
+    def check_decoder(self, decoder: Decoder) -> Decoder:
+        """The name; InputError for one that is none, or that this model lacks."""
+        if decoder not in get_args(Decoder):
+            raise InputError(f"decoder: {decoder!r} is none: choose likelihood or renderer")
+        if decoder == "renderer" and self.renderer is None:
+            raise InputError(
+                "decoder: this model has no renderer: train one (renderer in the recipe), or decode by likelihood"
+            )
+        return decoder
 
     def conditional(
         self,
@@ -331,6 +367,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         sampling: SamplingSettings | None = None,
         first: int = 0,
         known: Mapping[int, Known] | None = None,
+        decoder: Decoder = "likelihood",
     ) -> Sample:
         """Images number ``first`` … ``first + num - 1`` of the seed, from the prior down to pixels.
 
@@ -342,6 +379,7 @@ class HierarchicalModel(nn.Module, Pretrained):
             sampling: default: the model's own settings.
             first: number of the first image.
             known: partly filled maps by level (0: pixels); the rest is drawn.
+            decoder: what makes pixels of z_1; the renderer draws no lots, and knows no pixels beforehand.
         """
         indices = self._numbers(seed, first, check_number(num, "num", 0, 2**48))
         draws, terms = self.settings.draws(sampling), self.terms()
@@ -351,7 +389,8 @@ class HierarchicalModel(nn.Module, Pretrained):
             terms = terms[1:]
         elif self.classes:
             draws = [Draw(), *draws]
-        return self._sample(descend(terms, given, draws, seed, indices, self._known(known, num, len(self.stack))))
+        told = self._known(known, num, len(self.stack), decoder)
+        return self._sample(terms, given, draws, seed, indices, told, decoder)
 
     @torch.no_grad()
     def vary(
@@ -365,6 +404,7 @@ class HierarchicalModel(nn.Module, Pretrained):
         sampling: SamplingSettings | None = None,
         first: int = 0,
         known: Mapping[int, Known] | None = None,
+        decoder: Decoder = "likelihood",
     ) -> Sample:
         """Variations: keep ``z_level``, draw everything below it. Only some refiners read labels or condition."""
         upper = self.stack.level(level).upper
@@ -373,9 +413,25 @@ class HierarchicalModel(nn.Module, Pretrained):
         indices = self._numbers(seed, first, len(codes))
         given = {upper.name: codes.to(self.device), **self._given(labels, condition, len(codes))}
         terms = [self.term(number) for number in range(level, 0, -1)]
-        return self._sample(descend(terms, given, draws, seed, indices, self._known(known, len(codes), level - 1)))
+        told = self._known(known, len(codes), level - 1, decoder)
+        return self._sample(terms, given, draws, seed, indices, told, decoder)
 
-    def _sample(self, values: Values) -> Sample:
+    def _sample(
+        self,
+        terms: list[Term],
+        given: Values,
+        draws: list[Draw],
+        seed: int,
+        indices: range,
+        known: Mapping[int, Known],
+        decoder: Decoder,
+    ) -> Sample:
+        """Everything that the terms draw; the renderer takes the place of the last of them."""
+        if self.check_decoder(decoder) == "renderer":
+            values = descend(terms[:-1], given, draws[:-1], seed, indices, known)
+            values = {**values, "pixels": self.render(values[self.stack.levels[0].upper.name])}
+        else:
+            values = descend(terms, given, draws, seed, indices, known)
         maps = {variable.number: values.get(variable.name) for variable in self.stack.variables[:0:-1]}
         return Sample(values["pixels"], {n: z for n, z in maps.items() if z is not None}, values.get("label"))
 
@@ -397,9 +453,12 @@ class HierarchicalModel(nn.Module, Pretrained):
         first = check_number(first, "first", 0, 2**63 - 1)
         return range(first, first + num)
 
-    def _known(self, known: Mapping[int, Known] | None, num: int, highest: int) -> Mapping[int, Known]:
+    def _known(
+        self, known: Mapping[int, Known] | None, num: int, highest: int, decoder: Decoder = "likelihood"
+    ) -> Mapping[int, Known]:
         """Partly filled maps, checked: of levels that are drawn, and see :meth:`Variable.checked`."""
+        lowest = 1 if decoder == "renderer" else 0
         for level in known or {}:
-            if not 0 <= level <= highest:
-                raise InputError(f"known: level {level} is not drawn here: give maps of levels 0 … {highest}")
+            if not lowest <= level <= highest:
+                raise InputError(f"known: level {level} is not drawn here: give maps of levels {lowest} … {highest}")
         return {level: self.stack.variables[level].checked(told, num) for level, told in (known or {}).items()}

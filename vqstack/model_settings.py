@@ -10,6 +10,7 @@ from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiner
 from vqstack.conditions import ConditionSettings
 from vqstack.errors import InputError, listed
 from vqstack.likelihood import Draw
+from vqstack.renderer import RendererSettings
 from vqstack.stack import StackSettings
 
 Side = Annotated[int, Field(ge=1, le=2**20)]  # sites along an axis
@@ -110,6 +111,9 @@ class ModelSettings(BaseModel):
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
     refiners: tuple[RefinerSettings, ...] = Field((), description="Corrections to the decoders of chosen levels.")
     unified: bool = Field(False, description="The prior's transformer also refines every level above 1.")
+    renderer: RendererSettings | None = Field(
+        None, description="A second decoder of level 1, to look at, outside the likelihood; none: none."
+    )
     sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
     image_shape: tuple[int, ...] = Field(
         min_length=2,

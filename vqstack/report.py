@@ -114,6 +114,11 @@ def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float
         peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
         sites, groups = sum(part.sites for part in parts), sum(len(part.schedule) for part in parts)
         lines.append(f"{name} {sites} sites in {groups} groups, {parameters:,} parameters")
+    if model.renderer is not None:
+        parameters, fit = sum(p.numel() for p in model.renderer.parameters()), config.train_renderer
+        floats = 2 * model.renderer.floats(model.stack.levels[0].map_shape)  # as many again to compare pictures
+        peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
+        lines.append(f"renderer beside level 1, outside the ledger, {parameters:,} parameters")
     total = sum(p.numel() for p in model.parameters())
     peak = max(peak, 4 * total + 4 * scored * config.encode_batch)
     lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")

@@ -52,13 +52,13 @@ $pictures
 
 
 def report(
-    folder: Path, phases: Iterable[str], codebook_sizes: Sequence[int], class_names: Sequence[str], settings: str
+    folder: Path, phases: Mapping[str, str], codebook_sizes: Sequence[int], class_names: Sequence[str], settings: str
 ) -> str:
     """The page of a finished run.
 
     Args:
         folder: of the run; holds ``ledger.json``, and ``metrics.jsonl`` and pictures of the phases that it trained.
-        phases: their names, in order.
+        phases: their names, in order, and the metric that each was chosen by.
         codebook_sizes: K of each level, level 1 first.
         class_names: none, where the model knows no classes.
         settings: YAML.
@@ -74,7 +74,7 @@ def report(
         ledger=_ledger_table(splits),
         bars=_bars({split: {row["row"]: row["bits"] for row in found["rows"]} for split, found in splits.items()}),
         usage=_usage_table(splits, codebook_sizes),
-        curves="\n".join(_curves(folder / "phases" / name / "metrics.jsonl", name) for name in names),
+        curves="\n".join(_curves(folder / "phases" / name / "metrics.jsonl", name, by) for name, by in phases.items()),
         pictures="\n".join(_picture(folder / "samples", name) for name in names),
         python=_text(
             f"import vqstack\n\nmodel = vqstack.load({model!r})\nimages = model.sample(16, seed=1).pixels\n"
@@ -127,13 +127,14 @@ def _bars(splits: Mapping[str, Mapping[str, float]]) -> str:
     return f'<svg width="620" height="{len(rows) * step}" role="img">{"".join(parts)}</svg>'
 
 
-def _curves(path: Path, name: str) -> str:
-    """What a phase has logged; a phase that was taken from another run has logged nothing here."""
+def _curves(path: Path, name: str, metric: str) -> str:
+    """What a phase has logged of a metric; a phase that was taken from another run has logged nothing here."""
     if not path.exists():
         return f"<h3>{_text(name)}</h3><p>Not trained in this run.</p>"
+    unit, title = (BITS, name) if metric == "nats" else (1.0, f"{name}: {metric}, which is no likelihood")
     logged = [json.loads(line) for line in read_bytes(path, LARGEST).decode("utf-8").splitlines()]
     curves = {
-        part: [(row["step"], row[f"{part}/nats"] * BITS) for row in logged if math.isfinite(row[f"{part}/nats"])]
+        part: [(row["step"], y * unit) for row in logged if math.isfinite(y := row[f"{part}/{metric}"])]
         for part in ("train", "validation")
     }
     points = [point for curve in curves.values() for point in curve]
@@ -148,7 +149,7 @@ def _curves(path: Path, name: str) -> str:
         ending = f"{part} {curve[-1][1]:.2f}" if curve else part
         parts.append(f'<text x="510" y="{14 + 18 * i}" fill="{COLOURS[i]}">{ending}</text>')
     parts.append(f'<text x="500" y="168" text-anchor="end">step {last:,}</text>')
-    return f'<h3>{_text(name)}</h3><svg width="620" height="172" role="img">{"".join(parts)}</svg>'
+    return f'<h3>{_text(title)}</h3><svg width="620" height="172" role="img">{"".join(parts)}</svg>'
 
 
 def _picture(folder: Path, name: str) -> str:

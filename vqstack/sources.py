@@ -242,6 +242,27 @@ class EncodingSource:
         return self.stack.encode(pixels, self.level)[-1], *given
 
 
+class RenderedSource:
+    """Images with the vectors of their codes of level 1, which is frozen; encoded as they are taken."""
+
+    def __init__(self, images: Source, stack: Stack) -> None:
+        self.images, self.stack = images, stack
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """Pass on to where the images come from."""
+        if isinstance(self.images, ReadingAhead):
+            self.images.announce(batches)
+
+    @torch.no_grad()
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        (pixels,) = self.images.batch(indices, epochs)
+        level = self.stack.levels[0]
+        return pixels, level.quantizer.unchecked_lookup(level.code(pixels))
+
+
 @torch.no_grad()
 def encode_once(
     cache: MapCache,

@@ -10,11 +10,11 @@ from vqstack.checks import check_number
 from vqstack.cluster import ClusterLevel, check_clusters
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
-from vqstack.likelihood import Draw, PixelSettings, pixel_head
+from vqstack.likelihood import Distribution, Draw, PixelSettings, pixel_head
 from vqstack.nets import ResidualBlock, ScalingPath, store_once
 from vqstack.quantizer import QuantizerSettings
-from vqstack.shapes import AnyCodes, Pixels, by_axis
-from vqstack.terms import DecoderTerm, Term, descend
+from vqstack.shapes import AnyCodes, Pixels, Vectors, by_axis
+from vqstack.terms import DecoderTerm, Term, Values, descend
 from vqstack.variables import Variable
 
 
@@ -174,13 +174,31 @@ class Stack(nn.Module):
             level: its number.
             num_codes: of the codes of a site, where it has several, let only the first so many count; none: all.
         """
+        below = self._below(codes, level, num_codes)
+        if level == 1:
+            return below.mean()
+        draws = [Draw(mode=True)] * (level - 2) + [Draw(mean=True)]
+        return self._descended(below, level, self.terms(level - 1), draws)["pixels"]
+
+    @torch.no_grad()
+    def likeliest(self, codes: AnyCodes, level: int, num_codes: int | None = None) -> AnyCodes:
+        """The most likely z_1 below ``z_level``, level 2 or higher; arguments as of :meth:`decode`."""
+        below = self._below(codes, level, num_codes)
+        terms = self.terms(level - 1)[:-1]
+        return self._descended(below, level, terms, [Draw(mode=True)] * len(terms))[self.levels[0].upper.name]
+
+    def _below(self, codes: AnyCodes, level: int, num_codes: int | None) -> Distribution:
+        top = self.level(level)
+        return top.distribution(self.vectors(codes, level, num_codes), codes)
+
+    def _descended(self, below: Distribution, level: int, terms: list[Term], draws: list[Draw]) -> Values:
+        mode = below.mode()
+        return descend(terms, {self.level(level).lower.name: mode}, draws, 0, range(len(mode)))
+
+    def vectors(self, codes: AnyCodes, level: int, num_codes: int | None = None) -> Vectors:
+        """The vectors of z_level; InputError where these are no codes of it."""
         top = self.level(level)
         top.upper.check(codes, device=self.device)
         if num_codes is not None:
             check_number(num_codes, "num_codes", 1, top.quantizer.codes)
-        vectors = top.quantizer.unchecked_lookup(codes, num_codes)
-        below = top.distribution(vectors, codes)
-        if level == 1:
-            return below.mean()
-        draws = [Draw(mode=True)] * (level - 2) + [Draw(mean=True)]
-        return descend(self.terms(level - 1), {top.lower.name: below.mode()}, draws, 0, range(len(codes)))["pixels"]
+        return top.quantizer.unchecked_lookup(codes, num_codes)

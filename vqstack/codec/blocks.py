@@ -90,7 +90,7 @@ class BlockCodec:
                 f"this model is given {model.condition.name}, which no archive holds: compress with a model without it"
             )
         self.model, self.portable = model, portable
-        self.fingerprint = fingerprint(model.state_dict())
+        self.fingerprint = fingerprint(model.likelihood_state())
         self._walked = in_float64(model) if portable else model
         self._probes: dict[tuple[int, int], str] = {}
         self._other: BlockCodec | None = None

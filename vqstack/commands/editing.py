@@ -12,7 +12,7 @@ from vqstack.commands.generate import chosen_device
 from vqstack.config import Positional
 from vqstack.errors import InputError
 from vqstack.images import captioned, grid, saver
-from vqstack.model import HierarchicalModel
+from vqstack.model import Decoder, HierarchicalModel
 from vqstack.output import Output, saved
 from vqstack.phases import read_images
 from vqstack.pretrained import find_artefact
@@ -34,6 +34,9 @@ class Editing(BaseModel):
         None, description="Class of what is drawn with --sample, its name or number, where a refiner reads it."
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Of what is drawn with --sample, no unit.")
+    decoder: Decoder = Field(
+        "likelihood", description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer."
+    )
     device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
 
 
@@ -47,6 +50,9 @@ def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalMode
     level = command.level or len(model.stack)
     if level > len(model.stack):
         raise InputError(f"--level: {level} does not exist: choose 1 … {len(model.stack)}")
+    model.check_decoder(command.decoder)
+    if command.sample and level == 1 and command.decoder == "renderer":
+        raise InputError("--sample: the renderer draws no lots below level 1: leave one of them out")
     pixels = read_images(command.run, command.images)
     model.to(chosen_device(command.device))
     threads.share_cores()
@@ -56,10 +62,10 @@ def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalMode
 def shown(command: Editing, model: HierarchicalModel, codes: Codes, level: int) -> Pixels:
     """Images of codes: their mean, or one that is drawn below them."""
     if not command.sample:
-        return model.decode(codes, level)
+        return model.decode(codes, level, decoder=command.decoder)
     label = None if command.label is None else torch.tensor([model.settings.class_number(command.label)])
     labels = None if label is None else label.expand(len(codes))
-    return model.vary(codes, level, labels, seed=command.seed).pixels
+    return model.vary(codes, level, labels, seed=command.seed, decoder=command.decoder).pixels
 
 
 def write(command: Editing, name: str, model: HierarchicalModel, named: Sequence[tuple[str, Pixels]]) -> None:

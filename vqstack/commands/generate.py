@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from vqstack.config import Positional, parse
 from vqstack.errors import InputError, reason
 from vqstack.images import captioned, grid, numerals, saver
 from vqstack.likelihood import Draw
-from vqstack.model import HierarchicalModel
+from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, saved
 from vqstack.phases import read_images
@@ -83,6 +84,9 @@ class Command(BaseModel):
     images: tuple[Path, ...] = Field((), description="Image files to make variations of.")
     codes: Path | None = Field(None, description="Code data set to turn back into images, in its order.")
     split: str | None = Field(None, description="Split of --codes; default: test.")
+    decoder: Decoder = Field(
+        "likelihood", description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer."
+    )
     batch_size: int = Field(64, ge=1, description="Images at a time, count; does not change which images come out.")
     device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
 
@@ -107,10 +111,15 @@ def sampling_of(command: Command, model: HierarchicalModel) -> SamplingSettings:
     draws = model.settings.draws(sampling)  # refuses wrong values before anything is written
     started = bool(command.images) or command.codes is not None
     read = draws[-(command.from_level or 1) :] if started else draws
+    if command.decoder == "renderer":
+        read = read[:-1]
+        if command.mean:
+            raise InputError("--mean: is of pixels that are drawn, and the renderer draws no lots: leave one out")
     unused = [name for name in DRAWING if name in given]
     if unused and all(draw.mode or draw.mean for draw in read):
         raise InputError(
-            f"--{unused[0].replace('_', '-')}: nothing is drawn with --mode or --mean: leave one of them out"
+            f"--{unused[0].replace('_', '-')}: nothing is drawn with --mode or --mean, or by the renderer: leave "
+            "one of them out"
         )
     if started:
         check_read(command, read)
@@ -122,7 +131,8 @@ def check_read(command: Command, draws: list[Draw]) -> None:
     for name, neutral in (("guidance", 1.0), ("confidence", False)):
         asked = any(value != neutral for value in getattr(command, name))
         if asked and all(getattr(draw, name) == neutral for draw in draws):
-            raise InputError(f"--{name}: nothing that draws below level {len(draws)} reads it: leave it out")
+            level = command.from_level or 1
+            raise InputError(f"--{name}: nothing that draws below level {level} reads it: leave it out")
         if asked and name == "guidance" and not command.label and not command.given:
             raise InputError(
                 "--guidance: leads towards a class or a condition, and none is given: add --label or --condition, or "
@@ -133,6 +143,7 @@ def check_read(command: Command, draws: list[Draw]) -> None:
 def check(command: Command, model: HierarchicalModel) -> None:
     """Refuse flags that contradict each other or would be ignored, and labels that the model does not know."""
     started = "--images" if command.images else "--codes" if command.codes is not None else ""
+    model.check_decoder(command.decoder)
     if command.images and command.codes is not None:
         raise InputError("--images and --codes: only one of them can be the start: leave one out")
     if command.from_level is not None and not started:
@@ -166,7 +177,7 @@ def check(command: Command, model: HierarchicalModel) -> None:
 def check_refined_labels(command: Command, model: HierarchicalModel) -> None:
     """Below kept codes only refiners are conditional: refuse what none would read, and the lack of what is needed."""
     kept = command.from_level or 1
-    refiners = {number: model.refiner(number) for number in range(kept, 0, -1)}
+    refiners = {number: model.refiner(number) for number in range(kept, int(command.decoder == "renderer"), -1)}
     for option, given, name, what in (
         ("--label", bool(command.label), "label", "a class"),
         ("--condition", command.given, GIVEN, "floats"),
@@ -255,6 +266,7 @@ def generate(
     sampling: SamplingSettings,
 ) -> Iterator[tuple[int, Pixels, list[int | None]]]:
     """Batches of (number of the first image, images, labels)."""
+    how: dict[str, Any] = {"seed": command.seed, "sampling": sampling, "decoder": command.decoder}
     for first in range(0, num, command.batch_size):
         count = min(command.batch_size, num - first)
         asked = [model.settings.class_number(label) for label in command.label]
@@ -264,9 +276,9 @@ def generate(
         if start is not None:
             chosen = torch.stack(list(islice(start, count)))
             level = command.from_level or 1
-            sample = model.vary(chosen, level, given, floats, seed=command.seed, sampling=sampling, first=first)
+            sample = model.vary(chosen, level, given, floats, first=first, **how)
         else:
-            sample = model.sample(count, given, floats, seed=command.seed, sampling=sampling, first=first)
+            sample = model.sample(count, given, floats, first=first, **how)
         labels = [None] * count if sample.labels is None else sample.labels.tolist()
         yield first, sample.pixels.cpu(), labels
 

@@ -7,6 +7,7 @@ Without arguments it trains the digits recipe. Run the same command again to go 
 import shlex
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from pydantic import Field
@@ -83,9 +84,14 @@ def shortened(config: RunConfig, steps: int) -> RunConfig:
     unused = config.unused()
     names = {name.partition(".")[0] for name in config.every_training} - set(unused)
     changes = {name: getattr(config, name) for name in names}
-    return config.model_copy(
-        update={n: tuple(map(short, fit)) if isinstance(fit, tuple) else short(fit) for n, fit in changes.items()}
-    )
+    shorter: dict[str, Any] = {
+        n: tuple(map(short, fit)) if isinstance(fit, tuple) else short(fit) for n, fit in changes.items()
+    }
+    if config.renderer is not None:  # the discriminator, too, begins in proportion
+        game = config.renderer.adversary
+        game = game.model_copy(update={"start": round(game.start * steps / config.train_renderer.steps)})
+        shorter["renderer"] = config.renderer.model_copy(update={"adversary": game})
+    return config.model_copy(update=shorter)
 
 
 def farewell(folder: Path, model: HierarchicalModel) -> str:

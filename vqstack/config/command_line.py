@@ -92,11 +92,16 @@ def options(
     prefix: str = "--",
     path: tuple[str | int, ...] = (),
 ) -> Iterator[tuple[str, Option]]:
-    """Name and meaning of each option, those of settings inside too; of an empty list those of its first entry."""
+    """Name and meaning of each option, those of settings inside too; of an empty list those of its first entry.
+
+    Settings that may be none, and are, have their options too: naming one makes them.
+    """
     known = dict(values or {})
     for name, field in settings.model_fields.items():
         value = known.get(name, field.get_default(call_default_factory=True))
         option, here, inside = prefix + name.replace("_", "-"), (*path, name), field.annotation
+        if get_args(inside)[1:] == (NoneType,) and _are_settings(get_args(inside)[0]):
+            inside = get_args(inside)[0]
         if get_args(inside)[1:] == (...,) and _are_settings(get_args(inside)[0]):
             for number, entry in enumerate(value or (None,)):
                 yield from options(get_args(inside)[0], entry, f"{option}.{number}.", (*here, number))

@@ -17,6 +17,7 @@ from vqstack.level import check_scale
 from vqstack.model_settings import Geometry, ModelSettings, SamplingSettings
 from vqstack.paths import path_of
 from vqstack.reading import read_yaml_values, to_yaml_text
+from vqstack.renderer import RendererSettings
 from vqstack.shapes import by_axis
 from vqstack.stack import StackSettings
 
@@ -77,6 +78,10 @@ class RunConfig(StackSettings):
         description="Training of the refiners: one entry for all, or one each, in order.",
     )
     train_prior: FitSettings = Field(FitSettings(), description="Training of the prior.")
+    renderer: RendererSettings | None = Field(
+        None, description="A second decoder of level 1, to look at, outside the ledger; none: none."
+    )
+    train_renderer: FitSettings = Field(FitSettings(), description="Training of the renderer, on the frozen codes.")
     seed: int = Field(
         0,
         ge=0,
@@ -134,9 +139,19 @@ class RunConfig(StackSettings):
             raise ValueError(
                 f"{starts[0]} keeps levels frozen and start_from levels trains them: leave one of them out"
             )
+        self._check_joint_encoder(starts)
         if self.joint and any(refiner.joint_encoder for refiner in self.refiners):
             raise ValueError("joint trains the levels with their decoders alone: leave it or joint_encoder out")
         return self
+
+    def _check_joint_encoder(self, starts: Sequence[str]) -> None:
+        """Level 1 is trained with the renderer where it is trained by itself, and with nothing else."""
+        if self.renderer is None or not self.renderer.joint_encoder:
+            return
+        if starts:
+            raise ValueError(f"{starts[0]} trains no level 1 by itself: leave it or renderer.joint_encoder out")
+        if any(refiner.level == 1 and refiner.joint_encoder for refiner in self.refiners):
+            raise ValueError("level 1 is trained with its refiner or with the renderer: leave one joint_encoder out")
 
     def unused(self) -> dict[str, str]:
         """Dotted name of each field that is read by nothing, as the others are -> why, and what to do."""
@@ -153,6 +168,8 @@ class RunConfig(StackSettings):
             found["condition"] = "data.condition names no floats to read: set it, or leave this out"
         if not self.refiners:
             found["train_refiners"] = "there are no refiners: add refiners, or leave it out"
+        if self.renderer is None:
+            found["train_renderer"] = "there is no renderer: add renderer, or leave it out"
         if not self.augment.active:
             why = "augment changes no image: set its shift, flip or crop, or leave this out"
             found |= {"augment.views": why} | {f"{name}.augmented": why for name in self.every_training}
@@ -167,7 +184,14 @@ class RunConfig(StackSettings):
     def every_training(self) -> dict[str, FitSettings]:
         """Settings of all phases by the name of the field."""
         found: dict[str, FitSettings] = {}
-        for name in ("train_levels", "train_joint", "train_decoders", "train_refiners", "train_prior"):
+        for name in (
+            "train_levels",
+            "train_joint",
+            "train_decoders",
+            "train_refiners",
+            "train_prior",
+            "train_renderer",
+        ):
             value = getattr(self, name)
             found |= {f"{name}.{i}": fit for i, fit in enumerate(value)} if isinstance(value, tuple) else {name: value}
         return found
@@ -195,6 +219,7 @@ class RunConfig(StackSettings):
             prior=self.prior,
             refiners=self.refiners,
             unified=self.unified,
+            renderer=self.renderer,
             sampling=self.sampling,
             image_shape=image_shape,
             values=self.data.values,

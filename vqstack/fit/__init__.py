@@ -7,14 +7,15 @@ stopped.
 
 from vqstack.fit.batches import Asked, Order, ReadingAhead, Source, shares
 from vqstack.fit.callbacks import Callback
-from vqstack.fit.loop import Fit
+from vqstack.fit.loop import Fit, in_words
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
-from vqstack.fit.outcome import DONE, load_outcome, shapes_left, write_outcome
+from vqstack.fit.outcome import CHECKPOINTS, DONE, load_outcome, shapes_left, write_outcome
 from vqstack.fit.seeds import any_algorithms, deterministic_algorithms, seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 
 __all__ = [
+    "CHECKPOINTS",
     "DONE",
     "Asked",
     "Average",
@@ -29,6 +30,7 @@ __all__ = [
     "any_algorithms",
     "deterministic_algorithms",
     "evaluate",
+    "in_words",
     "learning_rate",
     "load_outcome",
     "networks",

@@ -16,5 +16,5 @@ class Callback:
     def on_evaluation(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         """After each evaluation, with what ``metrics.jsonl`` receives: ``validation/nats``, ``train/loss`` …"""
 
-    def on_phase_end(self, phase: str, nats: float) -> None:
-        """When a phase is done, with the validation nats per image of the weights that are kept."""
+    def on_phase_end(self, phase: str, score: float) -> None:
+        """When a phase is done, with the validation score of the weights that are kept: nats per image, as a rule."""

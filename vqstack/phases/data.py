@@ -12,14 +12,17 @@ from torch import Tensor
 from vqstack.codes import MapCache, fingerprint
 from vqstack.conditions import GIVEN
 from vqstack.config import RunConfig
+from vqstack.features import trained_judge
 from vqstack.fit import FitSettings, Source
 from vqstack.images import AugmentSettings, ImageSplit, center, open_stream
+from vqstack.renderer import PERCEPTUAL, Distance, Layers
 from vqstack.shapes import Pixels
 from vqstack.sources import (
     CodeSource,
     EncodingSource,
     PixelSource,
     RefinerSource,
+    RenderedSource,
     StreamSource,
     UnifiedSource,
     encode_once,
@@ -36,6 +39,7 @@ class RunData:
         stored: the stored images of each split, where they are kept (see :func:`vqstack.sources.resident_images`).
         stack: encodes.
         accelerator: device and processes.
+        judging: settings of the training of the classifier that pictures are compared by; default: its own.
     """
 
     def __init__(
@@ -46,9 +50,10 @@ class RunData:
         stored: Mapping[str, Pixels],
         stack: Stack,
         accelerator: Accelerator,
+        judging: FitSettings | None = None,
     ) -> None:
         self.config, self.folder, self.splits, self.stored = config, folder, splits, stored
-        self.stack, self.accelerator = stack, accelerator
+        self.stack, self.accelerator, self.judging = stack, accelerator, judging
 
     def pixels(self, split: str) -> Pixels:
         """All images of a split as they are scored; on the device if they fit."""
@@ -77,6 +82,20 @@ class RunData:
         above = self.stack.level(level + 1) if level < len(self.stack) else None
         below = self.maps(split, fit, level - 1, settings.reads)
         return RefinerSource(below, self.stack.level(level), settings, above)
+
+    def rendered(self, split: str, fit: FitSettings | None) -> Source:
+        """Images, and the vectors of their codes of level 1."""
+        return RenderedSource(self.maps(split, fit, 0), self.stack)
+
+    def perceptual(self, kind: str) -> Distance:
+        """What pictures are compared by. The classifier is trained on the images of the run, and kept in its folder."""
+
+        def classifier() -> Layers:
+            train, validation = self.splits["train"], self.splits.get("validation", self.splits["train"])
+            judge = trained_judge(train, validation, self.folder / "features", self.accelerator, self.judging)
+            return judge.network.layers
+
+        return PERCEPTUAL.find(kind)(classifier, self.accelerator.device)
 
     def all_maps(self, split: str, fit: FitSettings | None) -> Source:
         """Maps of all levels, and what each says of the one below it."""

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
-from vqstack.fit import Fit
+from vqstack.fit import Fit, FitSettings
 from vqstack.images import ImageSplit
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
@@ -70,7 +70,8 @@ def _trial_phases(
         model.know_condition(few["train"].condition)
     model.to(accelerator.device).eval()
     stored = {name: split.stored for name, split in few.items()}
-    return phases_of(config, model, RunData(config, folder, few, stored, model.stack, accelerator))
+    judging = FitSettings(steps=1, evaluate_every=1, batch_size=min(64, len(few["train"])))
+    return phases_of(config, model, RunData(config, folder, few, stored, model.stack, accelerator, judging))
 
 
 def _first(split: ImageSplit, most: int) -> ImageSplit:

@@ -1,4 +1,7 @@
-"""What is trained in which order: the levels, each on the codes of the frozen ones below, then refiners, then prior."""
+"""What is trained in which order: the levels, each on the codes of the frozen ones below, then refiners, then prior.
+
+A renderer comes last: it reads codes, and nothing reads it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from vqstack.joint import JointDecoders, JointLevels
 from vqstack.level import CodeLevel
 from vqstack.model import HierarchicalModel
 from vqstack.phases.data import RunData
+from vqstack.renderer import AdversarySettings, RenderedLevel, RendererSettings, RendererTraining
 from vqstack.reuse import ENCODERS
 
 
@@ -53,15 +57,18 @@ def phases_of(config: RunConfig, model: HierarchicalModel, data: RunData) -> lis
     levels = range(1, len(model.stack) + 1)
     first = _at_once(config, model, data) if config.at_once else [_level(config, model, data, n) for n in levels]
     refiners = [_refiner(config, model, data, place) for place in range(len(config.refiners))]
-    return [*first, *refiners, _prior(config, model, data)]
+    renderer = [] if config.renderer is None else [_renderer(config, model, data)]
+    return [*first, *refiners, _prior(config, model, data), *renderer]
 
 
 def _level(config: RunConfig, model: HierarchicalModel, data: RunData, number: int) -> Phase:
     """``enc_l*, dec_l* = argmin E[-ln P_dec_l(z_{l-1} | z_l)]``, the levels below frozen.
 
     So are blocks shared with a level below: they are trained with the first level that has them. Where the settings
-    train an encoder with its refiner, both are the module.
+    train an encoder with its refiner, or with the renderer, both are the module.
     """
+    if number == 1 and config.renderer is not None and config.renderer.joint_encoder:
+        return _rendered_level(config, model, data)
     stack, every = model.stack, config.train_levels
     level = stack.level(number)
     weight = sum(settings.joint_encoder for settings in config.refiners if settings.level == number)
@@ -82,6 +89,36 @@ def _level(config: RunConfig, model: HierarchicalModel, data: RunData, number: i
         (lambda: _know(model, number)) if weight else _nothing,
         stack.borrowed(number),
     )
+
+
+def _rendered_level(config: RunConfig, model: HierarchicalModel, data: RunData) -> Phase:
+    """``argmin E[-ln P_dec_1(y | z_1) + w distance(y, g(z_1))]`` over level 1 and the renderer g."""
+    assert config.renderer is not None
+    without = config.renderer.model_copy(update={"adversary": AdversarySettings()})
+    rendering, weight = _rendering(model, without), config.renderer.joint_encoder
+    return Phase(
+        "level-1",
+        RenderedLevel(model.stack.level(1), rendering, weight),
+        partial(data.maps, level=0),
+        config.train_levels[0],
+        prepare=lambda: rendering.compare_by(data.perceptual(without.perceptual)),
+    )
+
+
+def _renderer(config: RunConfig, model: HierarchicalModel, data: RunData) -> Phase:
+    """``argmin E[distance(y, g(z_1))]`` over the renderer g, the codes frozen; outside the ledger."""
+    assert config.renderer is not None
+    rendering, kind = _rendering(model, config.renderer), config.renderer.perceptual
+
+    def prepare() -> None:
+        rendering.compare_by(data.perceptual(kind))
+
+    return Phase("renderer", rendering, data.rendered, config.train_renderer, prepare=prepare)
+
+
+def _rendering(model: HierarchicalModel, settings: RendererSettings) -> RendererTraining:
+    assert model.renderer is not None
+    return RendererTraining(model.renderer, settings)
 
 
 def _at_once(config: RunConfig, model: HierarchicalModel, data: RunData) -> list[Phase]:

@@ -12,6 +12,7 @@ from vqstack.joint import JointDecoders, JointLevels
 from vqstack.level import Level
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
+from vqstack.renderer import RenderedLevel, RendererTraining, pixels_of
 from vqstack.shapes import Floats, Labels, Pixels
 
 
@@ -29,7 +30,8 @@ def picture(
 
     Args:
         model: everything around what is being trained.
-        trained: levels, a level, a refiner, the prior or the transformer of all maps; may be an average of the weights.
+        trained: levels, a level, a refiner, the renderer, the prior or the transformer of all maps; may be an
+            average of the weights.
         refines: the level, where it is a refiner.
         shown: images of the first row, where there is one, on the model's device.
         labels, condition: of these images.
@@ -39,6 +41,8 @@ def picture(
     if isinstance(trained, JointLevels | JointDecoders):
         every = trained.stack.encode(shown)
         return torch.cat([shown, *(trained.stack.decode(z, number) for number, z in enumerate(every, start=1))])
+    if isinstance(trained, RendererTraining | RenderedLevel):
+        return torch.cat([shown, *_decoded_and_drawn(model, trained, shown)])
     level = trained.level if isinstance(trained, JointEncoder) else trained
     if isinstance(level, Level):
         below = model.stack.encode(shown, level.number - 1)
@@ -61,6 +65,19 @@ def picture(
         about = model.labels_read(labels), model.condition_read(condition)
         varied = model.vary(codes, refines, *about, seed=seed, sampling=_sampling(model)).pixels
         return torch.cat([shown, varied])
+
+
+def _decoded_and_drawn(
+    model: HierarchicalModel, trained: RendererTraining | RenderedLevel, shown: Pixels
+) -> tuple[Pixels, Pixels]:
+    """The mean of level 1's decoder, and what the renderer makes of the same codes."""
+    level, rendering = model.stack.level(1), trained
+    if isinstance(trained, RenderedLevel):
+        level, rendering = trained.level, trained.rendering
+    assert isinstance(rendering, RendererTraining)
+    codes = level.encode(shown)
+    drawn = rendering.renderer(level.quantizer.unchecked_lookup(codes))
+    return level.decode(codes).mean(), pixels_of(drawn, level.lower.size)
 
 
 def _sampling(model: HierarchicalModel) -> SamplingSettings:

@@ -26,11 +26,12 @@ from vqstack.fit import (
     Fit,
     any_algorithms,
     deterministic_algorithms,
+    in_words,
     load_outcome,
     write_outcome,
 )
 from vqstack.images import captioned, grid, identity, load_splits
-from vqstack.ledger import BITS, table
+from vqstack.ledger import table
 from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
 from vqstack.phases.data import RunData
@@ -40,11 +41,17 @@ from vqstack.phases.order import Phase, phases_of
 from vqstack.phases.pictures import picture
 from vqstack.pretrained import find_artefact
 from vqstack.reading import read_json
+from vqstack.renderer import check_perceptual
 from vqstack.reuse import START, Reused, Start, load_start, reused_levels, start_of
 from vqstack.run_folder import Images, claim, read_images
 from vqstack.run_report import REPORT, report
 from vqstack.sources import resident_images
 from vqstack.terminal import lines, warn
+
+RENDERED = (
+    "A renderer, trained to look well, decodes level 1 beside the likelihood's decoder. It is no likelihood: no number "
+    "above depends on it.\n\n"
+)
 
 
 class Run:
@@ -80,6 +87,8 @@ class Run:
         wanted = config.model_settings(
             tuple(train.pixels.shape[1:]), train.num_classes, train.class_names, train.condition_shape
         )
+        if config.renderer is not None:
+            check_perceptual(config.renderer.perceptual, wanted.image_shape, train.labels is not None)
         wanted.draws()  # guidance without labels is known only now
         reused = reused_levels(config, wanted, folder / "phases")
         torch.manual_seed(config.seed)  # after what only the first start of a run does
@@ -97,7 +106,8 @@ class Run:
         start = None if finished else start_of(config, self.model, folder)
         self.model.to(accelerator.device).eval()
         if config.channels_last:
-            self.model.stack.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for part in filter(None, (self.model.stack, self.model.renderer)):
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.deterministic:
             deterministic_algorithms()
         images = on_main(accelerator, lambda: self._claim(reused, start, finished, override))
@@ -189,14 +199,18 @@ class Run:
                 on_evaluation=lambda trained, step: self._write_picture(name, trained, phase.refines, step),
                 callbacks=self.callbacks,
             )
-            nats = fit.run()
-        about = {"steps": phase.settings.steps, "validation_nats": nats, "threads": torch.get_num_threads()}
+            score = fit.run()
+        about = {
+            "steps": phase.settings.steps,
+            f"validation_{fit.chosen_by}": score,
+            "threads": torch.get_num_threads(),
+        }
         on_main(self.accelerator, lambda: write_outcome(folder, module.state_dict(), about))
         on_main(self.accelerator, lambda: shutil.rmtree(checkpoints, ignore_errors=True))
         for callback in fit.callbacks:
-            callback.on_phase_end(name, nats)
+            callback.on_phase_end(name, score)
         shown = f", picture {self.picture}" if self.picture is not None else ""
-        self.accelerator.print(lines(f"{name}: best validation {nats * BITS:.2f} bits per image{shown}"))
+        self.accelerator.print(lines(f"{name}: best validation {in_words(fit.chosen_by, score)}{shown}"))
 
     def _write_picture(self, name: str, trained: nn.Module, refines: int | None, step: int) -> None:
         folder = self.folder / "samples"
@@ -238,6 +252,7 @@ class Run:
         self.model.card = (
             "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "
             f"## Ledger (bits per image)\n\n```\n{text}\n```\n\n{use}\n\n"
+            f"{RENDERED if self.model.renderer is not None else ''}"
             f"## Images\n\n```json\n{quoted(self.splits['train'].source)}\n```\n"
         )
 
@@ -249,9 +264,10 @@ class Run:
 
     def _write_report(self) -> None:
         path, settings = self.folder / REPORT, self.model.settings
+        phases = {name: getattr(phase.module, "chosen_by", "nats") for name, phase in self.phases.items()}
         try:
             page = report(
-                self.folder, self.phases, self.model.stack.codebook_sizes, settings.class_names, to_yaml(self.config)
+                self.folder, phases, self.model.stack.codebook_sizes, settings.class_names, to_yaml(self.config)
             )
             write_text(path, page)
         except Exception as error:  # whatever it is: the model is there, and the page can be made again

