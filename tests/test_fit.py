@@ -26,7 +26,7 @@ from vqstack.fit import (
     load_outcome,
     networks,
     optimizer_for,
-    shares,
+    own_batches,
     write_outcome,
 )
 from vqstack.level import LevelSettings, PixelLevel
@@ -751,7 +751,7 @@ def test_evaluation_covers_the_split_once(tmp_path):
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [1, 2, 6, 7, 23])
 def test_every_image_counts_once_and_every_process_has_as_many_batches(count, world):
-    shared = [list(shares(count, 2, rank, world)) for rank in range(world)]
+    shared = [list(own_batches(count, 2, rank, world)) for rank in range(world)]
     assert len({len(batches) for batches in shared}) == 1
     counted = [i for batches in shared for indices, weight in batches for i in indices[:weight].tolist()]
     assert sorted(counted) == list(range(count))

@@ -160,17 +160,17 @@ class Leak:
         return {"images": self.images, **shares, "lost_bits": self.bits, "lost_bits_95": self.surely}
 
 
-def upper_share(found: int, of: int, confidence: float = 0.95) -> float:
-    """The largest share under which ``found`` or fewer ``of`` so many still have a chance of 1 - confidence.
+def upper_share(hits: int, of: int, confidence: float = 0.95) -> float:
+    """The largest share under which ``hits`` or fewer ``of`` so many still have a chance of 1 - confidence.
 
-    (Clopper and Pearson 1934, one-sided; ``1 - (1 - confidence)^(1 / of)`` where none was found.)
+    (Clopper and Pearson 1934, one-sided; ``1 - (1 - confidence)^(1 / of)`` where there was none.)
     """
-    if found == of:
+    if hits == of:
         return 1.0
-    k = torch.arange(found + 1, dtype=torch.float64)
+    k = torch.arange(hits + 1, dtype=torch.float64)
     n = torch.tensor(float(of), dtype=torch.float64)
     ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    low, high = found / of, 1.0
+    low, high = hits / of, 1.0
     for _ in range(60):
         share = (low + high) / 2
         chance = (ways + k * math.log(share) + (n - k) * math.log1p(-share)).exp().sum()

@@ -105,9 +105,9 @@ class FidelityMeter:
         self._ssim = StructuralSimilarityIndexMeasure(data_range=values - 1.0)
         self._windowed = True
 
-    def add(self, found: Pixels, wanted: Pixels) -> None:
+    def add(self, pixels: Pixels, originals: Pixels) -> None:
         """Count one batch."""
-        a, b = found.cpu().float(), wanted.cpu().float()
+        a, b = pixels.cpu().float(), originals.cpu().float()
         self._psnr.update(a, b)
         self._windowed = min(a.shape[-2:]) > 5  # the window's half, which is reflected at the edges
         if self._windowed:

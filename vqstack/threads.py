@@ -37,11 +37,11 @@ def cores(processes: int = 1) -> int:
     return max(1, min([found, *map(math.ceil, quotas())]) // processes)
 
 
-def quotas(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[float]:
+def quotas(cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[float]:
     """Processor time for each second that a container, or a group around this process, is limited to; in seconds."""
     found: list[float] = []
     try:
-        lines = groups.read_text(encoding="utf-8").splitlines()
+        lines = cgroup.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):  # another system
         lines = []
     for line in lines:

@@ -123,16 +123,16 @@ def compress(
     with Progress(total=len(entries), desc="compress", unit="img", disable=None) as progress:
         for draft in [_Archive(codec, entries, threads, name)] if name else _singles(codec, entries, threads):
             blocks = list[Block]()
-            for number, share in enumerate(draft.shares):
-                tiles = _tiles(codec, pictures, share)
-                known = padding([pictures.entries[i] for i in share], codec.tile)
+            for number, numbers in enumerate(draft.ranges):
+                tiles = _tiles(codec, pictures, numbers)
+                known = padding([pictures.entries[i] for i in numbers], codec.tile)
                 block = codec.encode(tiles, label, batch=draft.batch, seed=draft.seed(number, False), padding=known)
                 blocks.append(block if not block.raw else draft.stored(number, tiles, block))
-                progress.update(len(share))
+                progress.update(len(numbers))
             content = draft.pack(blocks)
             if check and (lost := _lost(draft, pictures, content)):
                 for number in lost:
-                    tiles = _tiles(codec, pictures, draft.shares[number])
+                    tiles = _tiles(codec, pictures, draft.ranges[number])
                     blocks[number] = draft.stored(number, tiles, blocks[number])
                 content = draft.pack(blocks)
                 if _lost(draft, pictures, content):
@@ -150,7 +150,7 @@ class _Draft(ABC):
 
     file: str
     batch: int
-    shares: list[range]
+    ranges: list[range]
 
     def __init__(self, codec: BlockCodec) -> None:
         self.codec = codec
@@ -172,22 +172,22 @@ class _Archive(_Draft):
     def __init__(self, codec: BlockCodec, entries: Sequence[Entry], threads: int, name: str) -> None:
         super().__init__(codec)
         self.file, self.batch, self.entries = f"{name}{SUFFIX}", BATCH, entries
-        self.shares = blocks_of(entries, codec.tile)
+        self.ranges = blocks_of(entries, codec.tile)
         self.where = environment(threads, BATCH, codec.probe(threads, BATCH), codec.portable)
 
     def seed(self, number: int, raw: bool) -> int:
-        return block_seed(number, [self.entries[i] for i in self.shares[number]])
+        return block_seed(number, [self.entries[i] for i in self.ranges[number]])
 
     def pack(self, blocks: list[Block]) -> bytes:
-        parts = list(zip(map(len, self.shares), blocks, strict=True))
-        return pack_archive(self.entries, parts, self.codec.fingerprint, self.where)
+        counted = list(zip(map(len, self.ranges), blocks, strict=True))
+        return pack_archive(self.entries, counted, self.codec.fingerprint, self.where)
 
 
 class _Single(_Draft):
     def __init__(self, codec: BlockCodec, entry: Entry, threads: int, number: int) -> None:
         super().__init__(codec)
         self.file, self.batch, self.entry = f"{entry.stem}{SUFFIX}", batch_of(tile_count(entry, codec.tile)), entry
-        self.shares = [range(number, number + 1)]
+        self.ranges = [range(number, number + 1)]
         self.where = environment(threads, self.batch, codec.probe(threads, self.batch), codec.portable)
 
     def header(self, raw: bool) -> bytes:
@@ -205,8 +205,8 @@ def _singles(codec: BlockCodec, entries: Sequence[Entry], threads: int) -> Itera
     return (_Single(codec, entry, threads, number) for number, entry in enumerate(entries))
 
 
-def _tiles(codec: BlockCodec, pictures: Pictures, share: range) -> Pixels:
-    return torch.cat([to_tiles(pictures.load(i), codec.tile, pictures.entries[i].mode) for i in share])
+def _tiles(codec: BlockCodec, pictures: Pictures, numbers: range) -> Pixels:
+    return torch.cat([to_tiles(pictures.load(i), codec.tile, pictures.entries[i].mode) for i in numbers])
 
 
 def _lost(draft: _Draft, pictures: Pictures, content: bytes) -> list[int]:
@@ -216,10 +216,10 @@ def _lost(draft: _Draft, pictures: Pictures, content: bytes) -> list[int]:
     restored = restore(codec, file, range(len(file.entries)))
     many = None if len(file.entries) > 1 else True
     with Progress(total=len(file.entries), desc="check", unit="img", disable=many, leave=False) as progress:
-        for number, share in enumerate(draft.shares):
-            came_back = [_same(next(restored, None), pictures, i) for i in share]
+        for number, numbers in enumerate(draft.ranges):
+            came_back = [_same(next(restored, None), pictures, i) for i in numbers]
             lost += [] if all(came_back) else [number]
-            progress.update(len(share))
+            progress.update(len(numbers))
     return lost
 
 
@@ -300,8 +300,8 @@ def restore(
     codec = codec.reading(file.environment.portable)
     codec.probe(file.environment.threads, file.environment.batch)
     for place in file.places:
-        share = range(max(place.first, wanted.start), min(place.first + place.count, wanted.stop))
-        if not share:
+        numbers = range(max(place.first, wanted.start), min(place.first + place.count, wanted.stop))
+        if not numbers:
             continue
         entries = file.entries[place.first : place.first + place.count]
         counts = [tile_count(entry, codec.tile) for entry in entries]
@@ -311,7 +311,7 @@ def restore(
         damaged = len(found) < (1 if place.raw else sections)
         first = 0
         for number, (entry, count) in enumerate(zip(entries, counts, strict=True), start=place.first):
-            if number in share:
+            if number in numbers:
                 pixels = None if tiles is None else from_tiles(tiles[first : first + count], entry)
                 yield Restored(entry, pixels, level, damaged)
             first += count

@@ -121,7 +121,7 @@ class BlockCodec:
             coder = Probe()
             for _ in self._walk(coder, batch, batch, self._fixed(batch)):
                 pass
-            self._probes[threads, batch] = coder.digest().hex()
+            self._probes[threads, batch] = coder.hashed().hex()
         return self._probes[threads, batch]
 
     def _fixed(self, count: int) -> Values:

@@ -39,7 +39,7 @@ def code(
     coder: "Coder",
     distribution: Distribution,
     rows: int,
-    wanted: Int64[Tensor, "m N"] | None,
+    truth: Int64[Tensor, "m N"] | None,
     known: tuple[Int64[Tensor, "m N"], Bool[Tensor, "m N"]] | None = None,
 ) -> Tensor:
     """Code one map for each of the first ``rows`` images of a batch, factor by factor; returns the maps [m, N].
@@ -48,12 +48,12 @@ def code(
         coder: the direction.
         distribution: of the whole batch; the images past ``rows`` fill it up to its fixed shape.
         rows: m, images that are there.
-        wanted: their maps, if they are known.
+        truth: their maps, where they are known, as to an encoder.
         known: values that both sides know, and where; these are not coded.
     """
     values = torch.zeros(distribution.batch, distribution.sites, dtype=torch.int64)
     for factor in distribution.factors(values):
-        chosen = None if wanted is None else wanted[:, factor.sites]
+        chosen = None if truth is None else truth[:, factor.sites]
         told = None if known is None else (known[0][:, factor.sites], known[1][:, factor.sites])
         values[:rows, factor.sites] = _code_factor(coder, distribution, factor, rows, chosen, told)
     return values[:rows]
@@ -64,11 +64,11 @@ def _code_factor(
     distribution: Distribution,
     factor: Factor,
     rows: int,
-    wanted: Int64[Tensor, "m n"] | None,
+    truth: Int64[Tensor, "m n"] | None,
     known: tuple[Int64[Tensor, "m n"], Bool[Tensor, "m n"]] | None,
 ) -> Int64[Tensor, "m n"]:
     if not isinstance(factor, Ordered):
-        return coder.step(coder.counts(factor.probs[:rows]), wanted, known)
+        return coder.step(coder.counts(factor.probs[:rows]), truth, known)
     values = torch.zeros(rows, len(factor.sites), dtype=torch.int64)
     there = torch.ones(rows, len(factor.sites), 1, dtype=torch.bool)
     for width in factor.widths:
@@ -78,7 +78,7 @@ def _code_factor(
             probs, mass = torch.where(there, probs, 1 / probs.shape[-1]), torch.where(there, mass, torch.inf)
         counts = coder.counts(probs, 1 / mass)
         told = None if known is None else ((known[0] - values) // width, known[1])
-        digit = coder.step(counts, None if wanted is None else (wanted - values) // width, told)
+        digit = coder.step(counts, None if truth is None else (truth - values) // width, told)
         there = there & (counts.gather(-1, digit[..., None]) > 0)
         values = values + digit * width
     if bool((values >= distribution.size).any()):  # of probability 0, but damaged bytes can name them
@@ -112,22 +112,22 @@ class Coder(ABC):
     def step(
         self,
         counts: Float64[Tensor, "m n V"],
-        wanted: Int64[Tensor, "m n"] | None,
+        truth: Int64[Tensor, "m n"] | None,
         known: tuple[Int64[Tensor, "m n"], Bool[Tensor, "m n"]] | None = None,
     ) -> Int64[Tensor, "m n"]:
         """Code a symbol 0 … V-1 for each image and site, but where it is known; returns the symbols."""
         if known is not None:
             symbols, coded = known[0].clone(), ~known[1]
             if bool(coded.any()):
-                few = self.step(counts[coded][:, None], None if wanted is None else wanted[coded][:, None])
+                few = self.step(counts[coded][:, None], None if truth is None else truth[coded][:, None])
                 symbols[coded] = few[:, 0]
             return symbols
-        given = None if wanted is None else wanted.flatten().to(torch.int32).numpy()
+        given = None if truth is None else truth.flatten().to(torch.int32).numpy()
         found = self._step(counts.flatten(0, 1).numpy(), given)
         return torch.from_numpy(found.astype(np.int64)).view(counts.shape[:2])
 
     @abstractmethod
-    def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:
+    def _step(self, counts: NDArray[np.float64], truth: NDArray[np.int32] | None) -> NDArray[np.int32]:
         """Code a symbol for each row of the table."""
 
     def mark(self, row: str) -> None:  # noqa: B027  # only the encoder counts
@@ -147,10 +147,10 @@ class Encoder(Coder):
         self._cuts: list[int] = []
         self.bits: dict[str, float] = {}
 
-    def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:
-        assert wanted is not None
-        self._coder.encode(wanted, _FAMILY, counts)
-        return wanted
+    def _step(self, counts: NDArray[np.float64], truth: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        assert truth is not None
+        self._coder.encode(truth, _FAMILY, counts)
+        return truth
 
     def mark(self, row: str) -> None:
         words, (_, width) = self._coder.pos()
@@ -191,7 +191,7 @@ class Decoder(Coder):
         padded = stream + bytes(-len(stream) % 4 + 4 * AHEAD)
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
-    def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:
+    def _step(self, counts: NDArray[np.float64], truth: NDArray[np.int32] | None) -> NDArray[np.int32]:
         try:
             return self._coder.decode(_FAMILY, counts)
         except AssertionError as error:  # what the library raises for bytes that no encoder can have written
@@ -204,13 +204,13 @@ class Probe(Coder):
     def __init__(self) -> None:
         self._hash, self._encoder = hashlib.sha256(), Encoder()
 
-    def _step(self, counts: NDArray[np.float64], wanted: NDArray[np.int32] | None) -> NDArray[np.int32]:
+    def _step(self, counts: NDArray[np.float64], truth: NDArray[np.int32] | None) -> NDArray[np.int32]:
         self._hash.update(counts.tobytes())
-        return self._encoder._step(counts, wanted)
+        return self._encoder._step(counts, truth)
 
-    def digest(self) -> bytes:
+    def hashed(self) -> bytes:
         """32 bytes."""
         self._encoder.cut()
-        digest = self._hash.copy()
-        digest.update(b"".join(self._encoder.sections()))
-        return digest.digest()
+        hashed = self._hash.copy()
+        hashed.update(b"".join(self._encoder.sections()))
+        return hashed.digest()

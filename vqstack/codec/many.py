@@ -88,8 +88,8 @@ class _Header(BaseModel):
     files: list[tuple[_File, _Count]] = []
 
 
-def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model: str, where: Environment) -> bytes:
-    """The file of many pictures; ``parts`` are the blocks and how many pictures each holds."""
+def pack_archive(entries: Sequence[Entry], blocks: list[tuple[int, Block]], model: str, where: Environment) -> bytes:
+    """The file of many pictures; ``blocks`` come with how many pictures each holds."""
     shapes = list[Any]()
     for entry in entries:
         shape = [entry.height, entry.width, entry.mode]
@@ -108,13 +108,13 @@ def pack_archive(entries: Sequence[Entry], parts: list[tuple[int, Block]], model
         **({"portable": True} if where.portable else {}),
         "names": shorten([entry.stem for entry in entries]),
         "shapes": shapes,
-        "blocks": [(count, block.raw, [len(section) for section in block.sections]) for count, block in parts],
+        "blocks": [(count, block.raw, [len(section) for section in block.sections]) for count, block in blocks],
         **({"files": files} if files else {}),
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     packed = zlib.compress(text, 9)
     start = START.pack(MAGIC, VERSION, ARCHIVE) + _INDEX.pack(len(packed), zlib.crc32(packed))
-    content = start + packed + body(block for _, block in parts)
+    content = start + packed + body(block for _, block in blocks)
     if len(text) > max_header(len(content)) or _elements(text) > max_elements(len(content)):
         raise InputError("the names and sizes of so many pictures are too long for one archive: write several")
     return content

@@ -8,7 +8,7 @@ update.
 from importlib import import_module
 
 from vqstack.commands import COMMANDS
-from vqstack.config import options
+from vqstack.config import options_of
 from vqstack.errors import InputError
 from vqstack.recipes import shipped
 from vqstack.terminal import say
@@ -41,7 +41,7 @@ def every_option() -> dict[str, list[str]]:
     """Command -> its options."""
     modules = {name: import_module(f"vqstack.commands.{name}") for name in COMMANDS}
     return {
-        name: [*(option for option, _ in options(module.Command) if option.startswith("--")), "--help"]
+        name: [*(option for option, _ in options_of(module.Command) if option.startswith("--")), "--help"]
         for name, module in modules.items()
         if hasattr(module, "Command")
     }

@@ -3,7 +3,8 @@
 Values come from the recipe's YAML file, then from the command line; both are strict, both end in one line when wrong.
 """
 
-from vqstack.config.command_line import Positional, Unprefixed, options, parse
+from vqstack.config.command_line import parse
+from vqstack.config.options import Positional, Unprefixed, options_of
 from vqstack.config.run import RunConfig, changed, read_recipe, read_yaml, to_yaml
 from vqstack.config.unused import without_unused
 
@@ -12,7 +13,7 @@ __all__ = [
     "RunConfig",
     "Unprefixed",
     "changed",
-    "options",
+    "options_of",
     "parse",
     "read_recipe",
     "read_yaml",

@@ -43,9 +43,9 @@ def check_used(settings: BaseModel, default: BaseModel, among: Mapping[str, Any]
             raise InputError(f"{name}: {why}")
 
 
-def _holds(values: Any, parts: list[str]) -> bool:
+def _holds(values: Any, path: list[str]) -> bool:
     """Whether nested values have one of that dotted name; a mapping in the place of a list stands for every entry."""
-    for part in parts:
+    for part in path:
         if not isinstance(values, Mapping):
             return True  # a whole list, or settings
         if not part.isdigit():

@@ -5,7 +5,7 @@ inside the network follow from the seed and the step's number. A run that is res
 stopped.
 """
 
-from vqstack.fit.batches import Asked, Order, ReadingAhead, Source, shares
+from vqstack.fit.batches import Asked, Order, ReadingAhead, Source, own_batches
 from vqstack.fit.callbacks import Callback
 from vqstack.fit.loop import Fit, in_words
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
@@ -35,8 +35,8 @@ __all__ = [
     "load_outcome",
     "networks",
     "optimizer_for",
+    "own_batches",
     "seed_everything",
     "shapes_left",
-    "shares",
     "write_outcome",
 ]

@@ -67,7 +67,7 @@ class Order:
         return torch.arange(step * self.batch, (step + 1) * self.batch) // (self.count or sys.maxsize)
 
 
-def shares(count: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Int64[Tensor, "b"], int]]:
+def own_batches(count: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Int64[Tensor, "b"], int]]:
     """The part of process ``rank`` of ``world`` in ``count`` images, in batches: (positions, how many of them count).
 
     Every process gets the same number of batches, since a wrapper that shards weights needs all processes for each. One

@@ -169,17 +169,17 @@ class Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step) * group.get("rate", 1.0)
         self.guard.begin()
-        parts = []
+        objectives = []
         for indices, epochs in self._micro_batches(self.step):
             with self.accelerator.accumulate(self.runner):
                 for part in self.accumulators:
                     part.accumulating = not self.accelerator.sync_gradients
                 objective = self.runner(*self.train.batch(indices, epochs))
                 self.accelerator.backward(poisoned(objective.loss))
-            parts.append((objective, len(indices)))
+            objectives.append((objective, len(indices)))
         if self.ahead is not None:  # before the device has to be waited for
             self.ahead.announce(self._micro_batches(self.step + 1))
-        self._update(parts, self.order.indices(self.step))
+        self._update(objectives, self.order.indices(self.step))
         self.step += 1
 
     def _micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
@@ -188,14 +188,14 @@ class Fit:
         everyones = torch.stack([self.order.indices(step), self.order.epochs(step)])[:, rank::world]
         return [(part[0], part[1]) for part in everyones.tensor_split(self.settings.accumulate, dim=1)]
 
-    def _update(self, parts: list[tuple[Objective, int]], images: Tensor) -> None:
+    def _update(self, objectives: list[tuple[Objective, int]], images: Tensor) -> None:
         """Move the weights, unless the loss or the gradient is not finite: then the step leaves no trace."""
         own, *against = self.apart
         norm = self.accelerator.clip_grad_norm_(own, self.settings.clip)
         for theirs in against:  # a scaler has had its turn with all of them
             theirs_norm = torch.nn.utils.clip_grad_norm_(theirs, self.settings.clip)
             norm = theirs_norm if norm is None else norm + theirs_norm  # finite if both are
-        loss = torch.stack([objective.loss.detach().float() for objective, _ in parts]).mean()
+        loss = torch.stack([objective.loss.detach().float() for objective, _ in objectives]).mean()
         # One look at the device a step. The norm is the same in every process, so the decision is, too.
         size, loss_here = torch.stack([loss if norm is None else norm.detach().float(), loss]).tolist()
         self.loss, fine = loss_here, math.isfinite(size)
@@ -206,7 +206,7 @@ class Fit:
             self.guard.refuse(self.step + 1, loss_here, images)
             return
         self.guard.accept(loss_here)
-        for objective, weight in parts:
+        for objective, weight in objectives:
             self.totals.add(objective, weight)
             self.usage.add(objective, weight)
         self.seen += self.settings.batch_size

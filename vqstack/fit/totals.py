@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqstack.fit.batches import Source, shares
+from vqstack.fit.batches import Source, own_batches
 from vqstack.fit.seeds import seed_everything
 from vqstack.quantizer import usage
 from vqstack.shapes import Objective
@@ -90,8 +90,8 @@ def evaluate(
     rank, world = accelerator.process_index, accelerator.num_processes
     seed_everything(seed, rank)
     try:
-        parts, batches = shares(len(source), batch_size, rank, world), math.ceil(len(source) / world / batch_size)
-        for indices, weight in Progress(parts, total=batches, desc="validation", leave=False, disable=rank > 0):
+        mine, batches = own_batches(len(source), batch_size, rank, world), math.ceil(len(source) / world / batch_size)
+        for indices, weight in Progress(mine, total=batches, desc="validation", leave=False, disable=rank > 0):
             with accelerator.autocast():
                 totals.add(module(*source.batch(indices, None)), weight)
     except Exception as error:  # whatever it is, training goes on without this evaluation, which is reported

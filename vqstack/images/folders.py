@@ -35,8 +35,8 @@ TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = 1024  # of a folder that is streamed; more of them mix the classes better
 HIDDEN, TABLE = "hidden", "table that label_column does not ask for"
 BESIDE = "beside the folders that are read"
-Wanted = Callable[[str], bool]
-WANTED: dict[str, tuple[str, Wanted]] = {
+IsInput = Callable[[str], bool]
+INPUTS: dict[str, tuple[str, IsInput]] = {
     "imagefolder": ("image", is_image),
     **{source: (cut.what, cut.named) for source, cut in CUTS.items()},
 }
@@ -62,7 +62,7 @@ class Tree:
 
 def tree(folder: str, settings: ImageSettings) -> Tree:
     """What lies below a folder; what cannot be read is refused, or left out with ``on_error: skip``."""
-    found, (what, wanted) = Tree(os.path.abspath(folder)), WANTED[settings.source]
+    found, (what, is_input) = Tree(os.path.abspath(folder)), INPUTS[settings.source]
     for path, problem in walk(found.root):
         if not problem and not _storable(path):
             problem = "its name is not UTF-8"
@@ -76,7 +76,7 @@ def tree(folder: str, settings: ImageSettings) -> Tree:
         elif os.path.basename(path) in TABLES:
             found.left_out[TABLE].append(path)
         else:
-            (found.images if wanted(path) else found.left_out[f"no {what}"]).append(path)
+            (found.images if is_input(path) else found.left_out[f"no {what}"]).append(path)
     found.images.sort()
     return found
 
@@ -103,15 +103,15 @@ def without_roots(settings: ImageSettings) -> tuple[ImageSettings, Beside]:
     Also what lies in a root beside these folders: split that is read first -> reason -> paths. InputError where a root
     lacks the split that it is named for, or holds other folders of images as well.
     """
-    if settings.source not in WANTED:
+    if settings.source not in INPUTS:
         return settings, {}
     files: dict[Split, str] = {}
     roots: dict[str, list[Split]] = {}
     for split, folder in settings.files.items():
-        inside = _splits_inside(folder, WANTED[settings.source][1]) if os.path.isdir(folder) else {}
+        inside = _splits_inside(folder, INPUTS[settings.source][1]) if os.path.isdir(folder) else {}
         if inside and (split not in inside and len(settings.files) > 1):
             raise InputError(
-                f"{folder}: holds {_listed(inside)} and no {split} {WANTED[settings.source][0]}s; {_meant(inside)}"
+                f"{folder}: holds {_listed(inside)} and no {split} {INPUTS[settings.source][0]}s; {_meant(inside)}"
             )
         chosen = inside if len(settings.files) == 1 else {split: inside.get(split, folder)}
         files |= chosen or {split: folder}
@@ -130,14 +130,14 @@ def _beside(root: str, files: Mapping[Split, str]) -> dict[str, list[str]]:
     return found.left_out
 
 
-def _splits_inside(folder: str, wanted: Wanted) -> dict[Split, str]:
+def _splits_inside(folder: str, is_input: IsInput) -> dict[Split, str]:
     """Split -> folder, where the folders of images inside are splits; empty where they are anything else."""
     with os.scandir(folder) as entries:
         inside = sorted((entry.path, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     files = [path for path, is_folder in inside if not is_folder]
-    children = [path for path, is_folder in inside if is_folder and _any_input(path, wanted)]
+    children = [path for path, is_folder in inside if is_folder and _any_input(path, is_input)]
     if len(children) == 1 and os.path.basename(children[0]).casefold() not in SPLIT_FOLDERS:
-        return _splits_inside(children[0], wanted)  # a folder around the root
+        return _splits_inside(children[0], is_input)  # a folder around the root
     named = [(SPLIT_FOLDERS.get(os.path.basename(child).casefold()), child) for child in children]
     found = {split: child for split in SPLITS for name, child in named if name == split}
     others = [child for child in children if child not in found.values()]
@@ -147,22 +147,24 @@ def _splits_inside(folder: str, wanted: Wanted) -> dict[Split, str]:
             f"{_meant(found)}"
         )
     if others:
-        _check_no_splits(folder, children, wanted)
-    elif found and (loose := next(filter(wanted, files), None)):
+        _check_no_splits(folder, children, is_input)
+    elif found and (loose := next(filter(is_input, files), None)):
         raise InputError(f"{loose}: lies beside the folders of splits ({_listed(found)}); move it into one, or away")
     return {} if others else found
 
 
-def _check_no_splits(folder: str, children: list[str], wanted: Wanted) -> None:
+def _check_no_splits(folder: str, children: list[str], is_input: IsInput) -> None:
     """InputError where folders that would be classes look like splits, or hold splits: test images would train."""
     maybe = {split: child for child in reversed(children) if (split := _split_in(child))}
     alike = "train" in maybe and len(maybe) > 1 and all(map(_split_in, children))
-    if alike or any(len(_folders_alone(child, wanted)) > 1 for child in maybe.values()):
+    if alike or any(len(_folders_alone(child, is_input)) > 1 for child in maybe.values()):
         raise InputError(
             f"{folder}: its folders ({_listed(maybe)}) may be splits; {_meant(maybe)}; if they are classes, rename them"
         )
     for child in children:
-        inside = {SPLIT_FOLDERS.get(os.path.basename(path).casefold()): path for path in _folders_alone(child, wanted)}
+        inside = {
+            SPLIT_FOLDERS.get(os.path.basename(path).casefold()): path for path in _folders_alone(child, is_input)
+        }
         splits = {split: inside[split] for split in SPLITS if split in inside}
         if len(splits) > 1 and "train" in splits:
             raise InputError(
@@ -177,18 +179,18 @@ def _split_in(folder: str) -> Split | None:
     return SPLIT_FOLDERS.get(words[0]) or SPLIT_FOLDERS.get(words[-1])
 
 
-def _folders_alone(folder: str, wanted: Wanted) -> list[str]:
+def _folders_alone(folder: str, is_input: IsInput) -> list[str]:
     """The folders with images inside one that has no images beside them."""
     with os.scandir(folder) as entries:
         inside = sorted((entry.path, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    if any(wanted(path) for path, is_folder in inside if not is_folder):
+    if any(is_input(path) for path, is_folder in inside if not is_folder):
         return []
-    return [path for path, is_folder in inside if is_folder and _any_input(path, wanted)]
+    return [path for path, is_folder in inside if is_folder and _any_input(path, is_input)]
 
 
-def _any_input(folder: str, wanted: Wanted) -> bool:
+def _any_input(folder: str, is_input: IsInput) -> bool:
     inside = Tree(folder)
-    return any(not (problem or inside.hidden(path)) and wanted(path) for path, problem in walk(folder))
+    return any(not (problem or inside.hidden(path)) and is_input(path) for path, problem in walk(folder))
 
 
 def _listed(splits: Mapping[Split, str]) -> str:
@@ -207,7 +209,7 @@ def open_folders(settings: ImageSettings, beside: Beside, streaming: bool) -> di
             found.left_out[reason] += paths
         if not found.images:
             left = ", ".join(f"{len(paths)} {reason}" for reason, paths in found.left_out.items())
-            what = WANTED[settings.source][0]
+            what = INPUTS[settings.source][0]
             raise InputError(f"{found.root}: no {what}s ({left or 'empty'}); correct the path of {split} in files")
     column = settings.label_column
     if column is None:

@@ -276,7 +276,7 @@ class _Mapped:
         return open_records(self.settings)
 
     @cached_property
-    def parts(self) -> dict[str, tuple[str, NDArray[np.int64]]]:
+    def positions(self) -> dict[str, tuple[str, NDArray[np.int64]]]:
         counts = {name: split.count for name, split in self.splits.items()}
         return partition(counts, lambda name: lots(self.splits[name], self.settings), self.settings)
 
@@ -295,9 +295,9 @@ class _Mapped:
             yield from _readable(batch, self.settings)
 
     def write(self, name: str, folder: Path) -> None:
-        if name not in self.parts:
+        if name not in self.positions:
             raise InputError(f"{self.settings}: no {name} split; name a file for it or hold out a part of train")
-        origin, positions = self.parts[name]
+        origin, positions = self.positions[name]
         split = self.splits[origin]
         meta = described(self.settings, name, origin, split)
         meta |= {"num_classes": self.classes, "class_names": split.class_names if self.classes else None}

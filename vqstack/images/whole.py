@@ -30,7 +30,7 @@ from vqstack.threads import cores
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Surveyed:
     """What the survey found out about one split."""
 
     origin: str  # the stored split that its images are in
@@ -51,7 +51,7 @@ class _Stored:
     shape: tuple[int, ...]  # as images are kept, () without any
 
 
-def survey(settings: ImageSettings) -> dict[str, Found]:
+def survey(settings: ImageSettings) -> dict[str, Surveyed]:
     """Read a stream to its end; InputError for whatever is missing, broken or of the wrong type."""
     streams = open_streams(settings)
     stored = {name: _survey(stream, settings) for name, stream in streams.items()}
@@ -62,7 +62,7 @@ def survey(settings: ImageSettings) -> dict[str, Found]:
         where = next(iter(streams.values())).where
         classes = count_classes(names, int(first.labels.max(initial=-1)), len(first.lots), settings, where)
     parts = partition(counts, lambda name: stored[name].lots, settings)
-    return {name: _found(name, *parts[name], streams, stored, classes, settings) for name in SPLITS if name in parts}
+    return {name: _surveyed(name, *parts[name], streams, stored, classes, settings) for name in SPLITS if name in parts}
 
 
 def _survey(stream: Streamed, settings: ImageSettings) -> _Stored:
@@ -93,7 +93,7 @@ def _digest(image: NDArray[Any]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
-def _found(
+def _surveyed(
     name: str,
     origin: str,
     positions: NDArray[np.int64],
@@ -101,7 +101,7 @@ def _found(
     stored: Mapping[str, _Stored],
     classes: int,
     settings: ImageSettings,
-) -> Found:
+) -> Surveyed:
     """One split, without the images that cannot be decoded."""
     stream, of = streams[origin], stored[origin]
     failed = [of.failed[number] for number in positions.tolist() if number in of.failed]
@@ -113,26 +113,26 @@ def _found(
         raise InputError(f"{stream.where}: no images left for a split; name another file or hold out less of train")
     labels = None if of.labels is None or not classes else check_classes(of.labels[readable], classes, stream.where)
     fingerprint = hashlib.sha256(b"".join(of.digests[number] for number in readable.tolist())).hexdigest()
-    return Found(origin, readable, labels, meta, fingerprint)
+    return Surveyed(origin, readable, labels, meta, fingerprint)
 
 
-def whole_splits(settings: ImageSettings, found: Mapping[str, Found]) -> dict[str, "WholeSplit"]:
+def whole_splits(settings: ImageSettings, surveyed: Mapping[str, Surveyed]) -> dict[str, "WholeSplit"]:
     """The splits of a stream that has been surveyed."""
     streams = open_streams(settings)
-    return {name: WholeSplit(settings, streams[split.origin], split) for name, split in found.items()}
+    return {name: WholeSplit(settings, streams[split.origin], split) for name, split in surveyed.items()}
 
 
 class WholeSplit:
     """One split of a stream; quick where its parts are asked for in order."""
 
-    def __init__(self, settings: ImageSettings, stream: Streamed, found: Found) -> None:
-        self.settings, self.stream, self.found, self.source = settings, stream, found, found.source
-        self.labelled = found.labels is not None
+    def __init__(self, settings: ImageSettings, stream: Streamed, surveyed: Surveyed) -> None:
+        self.settings, self.stream, self.surveyed, self.source = settings, stream, surveyed, surveyed.source
+        self.labelled = surveyed.labels is not None
         self._rows: Iterator[tuple[int, Any]] = iter(())
         self._passed = -1  # the position that was read last
 
     def __len__(self) -> int:
-        return len(self.found.positions)
+        return len(self.surveyed.positions)
 
     @property
     def class_names(self) -> list[str]:
@@ -141,19 +141,19 @@ class WholeSplit:
 
     def renumbered(self, numbers: Sequence[int], names: Sequence[str]) -> "WholeSplit":
         """As of ImageSplit."""
-        assert self.found.labels is not None
+        assert self.surveyed.labels is not None
         source = self.source | {"num_classes": len(names), "class_names": list(names)}
-        labels = np.array(numbers)[self.found.labels]
-        return WholeSplit(self.settings, self.stream, replace(self.found, labels=labels, source=source))
+        labels = np.array(numbers)[self.surveyed.labels]
+        return WholeSplit(self.settings, self.stream, replace(self.surveyed, labels=labels, source=source))
 
     @property
     def fingerprint(self) -> str:
         """A checksum that all pixels decide on."""
-        return self.found.fingerprint
+        return self.surveyed.fingerprint
 
     def part(self, places: slice) -> Part:
         """Images ``places`` of the split, in its order."""
-        wanted = self.found.positions[places].tolist()
+        wanted = self.surveyed.positions[places].tolist()
         records = list(self._records(wanted))
         names = [image_name(self.stream.where, *pair) for pair in zip(wanted, records, strict=True)]
         size = tuple(self.source["shape"][1:])
@@ -162,7 +162,7 @@ class WholeSplit:
         for problem in (image for image in images if isinstance(image, str)):
             raise InputError(f"{problem}; it could be read before")
         pixels = torch.from_numpy(np.stack([image for image in images if not isinstance(image, str)]))
-        labels = None if self.found.labels is None else torch.from_numpy(self.found.labels[places])
+        labels = None if self.surveyed.labels is None else torch.from_numpy(self.surveyed.labels[places])
         return Part(center(pixels, size), labels, torch.tensor(wanted))
 
     def _records(self, wanted: Iterable[int]) -> Iterator[Any]:

@@ -56,7 +56,7 @@ def phases_of(config: RunConfig, model: HierarchicalModel, data: RunData) -> lis
     """The phases of a run, in their order."""
     levels = range(1, len(model.stack) + 1)
     first = _at_once(config, model, data) if config.at_once else [_level(config, model, data, n) for n in levels]
-    refiners = [_refiner(config, model, data, place) for place in range(len(config.refiners))]
+    refiners = [_refiner(config, model, data, position) for position in range(len(config.refiners))]
     renderer = [] if config.renderer is None else [_renderer(config, model, data)]
     return [*first, *refiners, _prior(config, model, data), *renderer]
 
@@ -136,17 +136,17 @@ def _at_once(config: RunConfig, model: HierarchicalModel, data: RunData) -> list
     ]
 
 
-def _refiner(config: RunConfig, model: HierarchicalModel, data: RunData, place: int) -> Phase:
+def _refiner(config: RunConfig, model: HierarchicalModel, data: RunData, position: int) -> Phase:
     """A better ``P(z_{l-1} | z_l)`` over the frozen codes.
 
     It starts as the decoder of level l, or as what was trained with that level's encoder.
     """
-    number, every = config.refiners[place].level, config.train_refiners
+    number, every = config.refiners[position].level, config.train_refiners
     return Phase(
         f"refiner-{number}",
         _refiner_of(model, number),
         partial(data.refined, level=number),
-        every[0 if len(every) == 1 else place],
+        every[0 if len(every) == 1 else position],
         number - 1,
         prepare=lambda: _know(model, number),
         refines=number,
