@@ -67,6 +67,7 @@ ORDER = [
     "recipes",
     "in_memory",
     "library",
+    "explorer",
     "commands",
     "__main__",
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vqstack.library import load, recipe, train
     from vqstack.model import HierarchicalModel
     from vqstack.model_settings import ModelSettings, SamplingSettings
-    from vqstack.phases import read_images
+    from vqstack.phases import read_images, split_of_run
     from vqstack.quantizer import Quantizer, QuantizerSettings, build_quantizer
 
 __version__ = "0.1.0"
@@ -50,6 +50,7 @@ __all__ = [
     "recipe",
     "reconstruct",
     "splice",
+    "split_of_run",
     "train",
     "use_of_codes",
 ]
@@ -66,7 +67,7 @@ _PLACES = {
     "library": ("load", "recipe", "train"),
     "model": ("HierarchicalModel",),
     "model_settings": ("ModelSettings", "SamplingSettings"),
-    "phases": ("read_images",),
+    "phases": ("read_images", "split_of_run"),
     "quantizer": ("Quantizer", "QuantizerSettings", "build_quantizer"),
 }
 

@@ -17,9 +17,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from vqstack.checks import check_number
+from vqstack.editing import blend
 from vqstack.errors import InputError
+from vqstack.ledger import BITS
 from vqstack.likelihood import Draw, Known, draw_values, noise
-from vqstack.model import HierarchicalModel, Sample
+from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.shapes import AnyCodes, Floats, Labels, Pixels, by_axis, cropped, finest
 from vqstack.terms import Term
@@ -111,30 +113,43 @@ class Edited:
         sampling: SamplingSettings | None = None,
     ) -> "Edited":
         """Image ``number`` of those that the model draws with a seed; see :meth:`HierarchicalModel.sample`."""
-        labels = None if label is None else torch.tensor([label])
-        sample = model.sample(1, labels, condition, seed=seed, sampling=sampling, first=number)
-        given = {} if sampling is None else sampling.model_dump(exclude_defaults=True)
-        how = f", sampling=SamplingSettings({', '.join(f'{k}={v}' for k, v in given.items())})" if given else ""
-        told = _given(seed=seed or None, number=number or None, label=label) + _with(condition)
-        return cls._from(model, sample, condition, seed, number, (f"image = Edited.drawn(model{told}{how})",))
+        return cls.gallery(model, 1, seed, number, label, condition, sampling)[0]
 
     @classmethod
-    def _from(
+    def gallery(
         cls,
         model: HierarchicalModel,
-        sample: Sample,
-        condition: Floats | None,
-        seed: int,
-        number: int,
-        lines: tuple[str, ...],
-    ) -> "Edited":
-        codes = tuple(sample.codes[level] for level in range(1, len(model.stack) + 1))
-        return cls(model, sample.pixels, codes, sample.labels, condition, seed, number, lines)
+        num: int,
+        seed: int = 0,
+        first: int = 0,
+        label: int | None = None,
+        condition: Floats | None = None,
+        sampling: SamplingSettings | None = None,
+    ) -> "list[Edited]":
+        """Images ``first`` … ``first + num - 1`` of :meth:`drawn`, in one go; ``condition`` is that of one image."""
+        labels = None if label is None else torch.full((num,), label)
+        floats = None if condition is None else condition.expand(num, *condition.shape[1:])
+        sample = model.sample(num, labels, floats, seed=seed, sampling=sampling, first=first)
+        given = {} if sampling is None else sampling.model_dump(exclude_defaults=True)
+        how = f", sampling=SamplingSettings({', '.join(f'{k}={v}' for k, v in given.items())})" if given else ""
+        made = []
+        for place in range(num):
+            told = _given(seed=seed or None, number=first + place or None, label=label) + _with(condition)
+            one = slice(place, place + 1)
+            codes = tuple(sample.codes[level][one] for level in range(1, len(model.stack) + 1))
+            drawn = None if sample.labels is None else sample.labels[one]
+            lines = (f"image = Edited.drawn(model{told}{how})",)
+            made.append(cls(model, sample.pixels[one], codes, drawn, condition, seed, first + place, lines))
+        return made
 
     def script(self) -> str:
         """Lines of Python that make it again from ``model``, and of a given image from ``pixels``, exactly."""
         names = ["Edited"] + ["SamplingSettings"] * any("SamplingSettings" in line for line in self.lines)
         return "\n".join([f"from vqstack import {', '.join(names)}", *self.lines]) + "\n"
+
+    def after(self, lines: Sequence[str]) -> "Edited":
+        """The same, with lines of Python that come before its own."""
+        return replace(self, lines=(*lines, *self.lines))
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -144,6 +159,13 @@ class Edited:
     def map(self, level: int) -> Tensor:
         """z_level, or for 0 the pixels."""
         return self.codes[level - 1] if level else self.pixels
+
+    @property
+    @torch.no_grad()
+    def bits(self) -> dict[str, float]:
+        """Its rows of the ledger."""
+        nats = self.model.code_lengths(self.pixels, list(self.codes), self.labels, self.condition)
+        return {row: float(found) * BITS for row, found in nats.items()}
 
     # --- what a site may be -------------------------------------------------------------------------------------------
 
@@ -231,6 +253,25 @@ class Edited:
             check_number(code, "code", 0, size - 1)
         changed = torch.where(self.map(level) == old, new, self.map(level))
         return self._changed(level, changed, near, draw, f"exchanged({level}, {old}, {new}")
+
+    @torch.no_grad()
+    def varied(self, level: int, *, seed: int = 0, number: int = 0) -> "Edited":
+        """z_level and what lies above stay, everything below is drawn as the model draws."""
+        sample = self.model.vary(self.map(level), level, self._read(level), self.condition, seed=seed, first=number)
+        codes = (*(sample.codes[below] for below in range(1, level)), *self.codes[level - 1 :])
+        told = _given(seed=seed or None, number=number or None)
+        lines = (*self.lines, f"image = image.varied({level}{told})")
+        return replace(self, pixels=sample.pixels, codes=codes, seed=seed, number=number, lines=lines)
+
+    @torch.no_grad()
+    def blended(self, other: "Edited", shares: Sequence[float], *, seed: int = 0) -> "Edited":
+        """Its layout with the texture of another; see :func:`vqstack.blend`."""
+        labels = self._read(len(self.codes))
+        sample = blend(self.model, self.codes, other.codes, shares, labels, seed=seed)
+        codes = tuple(sample.codes[level] for level in range(1, len(self.codes) + 1))
+        call = f"image = image.blended(other, {list(shares)}{_given(seed=seed or None)})"
+        lines = (*other.lines, "other = image", *self.lines, call)
+        return replace(self, pixels=sample.pixels, codes=codes, seed=seed, number=0, lines=lines)
 
     @torch.no_grad()
     def _changed(self, level: int, new: Tensor, near: bool, draw: bool, call: str) -> "Edited":

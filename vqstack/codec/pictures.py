@@ -10,6 +10,7 @@ import weakref
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -27,6 +28,7 @@ from vqstack.errors import InputError, in_one_line
 from vqstack.images import ImageSplit, bombs_refused, more_than_eight_bits, opened, upright, whole_sound
 from vqstack.images.volumes import ENDINGS, Container, Range, as_npy, is_volume
 from vqstack.images.volumes import lossless as whole_volume
+from vqstack.model import HierarchicalModel
 from vqstack.shapes import Pixels
 
 Mode = Literal["L", "RGB", "PCM", "NUM"]
@@ -235,6 +237,31 @@ def _to_eight_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Mode]:
     if image.mode == "RGB":
         return np.asarray(image), "RGB"
     raise InputError(f"{path}: is of mode {image.mode}, not 8-bit grey or RGB: convert it first")
+
+
+def reader_of(model: HierarchicalModel) -> Callable[..., Read]:
+    """What reads the files of a model: images, sounds or volumes."""
+    geometry = model.settings.geometry
+    if geometry is not None and geometry.companding != "linear":
+        raise InputError("this model knows sounds by mu-law, which loses a part of them: use a model without it")
+    if is_of_sounds(model):
+        return partial(read_sound, rate=geometry.rate if geometry else None)
+    if is_of_images(model):
+        return read_picture
+    return partial(read_volume, axes=len(model.stack.shape) - 1, limits=geometry.range if geometry else None)
+
+
+def is_of_images(model: HierarchicalModel) -> bool:
+    """Whether a model knows grey or colour images of 8 bits."""
+    geometry = model.settings.geometry
+    seen = len(model.stack.shape) == 3 and model.stack.shape[0] in (1, 3) and model.stack.values <= 256
+    return seen and (geometry is None or geometry.range is None)
+
+
+def is_of_sounds(model: HierarchicalModel) -> bool:
+    """Whether a model knows sounds of some rate."""
+    geometry = model.settings.geometry
+    return len(model.stack.shape) == 2 and geometry is not None and geometry.rate is not None
 
 
 def tile_count(entry: Entry, tile: tuple[int, ...]) -> int:

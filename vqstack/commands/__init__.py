@@ -45,6 +45,7 @@ COMMANDS = {
     "splice": About("put a part of one image into another", "runs/mine a.png b.png --box 0 0 2 4 --out both"),
     "compress": About("compress images without loss", "runs/digits --split test --out small"),
     "decompress": About("get compressed images back", "runs/digits small --out images"),
+    "explore": About("look at codes and edit them in the browser", "runs/digits --open"),
     "recipes": About("list the recipes that come with the package", "digits"),
     "completion": About("let a shell complete commands and options", "bash"),
     "doctor": About("say what this machine has, and how fast it trains", "10"),

@@ -4,7 +4,6 @@ Writes one archive, or one file an image, and prints what it cost beside what th
 """
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +14,11 @@ from vqstack.codec.blocks import BlockCodec, given_label
 from vqstack.codec.layout import SUFFIX
 from vqstack.codec.pictures import (
     Pictures,
-    Read,
+    is_of_images,
+    is_of_sounds,
     pictures_of_files,
     pictures_of_split,
-    read_picture,
-    read_sound,
-    read_volume,
+    reader_of,
     safe_stem,
 )
 from vqstack.config import Positional, parse
@@ -88,21 +86,9 @@ def pictures_of(command: Command, model: HierarchicalModel) -> tuple[Pictures, i
     for path in command.images:
         with reading(path):
             files |= inside(path, model) if path.is_dir() else {path: stem_of(path)}
-    read = reader(model)
+    read = reader_of(model)
     pictures = pictures_of_files(files, partial(read, channels=channels, values=values))
     return pictures, sum(path.stat().st_size for path in files)
-
-
-def reader(model: HierarchicalModel) -> Callable[..., Read]:
-    """What reads the files of a model: images, sounds or volumes."""
-    geometry = model.settings.geometry
-    if geometry is not None and geometry.companding != "linear":
-        raise InputError("this model knows sounds by mu-law, which loses a part of them: use a model without it")
-    if is_of_sounds(model):
-        return partial(read_sound, rate=geometry.rate if geometry else None)
-    if is_of_images(model):
-        return read_picture
-    return partial(read_volume, axes=len(model.stack.shape) - 1, limits=geometry.range if geometry else None)
 
 
 def stem_of(path: Path) -> str:
@@ -131,19 +117,6 @@ def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:
     if not found:
         raise InputError(f"{folder} holds no {what}: name a folder with files such as {example}")
     return found
-
-
-def is_of_images(model: HierarchicalModel) -> bool:
-    """Whether a model knows grey or colour images of 8 bits."""
-    geometry = model.settings.geometry
-    seen = len(model.stack.shape) == 3 and model.stack.shape[0] in (1, 3) and model.stack.values <= 256
-    return seen and (geometry is None or geometry.range is None)
-
-
-def is_of_sounds(model: HierarchicalModel) -> bool:
-    """Whether a model knows sounds of some rate."""
-    geometry = model.settings.geometry
-    return len(model.stack.shape) == 2 and geometry is not None and geometry.rate is not None
 
 
 def check_flags(command: Command, arguments: list[str]) -> None:

@@ -16,6 +16,7 @@ from vqstack.phases.named import (
     named_run,
     read_images,
     run_of,
+    split_of_run,
     warn_of_changes,
 )
 from vqstack.phases.opening import duration, remarks
@@ -38,5 +39,6 @@ __all__ = [
     "read_images",
     "remarks",
     "run_of",
+    "split_of_run",
     "warn_of_changes",
 ]

@@ -7,7 +7,17 @@ from typing import TypeVar
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError, listed
-from vqstack.images import ImageSettings, ImageSplit, WholeSplit, identity, load_images, mapped, numerals
+from vqstack.images import (
+    ImageSettings,
+    ImageSplit,
+    Split,
+    WholeSplit,
+    identity,
+    load_images,
+    load_splits,
+    mapped,
+    numerals,
+)
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import Geometry
 from vqstack.paths import path_of
@@ -55,6 +65,15 @@ def read_images(run: str | Path, files: Sequence[str | Path]) -> Pixels:
     channels, *size = settings.image_shape
     changes = {"size": tuple(size), "channels": channels, "values": settings.values}
     return load_images(list(map(Path, files)), data_of_run(Path(run)).model_copy(update=changes))
+
+
+def split_of_run(run: str | Path, name: Split = "test") -> ImageSplit:
+    """Images of a run: a split of what it was trained on, its labels those that the model gives their classes."""
+    settings = config_of_run(Path(run))
+    if settings is None:
+        raise InputError(f"{run} is a model without its run, which names the images: read files, or draw samples")
+    model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(Path(run)))
+    return in_classes_of(model, load_splits(settings.data, [name]))[name]
 
 
 def _place(argument: str) -> Path:

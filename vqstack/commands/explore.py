@@ -1,0 +1,43 @@
+"""Look at codes and edit them in the browser: vqstack explore RUN [--port PORT] [--open].
+
+Opens a page on this machine, which nobody else can reach unless --host or --share says so.
+"""
+
+from pathlib import Path
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from vqstack import threads
+from vqstack.config import parse
+from vqstack.errors import InputError
+
+
+class Command(BaseModel):
+    """Look at codes and edit them in the browser."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: tyro.conf.Positional[Path] = Field(description="Folder of a run or of a released model.")
+    port: int = Field(8321, ge=0, le=65535, description="Port of the page, a number; 0: any that is free.")
+    host: str = Field("127.0.0.1", description="Address to listen at; 0.0.0.0 lets everybody in the network in.")
+    open: bool = Field(False, description="Open the page in this machine's browser.")
+    share: bool = Field(
+        False,
+        description="Let others in through NiceGUI's relay on the internet, for an hour; whoever has the address it "
+        "prints can use the model and send files.",
+    )
+
+
+def main(arguments: list[str]) -> None:
+    command = parse(Command, arguments)
+    try:
+        from vqstack.explorer import page
+    except ImportError as error:
+        raise InputError("explore: nicegui is not installed: install it with pip install 'vqstack[explore]'") from error
+    from vqstack.explorer.opened import Opened
+
+    port = page.free_port(command.host, command.port)
+    opened = Opened(command.run)
+    threads.share_cores()
+    page.serve(opened, command.host, port, show=command.open, share=command.share)

@@ -1,0 +1,106 @@
+"""Codebooks: every code of a level, how often it is used, what it looks like, where it occurs, which are near it."""
+
+from functools import partial
+
+import numpy as np
+from nicegui import ui
+from PIL import Image
+
+from vqstack.code_use import CodeUse, neighbours, patch_shape
+from vqstack.explorer.board import Board
+from vqstack.explorer.desk import Desk
+from vqstack.explorer.look import title_of
+from vqstack.explorer.pictures import address, of_input, of_patch
+from vqstack.quantizer import usage
+
+COLUMNS = 16
+TILE = 24  # pixels of a code in the sheet
+
+
+class Codebooks:
+    """The part of the page that shows the codes of a level."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.use: CodeUse | None = None
+        names = {level: title_of(desk, level) for level in range(1, desk.opened.levels + 1)}
+        with ui.row():
+            self.level = ui.toggle(names, value=1).props('aria-label="level"')
+            ui.button("count codes", on_click=self._count).props('data-do="count"')
+        self.said = ui.label("").props('aria-live=polite data-use=""')
+        with ui.row().classes("items-start"):
+            self.sheet = ui.column()
+            self.about = ui.column()
+
+    async def _count(self) -> None:
+        level = int(self.level.value)
+        use = await self.desk.run(lambda: self.desk.opened.use(level))
+        if use is None:
+            return
+        self.use = use
+        share = usage(use.counts)
+        images = "test images" if self.desk.opened.split is not None else "drawn images"
+        self.said.set_text(
+            f"{len(use.rows)} {images}: {share.share:.1%} of {len(use.counts)} codes used, perplexity "
+            f"{share.perplexity:.1f}. Dead codes are crossed out. Choose one with a click, or arrow keys."
+        )
+        self.sheet.clear()
+        with self.sheet:
+            self.board = Board(f"codebook of level {level}", (len(use.counts),), told=self._tell)
+            self.board.show(self._sheet(use))
+
+    def _sheet(self, use: CodeUse) -> Image.Image:
+        """The mean pixels of every code, dead ones crossed out, in the places of the board."""
+        sheet = Image.new("RGB", (self.board.columns * TILE, self.board.rows * TILE))
+        for row, patch in enumerate(use.patches):
+            tile = of_patch(self.desk.opened.model, patch).convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST)
+            if not use.counts[row]:
+                pixels = np.array(tile)
+                pixels[np.eye(TILE, dtype=bool) | np.eye(TILE, dtype=bool)[::-1]] = (255, 0, 0)
+                tile = Image.fromarray(pixels)
+            sheet.paste(tile, (row % self.board.columns * TILE, row // self.board.columns * TILE))
+        return sheet
+
+    async def _tell(self, row: int) -> None:
+        """All about one code."""
+        use, opened = self.use, self.desk.opened
+        if use is None:
+            return
+        near = await opened.compute(lambda: neighbours(opened.model, use.level, row))
+        self.about.clear()
+        with self.about:
+            count, every = int(use.counts[row]), int(use.counts.sum())
+            dead = "" if count else ", dead"
+            ui.label(f"code {row}: {count} of {every}, {count / every:.2%}{dead}").props('data-code-use=""')
+            ui.image(address(of_patch(opened.model, use.patches[row]))).classes("patch").props('alt="mean pixels"')
+            ui.label("nearest codes")
+            with ui.row():
+                for other in near:
+                    with ui.column().classes("items-center gap-0"):
+                        picture = address(of_patch(opened.model, use.patches[other]))
+                        ui.image(picture).classes("patch").props(f'alt="code {other}"')
+                        ui.label(str(other))
+            ui.label("images where it occurs")
+            with ui.row():
+                for image, site in use.places(row, 6):
+                    self._occurrence(use, image, site)
+
+    def _occurrence(self, use: CodeUse, image: int, site: int) -> None:
+        """An image with the site outlined; a click opens it, where it is a test image."""
+        opened = self.desk.opened
+        model, shape = opened.model, opened.model.stack.level(use.level).map_shape
+        picture = of_input(model, opened.counted[image : image + 1]).convert("RGB")
+        if len(shape) == 2:
+            pixels, factor = np.array(picture), picture.height // model.stack.shape[-2]
+            height, width = (n * factor for n in patch_shape(model, use.level))
+            row, column = divmod(site, shape[1])
+            frame = np.zeros(pixels.shape[:2], bool)
+            frame[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
+            frame[row * height + 2 : (row + 1) * height - 2, column * width + 2 : (column + 1) * width - 2] = False
+            pixels[frame] = (255, 152, 0)
+            picture = Image.fromarray(pixels)
+        with ui.button(on_click=partial(self._open, image)).props(f'flat no-caps aria-label="image {image}"'):
+            ui.image(address(picture)).classes("thumb")
+
+    async def _open(self, image: int) -> None:
+        await self.desk.start(lambda: self.desk.opened.image(image))

@@ -1,0 +1,130 @@
+"""Generate: samples with their bits, blends of two images level by level, variations from each level."""
+
+from collections.abc import Callable
+from functools import partial
+
+from nicegui import ui
+
+from vqstack.edited import Edited
+from vqstack.explorer.desk import Desk
+from vqstack.explorer.pictures import address, of_input
+from vqstack.model_settings import SamplingSettings
+
+MOST = 64  # images of a gallery
+ANY = -1  # class
+
+
+class Create:
+    """The part of the page that draws images.
+
+    Args:
+        desk: of the tab.
+        opening: called when an image of the gallery has been put on the desk.
+    """
+
+    def __init__(self, desk: Desk, opening: Callable[[], object]) -> None:
+        self.desk, self.opening, self.model = desk, opening, desk.opened.model
+        with ui.row().classes("items-start"):
+            with ui.card():
+                ui.label("Samples").classes("font-medium")
+                self._samples()
+            with ui.card():
+                ui.label("Variations of the image that is open").classes("font-medium")
+                self._variations()
+            with ui.card():
+                ui.label("Blend: its layout, the texture of another").classes("font-medium")
+                self._blends()
+        ui.label("Click an image to look at it and edit it.").classes("note")
+        self.gallery = ui.row().props('data-gallery=""')
+
+    def _samples(self) -> None:
+        classes, self.label = self.desk.opened.classes, None
+        if classes:
+            self.label = ui.select({ANY: "any class", **classes}, value=ANY, label="class").classes("wide")
+        with ui.row():
+            self.num = ui.number("images", value=8, min=1, max=MOST, precision=0).classes("number")
+            self.seed = ui.number("seed", value=0, min=0, precision=0).classes("number")
+        names = ["prior", *(f"level {number}" for number in range(self.desk.opened.levels, 0, -1))]
+        own = self.model.settings.draws()
+        with ui.grid(columns=4):
+            for head in ("", "temperature", "top-k (0: all)", "guidance (1: none)"):
+                ui.label(head)
+            self.draws = []
+            for name, draw in zip(names, own, strict=True):
+                ui.label(name)
+                given = (draw.temperature, draw.top_k or 0, draw.guidance)
+                what = ("temperature", "top-k", "guidance")
+                fields = [ui.number(value=v, min=0).classes("number") for v in given]
+                for field, title in zip(fields, what, strict=True):
+                    field.props(f'aria-label="{title}, {name}" dense')
+                self.draws.append(fields)
+        ui.button("draw", on_click=self._draw).props('data-do="sample"')
+
+    def sampling(self) -> SamplingSettings:
+        """What the fields say, beside what else the model's own settings have."""
+        own = self.model.settings.draws()
+        columns = {
+            "temperature": tuple(float(row[0].value or 0) for row in self.draws),
+            "top_k": tuple(int(row[1].value or 0) for row in self.draws),
+            "guidance": tuple(float(row[2].value or 0) for row in self.draws),
+        }
+        kept = {name: tuple(getattr(draw, name) for draw in own) for name in ("top_p", "mode", "mean", "confidence")}
+        return SamplingSettings(**columns, **kept)
+
+    async def _draw(self) -> None:
+        if self.model.condition is not None:
+            self.desk.say("this model is given floats with each image: use vqstack generate --condition", "warning")
+            return
+        label = None if self.label is None or self.label.value == ANY else int(self.label.value)
+        num, seed = int(self.num.value or 1), int(self.seed.value or 0)
+        await self._make(lambda: Edited.gallery(self.model, num, seed, label=label, sampling=self.sampling()))
+
+    def _variations(self) -> None:
+        levels = {level: f"keep level {level}, draw what lies below" for level in range(self.desk.opened.levels, 0, -1)}
+        self.from_level = ui.select(levels, value=1, label="which level stays").classes("wide")
+        self.varied = ui.number("seed", value=0, min=0, precision=0).classes("number")
+        ui.button("vary", on_click=self._vary).props('data-do="vary"')
+
+    async def _vary(self) -> None:
+        image, level, seed = self.desk.opened_image(), int(self.from_level.value), int(self.varied.value or 0)
+        if image is not None:
+            await self._make(lambda: [image.varied(level, seed=seed, number=number) for number in range(8)])
+
+    def _blends(self) -> None:
+        split = self.desk.opened.split
+        self.second = ui.number("test image", value=1, min=0, max=len(split) - 1 if split else 0, precision=0)
+        self.shares = []
+        for level in range(1, self.desk.opened.levels + 1):
+            ui.label(f"share of level {level} that is the other's")
+            self.shares.append(ui.slider(min=0, max=1, step=0.05, value=0.5 if level == 1 else 0.0))
+            self.shares[-1].props(f'label aria-label="share of level {level}"')
+        ui.button("blend", on_click=self._blend).props('data-do="blend"')
+
+    async def _blend(self) -> None:
+        image, number, shares = self.desk.opened_image(), int(self.second.value or 0), [s.value for s in self.shares]
+        if image is not None:
+            other = partial(self.desk.opened.image, number)
+            await self._make(lambda: [image.blended(other(), list(map(float, shares)), seed=seed) for seed in range(4)])
+
+    async def _make(self, work: Callable[[], list[Edited]]) -> None:
+        """Fill the gallery, each image with its bits."""
+
+        def counted() -> list[tuple[Edited, float]]:
+            return [(image, sum(image.bits.values())) for image in work()]
+
+        found = await self.desk.run(counted)
+        if found is None:
+            return
+        self.gallery.clear()
+        with self.gallery:
+            for number, (image, bits) in enumerate(found):
+                name = "" if image.labels is None else self.desk.opened.classes.get(int(image.labels), "")
+                with ui.button(on_click=partial(self._take, image)).props("flat no-caps") as button:
+                    button.props(f'data-made={number} aria-label="image {number}, {name}, {bits:,.0f} bits"')
+                    with ui.column().classes("items-center gap-0"):
+                        ui.image(address(of_input(self.model, image.pixels))).classes("thumb")
+                        ui.label(f"{name} {bits:,.0f} bits")
+
+    def _take(self, image: Edited) -> None:
+        self.desk.begin(image)
+        self.opening()

@@ -1,0 +1,82 @@
+"""What can be taken from the page: codes as a data set, files of the codec, and pictures back from their beginnings."""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from vqstack.codec.archive import Report, check_container, compress, restore
+from vqstack.codec.blocks import BlockCodec
+from vqstack.codec.container import open_container
+from vqstack.codec.layout import SUFFIX
+from vqstack.codec.pictures import pictures_of_files, reader_of
+from vqstack.codes import CodeDatasetWriter, Contents, StoredCodes, fingerprint
+from vqstack.edited import Edited
+from vqstack.shapes import Pixels
+
+
+def code_data_set(image: Edited, name: str) -> bytes:
+    """The codes of one image as a code data set of one row, the folder in a ZIP file."""
+    model, labels = image.model, image.labels
+    contents = Contents(
+        map_shapes=[list(shape) for shape in model.stack.map_shapes],
+        vocabularies=model.stack.codebook_sizes,
+        fingerprint=fingerprint(model.stack.encoder_state()),
+        source={"edited": image.script()},
+        labelled=labels is not None,
+        class_names=list(model.settings.class_names),
+    )
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / name
+        writer = CodeDatasetWriter(out, contents, {"test": 1})
+        writer.claim()
+        (shard,) = writer.shards
+        writer.write(shard, [StoredCodes(torch.zeros(1, dtype=torch.int64), labels, list(image.codes))])
+        writer.finish({shard.file: writer.checksum(shard)})
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            for path in sorted(out.rglob("*")):
+                if path.is_file():
+                    archive.write(path, str(path.relative_to(folder)))
+    return stream.getvalue()
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """The codec takes as many threads as its file says; the page has its own again afterwards."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Compressed:
+    """A file of the codec, made of files of a person.
+
+    Args:
+        codec: of the model.
+        files: what to compress, by the stems under which they come back.
+    """
+
+    def __init__(self, codec: BlockCodec, files: dict[Path, str]) -> None:
+        model, made = codec.model, dict[str, bytes]()
+        with own_threads():
+            read = partial(reader_of(model), channels=model.stack.shape[0], values=model.stack.values)
+            pictures = pictures_of_files(files, read)
+            self.report: Report = compress(codec, pictures, made.__setitem__, name="explored")
+        self.codec, self.given = codec, sum(path.stat().st_size for path in files)
+        self.content = made[f"explored{SUFFIX}"]
+
+    def beginning(self, size: int) -> tuple[Pixels | None, int]:
+        """The first picture from the first bytes of the file, and its level; nothing, where they say too little."""
+        with own_threads():
+            file = open_container(Path(f"explored{SUFFIX}"), self.codec.tile, self.content[:size])
+            check_container(self.codec, file)
+            found = next(restore(self.codec, file, range(1)))
+        return None if found.pixels is None else found.pixels[None], found.level

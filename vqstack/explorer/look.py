@@ -1,0 +1,160 @@
+"""Look: an image and every level of it, its codes as colours, what each keeps, the bits of every site, the ledger."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from nicegui import ui
+from PIL import Image
+
+from vqstack.code_use import colours
+from vqstack.edited import Edited
+from vqstack.explorer.board import Board
+from vqstack.explorer.desk import Desk
+from vqstack.explorer.pictures import address, heat, laid_out, of_input, of_patch, of_sites, over
+from vqstack.ledger import BITS
+from vqstack.shapes import by_axis
+
+
+def title_of(desk: Desk, level: int) -> str:
+    """What the page calls a map."""
+    upper = desk.opened.model.stack.variables[level]
+    return f"z_{level}, {by_axis(upper.shape)} of {upper.size} codes" if level else "image"
+
+
+def map_picture(image: Edited, level: int) -> Image.Image:
+    """The codes of a level in the colours of its codebook."""
+    quantizer, codes = image.model.stack.level(level).quantizer, image.map(level)
+    rows, columns = laid_out(tuple(codes.shape[1:]), bool(quantizer.chain))
+    return of_sites(colours(quantizer).numpy()[quantizer.rows(codes).flatten().cpu()], rows, columns)
+
+
+def bits_picture(image: Edited, level: int, bits: torch.Tensor) -> Image.Image:
+    """The bits of every site of a map over the image."""
+    picture, quantizer = of_input(image.model, image.pixels), None
+    shape = tuple(bits.shape[1:])
+    if level == 0:  # channels of a pixel together
+        bits, shape = bits.sum(1, keepdim=True), shape[1:]
+    else:
+        quantizer = image.model.stack.level(level).quantizer
+        if quantizer.chain:
+            bits, shape = bits.sum(1, keepdim=True), shape[1:]
+    rows, columns = laid_out(shape)
+    return over(picture, of_sites(heat(bits.flatten().cpu()), rows, columns))
+
+
+class Look:
+    """The part of the page that looks at an image."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.bits = desk, dict[str, torch.Tensor]()
+        self.boards, self.kept = dict[int, Board](), dict[int, ui.image]()
+        ui.label("Codes as colours: codes that are near each other look alike. Point at a site, or use the arrow keys.")
+        with ui.row().classes("items-start"):
+            for level in range(desk.opened.levels, -1, -1):
+                self._column(level)
+            with ui.column():
+                self.told = ui.label("").props('aria-live=polite data-told=""').classes("told")
+                self.patch = ui.image("").classes("patch").props('alt="mean pixels of the code"')
+        rows = {level: title_of(desk, level) for level in range(desk.opened.levels, -1, -1)}
+        with ui.row().classes("items-start"):
+            with ui.column():
+                self.which = ui.select(rows, label="bits of every site of", value=0, on_change=self._heat)
+                self.heat = ui.image("").classes("shown").props('alt="bits of every site over the image" data-heat=""')
+                self.range = ui.label("")
+            with ui.column():
+                self.chart = ui.echart({"series": []}).classes("chart").props('role=img aria-label="ledger as a chart"')
+                columns = [
+                    {"name": name, "label": name, "field": name, "align": "left" if name == "row" else "right"}
+                    for name in ("row", "bits", "share")
+                ]
+                self.ledger = ui.table(columns=columns, rows=[], row_key="row").props('dense aria-label="ledger"')
+        desk.watching.append(self.fresh)
+
+    def _column(self, level: int) -> None:
+        desk, variable = self.desk, self.desk.opened.model.stack.variables[level]
+        with ui.column():
+            ui.label(title_of(desk, level)).classes("font-medium")
+            if not level:
+                self.pixels = ui.image("").classes("shown").props('alt="the image" data-image=""')
+                return
+            chain = bool(desk.opened.model.stack.level(level).quantizer.chain)
+            told = partial(self._tell, level)
+            self.boards[level] = Board(f"codes of level {level}", variable.shape, chain, told)
+            self.kept[level] = ui.image("").classes("shown").props(f'alt="what level {level} keeps" data-kept={level}')
+
+    def fresh(self) -> None:
+        """Show another image; what takes computing comes after."""
+        image = self.desk.image
+        assert image is not None
+        self.bits = {}
+        self.pixels.set_source(address(of_input(image.model, image.pixels)))
+        for level, board in self.boards.items():
+            board.show(map_picture(image, level))
+        ui.timer(0.01, self._computed, once=True)
+
+    async def _computed(self) -> None:
+        image = self.desk.image
+        assert image is not None
+
+        def work() -> tuple[dict[int, torch.Tensor], dict[str, torch.Tensor]]:
+            kept = {level: image.model.decode(image.map(level), level) for level in self.boards}
+            nats = image.model.code_lengths_by_site(image.pixels, list(image.codes), image.labels, image.condition)
+            return kept, {row: found * BITS for row, found in nats.items()}
+
+        found = await self.desk.run(work)
+        if found is None or self.desk.image is not image:
+            return
+        kept, self.bits = found
+        for level, pixels in kept.items():
+            self.kept[level].set_source(address(of_input(image.model, pixels)))
+        self._ledger()
+        self._heat()
+
+    def _row(self, level: int) -> str:
+        """The ledger's row of a map."""
+        return "prior" if level == self.desk.opened.levels else f"level-{level + 1}"
+
+    def _ledger(self) -> None:
+        bits = {row: float(found.sum()) for row, found in self.bits.items()}
+        total = sum(bits.values())
+        shown = [*bits.items(), ("total", total)]
+        self.ledger.rows = [
+            {"row": row, "bits": f"{count:,.2f}", "share": f"{count / total:.1%}"} for row, count in shown
+        ]
+        self.chart.options.clear()
+        self.chart.options.update(
+            {
+                "xAxis": {"type": "value", "name": "bits"},
+                "yAxis": {"type": "category", "data": [*bits][::-1]},
+                "grid": {"containLabel": True},
+                "series": [{"type": "bar", "data": [round(count, 2) for count in bits.values()][::-1]}],
+            }
+        )
+        self.chart.update()
+
+    def _heat(self) -> None:
+        image, level = self.desk.image, int(self.which.value)
+        if image is None or not self.bits:
+            return
+        bits = self.bits[self._row(level)]
+        self.heat.set_source(address(bits_picture(image, level, bits)))
+        each = bits.sum(1) if level == 0 else bits
+        low, high = float(each.min()), float(each.max())
+        self.range.set_text(f"dark {low:.2f} to yellow {high:.2f} bits, in all {float(bits.sum()):,.1f}")
+
+    async def _tell(self, level: int, site: int) -> None:
+        """Code, bits, use and look of the site that is pointed at."""
+        image = self.desk.image
+        if image is None:
+            return
+        place = np.unravel_index(site, image.map(level).shape[1:])
+        quantizer = image.model.stack.level(level).quantizer
+        code = int(image.map(level).flatten()[site])
+        row = int(quantizer.rows(image.map(level)).flatten()[site])
+        bits = self.bits[self._row(level)].flatten()[site] if self.bits else None
+        use = await self.desk.opened.compute(lambda: self.desk.opened.use(level))
+        said = f"level {level}, site {' '.join(str(int(n)) for n in place)}: code {code}"
+        said += "" if bits is None else f", {float(bits):.2f} bits"
+        self.told.set_text(f"{said}; {int(use.counts[row])} of {use.rows.numel()} codes looked at. Its mean pixels:")
+        self.patch.set_source(address(of_patch(image.model, use.patches[row])))

@@ -1,0 +1,126 @@
+"""What all tabs of the page share: a model, images of its run, and one computation at a time."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from vqstack.code_use import CodeUse, use_of_codes
+from vqstack.edited import Edited
+from vqstack.errors import InputError
+from vqstack.images import ImageSplit, numerals
+from vqstack.model import HierarchicalModel
+from vqstack.phases import config_of_run, read_images, split_of_run
+from vqstack.pretrained import find_artefact
+from vqstack.shapes import Pixels
+
+LOOKED_AT = 1000  # images of which codes are counted
+DRAWN = 64  # where the run has no images
+Result = TypeVar("Result")
+
+
+class Opened:
+    """A run or a released model, opened for looking at it.
+
+    Args:
+        run: its folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.artefact = run, find_artefact(run)
+        self.model: HierarchicalModel = HierarchicalModel.from_pretrained(self.artefact)
+        self._stamp = self._look()
+        self._lock = threading.Lock()
+        self._use = cache(self._count)
+
+    def _look(self) -> list[tuple[int, int]]:
+        """Of the model's files when they were written, and how long they are."""
+        try:
+            found = [path.stat() for path in sorted(self.artefact.iterdir()) if path.is_file()]
+        except OSError:
+            return []
+        return [(stat.st_mtime_ns, stat.st_size) for stat in found]
+
+    async def compute(self, work: Callable[[], Result]) -> Result:
+        """Run something outside the page's own thread, one computation after the other.
+
+        InputError where the model's files are not those that were opened.
+        """
+
+        def alone() -> Result:
+            with self._lock, torch.inference_mode():
+                if self._look() != self._stamp:
+                    raise InputError(f"the model in {self.artefact} has changed: start vqstack explore again")
+                return work()
+
+        return await asyncio.to_thread(alone)
+
+    @property
+    def name(self) -> str:
+        """What the page calls it."""
+        return self.run.resolve().name
+
+    @property
+    def levels(self) -> int:
+        """L."""
+        return len(self.model.stack)
+
+    @cached_property
+    def classes(self) -> dict[int, str]:
+        """Names of the classes by number; empty where the model knows none."""
+        names = self.model.settings.class_names or numerals(self.model.classes)
+        return dict(enumerate(names[: self.model.classes]))
+
+    @cached_property
+    def split(self) -> ImageSplit | None:
+        """The test images of the run; None of a model without its run."""
+        return None if config_of_run(self.run) is None else split_of_run(self.run)
+
+    def image(self, number: int) -> Edited:
+        """An image of the test split with its class."""
+        split = self.split
+        if split is None:
+            raise InputError("this model came without its run, which names test images: give files or draw samples")
+        if not 0 <= number < len(split):
+            raise InputError(f"image {number}: the test split has images 0 … {len(split) - 1}")
+        part = split.part(slice(number, number + 1))
+        label = None if part.labels is None or not self.model.classes else int(part.labels[0])
+        condition = None if self.model.condition is None else part.condition
+        line = f'pixels = vqstack.split_of_run({str(self.run)!r}, "test").pixels[{number}:{number + 1}]'
+        return self._from(part.pixels, label, condition, line)
+
+    def file(self, path: Path, name: str) -> Edited:
+        """An image of a file that a person calls ``name``; its class is the one that makes it shortest."""
+        try:
+            pixels = read_images(self.run, [path])
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), name)) from error
+        return self._from(pixels, None, None, f"pixels = vqstack.read_images({str(self.run)!r}, [{name!r}])")
+
+    def _from(self, pixels: Pixels, label: int | None, condition: torch.Tensor | None, line: str) -> Edited:
+        if self.model.condition is not None and condition is None:
+            raise InputError(f"this model is given {self.model.condition.name} with each image: take a test image")
+        return Edited.of(self.model, pixels, label, condition).after([line])
+
+    def use(self, level: int) -> CodeUse:
+        """How the codes of a level are used, counted once; see :attr:`counted`."""
+        return self._use(level)
+
+    def _count(self, level: int) -> CodeUse:
+        return use_of_codes(self.model, self.counted, level)
+
+    @cached_property
+    def counted(self) -> Pixels:
+        """The images in which codes are counted: of the test split, or drawn where there is none."""
+        if self.split is not None:
+            return self.split.part(slice(0, LOOKED_AT)).pixels
+        labels = torch.arange(DRAWN) % self.model.classes if self.model.classes else None
+        return self.model.sample(DRAWN, labels).pixels
+
+    def script(self, image: Edited) -> str:
+        """Lines of Python that make an image again, from the run's folder on."""
+        return f"import vqstack\n\nmodel = vqstack.load({str(self.run)!r})\n{image.script()}"

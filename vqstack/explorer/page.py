@@ -1,0 +1,139 @@
+"""The page: what is open, its parts, and the server on this machine."""
+
+import socket
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from nicegui import Client, app, events, ui
+
+from vqstack.edited import Edited
+from vqstack.errors import InputError
+from vqstack.explorer.codebooks import Codebooks
+from vqstack.explorer.compressing import LARGEST, Compressing, too_large
+from vqstack.explorer.create import Create
+from vqstack.explorer.desk import Desk
+from vqstack.explorer.edit import Edit
+from vqstack.explorer.look import Look
+from vqstack.explorer.opened import Opened
+from vqstack.terminal import say
+
+PARTS = ("Look", "Edit", "Generate", "Codebooks", "Compress")
+STYLE = """
+.q-btn, .q-tab__label { text-transform: none !important; }
+.small .board { max-width: 9rem; }
+.board { max-width: 18rem; width: 100%; image-rendering: pixelated; cursor: crosshair; }
+.board, .board img { -webkit-user-drag: none; user-select: none; }
+.board:focus { outline: 3px solid #ff9800; outline-offset: 2px; }
+.shown { width: 16rem; max-width: 100%; image-rendering: pixelated; }
+.thumb { width: 8rem; image-rendering: pixelated; }
+.patch { width: 4rem; image-rendering: pixelated; }
+.chart { width: 26rem; max-width: 90vw; height: 14rem; }
+.number { width: 7rem; } .wide { width: 18rem; max-width: 90vw; } .actions { max-width: 26rem; }
+.lines { width: 44rem; max-width: 90vw; } .note { font-size: 0.85rem; opacity: 0.8; }
+.told { max-width: 18rem; min-height: 4rem; }
+"""
+
+
+class Chooser:
+    """Where an image comes from: the test split, a file, a sample."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, opened = desk, desk.opened
+        with ui.row().classes("items-end"):
+            if opened.split is not None:
+                count = len(opened.split)
+                self.number = ui.number("test image", value=0, min=0, max=count - 1, precision=0).classes("number")
+                ui.button("open", on_click=self._test).props('data-do="test"')
+            self.seed = ui.number("seed", value=0, min=0, precision=0).classes("number")
+            self.label = None
+            if opened.classes:
+                self.label = ui.select({-1: "any class", **opened.classes}, value=-1, label="class").classes("number")
+            ui.button("draw one", on_click=self._sample).props('data-do="drawn"')
+            own = ui.upload(on_upload=self._file, on_rejected=lambda: too_large(desk), max_file_size=LARGEST)
+            own.props('auto-upload flat bordered label="own file" data-own=""').classes("wide")
+        self.said = ui.label("No image is open yet: take a test image, draw one, or drop a file of your own.")
+        self.said.props('aria-live=polite data-open=""')
+        desk.watching.append(self.fresh)
+
+    def fresh(self) -> None:
+        """Say what is open."""
+        image = self.desk.image
+        assert image is not None
+        name = "" if image.labels is None else f"class {self.desk.opened.classes.get(int(image.labels), '?')}, "
+        self.said.set_text(f"open: {name}{len(self.desk.past)} changes")
+
+    async def _test(self) -> None:
+        number = int(self.number.value or 0)
+        await self.desk.start(lambda: self.desk.opened.image(number))
+
+    async def _sample(self) -> None:
+        seed, label = int(self.seed.value or 0), None if self.label is None else int(self.label.value)
+        chosen = None if label is None or label < 0 else label
+        await self.desk.start(lambda: Edited.drawn(self.desk.opened.model, seed, label=chosen))
+
+    async def _file(self, event: events.UploadEventArguments) -> None:
+        event.sender.reset()  # type: ignore[attr-defined]
+        name = Path(event.file.name).name
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            await event.file.save(path)
+            await self.desk.start(lambda: self.desk.opened.file(path, name))
+
+
+def build(opened: Opened, client: Client) -> None:
+    """The page of one tab."""
+    ui.add_css(STYLE)
+    dark = ui.dark_mode(None)
+    with ui.header().classes("items-center flex-wrap"):
+        ui.label(f"vqstack explore: {opened.name}").classes("text-lg")
+        ui.space()
+        colours = ui.toggle({0: "light", 1: "dark", 2: "as the system"}, value=2).props("dense")
+        colours.props('aria-label="colours of the page" text-color=white')
+        colours.on_value_change(lambda event: dark.set_value((False, True, None)[event.value]))
+    desk = Desk(opened, client)
+    Chooser(desk)
+    with ui.tabs().classes("w-full") as tabs:
+        for name in PARTS:
+            ui.tab(name).props(f'data-tab="{name}"')
+    with ui.tab_panels(tabs, value=PARTS[0], animated=False, keep_alive=True).classes("w-full"):
+        with ui.tab_panel("Look"):
+            Look(desk)
+        with ui.tab_panel("Edit"):
+            Edit(desk)
+        with ui.tab_panel("Generate"):
+            Create(desk, lambda: tabs.set_value("Edit"))
+        with ui.tab_panel("Codebooks"):
+            Codebooks(desk)
+        with ui.tab_panel("Compress"):
+            Compressing(desk)
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or for 0 one that is free; InputError where it is taken."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+            return int(tried.getsockname()[1])
+    except OSError as error:
+        raise InputError(f"--port {port}: {error.strerror}: choose another, or 0 for any that is free") from error
+
+
+def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> None:
+    """Serve the page until it is stopped."""
+
+    @ui.page("/", title=f"vqstack: {opened.name}")
+    def page(client: Client) -> None:
+        build(opened, client)
+
+    app.on_startup(lambda: say(f"http://{host}:{port}"))
+    ui.run(
+        host=host,
+        port=port,
+        show=show,
+        reload=False,
+        show_welcome_message=False,
+        on_air=share or None,
+        reconnect_timeout=30,
+        favicon="🧩",
+    )

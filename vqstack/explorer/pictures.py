@@ -1,0 +1,98 @@
+"""Pictures for the page: of inputs, of maps by the colours of their codes, of bits; as addresses that hold them."""
+
+import base64
+import io
+from math import ceil, prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vqstack.images import grid, saver
+from vqstack.model import HierarchicalModel
+from vqstack.shapes import Pixels
+
+COLUMNS = 32  # of a map with one axis, before it goes on below
+SIDE = 256  # of a picture, pixels, about
+RAMP = np.array([[13, 8, 70], [126, 3, 168], [240, 100, 60], [250, 240, 120]], float)  # few bits to many
+
+
+def address(picture: Image.Image) -> str:
+    """A picture as an address that holds it."""
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def scale_of(shape: tuple[int, ...]) -> int:
+    """How often a picture of this many rows and columns is enlarged."""
+    return max(1, SIDE // max(shape))
+
+
+def laid_out(shape: tuple[int, ...], chain: bool = False) -> tuple[int, int]:
+    """Rows and columns in which the sites of a map are shown, in raster order.
+
+    One axis goes on below after 32 sites, slices of a volume stand below each other, and so do the maps of the several
+    codes of a site.
+    """
+    codes, sites = (shape[0], shape[1:]) if chain else (1, shape)
+    if len(sites) == 1:
+        columns = min(COLUMNS, sites[0])
+        return codes * ceil(sites[0] / columns), columns
+    return codes * prod(sites[:-1]), sites[-1]
+
+
+def of_inputs(model: HierarchicalModel, pixels: Pixels, columns: int = 8) -> Image.Image:
+    """Inputs side by side, enlarged so that one can see them."""
+    return grid(pixels, columns, model.stack.values, max(1, SIDE // 2 // max(pixels.shape[-2:])))
+
+
+def of_input(model: HierarchicalModel, pixels: Pixels) -> Image.Image:
+    """One input, as large as a map is shown."""
+    picture = grid(pixels[:1], 1, model.stack.values)
+    factor = scale_of((picture.height, picture.width))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def of_sites(values: NDArray[np.uint8], rows: int, columns: int, shown: tuple[int, int] | None = None) -> Image.Image:
+    """Colours [sites, 3] in rows and columns, each site a square; ``shown``: as large as that, height and width."""
+    padded = np.zeros((rows * columns, 3), np.uint8)
+    padded[: len(values)] = values
+    picture = Image.fromarray(padded.reshape(rows, columns, 3))
+    factor = scale_of((rows, columns))
+    height, width = shown or (rows * factor, columns * factor)
+    return picture.resize((width, height), Image.Resampling.NEAREST)
+
+
+def heat(bits: Tensor) -> NDArray[np.uint8]:
+    """A colour for each number, [n, 3]: from the fewest bits, dark blue, to the most, yellow."""
+    low, high = float(bits.min()), float(bits.max())
+    shares = ((bits.double() - low) / max(high - low, 1e-9)).numpy() * (len(RAMP) - 1)
+    below = np.minimum(shares.astype(int), len(RAMP) - 2)
+    part = (shares - below)[:, None]
+    return ((1 - part) * RAMP[below] + part * RAMP[below + 1]).round().astype(np.uint8)
+
+
+def over(picture: Image.Image, bits: Image.Image, share: float = 0.6) -> Image.Image:
+    """Bits laid over the picture of an input."""
+    grey = picture.convert("L").convert("RGB")
+    return Image.blend(grey, bits.resize(grey.size, Image.Resampling.NEAREST), share)
+
+
+def of_patch(model: HierarchicalModel, patch: Tensor) -> Image.Image:
+    """The mean pixels of a code."""
+    values = patch.round().clamp(0, model.stack.values - 1)
+    picture = grid(values.to(torch.uint8 if model.stack.values <= 256 else torch.int32)[None], 1, model.stack.values)
+    factor = max(1, 48 // max(picture.size))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def stored(model: HierarchicalModel, pixels: Pixels) -> tuple[str, bytes]:
+    """An input as the file in which it is kept without loss: the ending, and the bytes."""
+    geometry = model.settings.geometry
+    ending, save = saver(model.stack.shape, model.stack.values, **geometry.stored() if geometry else {})
+    stream = io.BytesIO()
+    save(pixels[0], stream)
+    return ending, stream.getvalue()
