@@ -8,7 +8,7 @@ RUN := runs/digits
 SAMPLES := runs/digits-samples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture lint types docs bench
+.PHONY: help setup demo test torture lint types browser docs bench
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -47,6 +47,11 @@ lint: $(STAMP)  ## check style and formatting
 
 types: $(STAMP)  ## check types
 	@$(BIN)/mypy vqstack recipes tools
+
+# What tests/test_explorer.py drives; elsewhere than on Debian and its like, install Chromium as the system does.
+browser:  ## install the browser of the tests, where apt-get can
+	@command -v chromium chromium-browser google-chrome > /dev/null || { \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium > /dev/null; }
 
 # Its packages are installed the first time, here and not in setup: nothing else needs them.
 docs: $(VENV)/.docs  ## build the documentation site into site/, without warnings

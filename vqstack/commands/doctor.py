@@ -26,7 +26,13 @@ from vqstack.recipes import find_recipe
 from vqstack.terminal import say
 
 REQUIRED = ("torch", "accelerate", "datasets", "numpy", "vector-quantize-pytorch", "x-transformers")
-EXTRAS = {"matplotlib": "evaluate", "torchmetrics": "evaluate", "torch-fidelity": "fid", "tensorboard": "trackers"}
+EXTRAS = {
+    "matplotlib": "evaluate",
+    "torchmetrics": "evaluate",
+    "torch-fidelity": "fid",
+    "tensorboard": "trackers",
+    "nicegui": "explore",
+}
 """Packages that some commands want -> the extra of this package that brings them."""
 
 

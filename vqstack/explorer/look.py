@@ -49,6 +49,8 @@ class Look:
     def __init__(self, desk: Desk) -> None:
         self.desk, self.bits = desk, dict[str, torch.Tensor]()
         self.boards, self.kept = dict[int, Board](), dict[int, ui.image]()
+        self.decoder = ui.select(["likelihood", "renderer"], value="likelihood", label="pixels by")
+        self.decoder.on_value_change(self._again).set_visibility(desk.opened.model.renderer is not None)
         ui.label("Codes as colours: codes that are near each other look alike. Point at a site, or use the arrow keys.")
         with ui.row().classes("items-start"):
             for level in range(desk.opened.levels, -1, -1):
@@ -94,11 +96,11 @@ class Look:
         ui.timer(0.01, self._computed, once=True)
 
     async def _computed(self) -> None:
-        image = self.desk.image
+        image, by = self.desk.image, self.decoder.value
         assert image is not None
 
         def work() -> tuple[dict[int, torch.Tensor], dict[str, torch.Tensor]]:
-            kept = {level: image.model.decode(image.map(level), level) for level in self.boards}
+            kept = {level: image.model.decode(image.map(level), level, decoder=by) for level in self.boards}
             nats = image.model.code_lengths_by_site(image.pixels, list(image.codes), image.labels, image.condition)
             return kept, {row: found * BITS for row, found in nats.items()}
 
@@ -110,6 +112,10 @@ class Look:
             self.kept[level].set_source(address(of_input(image.model, pixels)))
         self._ledger()
         self._heat()
+
+    def _again(self) -> None:
+        if self.desk.image is not None:
+            self.fresh()
 
     def _row(self, level: int) -> str:
         """The ledger's row of a map."""
