@@ -16,12 +16,13 @@ from PIL import Image
 from vqstack import features
 from vqstack.code_model import parent_of
 from vqstack.config import RunConfig
-from vqstack.evaluation import evaluate_split, fidelity_by_level, leaks
+from vqstack.evaluation import evaluate_split, leaks
 from vqstack.fit import FitSettings
 from vqstack.images import load_splits
 from vqstack.metrics import FidelityMeter
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
+from vqstack.quality import likenesses
 
 TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
 
@@ -93,7 +94,7 @@ def test_what_it_writes(call, run_folder, tmp_path):
         p = used[used > 0] / used.sum()
         assert use["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
         error = (model.decode(codes, number).double() - split.pixels.double()).square().mean().item()
-        assert found["reconstruction"][f"level-{number}"]["psnr"] == pytest.approx(10 * math.log10(256 / error))
+        assert found["reconstruction"]["ways"][f"level-{number}"]["psnr"] == pytest.approx(10 * math.log10(256 / error))
 
     torch.manual_seed(0)
     z = model.encode(split.pixels)
@@ -133,11 +134,11 @@ def test_another_split_without_samples(call, run_folder, tmp_path):
 
 def test_the_batch_size_does_not_matter(run_folder):
     model = HierarchicalModel.from_pretrained(run_folder / "model")
-    pixels = load_splits(data_of_run(run_folder))["test"].pixels
-    one, all_at_once = fidelity_by_level(model, pixels, 7), FidelityMeter(17)
-    all_at_once.add(model.decode(model.encode(pixels)[1], 2), pixels)
-    assert one[2].psnr == pytest.approx(all_at_once.read().psnr, rel=1e-5)
-    assert one[2].ssim == pytest.approx(all_at_once.read().ssim, rel=1e-4)
+    split = load_splits(data_of_run(run_folder))["test"]
+    one, all_at_once = likenesses(model, split, batch_size=7).ways["level-2"], FidelityMeter(17)
+    all_at_once.add(model.decode(model.encode(split.pixels)[1], 2), split.pixels)
+    assert one.psnr == pytest.approx(all_at_once.read().psnr, rel=1e-5)
+    assert one.ssim == pytest.approx(all_at_once.read().ssim, rel=1e-4)
 
 
 @pytest.mark.parametrize(

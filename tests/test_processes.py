@@ -43,6 +43,8 @@ levels:
 train_levels: [{steps: 9, batch_size: 6, warmup: 2, evaluate_every: 3}]
 prior: {depth: 1, dim: 8, heads: 2}
 train_prior: {steps: 4, batch_size: 12, accumulate: 2, warmup: 2, evaluate_every: 2}
+renderer: {width: 8, perceptual: none, adversary: {weight: 0.5, start: 2, width: 4, layers: 2}}
+train_renderer: {steps: 6, batch_size: 12, accumulate: 2, warmup: 2, evaluate_every: 3}
 encode_batch: 10
 sample_grid: 2
 """
@@ -90,7 +92,7 @@ def model(trained):
 
 def test_codebooks_and_weights_are_equal_before_and_after_every_step(trained):
     _, (one, two) = trained
-    phases = {"level-1": 9, "level-2": 9, "prior": 4}
+    phases = {"level-1": 9, "level-2": 9, "prior": 4, "renderer": 6}
     assert [step[:2] for step in one["steps"]] == [
         [name, n] for name, steps in phases.items() for n in range(steps + 1)
     ]
@@ -167,7 +169,7 @@ def assert_same_training(one, other):
     rows = [json.loads((folder / "ledger.json").read_text())["test"]["rows"] for folder in (one, other)]
     for alone, shared in zip(*rows, strict=True):
         assert shared["nats"] == pytest.approx(alone["nats"], rel=1e-5)
-    for phase in ("level-1", "level-2", "prior"):
+    for phase in ("level-1", "level-2", "prior", "renderer"):
         logs = [(folder / "phases" / phase / "metrics.jsonl").read_text().splitlines() for folder in (one, other)]
         for alone, shared in zip(*(map(json.loads, lines) for lines in logs), strict=True):
             assert shared == pytest.approx(alone, rel=1e-4, abs=1e-5)
@@ -179,7 +181,7 @@ def test_training_is_that_of_one_process_whatever_the_number_amid_an_epoch(witho
     An epoch has 47 images, eight steps of a level; the number grows and shrinks inside of epochs.
     """
     given, one = without_dropout
-    for processes, stop_after in ((1, "level-1 4"), (3, "prior 1"), (2, "")):
+    for processes, stop_after in ((1, "level-1 4"), (3, "prior 1"), (2, "renderer 3"), (3, "")):
         together(*given, tmp_path / "run", processes=processes, stop_after=stop_after)
     assert_same_training(one, tmp_path / "run")
 

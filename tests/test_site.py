@@ -25,7 +25,7 @@ def test_the_reference_has_every_public_name_once():
         assert getattr(__import__(module, fromlist=[short]), short) is getattr(vqstack, short)
 
 
-@pytest.mark.parametrize("page", ["start.md", "own-images.md", "own-sounds.md", "choosing.md"])
+@pytest.mark.parametrize("page", ["start.md", "own-images.md", "own-sounds.md", "choosing.md", "tokenizer.md"])
 def test_what_a_page_trains_is_accepted(page, capsys):
     """By a folder with two classes, as the page asks for."""
     for kind in ("cats", "dogs"):

@@ -1,4 +1,4 @@
-"""Scores of a model over a split: ledger, use of each codebook, what levels leak, how near reconstructions come."""
+"""Scores of a model over a split: ledger, use of each codebook, what levels leak."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,10 +11,9 @@ from torch import Tensor
 from vqstack.images import ImageSplit
 from vqstack.ledger import Ledger, Row
 from vqstack.likelihood import noise
-from vqstack.metrics import Fidelity, FidelityMeter
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Usage, usage
-from vqstack.shapes import AnyCodes, Floats, Labels, Nats, Pixels, finest
+from vqstack.shapes import Floats, Labels, Nats, Pixels, finest
 from vqstack.terminal import Progress
 
 
@@ -208,24 +207,3 @@ def leaks(
             maps[number] += int(back.all(1).sum())
     sizes = [math.prod(shape) for shape in model.stack.map_shapes]
     return {n: Leak(len(pixels), sites[n], maps[n], sizes[n - 1]) for n in names}
-
-
-@torch.no_grad()
-def reconstruct(model: HierarchicalModel, codes: list[AnyCodes]) -> dict[int, Pixels]:
-    """The image that ``decode`` makes of the codes of each level, 1 … L, on the CPU."""
-    return {number: model.decode(z, number).cpu() for number, z in enumerate(codes, start=1)}
-
-
-def fidelity_by_level(model: HierarchicalModel, pixels: Pixels, batch_size: int = 64) -> dict[int, Fidelity]:
-    """How near the images come that are reconstructed from each level.
-
-    Args:
-        model: in eval mode.
-        pixels: the images.
-        batch_size: images at a time.
-    """
-    meters = {number: FidelityMeter(model.stack.values) for number in range(1, len(model.stack) + 1)}
-    for batch in Progress(pixels.split(batch_size), desc="reconstruct", leave=False, disable=None):
-        for number, found in reconstruct(model, model.encode(batch.to(model.device))).items():
-            meters[number].add(found, batch)
-    return {number: meter.read() for number, meter in meters.items()}

@@ -1,4 +1,4 @@
-"""Features in which sets of images are compared: a classifier trained here, or Inception where it can be had."""
+"""What images are compared by: a classifier trained here, or pretrained networks where they can be had."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,30 @@ from vqstack.fit import CHECKPOINTS, DONE, Fit, FitSettings, load_outcome, write
 from vqstack.images import AugmentSettings, ImageSplit
 from vqstack.metrics import Features
 from vqstack.nets import ResidualBlock, convolution, norm
+from vqstack.renderer import Distance, Layers, check_colours, efficientnet_layers, layer_distance, pictures_of
 from vqstack.shapes import Labels, Objective, Pixels
 from vqstack.sources import PixelSource
 
 Extractor = Callable[[Pixels], Features]
 """Images to features, one row an image, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What images are compared by.
+
+    Attributes:
+        name: of the features.
+        rows: features of sets of images.
+        distance: of pairs of pictures; None where the features have no layers that are known here.
+        judge: names classes; None where none was trained.
+    """
+
+    name: str
+    rows: Extractor
+    distance: Distance | None
+    judge: "ImageJudge | None"
+
 
 TRAINING = FitSettings(steps=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05, evaluate_every=250, ema=0.99)
 VERSION = 1  # of the network and its training; another one is another ruler
@@ -198,6 +218,45 @@ def _train(
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
     on_main(accelerator, leave)
+
+
+def ruler(
+    name: str,
+    train: ImageSplit,
+    validation: ImageSplit,
+    cache: Path,
+    accelerator: Accelerator,
+) -> Ruler:
+    """The features of that name; a classifier is trained where the images have labels. InputError for what cannot be.
+
+    Args:
+        name: classifier, efficientnet-lite0 or inception.
+        train, validation, cache, accelerator: see :func:`trained_judge`.
+    """
+    rows, distance, values = None, None, int(train.source["values"])
+    if name == "inception":
+        rows = inception(values, accelerator.device)
+    elif name == "efficientnet-lite0":
+        check_colours(name, tuple(train.pixels.shape[1:]), "--features")
+        layers = efficientnet_layers(accelerator.device, "--features")
+        rows, distance = _means_of(layers, values, accelerator.device), layer_distance(layers)
+    if rows is not None and not (train.labelled and validation.labelled):
+        return Ruler(name, rows, distance, None)
+    judge = trained_judge(train, validation, cache, accelerator)
+    if rows is None:
+        rows, distance = judge.features, layer_distance(judge.network.layers)
+    return Ruler(name, rows, distance, judge)
+
+
+def _means_of(layers: Layers, values: int, device: torch.device) -> Extractor:
+    """The last layer, averaged over its sites."""
+
+    @torch.no_grad()
+    def extract(pixels: Pixels) -> Features:
+        parts = pixels.split(64)
+        return torch.cat([layers(pictures_of(part.to(device), values))[-1].flatten(2).mean(2).cpu() for part in parts])
+
+    return extract
 
 
 def inception(values: int, device: torch.device) -> Extractor:

