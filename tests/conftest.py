@@ -1,6 +1,7 @@
 """What every test stands on: shapes checked at every call, no network, the same seeds."""
 
 import atexit
+import gc
 import os
 import random
 import shutil
@@ -41,6 +42,11 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)  # also for what is made before the first test
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: collecting garbage, as at the end of every phase, need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
