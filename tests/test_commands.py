@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -514,22 +513,16 @@ def test_training_refuses_folders_that_are_taken(call, recipe, run_folder, tmp_p
     assert files_of(run_folder) == before
 
 
-def test_wrong_input_as_a_process(tmp_path, run_folder):
-    with ThreadPoolExecutor() as pool:
-        commands = [
-            (TRAIN, "--config", tmp_path / "missing.yaml", "--out", tmp_path / "out"),
-            (GENERATE, run_folder, "--num", 2, "--out", tmp_path / "out", "--label", 10),
-        ]
-        missing, label = pool.map(lambda command: start(*command), commands)
+def test_wrong_input_as_a_process(tmp_path):
+    missing = start(TRAIN, "--config", tmp_path / "missing.yaml", "--out", tmp_path / "out")
     refused(missing.returncode, missing.stdout, missing.stderr, "missing.yaml")
-    refused(label.returncode, label.stdout, label.stderr, "label 10 is no class of this model: choose among 0, 1")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--num", 2, "--label", 10], "label 10 is no class"),
+        (["--num", 2, "--label", 10], "label 10 is no class of this model: choose among 0, 1"),
         (["--num", 2, "--label", -1], "label"),
         (["--num", 2, "--label", "seven"], "seven"),
         (["--num", -1], "num"),
