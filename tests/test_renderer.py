@@ -29,12 +29,12 @@ from vqstack.quality import likenesses
 from vqstack.renderer import (
     PERCEPTUAL,
     AdversarySettings,
+    LayerDistance,
     RenderedLevel,
     Renderer,
     RendererSettings,
     RendererTraining,
     check_perceptual,
-    layer_distance,
     pictures_of,
     pixels_of,
     register_perceptual,
@@ -173,7 +173,7 @@ def test_pictures_and_pixels_are_inverse(values):
 
 def test_the_distance_by_hand():
     a, b = torch.randn(2, 2, 3, 3), torch.randn(2, 2, 3, 3)
-    distance = layer_distance(lambda x: [x, 2 * x[..., :1, :1]])
+    distance = LayerDistance(lambda x: [x, 2 * x[..., :1, :1]])
     expected = torch.zeros(2)
     for image in range(2):
         for sites in ([(r, c) for r in range(3) for c in range(3)], [(0, 0)]):
@@ -206,7 +206,7 @@ def test_networks_see_damage(kind):
 
 def test_what_images_can_be_compared_by():
     check_perceptual("efficientnet-lite0", (1, 8, 8), False)
-    refused(lambda: check_perceptual("efficientnet-lite0", (3, 8, 8, 8), True), "(3, 8, 8, 8)", "choose classifier")
+    refused(lambda: check_perceptual("efficientnet-lite0", (3, 8, 8, 8), True), "3x8x8x8", "choose classifier")
     refused(lambda: check_perceptual("classifier", (3, 8, 8), False), "learns from labels", "efficientnet-lite0")
     refused(lambda: PERCEPTUAL.find("lpips")(lambda: None, torch.device("cpu")), "lpips is not installed")
     with pytest.raises(ValueError, match="perceptual: eyes is not registered here"):
@@ -220,9 +220,16 @@ class Brightness(nn.Module):
         return (a - b).flatten(1).mean(1).square()
 
 
+def chosen_by_sets(settings):
+    chosen = RendererSettings(**settings, choose="frechet")
+    return RendererTraining(Renderer(chosen, 4, (2, 2), Variable.pixels((1, 8, 8), 17)), chosen)
+
+
 def test_a_distance_of_yours(tmp_path, unregistered):
     register_perceptual("brightness", lambda classifier, device: Brightness())
-    with closing(Run(config({**RENDERER, "perceptual": "brightness"}), tmp_path / "run", Accelerator(cpu=True))) as run:
+    mine = {**RENDERER, "perceptual": "brightness", "pixel": 1.0}
+    with closing(Run(config(mine), tmp_path / "run", Accelerator(cpu=True))) as run:
+        refused(lambda: chosen_by_sets(mine).compare_by(Brightness()), "renderer.choose", "has none")
         phase = run.phases["renderer"]
         phase.prepare()
         pixels, vectors = phase.source("validation", None).batch(torch.arange(3), None)
@@ -259,7 +266,7 @@ def rendering(seed=0, **game):
     nn.init.normal_(module.renderer.last.weight, std=0.3)
     torch.manual_seed(1)  # the frozen network is the same whatever the module starts from
     network = Classifier((1, 8, 8), 17, 4).eval().requires_grad_(False)
-    module.compare_by(layer_distance(network.layers))
+    module.compare_by(LayerDistance(network.layers))
     return module.train()
 
 
@@ -410,6 +417,19 @@ def test_the_perceptual_network_is_no_part_of_the_state(tmp_path):
     assert fit.average.module.perceptual is fit.module.perceptual
 
 
+def test_against_a_discriminator_weights_are_chosen_by_sets_of_pictures(tmp_path):
+    """By hand, over the whole validation split, which is scored in two parts."""
+    assert rendering(weight=0.0).chosen_by == "distance"
+    fit = build(tmp_path, batch_size=4, steps=2, evaluate_every=1, ema=0.0)
+    best, found = fit.run(), [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert best == min(row["validation/frechet"] for row in found)
+    pixels, vectors = fit.validation.batch(torch.arange(6), None)
+    with torch.no_grad():
+        drawn = fit.module.renderer(vectors).clamp(-1, 1)
+        features = [fit.module.perceptual.features(x) for x in (pictures_of(pixels, 17), drawn)]
+    assert best == pytest.approx(frechet_distance(*features), rel=1e-4)
+
+
 # --- together with the encoder
 
 
@@ -503,6 +523,7 @@ def test_the_command_line_adds_one_to_a_recipe():
         ({"joint": True, "renderer": {"joint_encoder": 1}}, "joint trains no level 1 by itself"),
         ({"renderer": {"perceptual": "eyes"}}, "perceptual: eyes is not registered"),
         ({"renderer": {"joint_encoder": -1}}, "greater than or equal to 0"),
+        ({"renderer": {"choose": "frechet", "perceptual": "none"}}, "frechet compares features"),
     ],
 )
 def test_settings_that_are_refused(changes, words):

@@ -23,7 +23,7 @@ from vqstack.fit import CHECKPOINTS, DONE, Fit, FitSettings, load_outcome, write
 from vqstack.images import AugmentSettings, ImageSplit
 from vqstack.metrics import Features
 from vqstack.nets import ResidualBlock, convolution, norm
-from vqstack.renderer import Distance, Layers, check_colours, efficientnet_layers, layer_distance, pictures_of
+from vqstack.renderer import Distance, LayerDistance, check_colours, efficientnet_layers, pictures_of
 from vqstack.shapes import Labels, Objective, Pixels
 from vqstack.sources import PixelSource
 
@@ -233,28 +233,30 @@ def ruler(
         name: classifier, efficientnet-lite0 or inception.
         train, validation, cache, accelerator: see :func:`trained_judge`.
     """
-    rows, distance, values = None, None, int(train.source["values"])
+    rows: Extractor | None = None
+    distance: LayerDistance | None = None
+    values = int(train.source["values"])
     if name == "inception":
         rows = inception(values, accelerator.device)
     elif name == "efficientnet-lite0":
         check_colours(name, tuple(train.pixels.shape[1:]), "--features")
-        layers = efficientnet_layers(accelerator.device, "--features")
-        rows, distance = _means_of(layers, values, accelerator.device), layer_distance(layers)
+        distance = LayerDistance(efficientnet_layers(accelerator.device, "--features"))
+        rows = _rows_of(distance, values, accelerator.device)
     if rows is not None and not (train.labelled and validation.labelled):
         return Ruler(name, rows, distance, None)
     judge = trained_judge(train, validation, cache, accelerator)
     if rows is None:
-        rows, distance = judge.features, layer_distance(judge.network.layers)
+        rows, distance = judge.features, LayerDistance(judge.network.layers)
     return Ruler(name, rows, distance, judge)
 
 
-def _means_of(layers: Layers, values: int, device: torch.device) -> Extractor:
-    """The last layer, averaged over its sites."""
+def _rows_of(distance: LayerDistance, values: int, device: torch.device) -> Extractor:
+    """The features of pictures, for pixels."""
 
     @torch.no_grad()
     def extract(pixels: Pixels) -> Features:
         parts = pixels.split(64)
-        return torch.cat([layers(pictures_of(part.to(device), values))[-1].flatten(2).mean(2).cpu() for part in parts])
+        return torch.cat([distance.features(pictures_of(part.to(device), values)).cpu() for part in parts])
 
     return extract
 

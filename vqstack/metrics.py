@@ -33,6 +33,13 @@ class Gaussian:
         centred = rows - mean
         return cls(mean, centred.T @ centred / (len(rows) - 1))
 
+    @classmethod
+    def of_moments(cls, moments: Float64[Tensor, "e e"]) -> "Gaussian":
+        """The same from ``sum x̃ x̃ᵀ`` with ``x̃ = (1, x)``, which can be added up over batches and processes."""
+        sums = moments.cpu().double()
+        count, mean = sums[0, 0], sums[0, 1:] / sums[0, 0]
+        return cls(mean, (sums[1:, 1:] - count * mean.outer(mean)) / (count - 1))
+
 
 def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
     """``|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` (Dowson and Landau 1982), squared units of the features.

@@ -74,8 +74,11 @@ class Objective:
         loss: scalar to minimise.
         metrics: scalars to average over batches, detached.
         histograms: counts to add up over batches, detached; an epoch of them gives usage and perplexity.
+        rows: features [b, d] of the images of a batch, detached, where a split is scored: the module's method
+            ``summary`` is given ``sum x̃ x̃ᵀ``, ``x̃ = (1, x)``, over all of them by name, and gives further metrics.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)

@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqstack.fit.batches import Source, own_batches
 from vqstack.fit.seeds import seed_everything
 from vqstack.quantizer import usage
-from vqstack.shapes import Objective
+from vqstack.shapes import Objective, finest
 from vqstack.terminal import Progress
 
 
@@ -24,6 +25,7 @@ class Totals:
     def __init__(self) -> None:
         self.metrics: dict[str, Tensor] = {}
         self.histograms: dict[str, Tensor] = {}
+        self.moments: dict[str, Tensor] = {}  # of rows, which only a split that is scored has
         self.weight = 0
 
     def add(self, objective: Objective, weight: int) -> None:
@@ -34,6 +36,9 @@ class Totals:
             self.metrics[name] = self.metrics.get(name, 0) + counted
         for name, counts in objective.histograms.items():
             self.histograms[name] = self.histograms.get(name, 0) + counts * (weight > 0)
+        for name, rows in objective.rows.items():
+            extended = F.pad(rows.to(finest(rows.device)), (1, 0), value=1.0)
+            self.moments[name] = self.moments.get(name, 0) + extended.T @ extended * (weight > 0)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means and use of the codes, over all processes."""
@@ -101,4 +106,6 @@ def evaluate(
     failed = torch.tensor(float(problem is not None), device=accelerator.device)
     if accelerator.reduce(failed):
         raise EvaluationError(f"{type(problem).__name__}: {problem}" if problem else "in another process") from problem
-    return totals.read(accelerator)
+    summary = getattr(accelerator.unwrap_model(module), "summary", None)
+    moments = {name: accelerator.reduce(totals.moments[name]) for name in sorted(totals.moments)}
+    return totals.read(accelerator) | ({} if summary is None else summary(moments))

@@ -20,7 +20,10 @@ Pictures = Float[Tensor, "b c *pixels"]
 Layers = Callable[[Tensor], Sequence[Tensor]]
 """Pictures to maps of features, fine to coarse."""
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Two batches of pictures to one number for each pair."""
+"""Two batches of pictures to one number for each pair.
+
+One with a method ``features``, from pictures to [b, d], can compare sets of them, too.
+"""
 
 # Blocks of EfficientNet-Lite0 whose outputs are compared, at 1/2, 1/4, 1/8 and 1/16 of the resolution.
 BLOCKS = (0, 2, 4, 10)
@@ -36,27 +39,35 @@ def pixels_of(pictures: Pictures, values: int) -> Pixels:
     return ((pictures.float().clamp(-1, 1) + 1) * ((values - 1) / 2)).round().to(value_dtype(values))
 
 
-def layer_distance(layers: Layers) -> Distance:
+class LayerDistance:
     """``mean over layers and sites of |f/|f| - g/|g||²``, f and g the features of a site (Zhang et al. 2018).
 
     Theirs weights the features by what people judged; here all count alike.
 
     Args:
-        layers: pictures to maps of features; frozen.
+        layers: pictures to maps of features; frozen, so that copies share them.
     """
 
-    def distance(a: Pictures, b: Pictures) -> Nats:
+    def __init__(self, layers: Layers) -> None:
+        self.layers = layers
+
+    def __call__(self, a: Pictures, b: Pictures) -> Nats:
         parts = [
             (F.normalize(f.float(), dim=1) - F.normalize(g.float(), dim=1)).square().sum(1).flatten(1).mean(1)
-            for f, g in zip(layers(a), layers(b), strict=True)
+            for f, g in zip(self.layers(a), self.layers(b), strict=True)
         ]
         return torch.stack(parts).mean(0)
 
-    return distance
+    def features(self, pictures: Pictures) -> Float[Tensor, "b d"]:
+        """The last layer, averaged over its sites."""
+        return self.layers(pictures)[-1].float().flatten(2).mean(2)
+
+    def __deepcopy__(self, memo: Any) -> "LayerDistance":
+        return self
 
 
 def _of_classifier(classifier: Callable[[], Layers], device: torch.device) -> Distance:
-    return layer_distance(classifier())
+    return LayerDistance(classifier())
 
 
 def coloured(pictures: Pictures) -> Float[Tensor, "b 3 h w"]:
@@ -96,7 +107,7 @@ def efficientnet_layers(device: torch.device, asked: str = "renderer.perceptual"
 
 
 def _efficientnet(classifier: Callable[[], Layers], device: torch.device) -> Distance:
-    return layer_distance(efficientnet_layers(device))
+    return LayerDistance(efficientnet_layers(device))
 
 
 def _lpips(classifier: Callable[[], Layers], device: torch.device) -> Distance:
@@ -129,6 +140,8 @@ def _none(classifier: Callable[[], Layers], device: torch.device) -> Distance:
 PERCEPTUAL = Registry[Callable[[Callable[[], Layers], torch.device], Distance]](
     "perceptual", {"classifier": _of_classifier, "efficientnet-lite0": _efficientnet, "lpips": _lpips, "none": _none}
 )
+FEATURELESS = ("lpips", "none")
+"""Distances that have no features of a picture by itself."""
 COLOURS = ("efficientnet-lite0", "lpips")
 """Networks that know images of one or three channels alone."""
 

@@ -1,8 +1,10 @@
 """Settings of the renderer: its network, and what it is trained by."""
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import Literal
 
-from vqstack.renderer.perceptual import PERCEPTUAL
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vqstack.renderer.perceptual import FEATURELESS, PERCEPTUAL
 
 
 class AdversarySettings(BaseModel):
@@ -28,7 +30,7 @@ class RendererSettings(BaseModel):
     width: int = Field(128, ge=1, description="Channels at the code map's resolution; halved at each stage, count.")
     least_width: int = Field(32, ge=1, description="Channels that no stage falls below, count.")
     blocks: int = Field(1, ge=0, description="Residual blocks of each stage, count.")
-    pixel: float = Field(1.0, ge=0, description="Weight of the mean absolute error, no unit.")
+    pixel: float = Field(2.0, ge=0, description="Weight of the mean absolute error, no unit.")
     perceptual: str = Field(
         "classifier",
         max_length=80,
@@ -38,12 +40,33 @@ class RendererSettings(BaseModel):
     )
     perceptual_weight: float = Field(1.0, ge=0, description="Weight of the perceptual distance, no unit.")
     adversary: AdversarySettings = Field(AdversarySettings(), description="The discriminator.")
+    choose: Literal["auto", "distance", "frechet"] = Field(
+        "auto",
+        description="By what of the validation split the best weights are chosen: the distance of pictures to their "
+        "images, or the Fréchet distance of all pictures to all images. auto: frechet against a discriminator, which "
+        "makes single pictures less faithful, else distance.",
+    )
     joint_encoder: float = Field(
         0.0,
         ge=0,
         description="Weight of the pictures' distance beside the likelihood in the training of level 1, nats per site "
         "and unit of distance; 0: the encoder is trained with the likelihood alone.",
     )
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric that the best weights have least of."""
+        if self.choose != "auto":
+            return self.choose
+        return "frechet" if self.adversary.weight and self.perceptual not in FEATURELESS else "distance"
+
+    @model_validator(mode="after")
+    def check_choice(self) -> "RendererSettings":
+        if self.choose == "frechet" and self.perceptual in FEATURELESS:
+            raise ValueError(
+                f"choose: frechet compares features, and perceptual {self.perceptual} has none: set another"
+            )
+        return self
 
     @field_validator("perceptual")
     @classmethod

@@ -1,11 +1,16 @@
 """What trains a renderer: alone on frozen codes, or together with the encoder of level 1.
 
-Neither is a likelihood: the weights of a renderer are chosen by ``distance``, how far its pictures are from the images.
+Neither is a likelihood: the weights of a renderer are chosen by ``distance``, how far its pictures are from the images,
+or by ``frechet``, how far all of them are from all images.
 """
+
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from vqstack.errors import InputError
 from vqstack.level import Level
+from vqstack.metrics import Gaussian, gaussian_distance
 from vqstack.renderer.adversary import Adversary
 from vqstack.renderer.network import Renderer
 from vqstack.renderer.perceptual import Distance, Pictures, pictures_of
@@ -25,11 +30,9 @@ class RendererTraining(nn.Module):
         opponent: the discriminator, which the training loop gives an optimiser of its own.
     """
 
-    chosen_by = "distance"
-
     def __init__(self, renderer: Renderer, settings: RendererSettings) -> None:
         super().__init__()
-        self.renderer, self.settings = renderer, settings
+        self.renderer, self.settings, self.chosen_by = renderer, settings, settings.chosen_by
         self.perceptual: Distance | None
         object.__setattr__(self, "perceptual", None)
         channels, *sides = renderer.pixels.shape
@@ -49,6 +52,9 @@ class RendererTraining(nn.Module):
 
     def compare_by(self, perceptual: Distance) -> None:
         """Take d, which is frozen: no part of the module, of its checkpoints or of its averages."""
+        if self.chosen_by == "frechet" and not hasattr(perceptual, "features"):
+            kind = self.settings.perceptual
+            raise InputError(f"renderer.choose: frechet compares features, {kind} has none: set it to distance")
         object.__setattr__(self, "perceptual", perceptual)  # also where it is a module
 
     def distance(self, real: Pictures, drawn: Pictures) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,10 +69,25 @@ class RendererTraining(nn.Module):
         """The distance, in training with the game; metrics: its parts, and those of the game."""
         real, drawn = pictures_of(pixels, self.renderer.pixels.size), self.renderer(vectors)
         distance, metrics = self.distance(real, drawn)
-        if self.adversary is None or not self.training:
+        if not self.training:
+            return Objective(distance, metrics, rows=self._rows(real, drawn))
+        if self.adversary is None:
             return Objective(distance, metrics)
         play = self.adversary(real, drawn, distance, self.renderer.last.weight)
         return Objective(distance + play.renderer + play.discriminator, metrics | play.metrics)
+
+    def _rows(self, real: Pictures, drawn: Pictures) -> dict[str, Tensor]:
+        """What a choice by Fréchet distance needs of each picture."""
+        if self.chosen_by != "frechet":
+            return {}
+        features = self.perceptual.features  # type: ignore[union-attr]  # see compare_by
+        return {"real": features(real), "drawn": features(drawn.clamp(-1, 1))}
+
+    def summary(self, moments: Mapping[str, Tensor]) -> dict[str, float]:
+        """Fréchet distance of all pictures to all images of a split, from the moments of their features."""
+        if self.chosen_by != "frechet":
+            return {}
+        return {"frechet": gaussian_distance(*(Gaussian.of_moments(moments[name]) for name in ("real", "drawn")))}
 
 
 class RenderedLevel(nn.Module):
