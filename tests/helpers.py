@@ -7,8 +7,10 @@ from contextlib import closing, contextmanager
 from functools import cache
 
 import pytest
+import torch
 from accelerate import Accelerator
 
+from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.fit import Fit
 from vqstack.model import HierarchicalModel
@@ -22,6 +24,27 @@ TINY = {
     "train_levels": {"steps": 3, "batch_size": 16, "warmup": 1, "evaluate_every": 3},
     "train_prior": {"steps": 3, "batch_size": 16, "warmup": 1, "evaluate_every": 3},
 }
+
+
+def toy(data, *maps, steps=3, window=(), **changes):
+    """Settings of a run that trains in a second: a level for each map, a window decoder above the pixels, a prior."""
+    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 0, "quantizer": {"codebook_size": 4, "dim": 4}}
+    decoder = {"family": "window", "radius": 1, "slope": 1, "width": 8, "features": 4, **dict(window)}
+    fit = {"steps": steps, "batch_size": 8, "evaluate_every": steps}
+    settings = {
+        "data": data,
+        "pixels": {"components": 2},
+        "levels": [{**level, "map": one} | ({} if number else {"decoder": decoder}) for number, one in enumerate(maps)],
+        "train_levels": [fit],
+        "prior": {"depth": 1, "dim": 8, "heads": 2},
+        "train_prior": fit,
+    }
+    return RunConfig.model_validate(settings | changes)
+
+
+def equal(one, other):
+    """Whether two states have the same tensors under the same names, to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def refused(call, *words):

@@ -6,13 +6,12 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from helpers import trained
+from helpers import toy, trained
 
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.coder import Decoder, Encoder, code
 from vqstack.codes import CodeDataset
 from vqstack.commands import encode, generate
-from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.images import load_splits
 from vqstack.likelihood import Draw, LogisticMixture, Near, noise, walked_log_prob
@@ -220,21 +219,9 @@ def test_a_run_on_arrays_of_any_shape(size, channels, values, maps, tmp_path, mo
     monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path / "cache"))
     numbers = np.random.default_rng(0).integers(0, values, (40, channels, *size), dtype=np.uint16)
     np.save(tmp_path / "all.npy", numbers)
-    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 0, "quantizer": {"codebook_size": 4, "dim": 4}}
-    window = {"family": "window", "radius": 1, "slope": 1, "width": 8, "features": 4}
-    fit = {"steps": 4, "batch_size": 8, "evaluate_every": 2}
     data = {"source": "array", "files": {"train": str(tmp_path / "all.npy")}, "size": size, "channels": channels}
-    config = RunConfig.model_validate(
-        {
-            "data": {**data, "values": values, "validation": 8, "test": 8},
-            "augment": {"shift": 1} if len(size) == 3 else {},
-            "pixels": {"components": 2},
-            "levels": [{**level, "map": one, "decoder": window} for one in maps],
-            "train_levels": [fit],
-            "prior": {"depth": 1, "dim": 8, "heads": 2},
-            "train_prior": fit,
-        }
-    )
+    data |= {"values": values, "validation": 8, "test": 8}
+    config = toy(data, *maps, augment={"shift": 1} if len(size) == 3 else {})
     model = trained(config, tmp_path / "run")
     assert any(path.name.startswith("level-1") for path in (tmp_path / "run" / "samples").iterdir())
     generate.main([str(tmp_path / "run"), "--num", "2", "--out", str(tmp_path / "drawn")])

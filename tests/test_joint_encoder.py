@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import equal
 from pydantic import ValidationError
 
 from vqstack.code_model import JointEncoder, Parent
@@ -102,10 +103,6 @@ def weights(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
 def test_the_refiner_starts_from_what_the_encoder_was_trained_with(tmp_path):
     run = Run(config(kind="vq"), tmp_path / "run", Accelerator())
     at_first = weights(run.model.refiner(2)), weights(run.model.refiner(1))
@@ -113,16 +110,16 @@ def test_the_refiner_starts_from_what_the_encoder_was_trained_with(tmp_path):
     for name in levels:
         run.train(run.phases[name])
     trained = weights(run.model.refiner(2))
-    assert not same(trained, at_first[0])
-    assert same(weights(run.model.refiner(1)), at_first[1])  # off by default
+    assert not equal(trained, at_first[0])
+    assert equal(weights(run.model.refiner(1)), at_first[1])  # off by default
     run.close()
     again = Run(config(kind="vq"), tmp_path / "run", Accelerator())
     for name in levels:
         again.train(again.phases[name])  # done before: the outcome is read
-    assert same(weights(again.model.refiner(2)), trained)
-    assert same(weights(again.model.stack), weights(run.model.stack))
+    assert equal(weights(again.model.refiner(2)), trained)
+    assert equal(weights(again.model.stack), weights(run.model.stack))
     again.train(again.phases["refiner-2"])
-    assert not same(weights(again.model.refiner(2)), trained)
+    assert not equal(weights(again.model.refiner(2)), trained)
     again.train(again.phases["refiner-1"])
     again.train(again.phases["prior"])
     again.release()

@@ -4,12 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import refused, trained
+from helpers import refused, toy, trained
 from PIL import Image
 from pydantic import ValidationError
 
 from vqstack.commands import generate
-from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_splits
 from vqstack.images.moving import STEP, clip, way
 
@@ -103,20 +102,8 @@ def test_settings_that_do_not_fit_are_refused(changes):
 
 def test_a_run_from_digits_to_drawn_clips(tmp_path):
     train, _ = digits(tmp_path)
-    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 0, "quantizer": {"codebook_size": 4, "dim": 4}}
-    window = {"family": "window", "radius": 1, "slope": 1, "width": 8, "features": 4}
-    fit = {"steps": 3, "batch_size": 4, "evaluate_every": 3}
     data = {"source": "moving_mnist", "files": {"train": train}, "size": (4, 12, 12), "rate": 10}
-    config = RunConfig.model_validate(
-        {
-            "data": {**data, "options": {"train": 8, "validation": 2, "test": 2}},
-            "pixels": {"components": 2},
-            "levels": [{**level, "map": (2, 3, 3), "decoder": window}, {**level, "map": (1, 1, 1)}],
-            "train_levels": [fit],
-            "prior": {"depth": 1, "dim": 8, "heads": 2},
-            "train_prior": fit,
-        }
-    )
+    config = toy(data | {"options": {"train": 8, "validation": 2, "test": 2}}, (2, 3, 3), (1, 1, 1))
     model = trained(config, tmp_path / "run")
     generate.main([str(tmp_path / "run"), "--num", "2", "--out", str(tmp_path / "drawn")])
     with Image.open(tmp_path / "drawn" / "000001.gif") as shown:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
+from helpers import equal
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -330,7 +331,3 @@ def test_pushing_to_the_hub_uploads_the_artefact(monkeypatch, tmp_path):
     assert json.loads(files["config.json"])["model"] == model.settings.model_dump(mode="json")
     weights = safetensors.torch.load(files["model.safetensors"])
     assert equal(weights, model.state_dict())
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

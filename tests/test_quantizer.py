@@ -7,6 +7,7 @@ import resource
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import equal
 from pydantic import ValidationError
 
 from vqstack.errors import InputError
@@ -33,10 +34,6 @@ def snapshot(quantizer):
     kept = {k: v.clone() for k, v in quantizer.state_dict().items()}
     kept |= {"buffer " + k: v.clone() for k, v in quantizer.named_buffers()}
     return kept | {"_pending": torch.tensor(getattr(quantizer, "_pending", 0))}
-
-
-def same(before, after):
-    return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
 
 def distances(vectors, codebook):
@@ -265,7 +262,7 @@ def test_loss_is_not_an_alias(kind, training):
     buffers = {k: v.clone() for k, v in quantizer.named_buffers()}
     value = first.item()
     first += 5
-    assert same(buffers, dict(quantizer.named_buffers()))
+    assert equal(buffers, dict(quantizer.named_buffers()))
     if kind != "simvq":  # its codebook term remains
         assert value == 0 and quantizer(x).loss.item() == 0
 
@@ -283,10 +280,10 @@ def test_eval_and_encode_change_nothing(kind, start):
         before = snapshot(quantizer)
         quantizer.encode(x)
         quantizer.lookup(quantizer.encode(x))
-        assert same(before, snapshot(quantizer))
+        assert equal(before, snapshot(quantizer))
     quantizer(x)
     quantizer(torch.zeros_like(x))
-    assert same(before, snapshot(quantizer))
+    assert equal(before, snapshot(quantizer))
 
 
 @pytest.mark.parametrize("kind", ["vq", "cosine"])
@@ -301,10 +298,10 @@ def test_no_grad_does_not_stop_the_moving_average_but_eval_does(kind):
     parent = torch.nn.Sequential(quantizer).eval()
     before = snapshot(quantizer)
     quantizer(x.requires_grad_())
-    assert same(before, snapshot(quantizer))
+    assert equal(before, snapshot(quantizer))
     parent.train()
     quantizer(x)
-    assert not same(before, snapshot(quantizer))
+    assert not equal(before, snapshot(quantizer))
 
 
 @pytest.mark.parametrize("kind", ["vq", "cosine", "simvq"])
@@ -341,7 +338,7 @@ def test_autocast_changes_no_code(kind):
         cast = quantizer(x)
     assert torch.equal(cast.codes, plain.codes) and torch.equal(cast.codes, codes)
     assert torch.equal(cast.vectors, plain.vectors) and torch.equal(cast.loss, plain.loss)
-    assert same(snapshot(quantizer), snapshot(other))  # the codebook learns in float32
+    assert equal(snapshot(quantizer), snapshot(other))  # the codebook learns in float32
     half = quantizer.eval()(x.bfloat16())
     assert half.vectors.dtype == torch.float32
     assert torch.equal(half.codes, quantizer(x.bfloat16().float()).codes)
@@ -366,7 +363,7 @@ def test_kmeans_does_not_run_in_eval_mode(kind):
     before = snapshot(quantizer)
     quantizer(torch.zeros(16, 6, 2, 2))
     quantizer(torch.randn(16, 6, 2, 2))
-    assert same(before, snapshot(quantizer)) and not quantizer.state_dict()["initialised"]
+    assert equal(before, snapshot(quantizer)) and not quantizer.state_dict()["initialised"]
     quantizer.train()(torch.randn(16, 6, 2, 2))
     assert quantizer.state_dict()["initialised"]
 
@@ -555,7 +552,7 @@ def test_the_state_has_our_names_and_restores_everything(kind):
     x = torch.randn(16, 6, 2, 3)
     assert torch.equal(quantizer.encode(x), other.encode(x))
     quantizer(x), other(x)
-    assert same(snapshot(quantizer), snapshot(other))  # the next step is the same too: no second k-means
+    assert equal(snapshot(quantizer), snapshot(other))  # the next step is the same too: no second k-means
     assert torch.equal(quantizer.codebook(), other.codebook())
 
 
@@ -685,7 +682,7 @@ def test_two_processes_decide_and_learn_as_one(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for case, one, two in zip(CASES, first, second, strict=True):
         for alone, left, right in zip(_course(*case, 0, 1), one, two, strict=True):
-            assert same(left, right)
+            assert equal(left, right)
             for name, value in alone.items():
                 torch.testing.assert_close(left[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -698,7 +695,7 @@ def test_a_quantizer_that_does_not_know_of_the_other_processes_is_refused(monkey
     before = snapshot(quantizer)
     with pytest.raises(RuntimeError, match="build none before Accelerator()"):
         quantizer(torch.randn(4, 6, 2, 2))
-    assert same(before, snapshot(quantizer))
+    assert equal(before, snapshot(quantizer))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -715,7 +712,7 @@ def test_activation_checkpointing_is_refused(kind, reentrant):
     before = snapshot(quantizer)
     with pytest.raises(RuntimeError, match="activation checkpointing"):
         out.backward()
-    assert same(before, snapshot(quantizer))
+    assert equal(before, snapshot(quantizer))
 
 
 @pytest.mark.parametrize("kind", ["vq", "cosine"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import refused, trained
+from helpers import equal, refused, trained
 from PIL import Image
 from torch import nn
 
@@ -295,10 +295,6 @@ def build(folder, module=None, **changes):
     )
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
 def near(one, other):
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=2e-4, atol=1e-6, msg=name)
@@ -347,8 +343,8 @@ def test_the_game_begins_with_its_step(tmp_path):
     for _ in range(5):
         weights.append({name: value.clone() for name, value in fit.module.adversary.discriminator.state_dict().items()})
         fit.training_step()
-    assert same(weights[0], weights[3])
-    assert not same(weights[3], weights[4])
+    assert equal(weights[0], weights[3])
+    assert not equal(weights[3], weights[4])
     assert fit.module.adversary.steps == 5
     assert not fit.module.eval()(*fit.validation.batch(torch.arange(3), None)).metrics.keys() & {"adversarial"}
     assert fit.module.adversary.steps == 5  # scoring moves nothing
@@ -378,12 +374,12 @@ def test_killed_amid_the_game_and_resumed_equals_uninterrupted(tmp_path):
             first.run()
         again = build(folder, rendering(seed=9), checkpoint_every=2)
         again.run()
-        assert same(again.module.state_dict(), whole.module.state_dict())
+        assert equal(again.module.state_dict(), whole.module.state_dict())
         ends = [fit.checkpoints.intact()[-1].read() for fit in (again, whole)]
-        assert same(ends[0]["module"], ends[1]["module"])
+        assert equal(ends[0]["module"], ends[1]["module"])
         moments = [end["optimizer"]["state"] for end in ends]
         assert moments[0].keys() == moments[1].keys()
-        assert all(same(moments[0][k], moments[1][k]) for k in moments[0])
+        assert all(equal(moments[0][k], moments[1][k]) for k in moments[0])
 
 
 @pytest.mark.parametrize("start", [0, 2])
@@ -407,7 +403,7 @@ def test_a_bad_step_leaves_no_trace_in_the_game(tmp_path):
     handle = bias.register_hook(lambda gradient: gradient * math.nan)
     fit.training_step()
     handle.remove()
-    assert same(fit.module.state_dict(), before)
+    assert equal(fit.module.state_dict(), before)
     assert fit.guard.count == 1
 
 
@@ -463,10 +459,10 @@ def test_a_run_whose_encoder_is_trained_with_it(tmp_path):
         before = copy.deepcopy(run.model.renderer.state_dict())
         run.train(run.phases["level-1"])
         after = copy.deepcopy(run.model.renderer.state_dict())
-        assert not same(before, after)
+        assert not equal(before, after)
     with closing(Run(settings, tmp_path / "run", Accelerator(cpu=True))) as again:
         again.train(again.phases["level-1"])  # done before: the outcome is read
-        assert same(again.model.renderer.state_dict(), after)
+        assert equal(again.model.renderer.state_dict(), after)
         again.train_all()
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "level-1: both" in page

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import assert_same_run, killed
+from helpers import assert_same_run, equal, killed
 from helpers import trained as train
 from pydantic import ValidationError
 
@@ -50,8 +50,7 @@ def source(tmp_path_factory):
 
 
 def same_level(ours, theirs):
-    ours, theirs = ours.state_dict(), theirs.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    return equal(ours.state_dict(), theirs.state_dict())
 
 
 def test_a_run_with_fewer_levels_takes_the_first(source, tmp_path, capsys):

@@ -8,20 +8,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate import Accelerator
-from helpers import refused
+from helpers import refused, toy, trained
 from pydantic import ValidationError
 
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.pictures import Entry, from_tiles, padding, to_tiles
 from vqstack.commands import compress, decompress, generate
-from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_images, load_splits, sounds
 from vqstack.images.pieces import pieces
 from vqstack.likelihood import walked_log_prob
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
-from vqstack.phases import Run
 
 RATE = 8000
 
@@ -213,32 +210,11 @@ def test_a_run_from_folders_to_sounds(tmp_path, monkeypatch, capsys):
             for number in range(count):
                 numbers = tone(300, pitch * generator.uniform(0.9, 1.1), generator.uniform(0.05, 0.5))
                 write(tmp_path / "data" / split / name / f"{number}.wav", numbers)
-    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 0, "quantizer": {"codebook_size": 4, "dim": 4}}
-    window = {"family": "window", "radius": 4, "width": 8, "features": 4, "adaptive": True}
-    fit = {"steps": 4, "batch_size": 8, "evaluate_every": 2}
-    config = RunConfig.model_validate(
-        {
-            "data": {
-                "source": "audiofolder",
-                "files": {"train": str(tmp_path / "data")},
-                "size": (64,),
-                "rate": RATE,
-                "validation": 0.2,
-            },
-            "levels": [{**level, "map": (4,), "decoder": window}, {**level, "map": (1,)}],
-            "pixels": {"components": 2},
-            "train_levels": [fit],
-            "prior": {"depth": 1, "dim": 8, "heads": 2},
-            "train_prior": fit,
-        }
-    )
-    run = Run(config, tmp_path / "run", Accelerator(cpu=True))
-    for phase in run.phases.values():
-        run.train(phase)
-    run.release()
-    run.close()
+    data = {"source": "audiofolder", "files": {"train": str(tmp_path / "data")}, "size": (64,), "rate": RATE}
+    window = {"radius": 4, "adaptive": True, "slope": 0}
+    config = toy(data | {"validation": 0.2}, (4,), (1,), window=window)
+    model = trained(config, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())[0].startswith("level-1")
-    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
     assert model.settings.geometry.rate == RATE and model.settings.class_names == ("high", "low")
 
     generate.main([str(tmp_path / "run"), "--num", "2", "--label", "low", "--out", str(tmp_path / "drawn")])

@@ -2,22 +2,19 @@
 
 import io
 import json
-from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate import Accelerator
+from helpers import toy, trained
 from PIL import Image
 
 from vqstack.commands import generate
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.images import load_splits
-from vqstack.model import HierarchicalModel
-from vqstack.phases import Run
 from vqstack.texts import TextSettings, encode_texts
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "dark", "square"]
@@ -95,16 +92,8 @@ def test_what_is_no_text_is_refused(tmp_path, encoder, texts):
 
 
 def test_a_run_is_told_texts_and_draws_by_them(tmp_path, encoder):
-    fit, part = {"steps": 4, "batch_size": 8, "evaluate_every": 4}, {"depth": 1, "dim": 8, "heads": 2}
-    level = {"map": [2, 2], "width": 8, "quantizer": {"codebook_size": 4, "dim": 4}}
     texts = ["a red square", "a dark square"] * 20
-    settings = {"levels": [level], "train_levels": [fit], "prior": part, "train_prior": fit, "refiners": []}
-    config = RunConfig.model_validate(settings | {"data": data(parquet(tmp_path, texts), encoder)})
-    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
-        for phase in run.phases.values():
-            run.train(phase)
-        run.release()
-    model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
+    model = trained(toy(data(parquet(tmp_path, texts), encoder), (2, 2)), tmp_path / "run")
     assert model.condition.text == TextSettings(name=str(encoder), length=8)
     generate.main([str(tmp_path / "run"), "--num", "2", "--text", "a red square", "--out", str(tmp_path / "out")])
     floats = torch.from_numpy(encode_texts(model.condition.text, ["a red square"])).expand(2, -1)

@@ -7,12 +7,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from helpers import refused, trained
+from helpers import refused, toy, trained
 from PIL import Image
 from pydantic import ValidationError
 
 from vqstack.commands import generate
-from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_splits, saver
 from vqstack.images.video import whole
 
@@ -213,20 +212,8 @@ def test_a_run_from_videos_to_videos(tmp_path):
     (tmp_path / "data").mkdir()
     for seed in range(6):
         write(tmp_path / "data" / f"{seed}.mkv", frames(8, 8, seed=seed))
-    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 0, "quantizer": {"codebook_size": 4, "dim": 4}}
-    window = {"family": "window", "radius": 1, "slope": 1, "width": 8, "features": 4}
-    fit = {"steps": 3, "batch_size": 4, "evaluate_every": 3}
     data = {"source": "videofolder", "files": {"train": str(tmp_path / "data")}, "size": (4, 8, 8), "rate": 10}
-    config = RunConfig.model_validate(
-        {
-            "data": {**data, "channels": 3, "validation": 0.2, "test": 0.2},
-            "pixels": {"components": 2},
-            "levels": [{**level, "map": (2, 2, 2), "decoder": window}, {**level, "map": (1, 1, 1)}],
-            "train_levels": [fit],
-            "prior": {"depth": 1, "dim": 8, "heads": 2},
-            "train_prior": fit,
-        }
-    )
+    config = toy(data | {"channels": 3, "validation": 0.2, "test": 0.2}, (2, 2, 2), (1, 1, 1))
     model = trained(config, tmp_path / "run")
     generate.main([str(tmp_path / "run"), "--num", "1", "--out", str(tmp_path / "drawn")])
     found = whole(str(tmp_path / "drawn" / "000000.mkv"), config.data)

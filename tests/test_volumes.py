@@ -8,14 +8,13 @@ import zlib
 import nibabel
 import numpy as np
 import pytest
-from helpers import refused, trained
+from helpers import refused, toy, trained
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from pydantic import ValidationError
 
 from vqstack.codec.container import open_container
 from vqstack.commands import compress, decompress, generate
-from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_images, load_splits
 from vqstack.images.pieces import pieces
 from vqstack.images.volumes import from_values, lossless, save_volume, to_values, whole
@@ -334,10 +333,8 @@ def test_a_run_from_a_folder_to_volumes_and_archives(tmp_path):
     (tmp_path / "data").mkdir()
     for seed in range(6):
         np.save(tmp_path / "data" / f"{seed}.npy", numbers((2, 6, 9, 8), 1000, np.int16, seed) - 500)
-    config = RunConfig.model_validate(
-        toy(tmp_path / "data", size=(4, 4, 4), channels=2, values=1000, range=(-500, 499))
-    )
-    train(config, tmp_path / "run")
+    config = volumes(tmp_path / "data", size=(4, 4, 4), channels=2, values=1000, range=(-500, 499))
+    trained(config, tmp_path / "run")
     run = str(tmp_path / "run")
     generate.main([run, "--num", "2", "--out", str(tmp_path / "drawn")])
     model = HierarchicalModel.from_pretrained(tmp_path / "run" / "model")
@@ -420,8 +417,7 @@ def test_stacks_of_tiff_come_back_from_an_archive(tmp_path):
     (tmp_path / "data").mkdir()
     for seed in range(6):
         tiff(tmp_path / "data" / f"{seed}.tif", numbers((5, 8, 9), 4000, np.uint16, seed), description="cells")
-    config = RunConfig.model_validate(toy(tmp_path / "data", size=(4, 4), channels=5, values=4000))
-    train(config, tmp_path / "run")
+    trained(volumes(tmp_path / "data", size=(4, 4), channels=5, values=4000), tmp_path / "run")
     run = str(tmp_path / "run")
     compress.main([run, str(tmp_path / "data"), "--portable", "--out", str(tmp_path / "small")])
     decompress.main([run, str(tmp_path / "small"), "--out", str(tmp_path / "back")])
@@ -435,20 +431,6 @@ def test_stacks_of_tiff_come_back_from_an_archive(tmp_path):
         assert np.array_equal(pages, numbers((5, 8, 9), 4000, np.uint16, seed))
 
 
-def toy(folder, **data):
-    level = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 0, "quantizer": {"codebook_size": 4, "dim": 4}}
-    axes = len(data["size"])
-    window = {"family": "window", "radius": 1, "slope": 1, "width": 8, "features": 4}
-    fit = {"steps": 3, "batch_size": 8, "evaluate_every": 3}
-    return {
-        "data": {"source": "volumefolder", "files": {"train": str(folder)}, "validation": 0.2, "test": 0.2, **data},
-        "pixels": {"components": 2},
-        "levels": [{**level, "map": (2,) * axes, "decoder": window}, {**level, "map": (1,) * axes}],
-        "train_levels": [fit],
-        "prior": {"depth": 1, "dim": 8, "heads": 2},
-        "train_prior": fit,
-    }
-
-
-def train(config, folder):
-    trained(config, folder)
+def volumes(folder, **data):
+    data |= {"source": "volumefolder", "files": {"train": str(folder)}, "validation": 0.2, "test": 0.2}
+    return toy(data, *((sites,) * len(data["size"]) for sites in (2, 1)))
