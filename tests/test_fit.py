@@ -29,6 +29,7 @@ from vqstack.fit import (
     own_batches,
     write_outcome,
 )
+from vqstack.fit.journal import cause_of_collapse
 from vqstack.level import LevelSettings, PixelLevel
 from vqstack.likelihood import PixelHead, PixelSettings
 from vqstack.quantizer import usage
@@ -460,7 +461,7 @@ def test_one_code_in_use_is_a_collapse_however_small_the_book(tmp_path, capsys, 
         fit, counts = build(tmp_path / str(size)), torch.zeros(size, dtype=torch.int64)
         counts[:used] = 9
         fit.epoch.histograms = {"codes": counts}
-        fit.journal.watch(fit.epoch, fit.epoch.use(fit.accelerator), fit.settings.collapse)
+        fit.journal.watch(fit.step, fit.epoch, fit.epoch.use(fit.accelerator), fit.settings.collapse)
         assert ("have collapsed" in capsys.readouterr().err) == warned
 
 
@@ -469,7 +470,7 @@ def test_a_collapse_is_warned_about_once_until_the_book_has_recovered(tmp_path, 
         counts = torch.zeros(16, dtype=torch.int64)
         counts[:used] = 9
         fit.epoch.histograms = {"codes": counts, "others": torch.ones(16, dtype=torch.int64)}
-        fit.journal.watch(fit.epoch, fit.epoch.use(fit.accelerator), fit.settings.collapse)
+        fit.journal.watch(fit.step, fit.epoch, fit.epoch.use(fit.accelerator), fit.settings.collapse)
         return capsys.readouterr().err.count("the codes have collapsed")
 
     fit = build(tmp_path)
@@ -505,7 +506,34 @@ def test_a_collapsed_codebook_is_warned_about(tmp_path, capsys):
     build(tmp_path / "warned", collapse=0.99).run()
     err = capsys.readouterr().err
     assert "tiny: the codes have collapsed: perplexity" in err
-    assert "of 8 over an epoch, below 7.93; raise quantizer.revival" in err
+    assert "of 8 over an epoch, below 7.93; " in err
+
+
+@pytest.mark.parametrize(
+    ("history", "vectors", "words"),
+    [
+        (
+            [(100, 2.0), (200, 40.0), (300, 35.0), (400, 3.0), (500, 2.0)],
+            1e3,
+            ["35.0 at step 300", "by step 400", "learning_rate"],
+        ),
+        ([(100, 40.0)], 7.0, ["40.0 at step 100", "by step 600"]),  # there were enough vectors for it to be in use
+        ([(100, 2.0), (200, 1.0)], 1e3, ["died at the start", "revival"]),
+        ([], 50.0, ["50 vectors for each code", "codebook_size to 32"]),  # 64 codes of 50 vectors are 32 of 100
+    ],
+)
+def test_the_cause_of_a_collapse(history, vectors, words):
+    cause = cause_of_collapse(history, 600, 10.0, 64, vectors)
+    assert all(word in cause for word in words), cause
+
+
+def test_the_cause_is_found_in_the_rows_of_the_phase(tmp_path, capsys):
+    fit = build(tmp_path)
+    for step, perplexity in ((4, 7.0), (8, 6.0)):
+        fit.journal.write(step, {"train/codes_perplexity": perplexity}, 0)
+    fit.step, fit.epoch.histograms = 12, {"codes": torch.tensor([900] + [0] * 15)}
+    fit.journal.watch(fit.step, fit.epoch, fit.epoch.use(fit.accelerator), 0.1)
+    assert "it had 6.0 at step 8 and fell by step 12: lower learning_rate" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_fails_does_not_end_training(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from vqstack.fit.guard import REPORTS
 from vqstack.fit.totals import Totals
 from vqstack.reading import opened
 from vqstack.terminal import warn
+
+VECTORS = 100
+"""Of an epoch for each code, below which a book is too large for its data: a rule of thumb."""
 
 
 class Journal:
@@ -48,10 +52,11 @@ class Journal:
         if self.failures[reason] == 1 and self.accelerator.is_main_process:
             warn(f"{self.name}, step {step}: {reason}; training goes on")
 
-    def watch(self, epoch: Totals, use: dict[str, float], collapse: float) -> None:
-        """Warn about a codebook that had collapsed in the last whole epoch, once until it has recovered.
+    def watch(self, step: int, epoch: Totals, use: dict[str, float], collapse: float) -> None:
+        """Warn of a codebook that had collapsed in the last whole epoch, and why, once until it has recovered.
 
         Args:
+            step: steps taken.
             epoch: whose histograms count the codes of that epoch.
             use: what :meth:`Totals.use` says of it.
             collapse: see :class:`vqstack.fit.FitSettings`.
@@ -64,11 +69,18 @@ class Journal:
                 continue
             self.collapsed.append(name)
             if name not in before and self.accelerator.is_main_process:
+                each = counts.sum().item() / counts.numel()
+                cause = cause_of_collapse(self._history(f"train/{name}_perplexity"), step, least, size, each)
                 warn(
                     f"{self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
-                    f"epoch, below {least:.2f}; raise quantizer.revival, or lower learning_rate or "
-                    "quantizer.codebook_size"
+                    f"epoch, below {least:.2f}; {cause}"
                 )
+
+    def _history(self, metric: str) -> list[tuple[int, float]]:
+        """Steps and values of a metric, as far as they have been written."""
+        path = self.folder / "metrics.jsonl"
+        rows = map(json.loads, path.read_text("utf-8").splitlines()) if path.exists() else ()
+        return [(row["step"], row[metric]) for row in rows if metric in row]
 
     def cut(self, step: int) -> None:
         """Steps after the checkpoint are repeated, and so are their rows; a killed run may have left half a row."""
@@ -81,6 +93,33 @@ class Journal:
                 write_atomically(path, partial(Path.write_bytes, data=kept))
                 if math.inf in steps:
                     warn(f"{path} had {steps.count(math.inf)} damaged rows, left out")
+
+
+def cause_of_collapse(history: Sequence[tuple[int, float]], step: int, least: float, size: int, vectors: float) -> str:
+    """Why a codebook has collapsed, and the settings to change.
+
+    Args:
+        history: earlier steps, and the perplexity of the epoch before each.
+        step: at which it was found.
+        least: perplexity below which it counts as collapsed.
+        size: of the book.
+        vectors: of an epoch, for each code.
+    """
+    before = [(at, value) for at, value in history if value >= least]
+    if before:
+        at, value = before[-1]
+        following = next((later for later, _ in history if later > at), step)
+        return (
+            f"it had {value:.1f} at step {at:,} and fell by step {following:,}: lower learning_rate, or raise "
+            "quantizer.revival"
+        )
+    if vectors < VECTORS:
+        smaller = 2 ** max(1, int(vectors * size / VECTORS).bit_length() - 1)
+        return (
+            f"it never had more, and an epoch has but {vectors:.0f} vectors for each code, too few: set "
+            f"quantizer.codebook_size to {smaller}"
+        )
+    return "it never had more, its codes died at the start: raise quantizer.revival or warmup, or lower learning_rate"
 
 
 def _step_of(row: bytes) -> float:

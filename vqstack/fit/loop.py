@@ -224,7 +224,7 @@ class Fit:
         means, use = self.totals.means(self.accelerator), self.epoch.use(self.accelerator)
         values = {f"train/{k}": v for k, v in {**means, **use}.items()}
         self.totals = Totals()
-        self.journal.watch(self.epoch, use, self.settings.collapse)
+        self.journal.watch(self.step, self.epoch, use, self.settings.collapse)
         score, better = None, ""
         try:
             score, better = self._score(values)
