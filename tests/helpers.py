@@ -56,6 +56,13 @@ def refused(call, *words):
     assert all(word in message for word in words), message
 
 
+def command_refused(code, out, err, message):
+    """A command has ended as wrong input does: exit code 2, and one line with these words."""
+    assert code == 2, (out, err)
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+    assert message in err
+
+
 def files_of(folder):
     """Every file below a folder with its content, every folder with none."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

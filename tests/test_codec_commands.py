@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import command_refused as refused
 from PIL import Image
 
 from vqstack.images import ImageSettings, load_splits, save_png
@@ -124,10 +125,10 @@ def test_one_bad_file_of_a_folder_does_not_keep_the_others_back(run, call, folde
     assert code == 65
     assert "4 images exact" in out
     assert err.startswith(f"warning: {bad}: is not a whole file") and err.count("\n") == 1
-    refused(call("decompress", run, bad, "--out", tmp_path / "none"), "is not a whole file")
+    refused(*call("decompress", run, bad, "--out", tmp_path / "none"), "is not a whole file")
     for path in (tmp_path / "small").glob("*.vqs"):
         path.write_bytes(b"")
-    refused(call("decompress", run, tmp_path / "small", "--out", tmp_path / "none"), "is not a whole file")
+    refused(*call("decompress", run, tmp_path / "small", "--out", tmp_path / "none"), "is not a whole file")
 
 
 def test_what_a_killed_command_did_not_write_is_named(run, call, folder, tmp_path):
@@ -144,7 +145,7 @@ def test_what_a_killed_command_did_not_write_is_named(run, call, folder, tmp_pat
     killed.lock.release()
     for name in names[:2]:
         (tmp_path / "killed" / name).unlink()
-    refused(call("decompress", run, tmp_path / "killed", "--out", tmp_path / "none"), "5 of 5 files")
+    refused(*call("decompress", run, tmp_path / "killed", "--out", tmp_path / "none"), "5 of 5 files")
     (tmp_path / "killed" / UNFINISHED).write_text("compress\n\n")  # of an earlier version
     (tmp_path / "killed" / names[0]).write_bytes((tmp_path / "small" / names[0]).read_bytes())
     code, _, err = call("decompress", run, tmp_path / "killed", "--out", tmp_path / "old")
@@ -155,7 +156,7 @@ def test_unfinished_output_is_no_folder_of_images(run, call, folder, tmp_path):
     output = Output(tmp_path / "killed", "generate")
     output.write("000000.png", (folder / "digit 0.png").read_bytes())
     output._settle()
-    refused(call("compress", run, tmp_path / "killed", "--out", tmp_path / "out"), "unfinished output of generate")
+    refused(*call("compress", run, tmp_path / "killed", "--out", tmp_path / "out"), "unfinished output of generate")
 
 
 @pytest.mark.parametrize("options", [(), ("--single",)], ids=["archive", "single"])
@@ -197,13 +198,6 @@ def test_a_portable_archive_is_read_with_other_instructions_and_threads(run, cal
             assert same(folder / f"digit {i}.png", tmp_path / f"{name}-back" / f"digit {i}.png")
 
 
-def refused(result, message):
-    code, _, err = result
-    assert code == 2
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert message in err
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -225,32 +219,32 @@ def refused(result, message):
 )
 def test_compressing_refuses(run, call, tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
-    refused(call("compress", run, *given, "--out", tmp_path / "out"), message)
+    refused(*call("compress", run, *given, "--out", tmp_path / "out"), message)
     assert not list(tmp_path.iterdir())
 
 
 def test_decompressing_refuses(run, call, folder, tmp_path):
     assert call("compress", run, folder, "--out", tmp_path / "small")[0] == 0
     archive, out = tmp_path / "small" / "images.vqs", tmp_path / "out"
-    refused(call("decompress", run, folder, "--out", out), "holds no .vqs files")
-    refused(call("decompress", run, tmp_path / "missing.vqs", "--out", out), "missing.vqs: cannot be read")
-    refused(call("decompress", run, folder / "digit 0.png", "--out", out), "does not start as one")
-    refused(call("decompress", run, archive, "--out", out, "--levels", 0), "levels")
-    refused(call("decompress", run, archive, "--out", out, "--levels", 3), "the model has 2")
-    refused(call("decompress", run, archive, "--out", out, "--seed", 3), "--sample")
-    refused(call("decompress", run, archive, "--out", out, "--first", 5), "--first 5")
-    refused(call("decompress", run, archive, archive, "--out", out), "both hold digit 0")
-    refused(call("decompress", run, archive, "--out", folder), "is not empty")
+    refused(*call("decompress", run, folder, "--out", out), "holds no .vqs files")
+    refused(*call("decompress", run, tmp_path / "missing.vqs", "--out", out), "missing.vqs: cannot be read")
+    refused(*call("decompress", run, folder / "digit 0.png", "--out", out), "does not start as one")
+    refused(*call("decompress", run, archive, "--out", out, "--levels", 0), "levels")
+    refused(*call("decompress", run, archive, "--out", out, "--levels", 3), "the model has 2")
+    refused(*call("decompress", run, archive, "--out", out, "--seed", 3), "--sample")
+    refused(*call("decompress", run, archive, "--out", out, "--first", 5), "--first 5")
+    refused(*call("decompress", run, archive, archive, "--out", out), "both hold digit 0")
+    refused(*call("decompress", run, archive, "--out", folder), "is not empty")
     torch.manual_seed(1)
     other = HierarchicalModel(HierarchicalModel.from_pretrained(run).settings)
     other.save_pretrained(tmp_path / "other")
-    refused(call("decompress", tmp_path / "other", archive, "--out", out), "is for model")
+    refused(*call("decompress", tmp_path / "other", archive, "--out", out), "is for model")
     assert not out.exists()
 
 
 @pytest.mark.parametrize("name", ["compress", "decompress"])
 def test_commands_refuse_what_is_no_run_and_explain_themselves(call, tmp_path, name):
-    refused(call(name, tmp_path, "a", "--out", tmp_path / "out"), "holds no trained model")
+    refused(*call(name, tmp_path, "a", "--out", tmp_path / "out"), "holds no trained model")
     assert not list(tmp_path.iterdir())
     code, out, err = call(name, "--help")
     assert (code, err) == (0, "")

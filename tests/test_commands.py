@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import command_refused as refused
 from helpers import files_of
 from PIL import Image
 
@@ -399,15 +400,6 @@ def test_variations_of_an_image(run_folder, image_folder, call, tmp_path):
     assert torch.equal(torch.stack([greys(out / f"{i:06d}.png") for i in range(6)]), sample.pixels)
     images = json.loads((out / "manifest.json").read_text())["images"]
     assert [image["label"] for image in images] == [None] * 6
-
-
-def refused(code, out, err, message):
-    assert code == 2, (out, err)
-    assert err.startswith("error: ")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1
-    assert message in err
-    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from helpers import command_refused
 from PIL import Image
 
 from vqstack import features
@@ -158,11 +159,7 @@ def test_the_batch_size_does_not_matter(run_folder):
 def test_what_it_refuses(call, run_folder, tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)  # as without the extra
-    code, out, err = call(run_folder, "--out", tmp_path / "out", "--cpu", *given)
-    assert code == 2, (out, err)
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    command_refused(*call(run_folder, "--out", tmp_path / "out", "--cpu", *given), message)
     assert not list(tmp_path.iterdir())
 
 

@@ -168,12 +168,12 @@ class Start:
                 raise InputError(f"start_from {path}: the quantizer of {name} is {kinds[0]} there and {kinds[1]} here")
         if now is not None:
             known = list(source.settings.class_names or numerals(source.settings.classes)) if before is not None else []
-            both = [n for n in names if n in known]
+            kept = [n for n in names if n in known]
             rows = now.clone()
-            if before is not None and both:
-                rows[[names.index(n) for n in both]] = before[[known.index(n) for n in both]].to(rows)
+            if before is not None and kept:
+                rows[[names.index(n) for n in kept]] = before[[known.index(n) for n in kept]].to(rows)
             theirs[labels] = rows
-            for these, what in ((set(names) - set(both), "begin anew"), (set(known) - set(both), "are not kept")):
+            for these, what in ((set(names) - set(kept), "begin anew"), (set(known) - set(kept), "are not kept")):
                 if these:
                     self.lines.append(f"{name}: the classes {listed(sorted(these))} {what}")
         elif before is not None:

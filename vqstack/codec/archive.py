@@ -33,7 +33,7 @@ class Report:
         pictures, numbers: how many; numbers are channels of pixels, one byte each without compression.
         bits: information that was coded, by row of the ledger.
         ledger: what the ledger says of the same images and labels (tiles of the model's size, padding included).
-        payload, size: bytes of all sections without their checks, and of all files.
+        size: bytes of all files.
         raw: blocks for which the model was given up.
         files: how many were written.
         seconds: wall time, reading of images and self-check included.
@@ -43,7 +43,6 @@ class Report:
     numbers: int = 0
     bits: dict[str, float] = field(default_factory=dict)
     ledger: Ledger | None = None
-    payload: int = 0
     size: int = 0
     raw: int = 0
     files: int = 0
@@ -51,7 +50,6 @@ class Report:
 
     def add(self, block: Block) -> None:
         """Count a block."""
-        self.payload += sum(map(len, block.sections))
         self.raw += block.raw
         self.ledger = block.ledger if self.ledger is None else self.ledger.merge(block.ledger)
         for row, bits in block.bits.items():
