@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vqstack.nets import Down, ResidualBlock, Trunk, Up, fold, norm, rename_state, unfold
+from vqstack.nets import Down, ResidualBlock, StagedDown, StagedUp, Trunk, Up, fold, norm, rename_state, unfold
+from vqstack.stack import Stack, StackSettings
 
 
 @pytest.mark.parametrize("scale", [(1, 1), (2, 2), (2, 3), (3, 1), (1, 5)])
@@ -65,6 +66,45 @@ def test_down_and_up_reach_exactly_the_patch_under_a_site():
     up = Up(5, 16, 2, blocks=1, map_shape=(5, 4), scale=(2, 3))
     features, numbers = up(out)
     assert features.shape == (1, up.features, 5, 4) and numbers.shape == x.shape
+
+
+@pytest.mark.parametrize("scale", [(4, 4), (2, 6), (3,), (2, 1, 2)])
+def test_staged_paths_mirror_each_other_at_any_size(scale):
+    sites = (3,) * len(scale)
+    how = {"blocks": 1, "map_shape": sites, "scale": scale, "least": 4}
+    down, up = StagedDown(2, 8, 5, **how), StagedUp(5, 8, 2, **how)
+    image = torch.randn(1, 2, *(3 * size for size in scale), requires_grad=True)
+    vectors = down(image)
+    assert vectors.shape == (1, 5, *sites)
+    features, drawn = up(vectors)
+    assert features.shape == (1, up.features, *sites)
+    assert drawn.shape == image.shape
+    larger = torch.randn(2, 2, *(5 * size for size in scale))
+    assert up(down(larger))[1].shape == larger.shape
+
+
+def test_a_level_of_staged_networks_learns():
+    level = {"map": [2, 2], "width": 16, "encoder_blocks": 1, "decoder_blocks": 1, "networks": {"kind": "staged"}}
+    settings = StackSettings(levels=[{**level, "quantizer": {"codebook_size": 16, "dim": 4}}], pad_to=(16, 16))
+    stack = Stack(settings, (1, 14, 15), 4)  # padded
+    tones = torch.randint(0, 4, (24, 1, 2, 2), dtype=torch.uint8)
+    images = tones.repeat_interleave(8, 2).repeat_interleave(8, 3)[:, :, :14, :15]
+    optimizer = torch.optim.AdamW(stack.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        objective = stack.level(1)(images)
+        optimizer.zero_grad()
+        objective.loss.backward()
+        optimizer.step()
+        losses.append(objective.metrics["nats"].item())
+    assert losses[-1] < 0.7 * losses[0]
+    codes = stack.eval().encode(images)[0]
+    assert codes.shape == (24, 2, 2)
+    assert stack.decode(codes, 1).shape == images.shape
+    level = stack.level(1)
+    base, context = level.base_and_context(level.quantizer.lookup(codes), codes)
+    assert context.shape[1] == level.context_features
+    assert base.shape[2:] == (14, 15)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

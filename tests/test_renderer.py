@@ -24,6 +24,7 @@ from vqstack.likelihood import Known
 from vqstack.metrics import frechet_distance
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
+from vqstack.nets import StagedDown, stages_of
 from vqstack.phases import Run, data_of_run
 from vqstack.quality import likenesses
 from vqstack.renderer import (
@@ -38,7 +39,6 @@ from vqstack.renderer import (
     pictures_of,
     pixels_of,
     register_perceptual,
-    stages_of,
 )
 from vqstack.variables import Variable
 
@@ -97,7 +97,7 @@ def test_the_ledger_and_the_codec_never_see_it(model):
     labels = labels if model.classes else None
     before, fingerprint = model.ledger(pixels, labels).to_json(), BlockCodec(model).fingerprint
     changed = copy.deepcopy(model)
-    nn.init.constant_(changed.renderer.last.weight, 3.0)
+    nn.init.constant_(changed.renderer.last_weight, 3.0)
     assert changed.ledger(pixels, labels).to_json() == before
     assert BlockCodec(changed).fingerprint == fingerprint
 
@@ -154,11 +154,15 @@ def test_stages_enlarge_a_map_to_the_image(scale, stages):
     assert stages is None or found == stages
     assert tuple(math.prod(axis) for axis in zip(*found, strict=True)) == (scale if found else ())
     shape = (3, *(3 * size - 1 for size in scale))  # one site of padding
-    renderer = Renderer(RendererSettings(width=8, least_width=4), 5, scale, Variable.pixels(shape, 256))
-    drawn = renderer(torch.randn(2, 5, *[3] * len(scale)))
+    sites = (3,) * len(scale)
+    renderer = Renderer(RendererSettings(width=8, least_width=4), 5, sites, scale, Variable.pixels(shape, 256))
+    drawn = renderer(torch.randn(2, 5, *sites))
     assert drawn.shape == (2, *shape)
-    widths = [stage.grow.in_channels for stage in renderer.stages]
+    widths = [stage.grow.in_channels for stage in renderer.up.stages]
     assert widths == [max(8 // 2**i, 4) for i in range(len(widths))]
+    down = StagedDown(3, 8, 5, blocks=1, map_shape=sites, scale=scale, least=4)
+    assert down(torch.randn(2, 3, *(3 * size for size in scale))).shape == (2, 5, *sites)
+    assert [stage.shrink.out_channels for stage in down.stages] == widths
 
 
 @pytest.mark.parametrize("values", [2, 17, 256, 1000])
@@ -222,7 +226,7 @@ class Brightness(nn.Module):
 
 def chosen_by_sets(settings):
     chosen = RendererSettings(**settings, choose="frechet")
-    return RendererTraining(Renderer(chosen, 4, (2, 2), Variable.pixels((1, 8, 8), 17)), chosen)
+    return RendererTraining(Renderer(chosen, 4, (4, 4), (2, 2), Variable.pixels((1, 8, 8), 17)), chosen)
 
 
 def test_a_distance_of_yours(tmp_path, unregistered):
@@ -262,8 +266,8 @@ def test_a_classifier_of_the_run_is_kept_in_its_folder(tmp_path, monkeypatch):
 def rendering(seed=0, **game):
     torch.manual_seed(seed)
     settings = RendererSettings(width=8, least_width=4, adversary={**GAME, **game})
-    module = RendererTraining(Renderer(settings, 4, (2, 2), Variable.pixels((1, 8, 8), 17)), settings)
-    nn.init.normal_(module.renderer.last.weight, std=0.3)
+    module = RendererTraining(Renderer(settings, 4, (4, 4), (2, 2), Variable.pixels((1, 8, 8), 17)), settings)
+    nn.init.normal_(module.renderer.last_weight, std=0.3)
     torch.manual_seed(1)  # the frozen network is the same whatever the module starts from
     network = Classifier((1, 8, 8), 17, 4).eval().requires_grad_(False)
     module.compare_by(LayerDistance(network.layers))
@@ -328,7 +332,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
     module = rendering(start=0)
     pixels, vectors = Pairs(5, 3).batch(torch.arange(5), None)
     module(pixels, vectors)
-    drawn, last = module.renderer(vectors), module.renderer.last.weight
+    drawn, last = module.renderer(vectors), module.renderer.last_weight
     distance, _ = module.distance(pictures_of(pixels, 17), drawn)
     adversarial = module.adversary.discriminator(drawn).mean()
     norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (distance, adversarial)]
@@ -534,7 +538,7 @@ def test_training_of_no_renderer_is_refused():
 def test_a_discriminator_must_fit_the_images():
     game = AdversarySettings(weight=1, layers=4)
     settings = RendererSettings(width=4, adversary=game)
-    renderer = Renderer(settings, 4, (2, 2), Variable.pixels((1, 8, 8), 17))
+    renderer = Renderer(settings, 4, (4, 4), (2, 2), Variable.pixels((1, 8, 8), 17))
     refused(lambda: RendererTraining(renderer, settings), "adversary.layers", "4 halvings", "8x8")
 
 

@@ -32,7 +32,8 @@ class NetworkSettings(BaseModel):
     kind: str = Field(
         "residual",
         max_length=80,
-        description="residual, or the name under which classes of yours are registered (register_networks).",
+        description="residual (one fold), staged (convolutions at every resolution), or the name under which "
+        "classes of yours are registered (register_networks).",
     )
     options: dict[str, int | float | str | bool] = Field(
         {}, description="What classes of yours are given beside width, blocks and dropout; any unit."

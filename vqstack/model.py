@@ -88,7 +88,9 @@ class HierarchicalModel(nn.Module, Pretrained):
         self.register_buffer("label_probs", uniform)
         lowest, self.renderer = self.stack.levels[0], None
         if settings.renderer is not None:  # built last: without it all else would start from the same numbers
-            self.renderer = Renderer(settings.renderer, lowest.quantizer.dim, lowest.scale, lowest.lower)
+            self.renderer = Renderer(
+                settings.renderer, lowest.quantizer.dim, lowest.map_shape, lowest.scale, lowest.lower
+            )
 
     def labels_read(self, labels: Labels | None) -> Labels | None:
         """The labels of a data set where the model reads any, on its device; none where it knows no classes."""

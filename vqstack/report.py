@@ -8,6 +8,7 @@ from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
+from vqstack.nets import StagedPath
 from vqstack.pretrained import without_memory
 from vqstack.shapes import by_axis, value_dtype
 from vqstack.window import SeeingDecoder
@@ -81,10 +82,13 @@ def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float
         # own output, of pixels ten; the quantizer three tables of distances and one of int64, which is as large as two.
         windowed = isinstance(level.decoder, SeeingDecoder)
         outputs = level.settings.decoder.features if windowed else level.head.parameters
-        floats = sites * (6 * level.settings.width * (blocks + 2) + 5 * level.quantizer.size)
+        staged = [network for network in (level.encoder, level.up) if isinstance(network, StagedPath)]
+        paths = sum(path.floats(level.map_shape) for path in staged)
+        floats = paths or sites * 6 * level.settings.width * (blocks + 2)
+        floats += 5 * sites * level.quantizer.size
         floats += (10 if number == 1 and not windowed else 4) * outputs * sites * math.prod(level.scale)
         # Without a backward pass a block's maps are given back, the likelihood's are not.
-        forward = sites * (6 * level.settings.width + 4 * outputs * math.prod(level.scale))
+        forward = (paths or sites * 6 * level.settings.width) + 4 * sites * outputs * math.prod(level.scale)
         if windowed:
             # Of each site below: what a block reads and makes, twice each, and ten tensors of a likelihood's numbers.
             window, size = level.settings.decoder, math.prod(level.below)
@@ -116,7 +120,7 @@ def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float
         lines.append(f"{name} {sites} sites in {groups} groups, {parameters:,} parameters")
     if model.renderer is not None:
         parameters, fit = sum(p.numel() for p in model.renderer.parameters()), config.train_renderer
-        floats = 2 * model.renderer.floats(model.stack.levels[0].map_shape)  # as many again to compare pictures
+        floats = 2 * model.renderer.up.floats(model.stack.levels[0].map_shape)  # as many again to compare pictures
         peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
         lines.append(f"renderer beside level 1, outside the ledger, {parameters:,} parameters")
     total = sum(p.numel() for p in model.parameters())

@@ -4,7 +4,7 @@ Files in reading order: ``perceptual`` (how different two pictures look), ``sett
 discriminator and the game against it), ``training``.
 """
 
-from vqstack.renderer.network import Renderer, stages_of
+from vqstack.renderer.network import Renderer
 from vqstack.renderer.perceptual import (
     PERCEPTUAL,
     Distance,
@@ -36,5 +36,4 @@ __all__ = [
     "pictures_of",
     "pixels_of",
     "register_perceptual",
-    "stages_of",
 ]

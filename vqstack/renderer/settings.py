@@ -29,7 +29,7 @@ class RendererSettings(BaseModel):
 
     width: int = Field(128, ge=1, description="Channels at the code map's resolution; halved at each stage, count.")
     least_width: int = Field(32, ge=1, description="Channels that no stage falls below, count.")
-    blocks: int = Field(1, ge=0, description="Residual blocks of each stage, count.")
+    blocks: int = Field(1, ge=0, description="Residual blocks at the code map, and of each stage, count.")
     pixel: float = Field(2.0, ge=0, description="Weight of the mean absolute error, no unit.")
     perceptual: str = Field(
         "classifier",

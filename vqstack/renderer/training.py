@@ -38,7 +38,7 @@ class RendererTraining(nn.Module):
         channels, *sides = renderer.pixels.shape
         against = settings.adversary
         self.adversary = (
-            Adversary(against, channels, tuple(sides), renderer.last.weight.shape) if against.weight else None
+            Adversary(against, channels, tuple(sides), renderer.last_weight.shape) if against.weight else None
         )
 
     @property
@@ -73,7 +73,7 @@ class RendererTraining(nn.Module):
             return Objective(distance, metrics, rows=self._rows(real, drawn))
         if self.adversary is None:
             return Objective(distance, metrics)
-        play = self.adversary(real, drawn, distance, self.renderer.last.weight)
+        play = self.adversary(real, drawn, distance, self.renderer.last_weight)
         return Objective(distance + play.renderer + play.discriminator, metrics | play.metrics)
 
     def _rows(self, real: Pictures, drawn: Pictures) -> dict[str, Tensor]:
