@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqstack.nets import Down, ResidualBlock, StagedDown, StagedUp, Trunk, Up, fold, norm, rename_state, unfold
+from vqstack.nets import Down, Growing, ResidualBlock, StagedDown, StagedUp, Trunk, Up, fold, norm, rename_state, unfold
 from vqstack.stack import Stack, StackSettings
 
 
@@ -81,6 +81,17 @@ def test_staged_paths_mirror_each_other_at_any_size(scale):
     assert drawn.shape == image.shape
     larger = torch.randn(2, 2, *(5 * size for size in scale))
     assert up(down(larger))[1].shape == larger.shape
+
+
+def test_a_stage_that_grows_starts_without_a_pattern():
+    """Each site as the one it lies under, and every number can move."""
+    stage = Growing(5, 3, (2, 3), 0, 0.0)
+    grown = stage(torch.randn(2, 3, 4, 4))
+    once = grown[:, :, ::2, ::3]
+    assert grown.shape == (2, 5, 8, 12)
+    assert torch.equal(grown, once.repeat_interleave(2, 2).repeat_interleave(3, 3))
+    assert once.std(0).min() > 0
+    assert len(stage.grow.weight.unique()) == 5 * 3 * 9
 
 
 def test_a_level_of_staged_networks_learns():

@@ -273,11 +273,18 @@ class Stage(nn.Module):
 
 
 class Growing(Stage):
-    """From the smaller map to the larger."""
+    """From the smaller map to the larger.
+
+    All sites under one start with the same numbers (Aitken et al. 2017): a shuffle of unrelated ones would begin with a
+    pattern of dots, which training has to remove.
+    """
 
     def __init__(self, width: int, small: int, factors: tuple[int, ...], blocks: int, dropout: float) -> None:
         super().__init__(width, small, factors, blocks, dropout)
         self.grow = convolution(len(factors))(small, width * prod(factors), 3, padding=1)
+        patch = prod(factors)
+        for parameter in self.grow.parameters():
+            parameter.data = parameter.data[::patch].repeat_interleave(patch, 0)  # in the order of unfold
 
     def forward(self, x: Vectors) -> Float[Tensor, "b out *larger"]:
         return self.blocks(unfold(self.grow(x), self.factors))
