@@ -145,6 +145,28 @@ def test_samples_do_not_depend_on_their_batch():
     assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_steps_in_which_all_is_known_are_left_out_and_change_nothing(order, channels):
+    """Images that know the same sites, and one that knows a few less."""
+    level = pixel_level((channels, 4, 6), **order)
+    codes, values, u = torch.randint(0, 5, (3, 2, 2)), maps(level, 3), torch.rand(3, channels * 24, dtype=torch.float64)
+    given = torch.ones(3, channels, 4, 6, dtype=torch.bool)
+    given[:, :, 1:3, 2:4] = False
+    given[2, 0, 3] = False
+    short, long = (Clamped(level.decode(codes), Known(values, given)) for _ in range(2))
+    long.inner.fixed = None
+    steps = [sum(1 for _ in one.factors(torch.zeros(3, channels * 24, dtype=torch.long))) for one in (short, long)]
+    assert steps[0] < steps[1]
+    drawn = short.sample(u)
+    assert torch.equal(drawn, long.sample(u)) and torch.equal(drawn[given], values[given])
+    assert torch.equal(short.mean(), long.mean())
+    torch.testing.assert_close(short.log_prob(drawn), long.log_prob(drawn))
+    other = drawn.clone()
+    other[0, 0, 0, 0] = (int(other[0, 0, 0, 0]) + 1) % 40
+    assert torch.isneginf(short.log_prob(other)[0]) and short.log_prob(other)[1:].isfinite().all()
+
+
 def test_known_sites_are_kept_and_seen_by_later_ones():
     level = pixel_level((1, 4, 6), "categorical", slope=1)
     codes, u = torch.randint(0, 5, (6, 2, 2)), noise(3, range(6), 0, 24)

@@ -322,16 +322,24 @@ class Windowed(Seeing):
         offsets = raveled(network.offsets, size)
         one = (1,) * (len(size) - 1)
         schedule = network.schedule.on(self.device)
+        fixed = None if self.fixed is None else by_site(self.fixed[None], network.head.channels).all(-1)[0]
         for group in range(len(schedule)):
             mine = schedule.sites(group)
             sites = numbers[:, mine].flatten()
+            if fixed is not None and fixed[sites].all():
+                self._learn(known, place[mine], values, sites)
+                continue
             above = features[..., mine].unflatten(2, (*one, len(mine)))
             found = network.step(known[:, place[mine, None] + offsets], above).flatten(2)
             together = rearrange(found, "(b t) p n -> b p (t n)", b=self.batch)
             mine_only = None if self.support is None else self.support.flatten(2)[..., sites]
             yield sites, limited(together, mine_only)
-            chosen = self.read(by_site(values, network.head.channels)[:, sites])
-            known[:, place[mine], :-1] = rearrange(chosen, "b (t n) c -> (b t) n c", n=len(mine))
+            self._learn(known, place[mine], values, sites)
+
+    def _learn(self, known: Tensor, places: Tensor, values: Tensor, sites: Tensor) -> None:
+        """Write the values of sites where the steps after them read."""
+        chosen = self.read(by_site(values, self.network.head.channels)[:, sites])
+        known[:, places, :-1] = rearrange(chosen, "b (t n) c -> (b t) n c", n=len(places))
 
 
 def limited(numbers: Float[Tensor, "b P *map"], support: Bool[Tensor, "b P *map"] | None) -> Float[Tensor, "b P *map"]:

@@ -34,6 +34,8 @@ class Distribution(ABC):
         dtype: of the maps: int64 for codes, uint8 for pixels, int32 for values past 255.
         device: where the parameters live.
         own_order: whether ``draw.confidence`` makes it draw in an order of its own; it then keeps known values itself.
+        fixed: sites [N] whose values are given in all images and stand in ``values`` before a walk begins: factors of
+            such sites alone may be left out. None: no such sites.
     """
 
     batch: int
@@ -42,6 +44,7 @@ class Distribution(ABC):
     dtype: torch.dtype
     device: torch.device
     own_order: bool = False
+    fixed: Bool[Tensor, "N"] | None = None
 
     @property
     def sites(self) -> int:

@@ -61,15 +61,18 @@ class Clamped(Distribution):
         self.dtype, self.device = inner.dtype, inner.device
         self.values = known.values.to(self.device).long().flatten(1)
         self.given = known.given.to(self.device).flatten(1)
+        inner.fixed = self.given.all(0)
 
     def unchecked_log_prob(self, x: Tensor) -> Nats:
-        return walked_log_prob(self, x)
+        other = (x.flatten(1).long() != self.values) & self.given
+        return walked_log_prob(self, x).masked_fill(other.any(1), -torch.inf)
 
     def sample(self, noise: Noise, draw: Draw = Draw()) -> Tensor:
         own = draw.confidence and self.inner.own_order
         return self.inner.sample(noise, draw) if own else super().sample(noise, draw)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
+        values.copy_(torch.where(self.given, self.values, values))
         for factor in self.inner.factors(values):
             value, given = self.values[:, factor.sites, None], self.given[:, factor.sites, None]
             certain = torch.full_like(factor.log_probs, -torch.inf).scatter(-1, value, 0.0)
