@@ -112,6 +112,10 @@ def test_a_change_leaves_all_that_lies_elsewhere(family, several):
     assert torch.equal(changed.codes[1], image.model.stack.level(2).encode(changed.codes[0]))
     twice = changed.placed(1, {site: other}, draw=True)  # the same noise, whatever came between
     assert torch.equal(twice.pixels, changed.pixels)
+    same = image.placed(
+        1, {site: int(image.codes[0][(0, *site)])}, draw=True
+    )  # what lies under it is drawn all the same
+    assert (same.pixels != image.pixels).any() and torch.equal(same.codes[0], image.codes[0])
     everywhere = image.resampled(1, seed=3, near=False, draw=True)
     assert (everywhere.pixels != image.pixels)[0, 0][kept].any()
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,13 @@ def opened(run):
 
 @pytest.fixture(scope="module")
 def address(run):
-    """The page of the run, served by a process of its own."""
+    with served(run) as found:
+        yield found
+
+
+@contextmanager
+def served(run):
+    """The address of a run's page, served by a process of its own."""
     code = (
         f"import sys; sys.argv[1:] = ['explore', {str(run)!r}, '--port', '0']; import vqstack.commands as c; c.main()"
     )
@@ -292,23 +299,25 @@ def test_codebooks_say_how_codes_are_used(tab, opened):
 
 @browsing
 def test_compress_gives_files_both_ways_and_shows_their_beginnings(tab, opened, tmp_path):
-    pixels = opened.split.part(slice(6, 7)).pixels
-    save_png(pixels[0], tmp_path / "mine.png", 17)
+    paths = [tmp_path / "mine.png", tmp_path / "yours.png"]
+    for path, pixels in zip(paths, opened.split.part(slice(6, 8)).pixels, strict=True):
+        save_png(pixels, path, 17)
     tab.part("Compress")
-    tab.page.set_input_files("[data-drop] input[type=file]", tmp_path / "mine.png")
-    made = files.Compressed(BlockCodec(opened.model), {tmp_path / "mine.png": "mine"})
+    tab.page.set_input_files("[data-drop] input[type=file]", paths)
+    made = files.Compressed(BlockCodec(opened.model), {path: path.stem for path in paths})
     said = tab.text("[data-size]", "bytes")
     assert f"{len(made.content):,} compressed" in said
     tab.text("[data-level]", "exact")
     assert tab.download("compressed") == made.content
-    back = Image.open(io.BytesIO(tab.download("back")))
-    assert back.tobytes() == Image.open(tmp_path / "mine.png").tobytes()
+    back = zipfile.ZipFile(io.BytesIO(tab.download("back")))
+    for path in paths:
+        assert Image.open(io.BytesIO(back.read(path.name))).tobytes() == Image.open(path).tobytes()
     slider = tab.page.locator("[data-bytes]").bounding_box()
     tab.page.mouse.click(slider["x"] + 0.97 * slider["width"], slider["y"] + slider["height"] / 2)
     size = int(re.findall("^[0-9,]+", tab.text("[data-level]", "guessed|few"))[0].replace(",", ""))
-    found, level = made.beginning(size)
-    assert level and size < len(made.content)
-    tab.picture("[data-decoded]", pictures.of_input(opened.model, found))
+    found = made.beginning(size)
+    assert found[1].level and size < len(made.content)
+    tab.picture("[data-decoded='1']", pictures.of_input(opened.model, found[1].pixels[None]))
 
 
 @browsing
@@ -356,6 +365,78 @@ def test_everything_has_a_name_for_who_cannot_see_it(tab):
                 .map((e) => e.outerHTML.slice(0, 200))"""
         )
         assert nameless == []
+
+
+def untrained(folder, shape, maps, geometry=None, quantizer=None, **changes):
+    """A released model with random weights: maps of six codes, without its run."""
+    small = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1}
+    size = {"codebook_size": 6, "dim": 4, **(quantizer or {})}
+    settings = {
+        "stack": {"levels": [{"map": one, "quantizer": size, **small} for one in maps]},
+        "prior": {"depth": 1, "dim": 8, "heads": 2, **changes.pop("prior", {})},
+        "image_shape": shape,
+        "values": 16,
+        "geometry": {"size": shape[1:], **(geometry or {})},
+        **changes,
+    }
+    torch.manual_seed(0)
+    model = vqstack.HierarchicalModel(vqstack.ModelSettings.model_validate(settings)).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+SIGNALS = {
+    "sound": ((1, 64), [(16,), (4,)], {"rate": 8000}, {}),
+    "volume": ((1, 4, 4, 4), [(2, 2, 2), (1, 1, 1)], {}, {}),
+    "two codes": ((3, 4, 4), [(2, 2), (1, 1)], {}, {"kind": "residual", "codes": 2}),
+}
+
+
+@browsing
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_signals_of_other_kinds_are_shown_and_edited(browser, kind, tmp_path):
+    model = untrained(tmp_path / "model", *SIGNALS[kind])
+    with served(tmp_path / "model") as address:
+        tab = Tab(browser, address)
+        tab.do("drawn")
+        image = Edited.drawn(model)
+        tab.picture("[data-image]", pictures.of_input(model, image.pixels))
+        assert (tab.page.locator("audio >> visible=true").count() == 1) == (kind == "sound")
+        nats = model.code_lengths_by_site(image.pixels, list(image.codes))
+        tab.picture("[data-heat]", bits_picture(image, 0, nats["level-1"] * BITS))
+        tab.part("Edit")
+        tab.page.click("[aria-label=map] >> text=z_1")
+        tab.page.click("text=whole map")
+        tab.do("resample")
+        tab.picture("[data-edited]", pictures.of_input(model, image.resampled(1).pixels))
+        tab.part("Codebooks")
+        tab.do("count")
+        tab.text("[data-use]", "perplexity")
+        tab.close()
+
+
+@browsing
+def test_floats_that_a_model_is_given_come_from_a_file(browser, tmp_path):
+    given = {"condition": {"kind": "vector", "name": "numbers", "shape": [3]}, "prior": {"condition": True}}
+    model = untrained(tmp_path / "model", (1, 4, 4), [(2, 2), (1, 1)], **given)
+    told = torch.tensor([[0.5, -1.0, 2.0]])
+    np.save("told.npy", told[0].numpy())
+    with served(tmp_path / "model") as address:
+        tab = Tab(browser, address)
+        tab.do("drawn")
+        tab.said("is given")
+        tab.part("Generate")
+        tab.page.set_input_files("[data-condition] input[type=file]", tmp_path / "told.npy")
+        tab.text("[data-given]", "told.npy")
+        tab.do("sample")
+        wanted = Edited.gallery(model, 8, condition=told, sampling=model.settings.sampling)[7]
+        tab.picture("[data-made='7']", pictures.of_input(model, wanted.pixels))
+        tab.page.click("[data-made='7']")
+        tab.picture("[data-edited]", pictures.of_input(model, wanted.pixels))
+        names = {}
+        exec(tab.download("python").decode(), names)
+        assert torch.equal(names["image"].pixels, wanted.pixels)
+        tab.close()
 
 
 def test_a_model_that_is_replaced_says_so(run, tmp_path):

@@ -215,7 +215,7 @@ class Edited:
             sites: which; None: the whole map.
             seed: names the noise of the new sites, no unit.
             proposals: count.
-            near: below, only what lies under changed sites is drawn again; otherwise all.
+            near: below, only what lies under these sites is drawn again; otherwise all.
             draw: what is below is drawn as the model draws; otherwise the most likely codes, and the mean of pixels.
         """
         term, target = self._term(level), self._variable(level)
@@ -229,14 +229,15 @@ class Edited:
         uniform = noise(seed, [count], level, 1).to(maps.device)
         best = draw_values(weights[None, None].to(finest(maps.device)), uniform, Draw())
         told = _given(sites=sites, seed=seed or None, proposals=None if proposals == PROPOSALS else proposals)
-        return self._changed(level, maps[int(best)][None], near, draw, f"resampled({level}{told}")
+        return self._changed(level, maps[int(best)][None], chosen, near, draw, f"resampled({level}{told}")
 
     def placed(self, level: int, codes: Mapping[Site, int], *, near: bool = True, draw: bool = False) -> "Edited":
         """Codes of z_level set by hand: a code for each of some sites. ``near``, ``draw``: see :meth:`resampled`."""
         changed = self.map(check_number(level, "level", 1, len(self.codes))).clone()
         for site, code in codes.items():
             changed[(0, *self._site(level, site))] = check_number(code, "code", 0, self._variable(level).size - 1)
-        return self._changed(level, changed, near, draw, f"placed({level}, {dict(codes)!r}")
+        chosen = self._mask(level, list(codes))
+        return self._changed(level, changed, chosen, near, draw, f"placed({level}, {dict(codes)!r}")
 
     def copied(
         self, level: int, other: AnyCodes, sites: Sequence[Site] | None = None, *, near: bool = True, draw: bool = False
@@ -251,8 +252,9 @@ class Edited:
         size = self._variable(check_number(level, "level", 1, len(self.codes))).size
         for code in (old, new):
             check_number(code, "code", 0, size - 1)
-        changed = torch.where(self.map(level) == old, new, self.map(level))
-        return self._changed(level, changed, near, draw, f"exchanged({level}, {old}, {new}")
+        chosen = self.map(level)[0] == old
+        changed = torch.where(chosen, new, self.map(level))
+        return self._changed(level, changed, chosen, near, draw, f"exchanged({level}, {old}, {new}")
 
     @torch.no_grad()
     def varied(self, level: int, *, seed: int = 0, number: int = 0) -> "Edited":
@@ -274,12 +276,14 @@ class Edited:
         return replace(self, pixels=sample.pixels, codes=codes, seed=seed, number=0, lines=lines)
 
     @torch.no_grad()
-    def _changed(self, level: int, new: Tensor, near: bool, draw: bool, call: str) -> "Edited":
+    def _changed(
+        self, level: int, new: Tensor, chosen: Bool[Tensor, "*map"], near: bool, draw: bool, call: str
+    ) -> "Edited":
         """With another map of a level: maps below follow, maps above are encoded again."""
         maps = [self.pixels, *self.codes]
         maps[level] = new
         if level:
-            known = self._under(level, (new != self.map(level))) if near else None
+            known = self._under(level, chosen[None]) if near else None
             sampling = None if draw else SamplingSettings(mode=(True,), mean=(True,))
             sample = self.model.vary(
                 new, level, self._read(level), self.condition, seed=self.seed, sampling=sampling, first=self.number,

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,15 +20,14 @@ from vqstack import threads
 from vqstack.codes import CodeDataset, fingerprint
 from vqstack.conditions import GIVEN
 from vqstack.config import Positional, parse
-from vqstack.errors import InputError, reason
+from vqstack.errors import InputError
 from vqstack.images import captioned, grid, numerals, saver
 from vqstack.likelihood import Draw
 from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, saved
-from vqstack.phases import read_images
+from vqstack.phases import read_condition, read_images
 from vqstack.pretrained import find_artefact
-from vqstack.reading import plain_file
 from vqstack.shapes import Pixels, by_axis
 from vqstack.terminal import Progress, say
 from vqstack.texts import encode_texts
@@ -226,22 +224,7 @@ def condition_of(command: Command, model: HierarchicalModel) -> Tensor | None:
         return condition
     if command.condition is None or model.condition is None:
         return None
-    try:
-        content = np.load(plain_file(command.condition), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"--condition: {command.condition} cannot be read ({reason(error)}): name a .npy file of numpy"
-        ) from error
-    rows = content[None] if np.shape(content) == model.condition.shape else content
-    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiu" or rows.shape[1:] != model.condition.shape:
-        found = f"{content.dtype} {content.shape}" if isinstance(content, np.ndarray) else "an archive"
-        raise InputError(
-            f"--condition: {command.condition} holds {found}: give {by_axis(model.condition.shape)} floats "
-            f"({model.condition.name}) for all images, or a row of them for each"
-        )
-    condition = torch.from_numpy(rows.astype(np.float32))
-    model.check_condition(condition, None)
-    return condition
+    return read_condition(model, command.condition)
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -5,15 +5,17 @@ from tempfile import TemporaryDirectory
 
 from nicegui import events, ui
 
+from vqstack.codec.archive import Restored
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.pictures import safe_stem
 from vqstack.errors import InputError
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.files import Compressed
+from vqstack.explorer.files import Compressed, zipped
 from vqstack.explorer.look import title_of
 from vqstack.explorer.pictures import address, of_input, stored
 
-LARGEST = 16 * 2**20  # bytes of a file
+LARGEST = 16 * 2**20  # bytes of what is dropped at once
+SHOWN = 16  # images
 
 
 class Compressing:
@@ -22,8 +24,14 @@ class Compressing:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.made: Compressed | None = None
-        ui.label("Drop a file here. It comes back exactly: what it costs is what the ledger says.")
-        dropped = ui.upload(on_upload=self._take, on_rejected=lambda: too_large(desk), max_file_size=LARGEST)
+        ui.label("Drop files here. They come back exactly, and cost what the ledger says.")
+        dropped = ui.upload(
+            multiple=True,
+            on_multi_upload=self._take,
+            on_rejected=lambda: too_large(desk),
+            max_total_size=LARGEST,
+            label="images, or what else the model knows",
+        )
         dropped.props('auto-upload data-drop=""').classes("wide")
         self.said = ui.label("").props('aria-live=polite data-size=""')
         columns = [
@@ -32,29 +40,31 @@ class Compressing:
         ]
         self.table = ui.table(columns=columns, rows=[], row_key="row").props('dense aria-label="bytes by row"')
         with ui.column() as self.result:
-            ui.label("the first bytes of the file, and the first image as far as they tell it")
+            ui.label("the first bytes of the file, and the images as far as these tell them")
             self.slider = ui.slider(min=0, max=1, step=1, value=1, on_change=self._moved).classes("wide")
             self.slider.props('label aria-label="bytes that are decoded" data-bytes=""')
-            self.shown = ui.image("").classes("shown").props('alt="decoded from the beginning" data-decoded=""')
+            self.pictures = ui.row()
             self.level = ui.label("").props('aria-live=polite data-level=""')
             with ui.row():
                 ui.button("compressed", on_click=self._file).props('icon=download outline data-do="compressed"')
                 ui.button("back again", on_click=self._back).props('icon=download outline data-do="back"')
         self.result.set_visibility(False)
 
-    async def _take(self, event: events.UploadEventArguments) -> None:
+    async def _take(self, event: events.MultiUploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]
         with TemporaryDirectory() as folder:
-            path = Path(folder) / Path(event.file.name).name
-            await event.file.save(path)
-            stem = path.stem if safe_stem(path.stem) else "image"
-            made = await self.desk.run(lambda: Compressed(BlockCodec(self.desk.opened.model), {path: stem}))
+            files = dict[Path, str]()
+            for number, file in enumerate(event.files):
+                path = Path(folder) / Path(file.name).name
+                await file.save(path)
+                files[path] = path.stem if safe_stem(path.stem) else f"image{number}"
+            made = await self.desk.run(lambda: self._compressed(files))
         if made is None:
             return
         self.made, report = made, made.report.to_json()
         size, per = report["bytes"], report["bits_per_dim"]
         self.said.set_text(
-            f"{event.file.name}: {made.given:,} bytes as given, {size:,} compressed, {per:.3f} bits/dim; "
+            f"{len(event.files)} files: {made.given:,} bytes as given, {size:,} compressed, {per:.3f} bits/dim; "
             f"{100 * report['over_ledger']:+.2f} % beside the ledger's {report['ledger_bytes']:,.1f}"
         )
         self.table.rows = [
@@ -66,6 +76,13 @@ class Compressing:
         self.slider.set_value(size)
         await self._decode(size)
 
+    def _compressed(self, files: dict[Path, str]) -> Compressed:
+        """InputError by the names that a person knows."""
+        try:
+            return Compressed(BlockCodec(self.desk.opened.model), files)
+        except InputError as error:
+            raise InputError(str(error).replace(f"{next(iter(files)).parent}/", "")) from error
+
     @staticmethod
     def _bytes(bits: dict) -> str:
         return "" if bits["coded_bits"] is None else f"{bits['coded_bits'] / 8:,.1f}"
@@ -75,42 +92,52 @@ class Compressing:
             await self._decode(int(self.slider.value))
 
     async def _decode(self, size: int) -> None:
-        """The picture of the first bytes; once more, where the slider has moved on meanwhile."""
+        """The pictures of the first bytes; once more, where the slider has moved on meanwhile."""
         made = self.made
         assert made is not None
 
-        def work() -> tuple:
+        def work() -> list[Restored]:
             try:
                 return made.beginning(size)
             except InputError:  # not even its header
-                return None, None
+                return []
 
         while (found := await self.desk.run(work)) is not None:
-            pixels, level = found
-            said = f"all below {title_of(self.desk, level)} guessed" if level else "the image itself, exact"
-            said = "too few bytes for the top map" if pixels is None else said
-            self.level.set_text(f"{size:,} bytes: {said}")
-            self.shown.set_visibility(pixels is not None)
-            if pixels is not None:
-                self.shown.set_source(address(of_input(self.desk.opened.model, pixels)))
+            self._shown(size, [image for image in found if image.pixels is not None])
             if int(self.slider.value) == size:
                 return
             size = int(self.slider.value)
+
+    def _shown(self, size: int, found: list[Restored]) -> None:
+        self.pictures.clear()
+        level = max((image.level for image in found), default=None)
+        said = f"all below {title_of(self.desk, level)} guessed" if level else "what was given, exact"
+        self.level.set_text(f"{size:,} bytes: {'too few for the top map' if level is None else said}")
+        with self.pictures:
+            for number, image in enumerate(found[:SHOWN]):
+                assert image.pixels is not None
+                picture = ui.image(address(of_input(self.desk.opened.model, image.pixels[None]))).classes("shown")
+                picture.props(f'alt="{image.entry.stem}" data-decoded={number}')
 
     def _file(self) -> None:
         if self.made is not None:
             ui.download.content(self.made.content, "explored.vqs")
 
     async def _back(self) -> None:
-        made = self.made
+        made, model = self.made, self.desk.opened.model
         if made is None:
             return
         found = await self.desk.run(lambda: made.beginning(len(made.content)))
-        if found is not None and found[0] is not None:
-            ending, content = stored(self.desk.opened.model, found[0])
-            ui.download.content(content, f"back{ending}")
+        whole = [image for image in found or [] if image.pixels is not None]
+        files = {image.entry.stem: stored(model, image.pixels[None]) for image in whole if image.pixels is not None}
+        named = {f"{stem}{ending}": content for stem, (ending, content) in files.items()}
+        if len(named) == 1:
+            ((name, content),) = named.items()
+            ui.download.content(content, name)
+        elif named:
+            ui.download.content(zipped(named), "back.zip")
 
 
 def too_large(desk: Desk) -> None:
     """What is said of a file that is not taken."""
-    desk.say(f"that file is larger than {LARGEST // 2**20} MB: use vqstack compress", "warning")
+    desk.say(f"that is more than {LARGEST // 2**20} MB: use vqstack compress", "warning")

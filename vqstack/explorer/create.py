@@ -2,16 +2,34 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from nicegui import ui
+import torch
+from nicegui import events, ui
 
+from vqstack.conditions import ConditionSettings
 from vqstack.edited import Edited
 from vqstack.explorer.desk import Desk
 from vqstack.explorer.pictures import address, of_input
 from vqstack.model_settings import SamplingSettings
+from vqstack.phases import read_condition
+from vqstack.shapes import Floats, by_axis
+from vqstack.texts import encode_texts
 
 MOST = 64  # images of a gallery
 ANY = -1  # class
+
+
+def condition_lines(source: str, rows: Floats | None) -> list[str]:
+    """Lines of Python that read what an image is given."""
+    if rows is None:
+        return ["import torch", "from vqstack.texts import encode_texts", f"condition = torch.from_numpy({source})"]
+    shape = tuple(rows.shape)
+    read = (
+        f"condition = torch.from_numpy({source}.astype(np.float32).reshape(-1, {', '.join(map(str, shape[1:]))})[:1])"
+    )
+    return ["import numpy as np", "import torch", read]
 
 
 class Create:
@@ -44,6 +62,10 @@ class Create:
         with ui.row():
             self.num = ui.number("images", value=8, min=1, max=MOST, precision=0).classes("number")
             self.seed = ui.number("seed", value=0, min=0, precision=0).classes("number")
+        self.condition: Floats | None = None
+        self.given: list[str] = []
+        if self.model.condition is not None:
+            self._conditions(self.model.condition)
         names = ["prior", *(f"level {number}" for number in range(self.desk.opened.levels, 0, -1))]
         own = self.model.settings.draws()
         with ui.grid(columns=4):
@@ -60,6 +82,32 @@ class Create:
                 self.draws.append(fields)
         ui.button("draw", on_click=self._draw).props('data-do="sample"')
 
+    def _conditions(self, wanted: ConditionSettings) -> None:
+        """Fields for what the model is given: a text, where it was trained with an encoder of texts, or a file."""
+        self.text = ui.input("text").classes("wide") if wanted.text is not None else None
+        shape = by_axis(wanted.shape)
+        field = ui.upload(label=f".npy of {shape} floats", on_upload=self._condition_file, max_file_size=2**20)
+        field.props('auto-upload flat bordered data-condition=""').classes("wide")
+        self.told = ui.label("nothing is given yet").props('aria-live=polite data-given=""')
+
+    async def _condition_file(self, event: events.UploadEventArguments) -> None:
+        event.sender.reset()  # type: ignore[attr-defined]
+        name = Path(event.file.name).name
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            await event.file.save(path)
+            found = await self.desk.run(lambda: read_condition(self.model, path)[:1])
+        if found is not None:
+            self.condition, self.given = found, condition_lines(f"np.load({name!r})", found)
+            self.told.set_text(f"given: {name}")
+
+    def _told_text(self) -> None:
+        """The floats of the text, where one was written."""
+        settings = self.model.condition
+        if settings is not None and settings.text is not None and self.text is not None and self.text.value:
+            self.condition = torch.from_numpy(encode_texts(settings.text, [self.text.value]))
+            self.given = condition_lines(f"encode_texts(model.settings.condition.text, [{self.text.value!r}])", None)
+
     def sampling(self) -> SamplingSettings:
         """What the fields say, beside what else the model's own settings have."""
         own = self.model.settings.draws()
@@ -72,12 +120,17 @@ class Create:
         return SamplingSettings(**columns, **kept)
 
     async def _draw(self) -> None:
-        if self.model.condition is not None:
-            self.desk.say("this model is given floats with each image: use vqstack generate --condition", "warning")
-            return
         label = None if self.label is None or self.label.value == ANY else int(self.label.value)
         num, seed = int(self.num.value or 1), int(self.seed.value or 0)
-        await self._make(lambda: Edited.gallery(self.model, num, seed, label=label, sampling=self.sampling()))
+
+        def drawn() -> list[Edited]:
+            self._told_text()
+            images = Edited.gallery(
+                self.model, num, seed, label=label, condition=self.condition, sampling=self.sampling()
+            )
+            return [image.after(self.given) for image in images]
+
+        await self._make(drawn)
 
     def _variations(self) -> None:
         levels = {level: f"keep level {level}, draw what lies below" for level in range(self.desk.opened.levels, 0, -1)}

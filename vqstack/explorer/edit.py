@@ -1,20 +1,22 @@
 """Edit: sites of a map drawn again, codes chosen by hand, copied or exchanged; undo and redo; what to take along."""
 
 from functools import partial
+from math import prod
 
 import numpy as np
 import torch
 from nicegui import ui
 
-from vqstack.edited import Choice, Site
+from vqstack.edited import Choice, Edited, Site
 from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
 from vqstack.explorer.files import code_data_set
 from vqstack.explorer.look import map_picture, title_of
-from vqstack.explorer.pictures import address, of_input, stored
+from vqstack.explorer.pictures import address, heard, is_sound, of_input, stored
 
 FOLLOW = {"mean": "the likeliest codes, the mean of pixels", "draw": "drawn as the model draws"}
-WHERE = {"near": "under the changed sites", "all": "everywhere"}
+PIXELS = 2**14  # of an image whose single pixels can be chosen
+WHERE = {"near": "under the chosen sites", "all": "everywhere"}
 
 
 class Edit:
@@ -31,6 +33,7 @@ class Edit:
             with ui.column():
                 ui.label("the image").classes("font-medium")
                 self.picture = ui.image("").classes("shown").props('alt="the edited image" data-edited=""')
+                self.sound = ui.audio("") if is_sound(desk.opened.model) else None
                 self._history()
             with ui.column().classes("actions"):
                 self._actions()
@@ -44,7 +47,9 @@ class Edit:
     # --- which sites --------------------------------------------------------------------------------------------------
 
     def _choose_map(self) -> None:
-        names = {level: title_of(self.desk, level) for level in range(self.desk.opened.levels, -1, -1)}
+        model = self.desk.opened.model
+        lowest = 0 if len(model.stack.shape) == 3 and prod(model.stack.shape[1:]) <= PIXELS else 1
+        names = {level: title_of(self.desk, level) for level in range(self.desk.opened.levels, lowest - 1, -1)}
         ui.toggle(names, value=self.level, on_change=lambda event: self._to(event.value)).props('aria-label="map"')
 
     def _to(self, level: int) -> None:
@@ -136,28 +141,24 @@ class Edit:
 
     async def _choices(self) -> None:
         """The likeliest codes of the chosen site, each with the picture that it makes."""
-        image, sites, level = self.desk.image, self.sites or [], self.level
+        image, sites, level, how = self.desk.image, self.sites or [], self.level, self._how
         if not level or len(self.board.selected) != 1 or image is None:
             self.desk.say("choose one site of a map of codes", "warning")
             return
         site = sites[0] if sites else (0,) * len(image.map(level)[0].shape)
 
-        def work() -> tuple[list[Choice], torch.Tensor]:
-            choices = image.choices(level, site)
-            maps = image.map(level).repeat(len(choices), *[1] * len(site))
-            place: tuple[slice | int, ...] = (slice(None), *site)
-            maps[place] = torch.tensor([choice.code for choice in choices])
-            return choices, image.model.decode(maps, level)
+        def work() -> list[tuple[Choice, Edited]]:
+            return [(c, image.placed(level, {site: c.code}, **how)) for c in image.choices(level, site)]
 
         if (found := await self.desk.run(work)) is None:
             return
         self.offered.clear()
         with self.offered:
-            for choice, pixels in zip(found[0], found[1], strict=True):
+            for choice, made in found:
                 with ui.button(on_click=partial(self._place, level, site, choice.code)).props("flat no-caps") as button:
                     button.props(f'data-code={choice.code} aria-label="code {choice.code}, {choice.probability:.1%}"')
                     with ui.column().classes("items-center gap-0"):
-                        ui.image(address(of_input(image.model, pixels[None]))).classes("thumb")
+                        ui.image(address(of_input(image.model, made.pixels))).classes("thumb")
                         ui.label(f"{choice.code}: {choice.probability:.1%}")
 
     async def _place(self, level: int, site: Site, code: int) -> None:
@@ -201,6 +202,8 @@ class Edit:
         assert image is not None
         picture = of_input(image.model, image.pixels)
         self.picture.set_source(address(picture))
+        if self.sound is not None:
+            self.sound.set_source(heard(image.model, image.pixels))
         self.board.show(map_picture(image, self.level) if self.level else picture)
         for level, board in self.overview.items():
             board.show(map_picture(image, level))

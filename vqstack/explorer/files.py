@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from vqstack.codec.archive import Report, check_container, compress, restore
+from vqstack.codec.archive import Report, Restored, check_container, compress, restore
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import open_container
 from vqstack.codec.layout import SUFFIX
 from vqstack.codec.pictures import pictures_of_files, reader_of
 from vqstack.codes import CodeDatasetWriter, Contents, StoredCodes, fingerprint
 from vqstack.edited import Edited
-from vqstack.shapes import Pixels
 
 
 def code_data_set(image: Edited, name: str) -> bytes:
@@ -38,11 +37,16 @@ def code_data_set(image: Edited, name: str) -> bytes:
         (shard,) = writer.shards
         writer.write(shard, [StoredCodes(torch.zeros(1, dtype=torch.int64), labels, list(image.codes))])
         writer.finish({shard.file: writer.checksum(shard)})
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, "w") as archive:
-            for path in sorted(out.rglob("*")):
-                if path.is_file():
-                    archive.write(path, str(path.relative_to(folder)))
+        found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    return zipped(found)
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """Files by their names as a ZIP file."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
     return stream.getvalue()
 
 
@@ -73,10 +77,9 @@ class Compressed:
         self.codec, self.given = codec, sum(path.stat().st_size for path in files)
         self.content = made[f"explored{SUFFIX}"]
 
-    def beginning(self, size: int) -> tuple[Pixels | None, int]:
-        """The first picture from the first bytes of the file, and its level; nothing, where they say too little."""
+    def beginning(self, size: int) -> list[Restored]:
+        """The pictures as far as the first bytes of the file tell them."""
         with own_threads():
             file = open_container(Path(f"explored{SUFFIX}"), self.codec.tile, self.content[:size])
             check_container(self.codec, file)
-            found = next(restore(self.codec, file, range(1)))
-        return None if found.pixels is None else found.pixels[None], found.level
+            return list(restore(self.codec, file, range(len(file.entries))))

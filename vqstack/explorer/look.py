@@ -11,7 +11,7 @@ from vqstack.code_use import colours
 from vqstack.edited import Edited
 from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.pictures import address, heat, laid_out, of_input, of_patch, of_sites, over
+from vqstack.explorer.pictures import address, heard, heat, is_sound, laid_out, of_input, of_patch, of_sites, over
 from vqstack.ledger import BITS
 from vqstack.shapes import by_axis
 
@@ -31,23 +31,19 @@ def map_picture(image: Edited, level: int) -> Image.Image:
 
 def bits_picture(image: Edited, level: int, bits: torch.Tensor) -> Image.Image:
     """The bits of every site of a map over the image."""
-    picture, quantizer = of_input(image.model, image.pixels), None
+    if level == 0 or image.model.stack.level(level).quantizer.chain:  # all channels, or codes, of a site together
+        bits = bits.sum(1)
     shape = tuple(bits.shape[1:])
-    if level == 0:  # channels of a pixel together
-        bits, shape = bits.sum(1, keepdim=True), shape[1:]
-    else:
-        quantizer = image.model.stack.level(level).quantizer
-        if quantizer.chain:
-            bits, shape = bits.sum(1, keepdim=True), shape[1:]
-    rows, columns = laid_out(shape)
-    return over(picture, of_sites(heat(bits.flatten().cpu()), rows, columns))
+    rows, columns = (1, shape[0]) if len(shape) == 1 else laid_out(shape)
+    shown = of_sites(heat(bits.flatten().cpu()), rows, columns)
+    return shown if len(shape) > 2 else over(of_input(image.model, image.pixels), shown)
 
 
 class Look:
     """The part of the page that looks at an image."""
 
     def __init__(self, desk: Desk) -> None:
-        self.desk, self.bits = desk, dict[str, torch.Tensor]()
+        self.desk, self.bits, self.seen, self.shown = desk, dict[str, torch.Tensor](), True, desk.image
         self.boards, self.kept = dict[int, Board](), dict[int, ui.image]()
         self.decoder = ui.select(["likelihood", "renderer"], value="likelihood", label="pixels by")
         self.decoder.on_value_change(self._again).set_visibility(desk.opened.model.renderer is not None)
@@ -62,6 +58,7 @@ class Look:
         with ui.row().classes("items-start"):
             with ui.column():
                 self.which = ui.select(rows, label="bits of every site of", value=0, on_change=self._heat)
+                self.which.props('data-which=""').classes("wide")
                 self.heat = ui.image("").classes("shown").props('alt="bits of every site over the image" data-heat=""')
                 self.range = ui.label("")
             with ui.column():
@@ -79,18 +76,27 @@ class Look:
             ui.label(title_of(desk, level)).classes("font-medium")
             if not level:
                 self.pixels = ui.image("").classes("shown").props('alt="the image" data-image=""')
+                self.sound = ui.audio("") if is_sound(desk.opened.model) else None
                 return
             chain = bool(desk.opened.model.stack.level(level).quantizer.chain)
             told = partial(self._tell, level)
             self.boards[level] = Board(f"codes of level {level}", variable.shape, chain, told)
             self.kept[level] = ui.image("").classes("shown").props(f'alt="what level {level} keeps" data-kept={level}')
 
+    def see(self, seen: bool) -> None:
+        """Whether this part is the one that is looked at: nothing is computed for others."""
+        self.seen = seen
+        self.fresh()
+
     def fresh(self) -> None:
         """Show another image; what takes computing comes after."""
         image = self.desk.image
-        assert image is not None
-        self.bits = {}
+        if not self.seen or image is None or image is self.shown:
+            return
+        self.shown, self.bits = image, {}
         self.pixels.set_source(address(of_input(image.model, image.pixels)))
+        if self.sound is not None:
+            self.sound.set_source(heard(image.model, image.pixels))
         for level, board in self.boards.items():
             board.show(map_picture(image, level))
         ui.timer(0.01, self._computed, once=True)
@@ -114,8 +120,8 @@ class Look:
         self._heat()
 
     def _again(self) -> None:
-        if self.desk.image is not None:
-            self.fresh()
+        self.shown = None
+        self.fresh()
 
     def _row(self, level: int) -> str:
         """The ledger's row of a map."""

@@ -123,4 +123,5 @@ class Opened:
 
     def script(self, image: Edited) -> str:
         """Lines of Python that make an image again, from the run's folder on."""
-        return f"import vqstack\n\nmodel = vqstack.load({str(self.run)!r})\n{image.script()}"
+        imports, _, lines = image.script().partition("\n")
+        return f"import vqstack\n{imports}\n\nmodel = vqstack.load({str(self.run)!r})\n{lines}"

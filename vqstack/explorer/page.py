@@ -97,7 +97,7 @@ def build(opened: Opened, client: Client) -> None:
             ui.tab(name).props(f'data-tab="{name}"')
     with ui.tab_panels(tabs, value=PARTS[0], animated=False, keep_alive=True).classes("w-full"):
         with ui.tab_panel("Look"):
-            Look(desk)
+            look = Look(desk)
         with ui.tab_panel("Edit"):
             Edit(desk)
         with ui.tab_panel("Generate"):
@@ -106,6 +106,7 @@ def build(opened: Opened, client: Client) -> None:
             Codebooks(desk)
         with ui.tab_panel("Compress"):
             Compressing(desk)
+    tabs.on_value_change(lambda event: look.see(event.value == PARTS[0]))
 
 
 def free_port(host: str, port: int) -> int:

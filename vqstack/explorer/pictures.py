@@ -49,9 +49,36 @@ def of_inputs(model: HierarchicalModel, pixels: Pixels, columns: int = 8) -> Ima
     return grid(pixels, columns, model.stack.values, max(1, SIDE // 2 // max(pixels.shape[-2:])))
 
 
+def is_sound(model: HierarchicalModel) -> bool:
+    """Whether its inputs are to be heard."""
+    geometry = model.settings.geometry
+    return len(model.stack.shape) == 2 and geometry is not None and geometry.rate is not None
+
+
+def heard(model: HierarchicalModel, pixels: Pixels) -> str:
+    """A sound as an address that holds it."""
+    return f"data:audio/wav;base64,{base64.b64encode(stored(model, pixels)[1]).decode()}"
+
+
+def spectrogram(series: Tensor) -> Image.Image:
+    """Loudness of frequencies (low ones below) over time, decibels from the loudest down to -80."""
+    signal = series.double() - series.double().mean()
+    size = min(256, 2 ** int(np.log2(max(2, len(signal)))))
+    window = torch.hann_window(size, dtype=torch.float64)
+    power = torch.stft(signal, size, size // 4, window=window, return_complex=True, pad_mode="constant").abs().square()
+    decibels = (10 * (power / power.max().clamp(min=1e-9)).clamp(min=1e-8).log10()).flip(0)
+    return Image.fromarray(heat(decibels.flatten()).reshape(*decibels.shape, 3))
+
+
 def of_input(model: HierarchicalModel, pixels: Pixels) -> Image.Image:
-    """One input, as large as a map is shown."""
+    """One input, as large as a map is shown; of a sound its curve and its spectrogram, of a volume slices."""
     picture = grid(pixels[:1], 1, model.stack.values)
+    if is_sound(model):
+        below = spectrogram(pixels[0, 0].cpu()).resize((picture.width, 64))
+        both = Image.new("RGB", (picture.width, picture.height + 64))
+        both.paste(picture, (0, 0))
+        both.paste(below, (0, picture.height))
+        picture = both
     factor = scale_of((picture.height, picture.width))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 

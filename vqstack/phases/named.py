@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import torch
+
 from vqstack.config import RunConfig
-from vqstack.errors import InputError, listed
+from vqstack.errors import InputError, listed, reason
 from vqstack.images import (
     ImageSettings,
     ImageSplit,
@@ -23,9 +26,9 @@ from vqstack.model_settings import Geometry
 from vqstack.paths import path_of
 from vqstack.pretrained import CONFIG as ARTEFACT_CONFIG
 from vqstack.pretrained import find_artefact, holds_artefact
-from vqstack.reading import reading
+from vqstack.reading import plain_file, reading
 from vqstack.run_folder import CONFIG, changed_images, read_config, shown
-from vqstack.shapes import Pixels, by_axis
+from vqstack.shapes import Floats, Pixels, by_axis
 
 logger = logging.getLogger(__name__)
 AnySplit = TypeVar("AnySplit", ImageSplit, WholeSplit, ImageSplit | WholeSplit)
@@ -65,6 +68,25 @@ def read_images(run: str | Path, files: Sequence[str | Path]) -> Pixels:
     channels, *size = settings.image_shape
     changes = {"size": tuple(size), "channels": channels, "values": settings.values}
     return load_images(list(map(Path, files)), data_of_run(Path(run)).model_copy(update=changes))
+
+
+def read_condition(model: HierarchicalModel, path: Path) -> Floats:
+    """The floats of a .npy file that the model is given, [n, …]: a row for each image, or one for all."""
+    assert model.condition is not None
+    try:
+        content = np.load(plain_file(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"--condition: {path} cannot be read ({reason(error)}): name a .npy file of numpy") from error
+    rows = content[None] if np.shape(content) == model.condition.shape else content
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiu" or rows.shape[1:] != model.condition.shape:
+        found = f"{content.dtype} {content.shape}" if isinstance(content, np.ndarray) else "an archive"
+        raise InputError(
+            f"--condition: {path} holds {found}: give {by_axis(model.condition.shape)} floats "
+            f"({model.condition.name}) for all images, or a row of them for each"
+        )
+    condition = torch.from_numpy(rows.astype(np.float32))
+    model.check_condition(condition, None)
+    return condition
 
 
 def split_of_run(run: str | Path, name: Split = "test") -> ImageSplit:

@@ -1,0 +1,88 @@
+"""How quick the page of ``vqstack explore`` is, and whether it grows.
+
+    python benchmarks/explorer.py RUN [--edits 100]
+
+Starts the page of a run, opens a test image, and draws one site of the lowest map again, over and over, by clicks in
+headless Chromium. Prints the seconds to the page, the seconds of an edit (from the click until the line that says
+"computing" is gone: median, 95th percentile), and the memory of the server after 20 edits and after all of them, with
+ten tabs opened and closed on the way.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from playwright.sync_api import Page, sync_playwright
+
+from vqstack.ending import run_command
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def settled(page: Page) -> None:
+    """Wait until nothing is computed."""
+    page.wait_for_selector("[aria-label=computing]", state="hidden", timeout=120_000)
+
+
+def edit(page: Page) -> float:
+    """Seconds of drawing the chosen sites again."""
+    before = page.inner_text("[data-lines]")
+    began = time.perf_counter()
+    page.click("[data-do=resample]")
+    page.wait_for_function("(before) => document.querySelector('[data-lines]').innerText != before", arg=before)
+    settled(page)
+    return time.perf_counter() - began
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--edits", type=int, default=100, help="count")
+    options = parser.parse_args(arguments)
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "vqstack", "explore", str(options.run), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        found: dict[str, float] = {"seconds to the page": time.perf_counter() - began}
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=next(filter(None, map(shutil.which, BROWSERS))), args=["--no-sandbox", "--disable-gpu"]
+            )
+            page = browser.new_page()
+            page.goto(address)
+            page.click("[data-do=test]")
+            page.wait_for_timeout(500)
+            settled(page)
+            page.click("[data-tab=Edit]")
+            page.click("[aria-label=map] >> text=z_1")
+            page.focus("[data-board^='edit z_1']")
+            page.keyboard.press("Space")
+            seconds, process = [], psutil.Process(server.pid)
+            for number in range(options.edits):
+                seconds.append(edit(page))
+                if number == 19:
+                    found["MiB after 20 edits"] = process.memory_info().rss / 2**20
+                if number % (options.edits // 10) == 0:
+                    other = browser.new_page()
+                    other.goto(address)
+                    other.click("[data-do=drawn]")
+                    other.close()
+            found["seconds of an edit, median"] = statistics.median(seconds)
+            found["seconds of an edit, 95 %"] = sorted(seconds)[int(0.95 * len(seconds))]
+            found["MiB after all"] = process.memory_info().rss / 2**20
+    finally:
+        server.terminate()
+    print(json.dumps({name: round(value, 3) for name, value in found.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    run_command(main)
