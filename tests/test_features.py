@@ -1,19 +1,22 @@
 """The classifier that compares images: trained once, the same each time, another one for other images."""
 
 import builtins
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
 from vqstack import features
 from vqstack.errors import InputError
-from vqstack.features import Classifier, inception, trained_judge
+from vqstack.features import Classifier, TurnedSource, inception, trained_judge, turn, ways_to_turn
 from vqstack.fit import Fit, FitSettings
 from vqstack.images import ImageSettings, load_splits
+from vqstack.sources import PixelSource
 
 QUICK = FitSettings(steps=60, batch_size=32, learning_rate=5e-3, warmup=3, evaluate_every=60, ema=0.9)
 ONE_STEP = FitSettings(steps=1, batch_size=8, evaluate_every=1)
@@ -136,3 +139,37 @@ def test_inception_that_cannot_be_had_is_refused(monkeypatch):
         inception(256, torch.device("cpu"))
     assert "vqstack[fid]" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 6), (2, 4, 6), (1, 12), (1, 2, 4, 3)])
+def test_ways_to_turn_are_different_and_lead_back(shape):
+    pixels = torch.arange(math.prod(shape), dtype=torch.uint8).view(1, *shape)
+    ways = ways_to_turn(shape[1:])
+    found = [turn(pixels, way) for way in range(ways)]
+    assert torch.equal(found[0], pixels)
+    assert len({tuple(image.flatten().tolist()) for image in found}) == ways
+    assert all(image.shape == pixels.shape for image in found)
+    source = TurnedSource(PixelSource(pixels.expand(5, *shape)))
+    for epoch in (None, 0, 3):
+        epochs = None if epoch is None else torch.full((5,), epoch)
+        images, labels = source.batch(torch.arange(5), epochs)
+        assert labels.tolist() == [(i + (epoch or 0)) % ways for i in range(5)]
+        assert all(torch.equal(image, found[way][0]) for image, way in zip(images, labels.tolist(), strict=True))
+
+
+def test_without_labels_it_learns_which_way_images_are_turned(tmp_path):
+    """Bright above, dark below: no image looks like another way of it."""
+    shades = torch.linspace(16, 0, 8).round().to(torch.uint8).view(1, 1, 8, 1).expand(60, 1, 8, 8)
+    pixels = (shades + torch.randint(0, 2, (60, 1, 8, 8), dtype=torch.uint8)).clamp(max=16).numpy()[:, 0]
+    np.save(tmp_path / "images.npy", pixels)
+    data = ImageSettings(
+        source="array", files={"train": str(tmp_path / "images.npy")}, values=17, validation=20, test=2
+    )
+    splits = load_splits(data)
+    few = FitSettings(steps=60, batch_size=16, warmup=5, evaluate_every=30, learning_rate=3e-3)
+    given = splits["train"], splits["validation"], tmp_path / "cache", Accelerator(cpu=True), few
+    with pytest.raises(InputError, match="no labels"):
+        trained_judge(*given)
+    judge = trained_judge(*given, turned=True)
+    assert judge.accuracy > 0.9
+    assert trained_judge(*given, turned=True).accuracy == judge.accuracy  # from the cache

@@ -35,11 +35,12 @@ from vqstack.renderer import (
     Renderer,
     RendererSettings,
     RendererTraining,
-    check_perceptual,
+    check_colours,
     pictures_of,
     pixels_of,
     register_perceptual,
 )
+from vqstack.run_report import _curves as curves
 from vqstack.variables import Variable
 
 QUICK = {"steps": 4, "batch_size": 8, "warmup": 1, "evaluate_every": 2}
@@ -90,6 +91,18 @@ def test_a_run_with_a_renderer_is_the_run_without_it_and_a_renderer(models):
     assert (run / "ledger.json").read_bytes() == (plain / "ledger.json").read_bytes()
     assert BlockCodec(one).fingerprint == BlockCodec(other).fingerprint
     assert [term.row for term in one.terms()] == [term.row for term in other.terms()]
+
+
+def test_the_report_has_a_curve_of_what_weights_were_chosen_by(tmp_path):
+    """Of sets of pictures there is one of validation alone."""
+    row = {"step": 2, "train/nats": 5.0, "validation/nats": 6.0, "validation/frechet": 0.25}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({**row, "step": step}) + "\n" for step in (2, 4)), "utf-8")
+    shown = curves(path, "renderer", "frechet")
+    assert "renderer: frechet, which is no likelihood" in shown
+    assert "validation 0.25" in shown
+    assert shown.count("<circle") == 2
+    assert curves(path, "level-1", "nats").count("<circle") == 4
 
 
 def test_the_ledger_and_the_codec_never_see_it(model):
@@ -209,9 +222,8 @@ def test_networks_see_damage(kind):
 
 
 def test_what_images_can_be_compared_by():
-    check_perceptual("efficientnet-lite0", (1, 8, 8), False)
-    refused(lambda: check_perceptual("efficientnet-lite0", (3, 8, 8, 8), True), "3x8x8x8", "choose classifier")
-    refused(lambda: check_perceptual("classifier", (3, 8, 8), False), "learns from labels", "efficientnet-lite0")
+    check_colours("efficientnet-lite0", (1, 8, 8))
+    refused(lambda: check_colours("efficientnet-lite0", (3, 8, 8, 8)), "3x8x8x8", "choose classifier")
     refused(lambda: PERCEPTUAL.find("lpips")(lambda: None, torch.device("cpu")), "lpips is not installed")
     with pytest.raises(ValueError, match="perceptual: eyes is not registered here"):
         RendererSettings(perceptual="eyes")

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vqstack.codes import fingerprint
 from vqstack.disk import Lock, make_folder, on_main
 from vqstack.errors import InputError, WriteError, reason
-from vqstack.fit import CHECKPOINTS, DONE, Fit, FitSettings, load_outcome, write_outcome
-from vqstack.images import AugmentSettings, ImageSplit
+from vqstack.fit import CHECKPOINTS, DONE, Fit, FitSettings, Source, evaluate, load_outcome, write_outcome
+from vqstack.images import AugmentSettings, ImageSplit, Size
 from vqstack.metrics import Features
 from vqstack.nets import ResidualBlock, convolution, norm
 from vqstack.renderer import Distance, LayerDistance, check_colours, efficientnet_layers, pictures_of
@@ -131,17 +131,21 @@ def trained_judge(
     cache: Path,
     accelerator: Accelerator,
     settings: FitSettings | None = None,
+    *,
+    turned: bool = False,
 ) -> ImageJudge:
     """The classifier of these images: trained on ``train`` from a fixed seed, or read from the cache.
 
     Args:
-        train, validation: labelled splits; images without labels are an InputError.
+        train, validation: labelled splits; images without labels are an InputError, unless ``turned``.
         cache: one folder for each set of training images is made in it.
         accelerator: where to train and run.
         settings: of the training; default: :data:`TRAINING`, in fewer steps above 32x32 pixels, where each costs more.
+        turned: without labels learn which way an image was turned (Gidaris et al. 2018): features, and no classes.
     """
     settings = settings or _quick_enough(math.prod(train.size))
-    if train.labels is None or validation.labels is None:
+    labelled = train.labels is not None and validation.labels is not None
+    if not labelled and not turned:
         raise InputError("classifier: the images have no labels: choose --features inception, or --no-samples")
     state = {
         f"{split.name}.{name}": value
@@ -149,12 +153,12 @@ def trained_judge(
         for name, value in (("pixels", split.pixels), ("labels", split.labels))
         if value is not None
     }
-    values = int(train.source["values"])
-    recipe = json.dumps([VERSION, fingerprint(state), settings.model_dump(), values, train.num_classes])
+    values, classes = int(train.source["values"]), train.num_classes if labelled else ways_to_turn(train.size)
+    recipe = json.dumps([VERSION, fingerprint(state), settings.model_dump(), values, classes])
     folder = cache / f"classifier-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = Classifier(tuple(train.pixels.shape[1:]), values, train.num_classes)
+        network = Classifier(tuple(train.pixels.shape[1:]), values, classes)
         network.to(accelerator.device)
         if not on_main(accelerator, lambda: (folder / DONE).exists()):
             with _alone_in(folder, accelerator):
@@ -162,6 +166,34 @@ def trained_judge(
                     _train(network, train, validation, folder, accelerator, settings)
         accuracy = load_outcome(folder, network)["accuracy"]
     return ImageJudge(network, accuracy)
+
+
+def ways_to_turn(size: Size) -> int:
+    """In how many ways an image of this size can be turned: two along one axis, else four."""
+    return 2 if len(size) == 1 else 4
+
+
+def turn(pixels: Pixels, way: int) -> Pixels:
+    """Squares by so many quarters; anything else mirrored along the last axis, the one before, or both."""
+    if pixels.ndim == 4 and pixels.shape[-1] == pixels.shape[-2]:
+        return pixels.rot90(way, (-2, -1))
+    return pixels.flip([axis for bit, axis in ((1, -1), (2, -2)) if way & bit])
+
+
+class TurnedSource:
+    """Images, each turned, and which way: another one each epoch."""
+
+    def __init__(self, images: PixelSource) -> None:
+        self.images, self.ways = images, ways_to_turn(images.size)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
+        (pixels,) = self.images.batch(indices, epochs)
+        ways = (indices if epochs is None else indices + epochs) % self.ways
+        turned = [turn(image[None], way) for image, way in zip(pixels, ways.tolist(), strict=True)]
+        return torch.cat(turned), ways.to(pixels.device)
 
 
 def _quick_enough(sites: int) -> FitSettings:
@@ -203,15 +235,16 @@ def _train(
     # Beyond the edge of an image lies black; beyond that of a sound, a loud click.
     shift = AugmentSettings(shift=max(1, train.pixels.shape[-1] // 16) if train.pixels.ndim == 4 else 0)
 
-    def source(split: ImageSplit, augmentation: AugmentSettings | None = None) -> PixelSource:
-        assert split.labels is not None
-        pixels, labels = (x.to(accelerator.device) for x in (split.pixels, split.labels))
-        return PixelSource(pixels, augmentation=augmentation, given=(labels,))
+    labelled = train.labels is not None and validation.labels is not None
+
+    def source(split: ImageSplit, augmentation: AugmentSettings | None = None) -> Source:
+        pixels = split.pixels.to(accelerator.device)
+        if not labelled or split.labels is None:
+            return TurnedSource(PixelSource(pixels, augmentation=augmentation))
+        return PixelSource(pixels, augmentation=augmentation, given=(split.labels.to(accelerator.device),))
 
     Fit("classifier", network, source(train, shift), source(validation), settings, accelerator, folder).run()
-    assert validation.labels is not None
-    found = ImageJudge(network, 0.0).classes(validation.pixels)
-    accuracy = (found == validation.labels).double().mean().item()
+    accuracy = evaluate(network, source(validation), settings.batch_size, accelerator)["accuracy"]
 
     def leave() -> None:
         write_outcome(folder, network.state_dict(), {"accuracy": accuracy})

@@ -134,7 +134,7 @@ def _curves(path: Path, name: str, metric: str) -> str:
     unit, title = (BITS, name) if metric == "nats" else (1.0, f"{name}: {metric}, which is no likelihood")
     logged = [json.loads(line) for line in read_bytes(path, LARGEST).decode("utf-8").splitlines()]
     curves = {
-        part: [(row["step"], y * unit) for row in logged if math.isfinite(y := row[f"{part}/{metric}"])]
+        part: [(row["step"], y * unit) for row in logged if math.isfinite(y := row.get(f"{part}/{metric}", math.nan))]
         for part in ("train", "validation")
     }
     points = [point for curve in curves.values() for point in curve]

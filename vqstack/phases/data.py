@@ -92,7 +92,8 @@ class RunData:
 
         def classifier() -> Layers:
             train, validation = self.splits["train"], self.splits.get("validation", self.splits["train"])
-            judge = trained_judge(train, validation, self.folder / "features", self.accelerator, self.judging)
+            where = self.folder / "features", self.accelerator
+            judge = trained_judge(train, validation, *where, self.judging, turned=True)
             return judge.network.layers
 
         return PERCEPTUAL.find(kind)(classifier, self.accelerator.device)

@@ -41,7 +41,7 @@ from vqstack.phases.order import Phase, phases_of
 from vqstack.phases.pictures import picture
 from vqstack.pretrained import find_artefact
 from vqstack.reading import read_json
-from vqstack.renderer import check_perceptual
+from vqstack.renderer import check_colours
 from vqstack.reuse import START, Reused, Start, load_start, reused_levels, start_of
 from vqstack.run_folder import Images, claim, read_images
 from vqstack.run_report import REPORT, report
@@ -88,7 +88,7 @@ class Run:
             tuple(train.pixels.shape[1:]), train.num_classes, train.class_names, train.condition_shape
         )
         if config.renderer is not None:
-            check_perceptual(config.renderer.perceptual, wanted.image_shape, train.labels is not None)
+            check_colours(config.renderer.perceptual, wanted.image_shape)
         wanted.draws()  # guidance without labels is known only now
         reused = reused_levels(config, wanted, folder / "phases")
         torch.manual_seed(config.seed)  # after what only the first start of a run does

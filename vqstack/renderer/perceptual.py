@@ -163,13 +163,3 @@ def check_colours(kind: str, shape: tuple[int, ...], asked: str = "renderer.perc
         raise InputError(
             f"{asked}: {kind} knows images of 1 or 3 channels, these are {by_axis(shape)}: choose classifier"
         )
-
-
-def check_perceptual(kind: str, shape: tuple[int, ...], labelled: bool) -> None:
-    """InputError where images of a shape (c, *sites) cannot be compared so."""
-    check_colours(kind, shape)
-    if kind == "classifier" and not labelled:
-        raise InputError(
-            "renderer.perceptual: classifier learns from labels, and these images have none: choose "
-            "efficientnet-lite0 or none"
-        )
