@@ -43,8 +43,9 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> HierarchicalM
 def recipe(name: str | Path = "digits", **changes: Any) -> RunConfig:
     """The settings of a recipe: a name that ``vqstack recipes`` lists, or a YAML file; with changes to its fields.
 
-    A mapping changes fields inside a field, and of a list every entry: ``recipe("mnist", train_levels={"steps": 100})``
-    trains every level for 100 steps. InputError for what no recipe may say.
+    A list replaces that of the recipe. A mapping changes fields inside a field, and of a list every entry:
+    ``recipe("mnist", train_levels={"steps": 100})`` trains every level for 100 steps. InputError for what no recipe may
+    say.
     """
     config = read_recipe(find_recipe(str(name)))
     return changed(config, changes) if changes else config

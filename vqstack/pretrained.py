@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vqstack.disk import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
 from vqstack.reading import opened, plain_file, read_json, reading
+from vqstack.registry import Unregistered
 
 FORMAT_VERSION = 2  # 1 had no checksums; it is still read
 MAX_CONFIG, MAX_HEADER = 2**20, 2**24  # bytes; those of a model of a thousand layers are far smaller
@@ -170,6 +171,8 @@ def _checksum(described: dict[str, Any]) -> str:
 
 
 def _misfit(path: Path, error: Exception) -> InputError:
+    if isinstance(error, Unregistered):  # who registers the kind can load the model as it is
+        return InputError(f"{path}: {error}")
     reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:300]
     return InputError(f"{path} does not fit its {CONFIG} ({reason}): fetch or export the model again")
 

@@ -12,6 +12,10 @@ PLUGINS = "VQSTACK_PLUGINS"
 """Environment variable: names of modules, separated by commas, that register what is not registered yet."""
 
 
+class Unregistered(InputError):
+    """Settings name a kind that nobody has registered here."""
+
+
 class Registry(dict[str, Kind]):
     """Classes or functions by the names that settings give them. No artefact brings code: it names what it needs.
 
@@ -41,7 +45,7 @@ class Registry(dict[str, Kind]):
                 except ModuleNotFoundError as error:
                     raise InputError(f"{PLUGINS}: {error}: name modules that Python finds (PYTHONPATH)") from error
         if kind not in self:
-            raise InputError(
+            raise Unregistered(
                 f"{self.what}: {kind[:80]} is not registered here, only {', '.join(self)}: call register_{self.what}, "
                 f"or name the module that does in {PLUGINS}"
             )

@@ -106,7 +106,7 @@ def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:
         wanted, what, example = is_sound, "sounds", "WAV"
     if (mark := unfinished(folder)) is not None:
         raise InputError(f"{folder} is unfinished output of {mark.command}: finish that first, or name its files")
-    found: dict[Path, str] = {}
+    found, left = dict[Path, str](), list[str]()
     for name, problem in walk(str(folder)):
         path = Path(name)
         parts = path.relative_to(folder).parts
@@ -114,8 +114,12 @@ def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:
             raise InputError(f"{name}: {problem}: mend or remove it, or name files")
         if not problem and wanted(name) and not any(part.startswith(".") for part in parts[:-1]):
             found[path] = BETWEEN.join([*parts[:-1], stem_of(path)])
+        elif not problem:
+            left.append("/".join(parts))
     if not found:
         raise InputError(f"{folder} holds no {what}: name a folder with files such as {example}")
+    if left:
+        warn(f"{folder}: left out, being no {what} or in a hidden folder: {len(left)} files, such as {min(left)}")
     return found
 
 
