@@ -137,7 +137,9 @@ def test_its_lines_make_an_image_again():
     image = Edited.drawn(model, 3, 2, 1, sampling=vqstack.SamplingSettings(temperature=0.8))
     given = Edited.of(model, PIXELS)
     for start in (image, given):
-        edited = start.resampled(1, [(0, 1), (1, 1)], seed=7, proposals=4).exchanged(1, 2, 3, draw=True)
+        edited = start.resampled(1, [(0, 1), (1, 1)], seed=7, proposals=4)
+        held = int(edited.codes[0][0, 0, 0])
+        edited = edited.exchanged(1, held, (held + 1) % 5, draw=True)
         edited = edited.copied(2, given.codes[1], [(0, 1)], near=False).resampled(0, seed=2)
         names = {"model": model, "pixels": PIXELS}
         exec(edited.script(), names)
@@ -161,6 +163,10 @@ def test_what_is_no_site_code_or_level_is_refused():
     refused(lambda: image.resampled(1, []), "sites")
     refused(lambda: image.choices(0, (0, 0, 0)), "level")
     refused(lambda: image.copied(1, image.codes[1]), "level 1")
+    missing = next(code for code in range(5) if not (image.codes[0] == code).any())
+    refused(lambda: image.exchanged(1, missing, 0), "does not occur")
+    held = int(image.codes[0].max())
+    refused(lambda: image.exchanged(1, held, held), "stays")
     refused(lambda: Edited.of(image.model, PIXELS.expand(2, -1, -1, -1)), "2 images")
 
 

@@ -194,6 +194,7 @@ def test_edit_does_what_the_calls_do_and_its_lines_make_the_image_again(tab, ope
     tab.site(EDITED, 0, 1, 4, 4)
     tab.page.keyboard.press("ArrowDown")  # the board has the keys now
     tab.page.keyboard.press("Space")
+    assert f"code {int(opened.image(5).codes[0][0, 1, 1])}" in tab.text("[data-here]", "site 1 1")
     assert "2 of 16" in tab.text("[data-count]", "2 of")
     tab.do("resample")
     expected = start = opened.image(5)
@@ -406,9 +407,13 @@ def test_signals_of_other_kinds_are_shown_and_edited(browser, kind, tmp_path):
         tab.picture("[data-heat]", bits_picture(image, 0, nats["level-1"] * BITS))
         tab.part("Edit")
         tab.page.click("[aria-label=map] >> text=z_1")
+        tab.page.click("[data-do=keep]")
         tab.page.click("text=whole map")
         tab.do("resample")
-        tab.picture("[data-edited]", pictures.of_input(model, image.resampled(1).pixels))
+        changed = image.resampled(1)
+        tab.picture("[data-edited]", pictures.of_input(model, changed.pixels))
+        tab.do("copy")  # the codes of the image that was kept
+        tab.picture("[data-edited]", pictures.of_input(model, changed.copied(1, image.codes[0]).pixels))
         tab.part("Codebooks")
         tab.do("count")
         tab.text("[data-use]", "perplexity")

@@ -248,11 +248,13 @@ class Edited:
         return self.placed(level, {tuple(p): int(other[(0, *p)]) for p in places}, near=near, draw=draw)
 
     def exchanged(self, level: int, old: int, new: int, *, near: bool = True, draw: bool = False) -> "Edited":
-        """Wherever z_level has one code it gets another."""
+        """Wherever z_level has one code it gets another; of several codes a site, in each codebook."""
         size = self._variable(check_number(level, "level", 1, len(self.codes))).size
         for code in (old, new):
             check_number(code, "code", 0, size - 1)
         chosen = self.map(level)[0] == old
+        if old == new or not chosen.any():
+            raise InputError(f"code {old} does not occur in level {level}, or stays what it is: name another")
         changed = torch.where(chosen, new, self.map(level))
         return self._changed(level, changed, chosen, near, draw, f"exchanged({level}, {old}, {new}")
 
@@ -269,7 +271,7 @@ class Edited:
     def blended(self, other: "Edited", shares: Sequence[float], *, seed: int = 0) -> "Edited":
         """Its layout with the texture of another; see :func:`vqstack.blend`."""
         labels = self._read(len(self.codes))
-        sample = blend(self.model, self.codes, other.codes, shares, labels, seed=seed)
+        sample = blend(self.model, self.codes, other.codes, shares, labels, self.condition, seed=seed)
         codes = tuple(sample.codes[level] for level in range(1, len(self.codes) + 1))
         call = f"image = image.blended(other, {list(shares)}{_given(seed=seed or None)})"
         lines = (*other.lines, "other = image", *self.lines, call)

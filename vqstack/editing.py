@@ -19,7 +19,7 @@ from vqstack.likelihood import Known, noise
 from vqstack.model import Decoder, HierarchicalModel, Sample
 from vqstack.model_settings import SamplingSettings
 from vqstack.quantizer import Quantizer, nearest
-from vqstack.shapes import AnyCodes, Labels, Pixels, by_axis
+from vqstack.shapes import AnyCodes, Floats, Labels, Pixels, by_axis
 
 
 @torch.no_grad()
@@ -63,6 +63,7 @@ def blend(
     second: Sequence[AnyCodes],
     shares: Sequence[float],
     labels: Labels | None = None,
+    condition: Floats | None = None,
     *,
     seed: int = 0,
     sampling: SamplingSettings | None = None,
@@ -76,7 +77,7 @@ def blend(
         model: whose codes these are.
         first, second: z_1 … z_L, each [b, \*map].
         shares: from 0 (as what lies above asks for) to 1 (as in the second), one for each level, level 1 first.
-        labels: of the images, where a refiner reads them.
+        labels, condition: of the images, where a refiner reads them.
         seed: of what is drawn, and of which sites are kept.
         sampling: how, default: the model's own settings.
     """
@@ -93,7 +94,7 @@ def blend(
         kept[number] = Known(codes, sites.to(codes.device).expand(codes.shape))
     top = torch.where(kept[count].given, second[-1], first[-1])
     kept.pop(count)
-    return model.vary(top, count, labels, seed=seed, sampling=sampling, known=kept)
+    return model.vary(top, count, labels, condition, seed=seed, sampling=sampling, known=kept)
 
 
 def splice(first: AnyCodes, second: AnyCodes, box: Sequence[int]) -> AnyCodes:

@@ -13,7 +13,7 @@ from vqstack.explorer.pictures import address, laid_out, scale_of
 Tool: TypeAlias = Literal["brush", "rectangle"]
 KEYS = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
 TAKEN = f"""(event) => {{
-    if ({[*KEYS, " ", "Enter"]}.includes(event.key)) {{ event.preventDefault(); emit(event.key, event.shiftKey); }}
+    if ({[*KEYS, " ", "Enter"]}.includes(event.key)) {{ event.preventDefault(); emit(event.key); }}
 }}"""
 """Keys that the board takes; Tab and all others stay the browser's."""
 
@@ -137,7 +137,7 @@ class Board:
         self.choose(base | area if self._drag.adding else base - area)
 
     def _key(self, event: events.GenericEventArguments) -> None:
-        key, _ = event.args
+        key = event.args
         if key in KEYS:
             row, column = (a + b for a, b in zip(self._place(self.cursor), KEYS[key], strict=True))
             site = row * self.columns + column

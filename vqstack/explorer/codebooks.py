@@ -13,7 +13,6 @@ from vqstack.explorer.look import title_of
 from vqstack.explorer.pictures import address, of_input, of_patch
 from vqstack.quantizer import usage
 
-COLUMNS = 16
 TILE = 24  # pixels of a code in the sheet
 
 
@@ -26,6 +25,7 @@ class Codebooks:
         names = {level: title_of(desk, level) for level in range(1, desk.opened.levels + 1)}
         with ui.row():
             self.level = ui.toggle(names, value=1).props('aria-label="level"')
+            self.level.on_value_change(self._count)
             ui.button("count codes", on_click=self._count).props('data-do="count"')
         self.said = ui.label("").props('aria-live=polite data-use=""')
         with ui.row().classes("items-start"):
@@ -66,7 +66,9 @@ class Codebooks:
         use, opened = self.use, self.desk.opened
         if use is None:
             return
-        near = await opened.compute(lambda: neighbours(opened.model, use.level, row))
+        near = await self.desk.quietly(lambda: neighbours(opened.model, use.level, row))
+        if near is None:
+            return
         self.about.clear()
         with self.about:
             count, every = int(use.counts[row]), int(use.counts.sum())

@@ -55,7 +55,8 @@ class Compressing:
         with TemporaryDirectory() as folder:
             files = dict[Path, str]()
             for number, file in enumerate(event.files):
-                path = Path(folder) / Path(file.name).name
+                path = Path(folder) / str(number) / Path(file.name).name
+                path.parent.mkdir()
                 await file.save(path)
                 files[path] = path.stem if safe_stem(path.stem) else f"image{number}"
             made = await self.desk.run(lambda: self._compressed(files))
@@ -81,7 +82,7 @@ class Compressing:
         try:
             return Compressed(BlockCodec(self.desk.opened.model), files)
         except InputError as error:
-            raise InputError(str(error).replace(f"{next(iter(files)).parent}/", "")) from error
+            raise InputError(str(error).replace(f"{next(iter(files)).parents[1]}/", "")) from error
 
     @staticmethod
     def _bytes(bits: dict) -> str:

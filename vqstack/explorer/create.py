@@ -84,7 +84,9 @@ class Create:
 
     def _conditions(self, wanted: ConditionSettings) -> None:
         """Fields for what the model is given: a text, where it was trained with an encoder of texts, or a file."""
-        self.text = ui.input("text").classes("wide") if wanted.text is not None else None
+        if wanted.text is not None:
+            text = ui.input("text").classes("wide").props("debounce=600")
+            text.on_value_change(lambda event: self._text_written(event.value or ""))
         shape = by_axis(wanted.shape)
         field = ui.upload(label=f".npy of {shape} floats", on_upload=self._condition_file, max_file_size=2**20)
         field.props('auto-upload flat bordered data-condition=""').classes("wide")
@@ -101,12 +103,15 @@ class Create:
             self.condition, self.given = found, condition_lines(f"np.load({name!r})", found)
             self.told.set_text(f"given: {name}")
 
-    def _told_text(self) -> None:
-        """The floats of the text, where one was written."""
+    def _text_written(self, text: str) -> None:
+        """A text takes the place of what was given before; without it nothing is given."""
         settings = self.model.condition
-        if settings is not None and settings.text is not None and self.text is not None and self.text.value:
-            self.condition = torch.from_numpy(encode_texts(settings.text, [self.text.value]))
-            self.given = condition_lines(f"encode_texts(model.settings.condition.text, [{self.text.value!r}])", None)
+        assert settings is not None and settings.text is not None
+        self.condition, self.given = None, []
+        self.told.set_text(f"given: {text}" if text else "nothing is given yet")
+        if text:
+            self.condition = torch.from_numpy(encode_texts(settings.text, [text]))
+            self.given = condition_lines(f"encode_texts(model.settings.condition.text, [{text!r}])", None)
 
     def sampling(self) -> SamplingSettings:
         """What the fields say, beside what else the model's own settings have."""
@@ -124,7 +129,6 @@ class Create:
         num, seed = int(self.num.value or 1), int(self.seed.value or 0)
 
         def drawn() -> list[Edited]:
-            self._told_text()
             images = Edited.gallery(
                 self.model, num, seed, label=label, condition=self.condition, sampling=self.sampling()
             )
@@ -146,6 +150,7 @@ class Create:
     def _blends(self) -> None:
         split = self.desk.opened.split
         self.second = ui.number("test image", value=1, min=0, max=len(split) - 1 if split else 0, precision=0)
+        self.second.set_visibility(split is not None)
         self.shares = []
         for level in range(1, self.desk.opened.levels + 1):
             ui.label(f"share of level {level} that is the other's")
@@ -154,9 +159,12 @@ class Create:
         ui.button("blend", on_click=self._blend).props('data-do="blend"')
 
     async def _blend(self) -> None:
-        image, number, shares = self.desk.opened_image(), int(self.second.value or 0), [s.value for s in self.shares]
+        image, shares, other = (
+            self.desk.opened_image(),
+            [s.value for s in self.shares],
+            self.desk.second(self.second.value),
+        )
         if image is not None:
-            other = partial(self.desk.opened.image, number)
             await self._make(lambda: [image.blended(other(), list(map(float, shares)), seed=seed) for seed in range(4)])
 
     async def _make(self, work: Callable[[], list[Edited]]) -> None:
@@ -171,12 +179,12 @@ class Create:
         self.gallery.clear()
         with self.gallery:
             for number, (image, bits) in enumerate(found):
-                name = "" if image.labels is None else self.desk.opened.classes.get(int(image.labels), "")
+                name = "" if image.labels is None else f"{self.desk.opened.classes.get(int(image.labels), '')}, "
                 with ui.button(on_click=partial(self._take, image)).props("flat no-caps") as button:
-                    button.props(f'data-made={number} aria-label="image {number}, {name}, {bits:,.0f} bits"')
+                    button.props(f'data-made={number} aria-label="image {number}, {name}{bits:,.0f} bits"')
                     with ui.column().classes("items-center gap-0"):
                         ui.image(address(of_input(self.model, image.pixels))).classes("thumb")
-                        ui.label(f"{name} {bits:,.0f} bits")
+                        ui.label(f"{name}{bits:,.0f} bits")
 
     def _take(self, image: Edited) -> None:
         self.desk.begin(image)

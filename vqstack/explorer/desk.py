@@ -27,6 +27,7 @@ class Desk:
         self.opened, self.client = opened, client
         self.past, self.future = list[Edited](), list[Edited]()
         self.image: Edited | None = None
+        self.other: Edited | None = None  # kept to copy from, and to blend with
         self.watching = list[Callable[[], None]]()
         self.busy = ui.linear_progress(show_value=False).props('indeterminate aria-label="computing"')
         self.busy.set_visibility(False)
@@ -38,8 +39,7 @@ class Desk:
 
     async def run(self, work: Callable[[], Result]) -> Result | None:
         """A computation while which the tab shows that it waits; None where it came to nothing, which is said."""
-        if self.busy.visible:
-            self.say("still computing: wait until the line at the top is gone")
+        if not self.free():
             return None
         self.busy.set_visibility(True)
         problem, found = "", None
@@ -56,6 +56,12 @@ class Desk:
         if problem:
             self.say(problem, "negative")
         return found
+
+    def free(self) -> bool:
+        """Whether nothing is computed; a word otherwise."""
+        if self.busy.visible:
+            self.say("still computing: wait until the line at the top is gone")
+        return not self.busy.visible
 
     def say(self, text: str, kind: Literal["info", "warning", "negative"] = "info") -> None:
         """A word to the person, which stays for ten seconds or until it is closed."""
@@ -85,6 +91,19 @@ class Desk:
         self.past, self.future = [], []
         self.put(image)
 
+    async def quietly(self, work: Callable[[], Result]) -> Result | None:
+        """A computation that is over in a moment, beside others; None where it came to nothing, which is said."""
+        try:
+            return await self.opened.compute(work)
+        except InputError as error:
+            self.say(str(error), "negative")
+            return None
+
+    def second(self, number: float | None) -> Callable[[], Edited]:
+        """The image that is kept as the other one, else a test image."""
+        other = self.other
+        return (lambda: other) if other is not None else (lambda: self.opened.image(int(number or 0)))
+
     def opened_image(self) -> Edited | None:
         """The image, or a word that there is none."""
         if self.image is None:
@@ -99,12 +118,12 @@ class Desk:
 
     def undo(self) -> None:
         """Back to what was before the last change."""
-        if self.past and self.image is not None:
+        if self.past and self.image is not None and self.free():
             self.future.append(self.image)
             self.put(self.past.pop())
 
     def redo(self) -> None:
         """The change that was undone."""
-        if self.future and self.image is not None:
+        if self.future and self.image is not None and self.free():
             self.past.append(self.image)
             self.put(self.future.pop())

@@ -28,6 +28,7 @@ class Edit:
         with ui.row().classes("items-start"):
             with ui.column():
                 self.place = ui.column()
+                self.here = ui.label("").props("aria-live=polite data-here=''")
                 self.count = ui.label("no site chosen").props("aria-live=polite data-count=''")
                 self._tools()
             with ui.column():
@@ -64,7 +65,7 @@ class Edit:
         self.place.clear()
         with self.place:
             ui.label(title_of(self.desk, self.level)).classes("font-medium")
-            self.board = Board(f"edit {title_of(self.desk, self.level)}", shape, chain, chosen=self._counted)
+            self.board = Board(f"edit {title_of(self.desk, self.level)}", shape, chain, self._tell, self._counted)
         self.board.tool = self.tool
         self._counted()
 
@@ -74,7 +75,15 @@ class Edit:
         shape = model.stack.variables[self.level].shape
         return (shape, bool(model.stack.level(self.level).quantizer.chain)) if self.level else (shape[1:], False)
 
+    async def _tell(self, site: int) -> None:
+        """What the site that is pointed at holds."""
+        image, (shape, _) = self.desk.image, self._shape()
+        place = " ".join(str(int(n)) for n in np.unravel_index(site, shape))
+        held = image.map(self.level).flatten()[site] if image is not None and self.level else None
+        self.here.set_text(f"site {place}" + ("" if held is None else f": code {int(held)}"))
+
     def _counted(self) -> None:
+        self.offered.clear()  # they were another site's
         found = len(self.board.selected)
         self.count.set_text(f"{found} of {self.board.sites} sites chosen" if found else "no site chosen")
 
@@ -116,7 +125,7 @@ class Edit:
         with ui.row():
             split = desk.opened.split
             self.number = ui.number("test image", value=1, min=0, max=len(split) - 1 if split else 0, precision=0)
-            self.number.classes("number")
+            self.number.classes("number").set_visibility(split is not None)
             ui.button("copy its codes here", on_click=self._copy).props('data-do="copy" outline')
         with ui.row():
             self.old = ui.number("code", value=0, min=0, precision=0).classes("number")
@@ -171,9 +180,8 @@ class Edit:
         if not self.level:
             self.desk.say("pixels are not copied: choose a map of codes", "warning")
             return
-        level, sites, number, how = self.level, self.sites, int(self.number.value or 0), self._how
-        opened = self.desk.opened
-        await self.desk.change(lambda image: image.copied(level, opened.image(number).map(level), sites, **how))
+        level, sites, how, other = self.level, self.sites, self._how, self.desk.second(self.number.value)
+        await self.desk.change(lambda image: image.copied(level, other().map(level), sites, **how))
 
     async def _exchange(self) -> None:
         if not self.level:
@@ -188,6 +196,13 @@ class Edit:
         with ui.row():
             ui.button("undo", on_click=self.desk.undo).props('data-do="undo" flat')
             ui.button("redo", on_click=self.desk.redo).props('data-do="redo" flat')
+        ui.button("keep it as the other image", on_click=self._keep).props('data-do="keep" flat')
+        ui.label("to copy codes from, and to blend with, in place of a test image").classes("note")
+
+    def _keep(self) -> None:
+        if (image := self.desk.opened_image()) is not None:
+            self.desk.other = image
+            self.desk.say("kept: copy and blend take it as the other image")
 
     def _small(self, level: int) -> Board:
         variable = self.desk.opened.model.stack.variables[level]
@@ -200,6 +215,7 @@ class Edit:
         """Show another image."""
         image, before = self.desk.image, self.desk.before
         assert image is not None
+        self.offered.clear()
         picture = of_input(image.model, image.pixels)
         self.picture.set_source(address(picture))
         if self.sound is not None:

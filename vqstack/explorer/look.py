@@ -94,6 +94,9 @@ class Look:
         if not self.seen or image is None or image is self.shown:
             return
         self.shown, self.bits = image, {}
+        for shown in (self.heat, *self.kept.values()):
+            shown.set_source("")
+        self.ledger.rows = []
         self.pixels.set_source(address(of_input(image.model, image.pixels)))
         if self.sound is not None:
             self.sound.set_source(heard(image.model, image.pixels))
@@ -110,6 +113,9 @@ class Look:
             nats = image.model.code_lengths_by_site(image.pixels, list(image.codes), image.labels, image.condition)
             return kept, {row: found * BITS for row, found in nats.items()}
 
+        if self.desk.busy.visible:  # after what is computed now
+            ui.timer(0.3, self._computed, once=True)
+            return
         found = await self.desk.run(work)
         if found is None or self.desk.image is not image:
             return
@@ -140,6 +146,7 @@ class Look:
                 "xAxis": {"type": "value", "name": "bits"},
                 "yAxis": {"type": "category", "data": [*bits][::-1]},
                 "grid": {"containLabel": True},
+                "textStyle": {"color": "#888"},
                 "series": [{"type": "bar", "data": [round(count, 2) for count in bits.values()][::-1]}],
             }
         )
@@ -165,7 +172,8 @@ class Look:
         code = int(image.map(level).flatten()[site])
         row = int(quantizer.rows(image.map(level)).flatten()[site])
         bits = self.bits[self._row(level)].flatten()[site] if self.bits else None
-        use = await self.desk.opened.compute(lambda: self.desk.opened.use(level))
+        if (use := await self.desk.quietly(lambda: self.desk.opened.use(level))) is None:
+            return
         said = f"level {level}, site {' '.join(str(int(n)) for n in place)}: code {code}"
         said += "" if bits is None else f", {float(bits):.2f} bits"
         self.told.set_text(f"{said}; {int(use.counts[row])} of {use.rows.numel()} codes looked at. Its mean pixels:")

@@ -31,7 +31,7 @@ class Opened:
     """
 
     def __init__(self, run: Path) -> None:
-        self.run, self.artefact = run, find_artefact(run)
+        self.run, self.artefact = run.resolve(), find_artefact(run)  # the lines of Python run in any folder
         self.model: HierarchicalModel = HierarchicalModel.from_pretrained(self.artefact)
         self._stamp = self._look()
         self._lock = threading.Lock()
@@ -62,7 +62,7 @@ class Opened:
     @property
     def name(self) -> str:
         """What the page calls it."""
-        return self.run.resolve().name
+        return self.run.name
 
     @property
     def levels(self) -> int:
@@ -91,7 +91,11 @@ class Opened:
         label = None if part.labels is None or not self.model.classes else int(part.labels[0])
         condition = None if self.model.condition is None else part.condition
         line = f'pixels = vqstack.split_of_run({str(self.run)!r}, "test").pixels[{number}:{number + 1}]'
-        return self._from(part.pixels, label, condition, line)
+        lines = [line]
+        if condition is not None:
+            given = f'vqstack.split_of_run({str(self.run)!r}, "test").condition[{number}:{number + 1}]'
+            lines.append(f"condition = {given}")
+        return self._from(part.pixels, label, condition, *lines)
 
     def file(self, path: Path, name: str) -> Edited:
         """An image of a file that a person calls ``name``; its class is the one that makes it shortest."""
@@ -101,10 +105,10 @@ class Opened:
             raise InputError(str(error).replace(str(path), name)) from error
         return self._from(pixels, None, None, f"pixels = vqstack.read_images({str(self.run)!r}, [{name!r}])")
 
-    def _from(self, pixels: Pixels, label: int | None, condition: torch.Tensor | None, line: str) -> Edited:
+    def _from(self, pixels: Pixels, label: int | None, condition: torch.Tensor | None, *lines: str) -> Edited:
         if self.model.condition is not None and condition is None:
             raise InputError(f"this model is given {self.model.condition.name} with each image: take a test image")
-        return Edited.of(self.model, pixels, label, condition).after([line])
+        return Edited.of(self.model, pixels, label, condition).after(lines)
 
     def use(self, level: int) -> CodeUse:
         """How the codes of a level are used, counted once; see :attr:`counted`."""

@@ -51,7 +51,7 @@ class Chooser:
             ui.button("draw one", on_click=self._sample).props('data-do="drawn"')
             own = ui.upload(on_upload=self._file, on_rejected=lambda: too_large(desk), max_file_size=LARGEST)
             own.props('auto-upload flat bordered label="own file" data-own=""').classes("wide")
-        self.said = ui.label("No image is open yet: take a test image, draw one, or drop a file of your own.")
+        self.said = ui.label("No image is open yet: open one of the test split, draw one, or drop a file of your own.")
         self.said.props('aria-live=polite data-open=""')
         desk.watching.append(self.fresh)
 
@@ -135,6 +135,6 @@ def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> N
         reload=False,
         show_welcome_message=False,
         on_air=share or None,
-        reconnect_timeout=30,
+        reconnect_timeout=600,  # a laptop that slept finds its image again
         favicon="🧩",
     )
