@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 from nicegui import background_tasks, events, ui
@@ -10,7 +9,6 @@ from PIL import Image
 
 from vqstack.explorer.pictures import address, laid_out, scale_of
 
-Tool: TypeAlias = Literal["brush", "rectangle"]
 KEYS = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
 TAKEN = f"""(event) => {{
     if ({[*KEYS, " ", "Enter"]}.includes(event.key)) {{ event.preventDefault(); emit(event.key); }}

@@ -88,7 +88,12 @@ class Create:
             text = ui.input("text").classes("wide").props("debounce=600")
             text.on_value_change(lambda event: self._text_written(event.value or ""))
         shape = by_axis(wanted.shape)
-        field = ui.upload(label=f".npy of {shape} floats", on_upload=self._condition_file, max_file_size=2**20)
+        field = ui.upload(
+            label=f".npy of {shape} floats",
+            on_upload=self._condition_file,
+            on_rejected=lambda: self.desk.say("that file is larger than 1 MB: give the floats of one image", "warning"),
+            max_file_size=2**20,
+        )
         field.props('auto-upload flat bordered data-condition=""').classes("wide")
         self.told = ui.label("nothing is given yet").props('aria-live=polite data-given=""')
 
@@ -103,15 +108,19 @@ class Create:
             self.condition, self.given = found, condition_lines(f"np.load({name!r})", found)
             self.told.set_text(f"given: {name}")
 
-    def _text_written(self, text: str) -> None:
+    async def _text_written(self, text: str) -> None:
         """A text takes the place of what was given before; without it nothing is given."""
         settings = self.model.condition
         assert settings is not None and settings.text is not None
+        encoder = settings.text
         self.condition, self.given = None, []
-        self.told.set_text(f"given: {text}" if text else "nothing is given yet")
-        if text:
-            self.condition = torch.from_numpy(encode_texts(settings.text, [text]))
+        self.told.set_text("nothing is given yet")
+        if not text:
+            return
+        self.condition = await self.desk.run(lambda: torch.from_numpy(encode_texts(encoder, [text])))
+        if self.condition is not None:
             self.given = condition_lines(f"encode_texts(model.settings.condition.text, [{text!r}])", None)
+            self.told.set_text(f"given: {text}")
 
     def sampling(self) -> SamplingSettings:
         """What the fields say, beside what else the model's own settings have."""
@@ -159,13 +168,10 @@ class Create:
         ui.button("blend", on_click=self._blend).props('data-do="blend"')
 
     async def _blend(self) -> None:
-        image, shares, other = (
-            self.desk.opened_image(),
-            [s.value for s in self.shares],
-            self.desk.second(self.second.value),
-        )
+        image, other = self.desk.opened_image(), self.desk.second(self.second.value)
+        shares = [float(slider.value) for slider in self.shares]
         if image is not None:
-            await self._make(lambda: [image.blended(other(), list(map(float, shares)), seed=seed) for seed in range(4)])
+            await self._make(lambda: [image.blended(other(), shares, seed=seed) for seed in range(4)])
 
     async def _make(self, work: Callable[[], list[Edited]]) -> None:
         """Fill the gallery, each image with its bits."""
