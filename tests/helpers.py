@@ -114,3 +114,17 @@ def program(path):
 def main(path, *arguments):
     """A recipe or a tool in this process."""
     program(path).main([str(argument) for argument in arguments])
+
+
+def text_encoder(folder):
+    """A transformer of one block with random weights, as transformers stores it; its folder."""
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "dark", "square"]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    torch.manual_seed(0)
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder

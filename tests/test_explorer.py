@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, refused
-from PIL import Image
+from helpers import TINY, refused, text_encoder
+from PIL import Image, ImageSequence
 
 import vqstack
 from vqstack import Edited
 from vqstack.codec.blocks import BlockCodec
 from vqstack.images import save_png
+from vqstack.texts import TextSettings, encode_texts
 
 ui = pytest.importorskip("nicegui", reason="the page needs nicegui: pip install 'vqstack[explore]'")
 sync_api = pytest.importorskip(
@@ -260,6 +261,59 @@ def test_rectangles_pixels_and_drawn_maps(tab, opened):
 
 
 @browsing
+def test_keys_choose_rectangles_and_undo(tab, opened):
+    tab.open(2)
+    tab.part("Edit")
+    tab.page.click("text=z_1, 4x4 of 8 codes >> visible=true")
+    tab.page.focus(tab.board(EDITED))
+    for key in ("ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown", "Shift+ArrowDown", "Shift+ArrowUp"):
+        tab.page.keyboard.press(key)
+    tab.text("[data-count]", "4 of 16")
+    tab.do("resample")
+    start = opened.image(2)
+    expected = start.resampled(1, [(row, column) for row in (0, 1) for column in (1, 2)], seed=0)
+    tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
+    tab.page.keyboard.press("Control+z")
+    tab.picture("[data-edited]", pictures.of_input(opened.model, start.pixels))
+    tab.page.keyboard.press("Control+Shift+z")
+    tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
+    assert tab.text("[data-open]", "open") == f"open: test image 2, class {int(start.labels)}, 1 change"
+
+
+@browsing
+def test_a_page_that_is_loaded_again_has_its_image_and_its_past(tab, browser, address, opened):
+    tab.open(3)
+    tab.part("Edit")
+    tab.page.click("text=whole map")
+    tab.do("resample")
+    tab.page.reload()
+    tab.text("[data-open]", "test image 3, class [0-9], 1 change")
+    tab.part("Edit")
+    changed = opened.image(3).resampled(2, seed=0)
+    tab.picture("[data-edited]", pictures.of_input(opened.model, changed.pixels))
+    tab.do("undo")
+    tab.picture("[data-edited]", pictures.of_input(opened.model, opened.image(3).pixels))
+    other = Tab(browser, address)
+    assert "No image" in other.page.inner_text("[data-open]")
+    other.close()
+
+
+@browsing
+def test_numbers_that_do_not_fit_are_refused_and_stay(tab):
+    field = "[aria-label='test image'] >> nth=0"
+    for wrong in ("297", "-1", "1.5", ""):
+        tab.page.fill(field, wrong)
+        tab.page.click("[data-do=test]")
+        tab.said("test image", "0 … 296")
+        assert tab.page.input_value(field) == wrong
+    assert "No image" in tab.page.inner_text("[data-open]")
+    tab.part("Generate")
+    tab.page.fill("[aria-label='temperature, prior']", "-1")
+    tab.do("sample")
+    tab.said("temperature, prior", "0 or more")
+
+
+@browsing
 def test_generate_draws_varies_and_blends(tab, opened):
     tab.open(4)
     tab.part("Generate")
@@ -313,6 +367,10 @@ def test_compress_gives_files_both_ways_and_shows_their_beginnings(tab, opened, 
     back = zipfile.ZipFile(io.BytesIO(tab.download("back")))
     for path in paths:
         assert Image.open(io.BytesIO(back.read(path.name))).tobytes() == Image.open(path).tobytes()
+    (tmp_path / "both.vqs").write_bytes(made.content)
+    tab.page.set_input_files("[data-drop] input[type=file]", tmp_path / "both.vqs")
+    tab.text("[data-size]", f"^1 files.*{len(made.content):,} bytes as given, {len(made.content):,} compressed")
+    assert tab.download("compressed") == made.content
     slider = tab.page.locator("[data-bytes]").bounding_box()
     tab.page.mouse.click(slider["x"] + 0.97 * slider["width"], slider["y"] + slider["height"] / 2)
     size = int(re.findall("^[0-9,]+", tab.text("[data-level]", "guessed|few"))[0].replace(",", ""))
@@ -329,6 +387,10 @@ def test_wrong_and_huge_files_are_refused_by_name(tab, tmp_path):
     tab.said("broken.png", "cannot be read")
     tab.page.set_input_files("[data-own] input[type=file]", tmp_path / "huge.png")
     tab.said("16 MB")
+    (tmp_path / "broken.vqs").write_bytes(b"nothing")
+    tab.part("Compress")
+    tab.page.set_input_files("[data-drop] input[type=file]", tmp_path / "broken.vqs")
+    tab.said("broken.vqs")
     tab.part("Edit")
     tab.do("resample")
     tab.said("choose sites first")
@@ -389,6 +451,7 @@ def untrained(folder, shape, maps, geometry=None, quantizer=None, **changes):
 SIGNALS = {
     "sound": ((1, 64), [(16,), (4,)], {"rate": 8000}, {}),
     "volume": ((1, 4, 4, 4), [(2, 2, 2), (1, 1, 1)], {}, {}),
+    "video": ((3, 4, 8, 8), [(2, 2, 2), (1, 1, 1)], {"rate": 5}, {}),
     "two codes": ((3, 4, 4), [(2, 2), (1, 1)], {}, {"kind": "residual", "codes": 2}),
 }
 
@@ -403,6 +466,11 @@ def test_signals_of_other_kinds_are_shown_and_edited(browser, kind, tmp_path):
         image = Edited.drawn(model)
         tab.picture("[data-image]", pictures.of_input(model, image.pixels))
         assert (tab.page.locator("audio >> visible=true").count() == 1) == (kind == "sound")
+        if kind == "video":
+            clip = tab.page.get_attribute("[data-clip] img >> nth=0", "src")
+            frames = ImageSequence.Iterator(Image.open(io.BytesIO(base64.b64decode(clip.partition(",")[2]))))
+            wanted = [pictures.of_input(model, frame[None]) for frame in image.pixels[0].unbind(1)]
+            assert all(np.array_equal(one.convert("RGB"), other) for one, other in zip(frames, wanted, strict=True))
         nats = model.code_lengths_by_site(image.pixels, list(image.codes))
         tab.picture("[data-heat]", bits_picture(image, 0, nats["level-1"] * BITS))
         tab.part("Edit")
@@ -441,6 +509,23 @@ def test_floats_that_a_model_is_given_come_from_a_file(browser, tmp_path):
         names = {}
         exec(tab.download("python").decode(), names)
         assert torch.equal(names["image"].pixels, wanted.pixels)
+        tab.close()
+
+
+@browsing
+def test_a_text_that_a_model_is_given_is_written_in(browser, tmp_path):
+    text = {"name": str(text_encoder(tmp_path / "encoder")), "length": 8}
+    given = {"condition": {"kind": "vector", "name": "caption", "shape": [8], "text": text}}
+    model = untrained(tmp_path / "model", (1, 4, 4), [(2, 2), (1, 1)], **given, prior={"condition": True})
+    with served(tmp_path / "model") as address:
+        tab = Tab(browser, address)
+        tab.part("Generate")
+        tab.page.fill("[aria-label=text]", "a red square")
+        tab.text("[data-given]", "given: a red square")
+        tab.do("sample")
+        told = torch.from_numpy(encode_texts(TextSettings(**text), ["a red square"]))
+        wanted = Edited.gallery(model, 8, condition=told, sampling=model.settings.sampling)[7]
+        tab.picture("[data-made='7']", pictures.of_input(model, wanted.pixels))
         tab.close()
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import toy, trained
+from helpers import text_encoder, toy, trained
 from PIL import Image
 
 from vqstack.commands import generate
@@ -17,21 +17,10 @@ from vqstack.errors import InputError
 from vqstack.images import load_splits
 from vqstack.texts import TextSettings, encode_texts
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "dark", "square"]
-
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A transformer of one block with random weights, as transformers stores it."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    torch.manual_seed(0)
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    config = transformers.BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **sizes)
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
+    return text_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def test_a_text_is_the_same_vector_in_any_company(encoder):

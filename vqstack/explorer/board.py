@@ -7,11 +7,14 @@ import numpy as np
 from nicegui import background_tasks, events, ui
 from PIL import Image
 
-from vqstack.explorer.pictures import address, laid_out, scale_of
+from vqstack.explorer.pictures import COLUMNS, address, laid_out, scale_of
 
 KEYS = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
 TAKEN = f"""(event) => {{
-    if ({[*KEYS, " ", "Enter"]}.includes(event.key)) {{ event.preventDefault(); emit(event.key); }}
+    if ({[*KEYS, " ", "Enter"]}.includes(event.key)) {{
+        event.preventDefault();
+        emit([event.key, event.shiftKey]);
+    }}
 }}"""
 """Keys that the board takes; Tab and all others stay the browser's."""
 
@@ -34,6 +37,7 @@ class Board:
         chain: whether the first axis counts the codes of a site.
         told: called with the number of a site that is pointed at.
         chosen: called when other sites are chosen; None: none can be.
+        columns, cell: in which sites are laid out, and pixels of one; default: so that it is as large as others.
     """
 
     def __init__(
@@ -43,22 +47,28 @@ class Board:
         chain: bool = False,
         told: Callable[[int], Coroutine] | None = None,
         chosen: Callable[[], None] | None = None,
+        columns: int = COLUMNS,
+        cell: int = 0,
     ) -> None:
         self.name, self.told, self.chosen = name, told, chosen
         self.sites = int(np.prod(shape))
-        self.rows, self.columns = laid_out(shape, chain)
-        self.cell = scale_of((self.rows, self.columns))
+        self.rows, self.columns = laid_out(shape, chain, columns)
+        self.cell = cell or scale_of((self.rows, self.columns))
         self.selected, self.marked, self.cursor, self.tool = set[int](), set[int](), 0, "brush"
+        self.focused = False
         self._drag: Drag | None = None
         blank = Image.new("RGB", (self.columns * self.cell, self.rows * self.cell))
         doings = ["mousedown", "mousemove", "mouseup", "mouseleave"]
         self.image = ui.interactive_image(address(blank), on_mouse=self._mouse, events=doings)
-        how = "arrow keys move" + (", space chooses a site" if chosen else "")
-        self.image.props(f'tabindex=0 role=application aria-label="{name}; {how}" data-board="{name}"')
-        self.image.classes("board")
+        self.image.classes("board").props(f'data-board="{name}"')
+        if told is None and chosen is None:  # a picture: nothing to do here
+            self.image.props(f'role=img aria-label="{name}"')
+            return
+        how = "arrow keys move" + (", space chooses a site, with shift a rectangle" if chosen else "")
+        self.image.props(f'tabindex=0 role=application aria-label="{name}; {how}"')
         self.image.on("keydown", self._key, js_handler=TAKEN)
-        self.image.on("focus", self._draw)
-        self._draw()
+        self.image.on("focus", lambda: self._focus(True))
+        self.image.on("blur", lambda: self._focus(False))
 
     def show(self, picture: Image.Image) -> None:
         """Another picture, stretched over the sites."""
@@ -78,6 +88,11 @@ class Board:
         self.marked = sites
         self._draw()
 
+    def _focus(self, focused: bool) -> None:
+        """Show where the keys are; a rectangle that they began ends with them."""
+        self.focused, self._drag = focused, self._drag if focused else None
+        self._draw()
+
     def _place(self, site: int) -> tuple[int, int]:
         return divmod(site, self.columns)
 
@@ -93,8 +108,9 @@ class Board:
         marked = [square(n, f'fill="none" stroke="#ff9800" stroke-width="{thick}"') for n in sorted(self.marked)]
         style = f'fill="white" fill-opacity="0.35" stroke="white" stroke-width="{thick}"'
         chosen = [square(n, style) for n in sorted(self.selected)]
-        keys = square(self.cursor, f'fill="none" stroke="black" stroke-dasharray="4" stroke-width="{thick}"')
-        self.image.set_content("".join([*marked, *chosen, keys]))
+        style = f'fill="none" stroke="black" stroke-dasharray="4" stroke-width="{thick}"'
+        keys = [square(self.cursor, style)] * self.focused
+        self.image.set_content("".join([*marked, *chosen, *keys]))
 
     def _site(self, x: float, y: float) -> tuple[int, int]:
         row = min(self.rows - 1, max(0, int(y // self.cell)))
@@ -112,16 +128,16 @@ class Board:
         if event.type == "mousedown" or (event.type == "mousemove" and site != self.cursor):
             self.cursor = site
             if self._drag is not None and self.chosen is not None:
-                self._paint(place)
+                self._paint(place, self.tool == "rectangle")
             self._tell()
 
     def _tell(self) -> None:
         if self.told is not None:
             background_tasks.create(self.told(self.cursor))
 
-    def _paint(self, place: tuple[int, int]) -> None:
+    def _paint(self, place: tuple[int, int], rectangle: bool) -> None:
         assert self._drag is not None
-        if self.tool == "rectangle":
+        if rectangle:
             rows, columns = (sorted(pair) for pair in zip(self._drag.start, place, strict=True))
             area = {
                 r * self.columns + c
@@ -135,13 +151,19 @@ class Board:
         self.choose(base | area if self._drag.adding else base - area)
 
     def _key(self, event: events.GenericEventArguments) -> None:
-        key = event.args
+        key, shift = event.args
         if key in KEYS:
+            if not shift:
+                self._drag = None
+            elif self._drag is None:
+                self._drag = Drag(self._place(self.cursor), True, set(self.selected))
             row, column = (a + b for a, b in zip(self._place(self.cursor), KEYS[key], strict=True))
             site = row * self.columns + column
             if 0 <= row < self.rows and 0 <= column < self.columns and site < self.sites:
                 self.cursor = site
                 self._draw()
+            if shift and self.chosen is not None:
+                self._paint(self._place(self.cursor), True)
         elif self.chosen is not None:
             self.choose(self.selected ^ {self.cursor})
         self._tell()

@@ -13,7 +13,7 @@ from vqstack.explorer.look import title_of
 from vqstack.explorer.pictures import address, of_input, of_patch
 from vqstack.quantizer import usage
 
-TILE = 24  # pixels of a code in the sheet
+COLUMNS, TILE = 16, 24  # codes of a row of the sheet, and pixels of a code
 
 
 class Codebooks:
@@ -46,7 +46,9 @@ class Codebooks:
         )
         self.sheet.clear()
         with self.sheet:
-            self.board = Board(f"codebook of level {level}", (len(use.counts),), told=self._tell)
+            name, shape = f"codebook of level {level}", (len(use.counts),)
+            self.board = Board(name, shape, told=self._tell, columns=COLUMNS, cell=TILE)
+            self.board.image.style(f"max-width: {self.board.columns * TILE}px")
             self.board.show(self._sheet(use))
 
     def _sheet(self, use: CodeUse) -> Image.Image:
@@ -105,4 +107,4 @@ class Codebooks:
             ui.image(address(picture)).classes("thumb")
 
     async def _open(self, image: int) -> None:
-        await self.desk.start(lambda: self.desk.opened.image(image))
+        await self.desk.start(f"test image {image}", lambda: self.desk.opened.image(image))

@@ -1,7 +1,6 @@
 """Compress: a file becomes one of the codec; its bits by row, its beginning decoded, and all of it back."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from nicegui import events, ui
 
@@ -10,6 +9,7 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.pictures import safe_stem
 from vqstack.errors import InputError
 from vqstack.explorer.desk import Desk
+from vqstack.explorer.fields import sent
 from vqstack.explorer.files import Compressed, zipped
 from vqstack.explorer.look import title_of
 from vqstack.explorer.pictures import address, of_input, stored
@@ -30,7 +30,7 @@ class Compressing:
             on_multi_upload=self._take,
             on_rejected=lambda: too_large(desk),
             max_total_size=LARGEST,
-            label="images, or what else the model knows",
+            label="images, or what else the model knows; or a compressed file",
         )
         dropped.props('auto-upload data-drop=""').classes("wide")
         self.said = ui.label("").props('aria-live=polite data-size=""')
@@ -52,14 +52,9 @@ class Compressing:
 
     async def _take(self, event: events.MultiUploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]
-        with TemporaryDirectory() as folder:
-            files = dict[Path, str]()
-            for number, file in enumerate(event.files):
-                path = Path(folder) / str(number) / Path(file.name).name
-                path.parent.mkdir()
-                await file.save(path)
-                files[path] = path.stem if safe_stem(path.stem) else f"image{number}"
-            made = await self.desk.run(lambda: self._compressed(files))
+        async with sent(event.files) as paths:
+            stems = {p: p.stem if safe_stem(p.stem) else f"image{n}" for n, p in enumerate(paths)}
+            made = await self.desk.run(lambda: self._compressed(stems))
         if made is None:
             return
         self.made, report = made, made.report.to_json()

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from nicegui import events, ui
@@ -11,6 +9,7 @@ from nicegui import events, ui
 from vqstack.conditions import ConditionSettings
 from vqstack.edited import Edited
 from vqstack.explorer.desk import Desk
+from vqstack.explorer.fields import Class, Number, sent
 from vqstack.explorer.pictures import address, of_input
 from vqstack.model_settings import SamplingSettings
 from vqstack.phases import read_condition
@@ -18,7 +17,6 @@ from vqstack.shapes import Floats, by_axis
 from vqstack.texts import encode_texts
 
 MOST = 64  # images of a gallery
-ANY = -1  # class
 
 
 def condition_lines(source: str, rows: Floats | None) -> list[str]:
@@ -56,12 +54,9 @@ class Create:
         self.gallery = ui.row().props('data-gallery=""')
 
     def _samples(self) -> None:
-        classes, self.label = self.desk.opened.classes, None
-        if classes:
-            self.label = ui.select({ANY: "any class", **classes}, value=ANY, label="class").classes("wide")
+        self.label = Class(self.desk.opened.classes).classes("wide")
         with ui.row():
-            self.num = ui.number("images", value=8, min=1, max=MOST, precision=0).classes("number")
-            self.seed = ui.number("seed", value=0, min=0, precision=0).classes("number")
+            self.num, self.seed = Number("images", 8, 1, MOST), Number("seed", 0)
         self.condition: Floats | None = None
         self.given: list[str] = []
         if self.model.condition is not None:
@@ -74,12 +69,10 @@ class Create:
             self.draws = []
             for name, draw in zip(names, own, strict=True):
                 ui.label(name)
-                given = (draw.temperature, draw.top_k or 0, draw.guidance)
-                what = ("temperature", "top-k", "guidance")
-                fields = [ui.number(value=v, min=0).classes("number") for v in given]
-                for field, title in zip(fields, what, strict=True):
-                    field.props(f'aria-label="{title}, {name}" dense')
-                self.draws.append(fields)
+                given = {"temperature": draw.temperature, "top-k": draw.top_k or 0, "guidance": draw.guidance}
+                self.draws.append(
+                    [Number(f"{what}, {name}", v, whole=what == "top-k", shown=False) for what, v in given.items()]
+                )
         ui.button("draw", on_click=self._draw).props('data-do="sample"')
 
     def _conditions(self, wanted: ConditionSettings) -> None:
@@ -99,14 +92,11 @@ class Create:
 
     async def _condition_file(self, event: events.UploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]
-        name = Path(event.file.name).name
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            await event.file.save(path)
+        async with sent([event.file]) as (path,):
             found = await self.desk.run(lambda: read_condition(self.model, path)[:1])
         if found is not None:
-            self.condition, self.given = found, condition_lines(f"np.load({name!r})", found)
-            self.told.set_text(f"given: {name}")
+            self.condition, self.given = found, condition_lines(f"np.load({path.name!r})", found)
+            self.told.set_text(f"given: {path.name}")
 
     async def _text_written(self, text: str) -> None:
         """A text takes the place of what was given before; without it nothing is given."""
@@ -126,39 +116,39 @@ class Create:
         """What the fields say, beside what else the model's own settings have."""
         own = self.model.settings.draws()
         columns = {
-            "temperature": tuple(float(row[0].value or 0) for row in self.draws),
-            "top_k": tuple(int(row[1].value or 0) for row in self.draws),
-            "guidance": tuple(float(row[2].value or 0) for row in self.draws),
+            name: tuple(row[column].number for row in self.draws)
+            for column, name in enumerate(("temperature", "top_k", "guidance"))
         }
         kept = {name: tuple(getattr(draw, name) for draw in own) for name in ("top_p", "mode", "mean", "confidence")}
         return SamplingSettings(**columns, **kept)
 
     async def _draw(self) -> None:
-        label = None if self.label is None or self.label.value == ANY else int(self.label.value)
-        num, seed = int(self.num.value or 1), int(self.seed.value or 0)
+        numbers = self.desk.read(self.num, self.seed, *(field for row in self.draws for field in row))
+        if numbers is None:
+            return
+        label, (num, seed), sampling = self.label.number, map(int, numbers[:2]), self.sampling()
 
         def drawn() -> list[Edited]:
-            images = Edited.gallery(
-                self.model, num, seed, label=label, condition=self.condition, sampling=self.sampling()
-            )
+            images = Edited.gallery(self.model, num, seed, label=label, condition=self.condition, sampling=sampling)
             return [image.after(self.given) for image in images]
 
-        await self._make(drawn)
+        await self._make(f"sample, seed {seed}", drawn)
 
     def _variations(self) -> None:
         levels = {level: f"keep level {level}, draw what lies below" for level in range(self.desk.opened.levels, 0, -1)}
         self.from_level = ui.select(levels, value=1, label="which level stays").classes("wide")
-        self.varied = ui.number("seed", value=0, min=0, precision=0).classes("number")
+        self.varied = Number("seed", 0)
         ui.button("vary", on_click=self._vary).props('data-do="vary"')
 
     async def _vary(self) -> None:
-        image, level, seed = self.desk.opened_image(), int(self.from_level.value), int(self.varied.value or 0)
-        if image is not None:
-            await self._make(lambda: [image.varied(level, seed=seed, number=number) for number in range(8)])
+        image, level, numbers = self.desk.opened_image(), int(self.from_level.value), self.desk.read(self.varied)
+        if image is not None and numbers is not None:
+            seed, name = int(numbers[0]), f"variation of {self.desk.history.name}"
+            await self._make(name, lambda: [image.varied(level, seed=seed, number=number) for number in range(8)])
 
     def _blends(self) -> None:
         split = self.desk.opened.split
-        self.second = ui.number("test image", value=1, min=0, max=len(split) - 1 if split else 0, precision=0)
+        self.second = Number("test image", 1 if split and len(split) > 1 else 0, 0, len(split) - 1 if split else 0)
         self.second.set_visibility(split is not None)
         self.shares = []
         for level in range(1, self.desk.opened.levels + 1):
@@ -168,12 +158,13 @@ class Create:
         ui.button("blend", on_click=self._blend).props('data-do="blend"')
 
     async def _blend(self) -> None:
-        image, other = self.desk.opened_image(), self.desk.second(self.second.value)
+        image, other = self.desk.opened_image(), self.desk.second(self.second)
         shares = [float(slider.value) for slider in self.shares]
-        if image is not None:
-            await self._make(lambda: [image.blended(other(), shares, seed=seed) for seed in range(4)])
+        if image is not None and other is not None:
+            name = f"blend of {self.desk.history.name}"
+            await self._make(name, lambda: [image.blended(other(), shares, seed=seed) for seed in range(4)])
 
-    async def _make(self, work: Callable[[], list[Edited]]) -> None:
+    async def _make(self, kind: str, work: Callable[[], list[Edited]]) -> None:
         """Fill the gallery, each image with its bits."""
 
         def counted() -> list[tuple[Edited, float]]:
@@ -186,12 +177,14 @@ class Create:
         with self.gallery:
             for number, (image, bits) in enumerate(found):
                 name = "" if image.labels is None else f"{self.desk.opened.classes.get(int(image.labels), '')}, "
-                with ui.button(on_click=partial(self._take, image)).props("flat no-caps") as button:
+                with ui.button(on_click=partial(self._take, f"{kind}, number {number}", image)).props(
+                    "flat no-caps"
+                ) as button:
                     button.props(f'data-made={number} aria-label="image {number}, {name}{bits:,.0f} bits"')
                     with ui.column().classes("items-center gap-0"):
                         ui.image(address(of_input(self.model, image.pixels))).classes("thumb")
                         ui.label(f"{name}{bits:,.0f} bits")
 
-    def _take(self, image: Edited) -> None:
-        self.desk.begin(image)
+    def _take(self, name: str, image: Edited) -> None:
+        self.desk.begin(name, image)
         self.opening()

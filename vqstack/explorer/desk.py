@@ -2,17 +2,40 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from nicegui import Client, ui
+from nicegui import Client, app, ui
 
 from vqstack.edited import Edited
 from vqstack.errors import InputError
+from vqstack.explorer.fields import Number
 from vqstack.explorer.opened import Opened
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 KEPT = 50  # images that undo goes back to
+
+
+@dataclass
+class History:
+    """What a tab keeps when its page is loaded again.
+
+    Attributes:
+        image, name: what is open, and what it was called when it was opened.
+        past, future: what undo and redo lead to.
+        other: an image to copy codes from, and to blend with.
+    """
+
+    image: Edited | None = None
+    name: str = ""
+    past: list[Edited] = field(default_factory=list)
+    future: list[Edited] = field(default_factory=list)
+    other: Edited | None = None
+
+    def copy(self) -> "History":
+        """Another one with the same images: a tab that is doubled goes its own way."""
+        return History(self.image, self.name, [*self.past], [*self.future], self.other)
 
 
 class Desk:
@@ -25,17 +48,29 @@ class Desk:
 
     def __init__(self, opened: Opened, client: Client) -> None:
         self.opened, self.client = opened, client
-        self.past, self.future = list[Edited](), list[Edited]()
-        self.image: Edited | None = None
-        self.other: Edited | None = None  # kept to copy from, and to blend with
+        self.history = History()
         self.watching = list[Callable[[], None]]()
         self.busy = ui.linear_progress(show_value=False).props('indeterminate aria-label="computing"')
         self.busy.set_visibility(False)
 
     @property
+    def image(self) -> Edited | None:
+        """What is open."""
+        return self.history.image
+
+    @property
     def before(self) -> Edited | None:
         """The image before the last change."""
-        return self.past[-1] if self.past else None
+        return self.history.past[-1] if self.history.past else None
+
+    async def remember(self) -> None:
+        """Go on with what this tab of the browser had before its page was loaded again."""
+        await self.client.connected()
+        kept = app.storage.tab.get("history")
+        if isinstance(kept, History) and self.image is None:
+            self.history = kept.copy()
+            self._changed()
+        app.storage.tab["history"] = self.history
 
     async def run(self, work: Callable[[], Result]) -> Result | None:
         """A computation while which the tab shows that it waits; None where it came to nothing, which is said."""
@@ -63,6 +98,14 @@ class Desk:
             self.say("still computing: wait until the line at the top is gone")
         return not self.busy.visible
 
+    def read(self, *fields: Number) -> list[float] | None:
+        """The numbers of fields; None where one does not fit, which is said."""
+        for one in fields:
+            if one.problem:
+                self.say(one.problem, "warning")
+                return None
+        return [one.number for one in fields]
+
     def say(self, text: str, kind: Literal["info", "warning", "negative"] = "info") -> None:
         """A word to the person, which stays for ten seconds or until it is closed."""
         with self.client:
@@ -75,21 +118,20 @@ class Desk:
             return False
         made = await self.run(lambda: work(image))
         if made is not None:
-            self.past, self.future = [*self.past, image][-KEPT:], []
-            self.put(made)
+            self.history.past, self.history.future = [*self.history.past, image][-KEPT:], []
+            self._put(made)
         return made is not None
 
-    async def start(self, make: Callable[[], Edited]) -> bool:
-        """A new image, without a past; whether that went well."""
+    async def start(self, name: str, make: Callable[[], Edited]) -> None:
+        """A new image, without a past."""
         made = await self.run(make)
         if made is not None:
-            self.begin(made)
-        return made is not None
+            self.begin(name, made)
 
-    def begin(self, image: Edited) -> None:
+    def begin(self, name: str, image: Edited) -> None:
         """Put a new image here, without a past."""
-        self.past, self.future = [], []
-        self.put(image)
+        self.history.name, self.history.past, self.history.future = name, [], []
+        self._put(image)
 
     async def quietly(self, work: Callable[[], Result]) -> Result | None:
         """A computation that is over in a moment, beside others; None where it came to nothing, which is said."""
@@ -99,10 +141,12 @@ class Desk:
             self.say(str(error), "negative")
             return None
 
-    def second(self, number: float | None) -> Callable[[], Edited]:
-        """The image that is kept as the other one, else a test image."""
-        other = self.other
-        return (lambda: other) if other is not None else (lambda: self.opened.image(int(number or 0)))
+    def second(self, where: Number) -> Callable[[], Edited] | None:
+        """The image that is kept as the other one, else a test image; None where its number does not fit."""
+        if (other := self.history.other) is not None:
+            return lambda: other
+        numbers = self.read(where)
+        return None if numbers is None else lambda: self.opened.image(int(numbers[0]))
 
     def opened_image(self) -> Edited | None:
         """The image, or a word that there is none."""
@@ -110,20 +154,23 @@ class Desk:
             self.say("choose an image first: a test image, a file or a sample", "warning")
         return self.image
 
-    def put(self, image: Edited) -> None:
-        """Show an image."""
-        self.image = image
+    def _put(self, image: Edited) -> None:
+        self.history.image = image
+        self._changed()
+
+    def _changed(self) -> None:
         for changed in self.watching:
             changed()
 
     def undo(self) -> None:
         """Back to what was before the last change."""
-        if self.past and self.image is not None and self.free():
-            self.future.append(self.image)
-            self.put(self.past.pop())
+        self._step(self.history.past, self.history.future)
 
     def redo(self) -> None:
         """The change that was undone."""
-        if self.future and self.image is not None and self.free():
-            self.past.append(self.image)
-            self.put(self.future.pop())
+        self._step(self.history.future, self.history.past)
+
+    def _step(self, there: list[Edited], here: list[Edited]) -> None:
+        if there and self.image is not None and self.free():
+            here.append(self.image)
+            self._put(there.pop())

@@ -5,17 +5,24 @@ from math import prod
 
 import numpy as np
 import torch
-from nicegui import ui
+from nicegui import events, ui
 
 from vqstack.edited import Choice, Edited, Site
 from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
+from vqstack.explorer.fields import Number
 from vqstack.explorer.files import code_data_set
 from vqstack.explorer.look import map_picture, title_of
-from vqstack.explorer.pictures import address, heard, is_sound, of_input, stored
+from vqstack.explorer.pictures import address, of_input, stored
+from vqstack.explorer.player import Player
 
 FOLLOW = {"mean": "the likeliest codes, the mean of pixels", "draw": "drawn as the model draws"}
 PIXELS = 2**14  # of an image whose single pixels can be chosen
+UNDO = """<script>document.addEventListener("keydown", (event) => {
+    const writing = ["INPUT", "TEXTAREA"].includes(document.activeElement?.tagName);
+    if ((event.ctrlKey || event.metaKey) && "zy".includes(event.key.toLowerCase()) && !writing) event.preventDefault();
+});</script>"""
+"""Outside fields these keys are the page's, not the browser's, which would undo what was written in a field before."""
 WHERE = {"near": "under the chosen sites", "all": "everywhere"}
 
 
@@ -34,7 +41,7 @@ class Edit:
             with ui.column():
                 ui.label("the image").classes("font-medium")
                 self.picture = ui.image("").classes("shown").props('alt="the edited image" data-edited=""')
-                self.sound = ui.audio("") if is_sound(desk.opened.model) else None
+                self.player = Player(desk.opened.model)
                 self._history()
             with ui.column().classes("actions"):
                 self._actions()
@@ -115,7 +122,7 @@ class Edit:
     def _actions(self) -> None:
         desk = self.desk
         with ui.row():
-            self.seed = ui.number("seed", value=0, min=0, precision=0).classes("number")
+            self.seed = Number("seed", 0)
             ui.button("draw again", on_click=self._resample).props('data-do="resample"')
         ui.label("given all else, by the model's own conditionals").classes("note")
         self.follow = ui.select(FOLLOW, value="mean", label="maps below are")
@@ -124,12 +131,11 @@ class Edit:
         self.offered = ui.row().classes("offered")
         with ui.row():
             split = desk.opened.split
-            self.number = ui.number("test image", value=1, min=0, max=len(split) - 1 if split else 0, precision=0)
-            self.number.classes("number").set_visibility(split is not None)
+            self.number = Number("test image", 1 if split and len(split) > 1 else 0, 0, len(split) - 1 if split else 0)
+            self.number.set_visibility(split is not None)
             ui.button("copy its codes here", on_click=self._copy).props('data-do="copy" outline')
         with ui.row():
-            self.old = ui.number("code", value=0, min=0, precision=0).classes("number")
-            self.new = ui.number("becomes", value=1, min=0, precision=0).classes("number")
+            self.old, self.new = Number("code", 0), Number("becomes", 1)
             ui.button("everywhere", on_click=self._exchange).props('data-do="exchange" outline')
 
     @property
@@ -142,9 +148,9 @@ class Edit:
         return bool(self.board.selected)
 
     async def _resample(self) -> None:
-        if not self._something():
+        if not self._something() or (numbers := self.desk.read(self.seed)) is None:
             return
-        level, sites, seed, how = self.level, self.sites, int(self.seed.value or 0), self._how
+        level, sites, seed, how = self.level, self.sites, int(numbers[0]), self._how
         if await self.desk.change(lambda image: image.resampled(level, sites, seed=seed, **how)):
             self.seed.set_value(seed + 1)
 
@@ -180,28 +186,40 @@ class Edit:
         if not self.level:
             self.desk.say("pixels are not copied: choose a map of codes", "warning")
             return
-        level, sites, how, other = self.level, self.sites, self._how, self.desk.second(self.number.value)
+        if (other := self.desk.second(self.number)) is None:
+            return
+        level, sites, how = self.level, self.sites, self._how
         await self.desk.change(lambda image: image.copied(level, other().map(level), sites, **how))
 
     async def _exchange(self) -> None:
         if not self.level:
             self.desk.say("pixels are not exchanged: choose a map of codes", "warning")
             return
-        level, old, new, how = self.level, int(self.old.value or 0), int(self.new.value or 0), self._how
+        if (numbers := self.desk.read(self.old, self.new)) is None:
+            return
+        level, (old, new), how = self.level, map(int, numbers), self._how
         await self.desk.change(lambda image: image.exchanged(level, old, new, **how))
 
     # --- what came of it ----------------------------------------------------------------------------------------------
 
     def _history(self) -> None:
         with ui.row():
+            ui.add_head_html(UNDO)
+            ui.keyboard(self._key, repeating=False, ignore=["input", "textarea", "select"])
             ui.button("undo", on_click=self.desk.undo).props('data-do="undo" flat')
             ui.button("redo", on_click=self.desk.redo).props('data-do="redo" flat')
+        ui.label("or Ctrl-Z and Ctrl-Shift-Z").classes("note")
         ui.button("keep it as the other image", on_click=self._keep).props('data-do="keep" flat')
         ui.label("to copy codes from, and to blend with, in place of a test image").classes("note")
 
+    def _key(self, event: events.KeyEventArguments) -> None:
+        held = event.modifiers
+        if event.action.keydown and (held.ctrl or held.meta) and event.key.name.lower() in ("z", "y"):
+            (self.desk.redo if held.shift or event.key.name.lower() == "y" else self.desk.undo)()
+
     def _keep(self) -> None:
         if (image := self.desk.opened_image()) is not None:
-            self.desk.other = image
+            self.desk.history.other = image
             self.desk.say("kept: copy and blend take it as the other image")
 
     def _small(self, level: int) -> Board:
@@ -218,8 +236,7 @@ class Edit:
         self.offered.clear()
         picture = of_input(image.model, image.pixels)
         self.picture.set_source(address(picture))
-        if self.sound is not None:
-            self.sound.set_source(heard(image.model, image.pixels))
+        self.player.play(image.pixels)
         self.board.show(map_picture(image, self.level) if self.level else picture)
         for level, board in self.overview.items():
             board.show(map_picture(image, level))

@@ -14,9 +14,10 @@ from vqstack.codec.archive import Report, Restored, check_container, compress, r
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import open_container
 from vqstack.codec.layout import SUFFIX
-from vqstack.codec.pictures import pictures_of_files, reader_of
+from vqstack.codec.pictures import Pictures, pictures_of_files, reader_of
 from vqstack.codes import CodeDatasetWriter, Contents, StoredCodes, fingerprint
 from vqstack.edited import Edited
+from vqstack.errors import InputError
 
 
 def code_data_set(image: Edited, name: str) -> bytes:
@@ -69,13 +70,32 @@ class Compressed:
     """
 
     def __init__(self, codec: BlockCodec, files: dict[Path, str]) -> None:
-        model, made = codec.model, dict[str, bytes]()
+        made = dict[str, bytes]()
         with own_threads():
-            read = partial(reader_of(model), channels=model.stack.shape[0], values=model.stack.values)
-            pictures = pictures_of_files(files, read)
+            pictures = self._pictures(codec, files)
             self.report: Report = compress(codec, pictures, made.__setitem__, name="explored")
         self.codec, self.given = codec, sum(path.stat().st_size for path in files)
         self.content = made[f"explored{SUFFIX}"]
+
+    @staticmethod
+    def _pictures(codec: BlockCodec, files: dict[Path, str]) -> Pictures:
+        """What to compress: of files, or all that a compressed file holds, which must stand alone."""
+        model, packed = codec.model, [path for path in files if path.suffix == SUFFIX]
+        if not packed:
+            read = partial(reader_of(model), channels=model.stack.shape[0], values=model.stack.values)
+            return pictures_of_files(files, read)
+        if len(files) > 1:
+            raise InputError(f"{packed[0].name} is compressed already: give it alone, or the files that are not")
+        file = open_container(packed[0], codec.tile)
+        problem = check_container(codec, file)
+        found = list(restore(codec, file, range(len(file.entries))))
+        exact = [image.pixels for image in found if image.pixels is not None and not image.level]
+        if len(exact) < len(file.entries):
+            raise InputError(problem or f"{packed[0].name} is damaged: vqstack decompress reads what is left")
+        channels = model.stack.shape[0]
+        return Pictures(
+            file.entries, lambda i: exact[i].expand(channels, -1, -1) if file.entries[i].mode == "L" else exact[i]
+        )
 
     def beginning(self, size: int) -> list[Restored]:
         """The pictures as far as the first bytes of the file tell them."""

@@ -11,7 +11,8 @@ from vqstack.code_use import colours
 from vqstack.edited import Edited
 from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.pictures import address, heard, heat, is_sound, laid_out, of_input, of_patch, of_sites, over
+from vqstack.explorer.pictures import address, heat, laid_out, of_input, of_patch, of_sites, over
+from vqstack.explorer.player import Player
 from vqstack.ledger import BITS
 from vqstack.shapes import by_axis
 
@@ -76,7 +77,7 @@ class Look:
             ui.label(title_of(desk, level)).classes("font-medium")
             if not level:
                 self.pixels = ui.image("").classes("shown").props('alt="the image" data-image=""')
-                self.sound = ui.audio("") if is_sound(desk.opened.model) else None
+                self.player = Player(desk.opened.model)
                 return
             chain = bool(desk.opened.model.stack.level(level).quantizer.chain)
             told = partial(self._tell, level)
@@ -98,8 +99,7 @@ class Look:
             shown.set_source("")
         self.ledger.rows = []
         self.pixels.set_source(address(of_input(image.model, image.pixels)))
-        if self.sound is not None:
-            self.sound.set_source(heard(image.model, image.pixels))
+        self.player.play(image.pixels)
         for level, board in self.boards.items():
             board.show(map_picture(image, level))
         ui.timer(0.01, self._computed, once=True)

@@ -1,8 +1,7 @@
 """The page: what is open, its parts, and the server on this machine."""
 
 import socket
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 
 from nicegui import Client, app, events, ui
 
@@ -13,10 +12,12 @@ from vqstack.explorer.compressing import LARGEST, Compressing, too_large
 from vqstack.explorer.create import Create
 from vqstack.explorer.desk import Desk
 from vqstack.explorer.edit import Edit
+from vqstack.explorer.fields import Class, Number, sent
 from vqstack.explorer.look import Look
 from vqstack.explorer.opened import Opened
 from vqstack.terminal import say
 
+KEPT = 12 * 60 * 60  # seconds after which a closed tab is forgotten
 PARTS = ("Look", "Edit", "Generate", "Codebooks", "Compress")
 STYLE = """
 .q-btn, .q-tab__label { text-transform: none !important; }
@@ -41,13 +42,9 @@ class Chooser:
         self.desk, opened = desk, desk.opened
         with ui.row().classes("items-end"):
             if opened.split is not None:
-                count = len(opened.split)
-                self.number = ui.number("test image", value=0, min=0, max=count - 1, precision=0).classes("number")
+                self.number = Number("test image", 0, 0, len(opened.split) - 1)
                 ui.button("open", on_click=self._test).props('data-do="test"')
-            self.seed = ui.number("seed", value=0, min=0, precision=0).classes("number")
-            self.label = None
-            if opened.classes:
-                self.label = ui.select({-1: "any class", **opened.classes}, value=-1, label="class").classes("number")
+            self.seed, self.label = Number("seed", 0), Class(opened.classes).classes("number")
             ui.button("draw one", on_click=self._sample).props('data-do="drawn"')
             own = ui.upload(on_upload=self._file, on_rejected=lambda: too_large(desk), max_file_size=LARGEST)
             own.props('auto-upload flat bordered label="own file" data-own=""').classes("wide")
@@ -59,28 +56,31 @@ class Chooser:
         """Say what is open."""
         image = self.desk.image
         assert image is not None
-        name = "" if image.labels is None else f"class {self.desk.opened.classes.get(int(image.labels), '?')}, "
-        self.said.set_text(f"open: {name}{len(self.desk.past)} changes")
+        said = [self.desk.history.name]
+        if image.labels is not None:
+            said.append(f"class {self.desk.opened.classes.get(int(image.labels), '?')}")
+        if count := len(self.desk.history.past):
+            said.append(f"{count} change{'s' * (count > 1)}")
+        self.said.set_text("open: " + ", ".join(said))
 
     async def _test(self) -> None:
-        number = int(self.number.value or 0)
-        await self.desk.start(lambda: self.desk.opened.image(number))
+        if numbers := self.desk.read(self.number):
+            number = int(numbers[0])
+            await self.desk.start(f"test image {number}", lambda: self.desk.opened.image(number))
 
     async def _sample(self) -> None:
-        seed, label = int(self.seed.value or 0), None if self.label is None else int(self.label.value)
-        chosen = None if label is None or label < 0 else label
-        await self.desk.start(lambda: Edited.drawn(self.desk.opened.model, seed, label=chosen))
+        if numbers := self.desk.read(self.seed):
+            seed, label = int(numbers[0]), self.label.number
+            draw = partial(Edited.drawn, self.desk.opened.model, seed, label=label)
+            await self.desk.start(f"sample, seed {seed}", draw)
 
     async def _file(self, event: events.UploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]
-        name = Path(event.file.name).name
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            await event.file.save(path)
-            await self.desk.start(lambda: self.desk.opened.file(path, name))
+        async with sent([event.file]) as (path,):
+            await self.desk.start(path.name, lambda: self.desk.opened.file(path, path.name))
 
 
-def build(opened: Opened, client: Client) -> None:
+def build(opened: Opened, client: Client) -> Desk:
     """The page of one tab."""
     ui.add_css(STYLE)
     dark = ui.dark_mode(None)
@@ -88,7 +88,7 @@ def build(opened: Opened, client: Client) -> None:
         ui.label(f"vqstack explore: {opened.name}").classes("text-lg")
         ui.space()
         colours = ui.toggle({0: "light", 1: "dark", 2: "as the system"}, value=2).props("dense")
-        colours.props('aria-label="colours of the page" text-color=white')
+        colours.props('aria-label="colours of the page" toggle-color=white toggle-text-color=primary text-color=white')
         colours.on_value_change(lambda event: dark.set_value((False, True, None)[event.value]))
     desk = Desk(opened, client)
     Chooser(desk)
@@ -107,6 +107,7 @@ def build(opened: Opened, client: Client) -> None:
         with ui.tab_panel("Compress"):
             Compressing(desk)
     tabs.on_value_change(lambda event: look.see(event.value == PARTS[0]))
+    return desk
 
 
 def free_port(host: str, port: int) -> int:
@@ -124,9 +125,10 @@ def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> N
     """Serve the page until it is stopped."""
 
     @ui.page("/", title=f"vqstack: {opened.name}")
-    def page(client: Client) -> None:
-        build(opened, client)
+    async def page(client: Client) -> None:
+        await build(opened, client).remember()
 
+    app.storage.max_tab_storage_age = KEPT
     app.on_startup(lambda: say(f"http://{host}:{port}"))
     ui.run(
         host=host,

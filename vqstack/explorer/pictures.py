@@ -19,11 +19,16 @@ SIDE = 256  # of a picture, pixels, about
 RAMP = np.array([[13, 8, 70], [126, 3, 168], [240, 100, 60], [250, 240, 120]], float)  # few bits to many
 
 
+def address_of(content: bytes, kind: str) -> str:
+    """A file as an address that holds it; ``kind`` is its media type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def address(picture: Image.Image) -> str:
     """A picture as an address that holds it."""
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return address_of(stream.getvalue(), "image/png")
 
 
 def scale_of(shape: tuple[int, ...]) -> int:
@@ -31,15 +36,15 @@ def scale_of(shape: tuple[int, ...]) -> int:
     return max(1, SIDE // max(shape))
 
 
-def laid_out(shape: tuple[int, ...], chain: bool = False) -> tuple[int, int]:
+def laid_out(shape: tuple[int, ...], chain: bool = False, columns: int = COLUMNS) -> tuple[int, int]:
     """Rows and columns in which the sites of a map are shown, in raster order.
 
-    One axis goes on below after 32 sites, slices of a volume stand below each other, and so do the maps of the several
-    codes of a site.
+    One axis goes on below after ``columns`` sites, slices of a volume stand below each other, and so do the maps of the
+    several codes of a site.
     """
     codes, sites = (shape[0], shape[1:]) if chain else (1, shape)
     if len(sites) == 1:
-        columns = min(COLUMNS, sites[0])
+        columns = min(columns, sites[0])
         return codes * ceil(sites[0] / columns), columns
     return codes * prod(sites[:-1]), sites[-1]
 
@@ -57,7 +62,22 @@ def is_sound(model: HierarchicalModel) -> bool:
 
 def heard(model: HierarchicalModel, pixels: Pixels) -> str:
     """A sound as an address that holds it."""
-    return f"data:audio/wav;base64,{base64.b64encode(stored(model, pixels)[1]).decode()}"
+    return address_of(stored(model, pixels)[1], "audio/wav")
+
+
+def is_video(model: HierarchicalModel) -> bool:
+    """Whether its inputs move."""
+    geometry = model.settings.geometry
+    return len(model.stack.shape) == 4 and geometry is not None and geometry.rate is not None
+
+
+def moving(model: HierarchicalModel, pixels: Pixels) -> str:
+    """A video as an address that holds it: an animated PNG, in which no colour is lost, that starts anew at its end."""
+    assert model.settings.geometry is not None and model.settings.geometry.rate is not None
+    frames = [of_input(model, frame[None]) for frame in pixels[0].unbind(1)]
+    stream, milliseconds = io.BytesIO(), 1000 / model.settings.geometry.rate
+    frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return address_of(stream.getvalue(), "image/png")
 
 
 def spectrogram(series: Tensor) -> Image.Image:
