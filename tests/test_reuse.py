@@ -377,4 +377,4 @@ def test_a_dry_run_looks_at_the_frozen_levels(source, tmp_path):
         check_sources(settings, settings.model_settings((1, 8, 8), 1), tmp_path / "run")
     later = config(levels_from=tmp_path / "later")
     (line,) = check_sources(later, later.model_settings((1, 8, 8), 1), tmp_path / "run")
-    assert "no trained model now" in line
+    assert "of a trained model now" in line

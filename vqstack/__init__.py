@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vqstack.model import HierarchicalModel
     from vqstack.model_settings import ModelSettings, SamplingSettings
     from vqstack.phases import read_images, split_of_run
+    from vqstack.publish import push
     from vqstack.quantizer import Quantizer, QuantizerSettings, build_quantizer
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "interpolate",
     "load",
     "load_splits",
+    "push",
     "read_images",
     "recipe",
     "reconstruct",
@@ -68,6 +70,7 @@ _PLACES = {
     "model": ("HierarchicalModel",),
     "model_settings": ("ModelSettings", "SamplingSettings"),
     "phases": ("read_images", "split_of_run"),
+    "publish": ("push",),
     "quantizer": ("Quantizer", "QuantizerSettings", "build_quantizer"),
 }
 

@@ -33,7 +33,9 @@ CACHE = "VQSTACK_CACHE"
 
 
 def load(model: str | Path, device: str | torch.device = "cpu") -> HierarchicalModel:
-    """The model of a finished run or a released model (its folder), or one of the hub (OWNER/NAME), in eval mode.
+    """The model of a finished run or a released model (its folder), or one of the hub, in eval mode.
+
+    On the hub it is OWNER/NAME, or OWNER/NAME@REVISION: a branch, a tag or a commit.
 
     InputError where there is none, or where it is damaged.
     """

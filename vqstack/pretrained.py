@@ -1,6 +1,6 @@
 """The released artefact: one folder with ``model.safetensors``, ``config.json`` and a model card.
 
-Loading runs no code from the folder and unpickles nothing. Push and pull come from huggingface_hub's mixin.
+Loading runs no code from the folder and unpickles nothing. ``push_to_hub`` comes from huggingface_hub's mixin.
 """
 
 import hashlib
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelHubMixin
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -26,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqstack.disk import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
+from vqstack.hub import fetched
 from vqstack.reading import opened, plain_file, read_json, reading
 from vqstack.registry import Unregistered
 
@@ -35,6 +35,7 @@ LARGE = 2**16  # numbers in a table that is only described
 LARGEST = 1e9  # of a weight or an average: a layer or two of larger ones, and float32 ends
 SPARE = 2**28  # bytes of memory that a model may take besides what its file holds: tables that are computed, not stored
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+LICENCE = "apache-2.0"
 
 
 def holds_artefact(folder: Path) -> bool:
@@ -45,8 +46,12 @@ def holds_artefact(folder: Path) -> bool:
         return False
 
 
-def find_artefact(folder: Path) -> Path:
-    """The artefact in a run's folder, or the folder itself if it is one."""
+def find_artefact(folder: Path, **hub: Any) -> Path:
+    """The artefact in a run's folder, or the folder itself if it is one; of OWNER/NAME the copy that the hub gives.
+
+    Options are those of ``huggingface_hub.snapshot_download``.
+    """
+    folder = fetched(folder, "model", (CONFIG, WEIGHTS, CARD), "a finished run or of a released model", **hub)
     with reading(folder):
         if os.path.lexists(folder):
             os.stat(folder)  # what is there and cannot be opened is another matter than a folder without a model
@@ -177,17 +182,6 @@ def _misfit(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} does not fit its {CONFIG} ({reason}): fetch or export the model again")
 
 
-def _from_hub(model_id: str, name: str, options: dict[str, Any]) -> Path:
-    """A file of a model on the hub; InputError where there is none."""
-    try:
-        return Path(hf_hub_download(model_id, name, **options))
-    except (HFValidationError, OSError) as error:
-        raise InputError(
-            f"{model_id}: no such folder, and {name} cannot be had from the hub ({type(error).__name__}): give the "
-            "folder of a finished run or of a released model, or OWNER/NAME of one on the hub"
-        ) from error
-
-
 def _check_card(path: Path) -> None:
     """InputError where the card is a link that leads out of its folder: its text goes along when a model is published.
 
@@ -224,6 +218,11 @@ def _rebuilt(
     return model
 
 
+def front_matter(licence: str = LICENCE) -> str:
+    """How the card of a model begins, for the hub."""
+    return f"---\nlibrary_name: vqstack\nlicense: {licence}\ntags:\n- vector-quantization\n---\n\n"
+
+
 def _read_card(path: Path) -> str:
     """The text of a model card without the front matter, which is written anew."""
     with opened(path) as file:
@@ -231,7 +230,7 @@ def _read_card(path: Path) -> str:
     return re.sub(r"\A---\n.*?\n---\n+", "", text, count=1, flags=re.DOTALL)
 
 
-class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", tags=["vector-quantization"]):
+class Pretrained(ModelHubMixin, library_name="vqstack", license=LICENCE, tags=["vector-quantization"]):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a module built from one settings object.
 
     The class that uses it is an ``nn.Module``, sets ``settings_class`` and takes ``settings`` alone when it is built.
@@ -269,8 +268,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
         self.check_parts()
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
         weights = save(tensors, metadata={"format": "pt"})
-        header = "---\nlibrary_name: vqstack\nlicense: apache-2.0\ntags:\n- vector-quantization\n---\n\n"
-        card = header + (self.card or "# A vqstack model\n")
+        card = front_matter() + (self.card or "# A vqstack model\n")
         described = {"model": settings.model_dump(mode="json"), "weights": hashlib.sha256(weights).hexdigest()}
         config = {"format_version": FORMAT_VERSION, **described, "checksum": _checksum(described)}
         return {WEIGHTS: weights, CARD: card.encode(), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
@@ -316,9 +314,10 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
 
     @classmethod
     def from_pretrained(cls: type[Model], pretrained_model_name_or_path: str | Path, **options: Any) -> Model:
-        """A model from the folder of a run or of a released model, or from the hub, in eval mode.
+        """A model from the folder of a run or of a released model, or from the hub (OWNER/NAME), in eval mode.
 
-        It is on the CPU unless ``map_location`` says otherwise. The folder may be a stranger's: nothing in it is run or
+        Of the hub the revision stands behind the name, OWNER/NAME@REVISION, or is given as ``revision``. The model is
+        on the CPU unless ``map_location`` says otherwise. The folder may be a stranger's: nothing in it is run or
         unpickled, and memory is taken only for what its weights really hold. InputError where there is no model, or
         where a file is damaged or describes another model than the weights hold.
         """
@@ -328,11 +327,9 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
     def _from_pretrained(  # type: ignore[override]  # the arguments of the base class that mean something here
         cls, *, model_id: str, map_location: str | torch.device = "cpu", **hub: Any
     ) -> Any:  # the type of the subclass
-        folder = find_artefact(Path(model_id)) if Path(model_id).exists() else None
+        folder = find_artefact(Path(model_id), **hub)
 
         def find(name: str) -> Path:
-            if folder is None:
-                return _from_hub(model_id, name, hub)
             if not (folder / name).is_file():
                 raise InputError(f"{folder} holds no {name}: give the folder of a run or of a released model")
             return folder / name
@@ -346,8 +343,7 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license="apache-2.0", ta
             model.check_numbers()
         except (SafetensorError, RuntimeError, OSError, ValueError) as error:
             raise _misfit(path, error) from error
-        if folder is not None:
-            _check_card(folder / CARD)
+        _check_card(folder / CARD)
         with suppress(InputError):  # a model needs none
             model.card = _read_card(find(CARD))
         return model.to(map_location).eval()  # type: ignore[attr-defined]

@@ -228,4 +228,4 @@ def check_sources(config: RunConfig, settings: ModelSettings, folder: Path) -> l
     if path is None or holds_artefact(path):
         reused_levels(config, settings, folder / "phases")
         return []
-    return [f"frozen   of {path}, which holds no trained model now"]
+    return [f"frozen   of {path}, which is no folder of a trained model now"]

@@ -7,12 +7,13 @@ smallest unsigned integer that holds them.
 """
 
 from vqstack.codes.cache import MapCache
-from vqstack.codes.dataset import SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
-from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard, quoted
+from vqstack.codes.dataset import PUBLISHED, SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
+from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard, holds_codes, quoted
 from vqstack.codes.storage import fingerprint, smallest_dtype, to_stored
 
 __all__ = [
     "ENCODE",
+    "PUBLISHED",
     "SHARD_SIZE",
     "CodeDataset",
     "CodeDatasetWriter",
@@ -22,6 +23,7 @@ __all__ = [
     "Shard",
     "StoredCodes",
     "fingerprint",
+    "holds_codes",
     "quoted",
     "smallest_dtype",
     "to_stored",

@@ -32,11 +32,14 @@ from vqstack.codes.manifest import (
 from vqstack.codes.storage import ASIDE, to_stored
 from vqstack.disk import digest, make_folder, remove, write_atomically, write_text
 from vqstack.errors import InputError
+from vqstack.hub import fetched
 from vqstack.output import Output, check_folder
 from vqstack.reading import plain_file
 from vqstack.shapes import AnyCodes, Labels
 
 SHARD_SIZE = 10_000
+PUBLISHED = (MANIFEST, "README.md", "SHA256SUMS", "data/*.parquet")
+"""Patterns of the files of a finished data set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,10 +167,13 @@ class CodeDataset:
     """Reads a code data set. InputError names the file, and the column, that is not as the manifest says.
 
     Opening reads the manifest and what the files say about themselves; the codes are read and checked shard by shard.
+
+    Args:
+        folder: of the data set, or its name on the hub: OWNER/NAME or OWNER/NAME@REVISION.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        folder = Path(folder)
+        folder = fetched(folder, "dataset", PUBLISHED, "a code data set")
         self.folder = folder
         self._manifest = read_manifest(folder)
         shards = [shard for split in self._manifest.splits for shard in self._manifest.shards(split)]

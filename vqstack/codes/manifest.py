@@ -137,6 +137,11 @@ class Manifest(Contents):
         return sum(stored.rows for stored in self.splits[split])
 
 
+def holds_codes(folder: Path) -> bool:
+    """Whether the folder is that of a code data set; whether it can be read, reading it tells."""
+    return (folder / MANIFEST).is_file()
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished code data set; InputError where there is none, or none that can be understood."""
     path = folder / MANIFEST
@@ -195,6 +200,8 @@ def card(manifest: Manifest) -> str:
         "One row an image: `index` is its position in the source split, `label` its class where there is one, and",
         "`codes_1` and up are its code maps, from the level next to the pixels upwards.",
         "`manifest.json` holds the checksum of every file; `sha256sum -c SHA256SUMS` checks them.",
+        "`vqstack.CodeDataset(FOLDER)` reads them, and `datasets.load_dataset(FOLDER)`; a name on the hub does for the",
+        "folder. The codes have the licence of their images.",
         "",
         "| column | map | vocabulary |",
         "|---|---|---|",

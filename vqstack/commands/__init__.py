@@ -46,6 +46,7 @@ COMMANDS = {
     "compress": About("compress images without loss", "runs/digits --split test --out small"),
     "decompress": About("get compressed images back", "runs/digits small --out images"),
     "explore": About("look at codes and edit them in the browser", "runs/digits --open"),
+    "push": About("put a model or codes on the hub", "runs/digits OWNER/digits", "to send what is missing"),
     "recipes": About("list the recipes that come with the package", "digits"),
     "completion": About("let a shell complete commands and options", "bash"),
     "doctor": About("say what this machine has, and how fast it trains", "10"),
@@ -87,7 +88,7 @@ def _overview(arguments: list[str]) -> None:
         raise InputError(f"{arguments[0]}: no such command: choose {' or '.join(near)}, or see vqstack --help")
     say("usage: vqstack COMMAND …\n\nHierarchies of discrete codes: train, generate, encode, compress.\n")
     say("\n".join(f"  {name:12} {about.summary}" for name, about in COMMANDS.items()))
-    say("\nFirst steps:\n")
+    say("\nFirst steps:")
     say("\n".join(f"  vqstack {name} {COMMANDS[name].example}" for name in ("train", "generate")))
     say("\nvqstack COMMAND --help explains a command. On several GPUs: accelerate launch -m vqstack train …")
 

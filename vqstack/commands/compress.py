@@ -42,7 +42,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     images: Positional[tuple[Path, ...]] = Field(
         (), description="Image files, and folders of them, inner folders included."
     )

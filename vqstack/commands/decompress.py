@@ -36,7 +36,9 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: Positional[Path] = Field(description="Folder of the run or released model that compressed them.")
+    run: Positional[Path] = Field(
+        description="Folder of the run or released model that compressed them, or OWNER/NAME."
+    )
     files: Positional[tuple[Path, ...]] = Field(description="Files of vqstack compress, and folders of them.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     levels: int | None = Field(None, ge=1, description="Code maps to read, from the top; default: all and the pixels.")

@@ -25,7 +25,7 @@ class Editing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     images: Positional[tuple[Path, ...]] = Field(description="Image files.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     level: int | None = Field(None, ge=1, description="Number of the level whose codes are meant; default: the top.")

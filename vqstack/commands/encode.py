@@ -33,7 +33,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: Path = Field(description="Folder that receives the codes; new, empty, or unfinished output of the same.")
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
     batch_size: int = Field(256, ge=1, description="Images at a time, count on each process.")

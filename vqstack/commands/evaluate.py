@@ -55,7 +55,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: Path = Field(description="Folder that receives the results; new or empty.")
     split: Split = Field("test", description="Split that is scored and that samples are compared with.")
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")

@@ -17,7 +17,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     port: int = Field(8321, ge=0, le=65535, description="Port of the page, no unit; 0: any that is free.")
     host: str = Field("127.0.0.1", description="Address to listen at; 0.0.0.0 lets everybody in the network in.")
     open: bool = Field(False, description="Open the page in this machine's browser.")

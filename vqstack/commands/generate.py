@@ -38,7 +38,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
     num: int | None = Field(None, ge=1, description="Count of images; default: 16, or one for each image or code map.")
     label: tuple[str, ...] = Field(
@@ -80,7 +80,9 @@ class Command(BaseModel):
         description="Number of the level, 1 to L, whose codes (of --images or --codes) are kept; the rest is drawn.",
     )
     images: tuple[Path, ...] = Field((), description="Image files to make variations of.")
-    codes: Path | None = Field(None, description="Code data set to turn back into images, in its order.")
+    codes: Path | None = Field(
+        None, description="Code data set to turn back into images, in its order; a folder or OWNER/NAME on the hub."
+    )
     split: str | None = Field(None, description="Split of --codes; default: test.")
     decoder: Decoder = Field(
         "likelihood", description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer."

@@ -27,11 +27,12 @@ class Opened:
     """A run or a released model, opened for looking at it.
 
     Args:
-        run: its folder.
+        run: its folder, or its name on the hub.
     """
 
     def __init__(self, run: Path) -> None:
-        self.run, self.artefact = run.resolve(), find_artefact(run)  # the lines of Python run in any folder
+        # The lines of Python run in any folder.
+        self.run, self.artefact = run.resolve() if run.exists() else run, find_artefact(run)
         self.model: HierarchicalModel = HierarchicalModel.from_pretrained(self.artefact)
         self._stamp = self._look()
         self._lock = threading.Lock()

@@ -10,6 +10,7 @@ import torch
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError, listed, reason
+from vqstack.hub import parsed
 from vqstack.images import (
     ImageSettings,
     ImageSplit,
@@ -111,9 +112,13 @@ def named_run(arguments: list[str]) -> tuple[Path, ImageSettings] | None:
     A model without its run does not say where its images are: then the line has to, or InputError.
     """
     run = next((place for place in map(_place, arguments) if holds_artefact(place)), None)
+    asked = any(argument.startswith(("--help", "-h")) for argument in arguments)
+    if run is None and arguments and not asked and parsed(arguments[0]) is not None:
+        run = Path(arguments[0])  # of the hub; later words of that form are folders to be made
+        find_artefact(run)
     if run is None:
         return None
-    named = any(argument.startswith(("--data.source", "--help", "-h")) for argument in arguments)
+    named = asked or any(argument.startswith("--data.source") for argument in arguments)
     if not named and config_of_run(run) is None:
         raise InputError(f"{run} is a model without its run, which names the images: name them with --data.source")
     return run, data_of_run(run)
