@@ -50,6 +50,7 @@ ORDER = [
     "editing",
     "edited",
     "code_use",
+    "export",
     "images",
     "codes",
     "codec",

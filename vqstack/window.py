@@ -98,7 +98,7 @@ class WindowNetwork(nn.Module):
     Attributes:
         tile: sites of a tile along each axis.
         schedule: of the sites of one tile.
-        offsets: from a site to those in its window, [O, axes].
+        offsets: from a site to those in its window, [O, axes]; ``places`` says where one stands among them.
         after: how far the window reaches past its site along each axis; before it that is the radius.
     """
 
@@ -115,6 +115,7 @@ class WindowNetwork(nn.Module):
         offsets = torch.cartesian_prod(*[torch.arange(-radius, radius + 1)] * axes).view(-1, axes)
         offsets = offsets[advance(offsets, slope) < 0]
         self.register_buffer("offsets", offsets, persistent=False)
+        self.places = {tuple(offset): place for place, offset in enumerate(offsets.tolist())}
         self.after = (max(0, int(offsets[:, 0].max())), *(radius,) * (axes - 1))
         # Pairs of sites in the window that lie beside each other along the last axis, the later one first.
         step = offsets[:, None] - offsets
@@ -169,8 +170,7 @@ class WindowNetwork(nn.Module):
         seen = torch.einsum("b n o c, d c o -> b d n", read, self.look).unflatten(2, one)
 
         def at(*offset: int) -> Tensor:
-            place = int((self.offsets == torch.tensor(offset, device=windows.device)).all(1).nonzero())
-            return windows[:, :, place, :-1].mT.unflatten(2, one)
+            return windows[:, :, self.places[offset], :-1].mT.unflatten(2, one)
 
         return self._numbers(seen, features, Near(len(one), self.settings.radius, at, unit))
 
@@ -281,7 +281,7 @@ class Seeing(Distribution, ABC):
         support: Bool[Tensor, "b P *map"] | None = None,
     ) -> None:
         self.network, self.features, self.read, self.support = network, features, read, support
-        self.batch, self.device = len(features), features.device
+        self.batch, self.device = features.shape[0], features.device
         head = network.head
         of_one_image = head(torch.zeros(1, head.parameters, *network.map_shape, device=self.device))
         self.shape, self.size, self.dtype = of_one_image.shape, of_one_image.size, of_one_image.dtype

@@ -90,7 +90,7 @@ class AutoregressiveCodeModel(CodeModel):
         self, values: Int64[Tensor, "b N c"], conditioning: Conditioning, parent: Parent | None
     ) -> Float[Tensor, "b N d"]:
         """What the network reads at each place of the sequence: of no value of the place's own group or a later one."""
-        begin = self._begin(len(values), conditioning).expand(-1, self.schedule.sizes[0], -1)
+        begin = self._begin(values.shape[0], conditioning).expand(-1, self.schedule.sizes[0], -1)
         inputs = torch.cat([begin, self.embed(values[:, self.source])], 1) + self.context(parent)[:, self.order]
         return inputs if self.window is None else inputs + self.window(self.embed(values), self.order)
 

@@ -60,4 +60,4 @@ def parent_of(level: Level, codes: AnyCodes, share: torch.Tensor | None = None) 
     """
     with torch.autocast(codes.device.type, enabled=False):
         base, features = level.base_and_context(level.quantizer.unchecked_lookup(codes), codes)
-    return Parent(base, features, features.new_zeros(len(codes)) if share is None else share.to(features))
+    return Parent(base, features, features.new_zeros(codes.shape[0]) if share is None else share.to(features))

@@ -49,11 +49,16 @@ class MaskedCodeModel(CodeModel):
         parent: Parent | None = None,
     ) -> Float[Tensor, "b N d"]:
         """What the network puts out for every site, given the values where they are known."""
+        inputs = self.visible(values, known) + self.context(parent)
+        return self.backbone(inputs + self.condition_features(conditioning))
+
+    def visible(self, values: Int64[Tensor, "b N c"], known: Bool[Tensor, "b N"]) -> Float[Tensor, "b N d"]:
+        """What the network reads of the values that are known."""
         embedded = self.embed(values)
         inputs = torch.where(known[..., None], embedded, self.hidden)
-        if self.window is not None:
-            inputs = inputs + self.window(embedded, torch.arange(self.sites, device=known.device), known)
-        return self.backbone(inputs + self.context(parent) + self.condition_features(conditioning))
+        if self.window is None:
+            return inputs
+        return inputs + self.window(embedded, torch.arange(self.sites, device=known.device), known)
 
     def unchecked_log_prob(
         self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None = None
@@ -61,14 +66,14 @@ class MaskedCodeModel(CodeModel):
         """ln P under the schedule, exact in K passes."""
         flat = self.by_site(values)
         base = by_raster(parent, flat)
-        total, schedule = torch.zeros(len(flat), device=flat.device), self.schedule.on(flat.device)
+        total, schedule = torch.zeros(flat.shape[0], device=flat.device), self.schedule.on(flat.device)
         for group in range(len(schedule)):
             sites = schedule.sites(group)
-            known = schedule.before(torch.full((len(flat),), group, device=flat.device))
+            known = schedule.before(torch.full((flat.shape[0],), group, device=flat.device))
             hidden = self.predict(flat, known, conditioning, parent)[:, sites]
             parameters = self.correct(hidden, None if base is None else base[:, sites])
             nats = self.site_nats(parameters.flatten(0, 1), flat[:, sites].flatten(0, 1))
-            total = total - nats.view(len(flat), -1).sum(1)
+            total = total - nats.view(flat.shape[0], -1).sum(1)
         return total
 
     def random_order_nats(

@@ -45,6 +45,7 @@ COMMANDS = {
     "splice": About("put a part of one image into another", "runs/mine a.png b.png --box 0 0 2 4 --out both"),
     "compress": About("compress images without loss", "runs/digits --split test --out small"),
     "decompress": About("get compressed images back", "runs/digits small --out images"),
+    "export": About("write a model as ONNX files", "runs/digits --out exported"),
     "explore": About("look at codes and edit them in the browser", "runs/digits --open"),
     "push": About("put a model or codes on the hub", "runs/digits OWNER/digits", "to send what is missing"),
     "recipes": About("list the recipes that come with the package", "digits"),

@@ -11,8 +11,8 @@ Log-likelihoods are in nats and float32; sites are counted in raster order over 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from math import prod
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -49,7 +49,7 @@ class Distribution(ABC):
     @property
     def sites(self) -> int:
         """N, number of sites."""
-        return int(np.prod(self.shape))
+        return prod(self.shape)
 
     def log_prob(self, x: Tensor) -> Nats:
         """ln P(x) of each image, nats; ``x`` is [b, \\*shape]. InputError where it is no map of these images."""

@@ -90,7 +90,7 @@ class Chained(Distribution):
 
     def __init__(self, network: ChainNetwork, features: Float[Tensor, "b P *map"]) -> None:
         self.network, self.features = network, features.flatten(2).mT
-        self.batch, self.device = len(features), features.device
+        self.batch, self.device = features.shape[0], features.device
         self.shape, self.size, self.dtype = (network.codes, *features.shape[2:]), network.size, torch.int64
 
     def unchecked_log_prob(self, x: AnyCodes) -> Nats:

@@ -107,7 +107,7 @@ class MixtureFactor(Ordered):
     ) -> None:
         super().__init__(sites)
         self.log_weights, self.centre, self.log_scale = log_weights, centre, log_scale
-        self.batch, self.size, self.overall = len(centre), size, overall
+        self.batch, self.size, self.overall = centre.shape[0], size, overall
 
     def part(self, places: slice) -> "MixtureFactor":
         log_weights, centre, log_scale = (x[:, places] for x in (self.log_weights, self.centre, self.log_scale))

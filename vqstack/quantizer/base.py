@@ -59,7 +59,9 @@ def nearest(
     vectors: Float[Tensor, "n d"], codebook: Float[Tensor, "K d"], max_elements: int = 2**21
 ) -> Int64[Tensor, "n"]:
     """Index of the closest code, ``argmin_k |c_k|²/2 - x·c_k``, in chunks of at most ``max_elements`` distances."""
-    half_squares, parts = codebook.square().sum(1).div(2), in_chunks(vectors, codebook, max_elements)
+    half_squares = codebook.square().sum(1).div(2)
+    # A graph has as many parts whatever it is given: one.
+    parts = [vectors] if torch.compiler.is_exporting() else in_chunks(vectors, codebook, max_elements)
     return torch.cat([torch.addmm(half_squares, x, codebook.T, alpha=-1).argmin(1) for x in parts])
 
 
@@ -99,7 +101,7 @@ class Codebook(nn.Module, ABC):
         flat = codes.flatten(1) if not self.chain else rearrange(codes[:, :num_codes], "b D ... -> b (...) D")
         with torch.autocast(codes.device.type, enabled=False):
             vectors = self._lookup(flat)
-        return rearrange(vectors, "b n d -> b d n").reshape(len(codes), self.dim, *sites)
+        return rearrange(vectors, "b n d -> b d n").reshape(codes.shape[0], self.dim, *sites)
 
     def counts(self, codes: AnyCodes) -> Int64[Tensor, "*D K"]:
         """How often each code occurs, of each of the D codebooks."""

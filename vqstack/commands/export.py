@@ -1,0 +1,54 @@
+"""Write a model as files that run without vqstack: vqstack export RUN --out FOLDER [--format onnx|torch] [--parts …].
+
+Every file is compared with torch before the folder is there. ``run.py`` in it encodes, decodes and samples with numpy
+and onnxruntime alone.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vqstack import threads
+from vqstack.config import Positional, parse
+from vqstack.errors import InputError
+from vqstack.export.folder import Part, export
+from vqstack.export.trace import OPSET, Format
+from vqstack.model import HierarchicalModel
+from vqstack.pretrained import find_artefact
+from vqstack.terminal import say
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Command(BaseModel):
+    """Write a model as files that run without vqstack."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    out: Path = Field(description="Folder that receives the files; new or empty.")
+    format: Format = Field("onnx", description="onnx: for onnxruntime; torch: programs of torch.export (.pt2).")
+    parts: tuple[Part, ...] = Field(
+        (), description="Of encode, decode, render, walk (steps, to sample), score; default: all that the model has."
+    )
+    opset: int = Field(OPSET, ge=18, le=23, description="Version of the operators of ONNX, no unit.")
+
+
+def main(arguments: list[str]) -> None:
+    command = parse(Command, arguments)
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if command.format == "onnx" and missing:
+        raise InputError(f"--format: onnx needs {', '.join(missing)}: pip install 'vqstack[export]', or take torch")
+    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    threads.share_cores()
+    card = export(model, command.out, command.format, command.parts, command.opset)
+    size = sum(graph["bytes"] for graph in card["graphs"].values())
+    seconds = sum(graph["seconds"] for graph in card["graphs"].values())
+    ties = sum(part["check"]["ties"] for part in [*card["graphs"].values(), *card["walks"].values()])
+    for name, why in card["left_out"].items():
+        say(f"not exported: {name}: {why}")
+    say(
+        f"{command.out}: {len(card['graphs'])} files, {size / 1e6:.1f} MB, made in {seconds:.0f} s, equal to torch but "
+        f"for {ties} ties; README.md says what each takes and gives, run.py runs them"
+    )
