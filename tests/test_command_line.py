@@ -47,7 +47,8 @@ def test_every_command_has_a_module_and_the_overview_names_it():
 
 def test_scripts_are_commands(programs):
     names = {module.__name__.rpartition(".")[2] for module in programs.values()}
-    assert names == COMMANDS.keys() - {"recipes", "doctor", "reconstruct", "interpolate", "splice", "push", "completion"}
+    without = {"recipes", "doctor", "reconstruct", "interpolate", "splice", "push", "completion"}
+    assert names == COMMANDS.keys() - without
 
 
 def test_a_wrong_name_is_refused():
