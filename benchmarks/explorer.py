@@ -1,11 +1,11 @@
 """How quick the page of ``vqstack explore`` is, and whether it grows.
 
-    python benchmarks/explorer.py RUN [--edits 100]
+    python benchmarks/explorer.py RUN [--edits 100] [--minutes 60]
 
 Starts the page of a run, opens a test image, and draws one site of the lowest map again, over and over, by clicks in
 headless Chromium. Prints the seconds to the page, the seconds of an edit (from the click until the line that says
 "computing" is gone: median, 95th percentile), and the memory of the server after 20 edits and after all of them, with
-ten tabs opened and closed on the way.
+ten tabs opened and closed on the way. With --minutes the edits are spread over so long.
 """
 
 import argparse
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--edits", type=int, default=100, help="count")
+    parser.add_argument("--minutes", type=float, default=0, help="that the page stays open")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
     command = [sys.executable, "-m", "vqstack", "explore", str(options.run), "--port", "0"]
@@ -69,6 +70,7 @@ def main(arguments: list[str]) -> None:
             seconds, process = [], psutil.Process(server.pid)
             for number in range(options.edits):
                 seconds.append(edit(page))
+                page.wait_for_timeout(60_000 * options.minutes / options.edits)
                 if number == 19:
                     found["MiB after 20 edits"] = process.memory_info().rss / 2**20
                 if number % (options.edits // 10) == 0:
