@@ -14,6 +14,7 @@ from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.fit import Fit
 from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.phases import Run
 
 # Changes to the digits recipe that train in a second.
@@ -128,3 +129,21 @@ def text_encoder(folder):
     config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes)
     transformers.BertModel(config).save_pretrained(folder)
     return folder
+
+
+def untrained(folder, shape, maps, geometry=None, quantizer=None, pad_to=None, **changes):
+    """A released model with random weights: maps of six codes, without its run."""
+    small = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1}
+    size = {"codebook_size": 6, "dim": 4, **(quantizer or {})}
+    settings = {
+        "stack": {"levels": [{"map": one, "quantizer": size, **small} for one in maps], "pad_to": pad_to},
+        "prior": {"depth": 1, "dim": 8, "heads": 2, **changes.pop("prior", {})},
+        "image_shape": shape,
+        "values": 16,
+        "geometry": {"size": shape[1:], **(geometry or {})},
+        **changes,
+    }
+    torch.manual_seed(0)
+    model = HierarchicalModel(ModelSettings.model_validate(settings)).eval()
+    model.save_pretrained(folder)
+    return model

@@ -84,6 +84,24 @@ def read(path):
     return torch.tensor(list(Image.open(path).tobytes())).view(1, 8, 8).mul(16).div(255).round().to(torch.uint8)
 
 
+def test_images_keep_their_size_where_that_is_asked_for(released):
+    model, _ = released
+    photograph = torch.randint(0, 17, (1, 11, 30), dtype=torch.uint8)
+    save_png(photograph, Path("c.png"), 17)
+    reconstruct_command.main("model c.png a.png --out kept --own-size".split())
+    tokenizer = vqstack.Tokenizer(model)
+    wanted = tokenizer.decode(tokenizer.encode(photograph[None]), (11, 30))[0]
+    found = torch.tensor(list(Image.open("kept/c.png").tobytes())).view(1, 11, 30).mul(16).div(255).round()
+    assert torch.equal(found, wanted.float())
+    for arguments, words in (
+        ("model c.png --out x --tile 8 8", ("--own-size",)),
+        ("model c.png --out x --own-size --level 2", ("--own-size",)),
+        ("model c.png --out x --own-size --tile 9 8", ("tile",)),
+        ("model c.png --out x --own-size --decoder renderer", ("no renderer",)),
+    ):
+        refused(lambda arguments=arguments: reconstruct_command.main(arguments.split()), *words)
+
+
 def test_commands_do_what_the_calls_do(released, capsys):
     model, pixels = released
     codes = model.encode(pixels)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, refused, text_encoder
+from helpers import TINY, refused, text_encoder, untrained
 from PIL import Image, ImageSequence
 
 import vqstack
@@ -428,24 +428,6 @@ def test_everything_has_a_name_for_who_cannot_see_it(tab):
                 .map((e) => e.outerHTML.slice(0, 200))"""
         )
         assert nameless == []
-
-
-def untrained(folder, shape, maps, geometry=None, quantizer=None, **changes):
-    """A released model with random weights: maps of six codes, without its run."""
-    small = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1}
-    size = {"codebook_size": 6, "dim": 4, **(quantizer or {})}
-    settings = {
-        "stack": {"levels": [{"map": one, "quantizer": size, **small} for one in maps]},
-        "prior": {"depth": 1, "dim": 8, "heads": 2, **changes.pop("prior", {})},
-        "image_shape": shape,
-        "values": 16,
-        "geometry": {"size": shape[1:], **(geometry or {})},
-        **changes,
-    }
-    torch.manual_seed(0)
-    model = vqstack.HierarchicalModel(vqstack.ModelSettings.model_validate(settings)).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 SIGNALS = {

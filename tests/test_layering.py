@@ -47,6 +47,7 @@ ORDER = [
     "pretrained",
     "model_settings",
     "model",
+    "tokenizer",
     "editing",
     "edited",
     "code_use",

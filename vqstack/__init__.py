@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vqstack.phases import read_images, split_of_run
     from vqstack.publish import push
     from vqstack.quantizer import Quantizer, QuantizerSettings, build_quantizer
+    from vqstack.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "QuantizerSettings",
     "RunConfig",
     "SamplingSettings",
+    "Tokenizer",
     "blend",
     "build_quantizer",
     "interpolate",
@@ -72,6 +74,7 @@ _PLACES = {
     "phases": ("read_images", "split_of_run"),
     "publish": ("push",),
     "quantizer": ("Quantizer", "QuantizerSettings", "build_quantizer"),
+    "tokenizer": ("Tokenizer",),
 }
 
 

@@ -46,17 +46,21 @@ def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalMode
         raise InputError(f"{len(command.images)} images: name {count}")
     if command.label is not None and not command.sample:
         raise InputError("--label: nothing is drawn without --sample: add it, or leave --label out")
-    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model = opened_model(command)
     level = command.level or len(model.stack)
     if level > len(model.stack):
         raise InputError(f"--level: {level} does not exist: choose 1 … {len(model.stack)}")
-    model.check_decoder(command.decoder)
     if command.sample and level == 1 and command.decoder == "renderer":
         raise InputError("--sample: the renderer draws no lots below level 1: leave one of them out")
-    pixels = read_images(command.run, command.images)
-    model.to(chosen_device(command.device))
+    return model, level, read_images(command.run, command.images).to(model.device)
+
+
+def opened_model(command: Editing) -> HierarchicalModel:
+    """The model of a command, where it is to compute."""
+    model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model.check_decoder(command.decoder)
     threads.share_cores()
-    return model, level, pixels.to(model.device)
+    return model.to(chosen_device(command.device))
 
 
 def shown(command: Editing, model: HierarchicalModel, codes: Codes, level: int) -> Pixels:
