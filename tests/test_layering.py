@@ -20,6 +20,7 @@ ORDER = [
     "signals",
     "threads",
     "disk",
+    "shards",
     "checkpoint",
     "ending",
     "output",

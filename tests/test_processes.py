@@ -266,8 +266,8 @@ def test_accelerate_reads_the_configurations(path):
     assert bool(config.fsdp_config) == (config.distributed_type is DistributedType.FSDP)
 
 
-def test_training_refuses_to_shard_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+def test_training_refuses_ways_to_shard_that_it_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.DEEPSPEED))
     with pytest.raises(InputError, match="one_host.yaml"):
         Run(RunConfig(), tmp_path / "run", Accelerator(cpu=True))
     assert not list(tmp_path.iterdir())

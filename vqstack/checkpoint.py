@@ -1,7 +1,8 @@
 """Checkpoints: folders ``step-0000123`` with ``state.pt`` and ``mark``, the sealed checksum of the state.
 
-A checkpoint is written under another name, forced to the disk, and renamed: at every instant the folder is whole or
-absent.
+Where processes share the tensors among them, these lie in files beside it (:mod:`vqstack.shards`), whose checksums the
+mark has, too. A checkpoint is written under another name, forced to the disk, and renamed: at every instant the folder
+is whole or absent.
 """
 
 import hashlib
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from accelerate import Accelerator
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from vqstack.disk import check_ours, digest, failed_write, make_folder, read_sealed, sealed, sync
+from vqstack import shards
+from vqstack.disk import check_ours, digest, failed_write, make_folder, on_main, read_sealed, sealed, sync
 from vqstack.errors import InputError
 from vqstack.terminal import warn
 
-FORMAT_VERSION = 2
-STATE, MARK = "state.pt", "mark"
+FORMAT_VERSION = 3
+WHOLE = 2  # version of a checkpoint without shards, which older programs read
+STATE, SHARDS, MARK = "state.pt", "shards", "mark"
 
 
 class _Mark(BaseModel):
@@ -34,6 +38,7 @@ class _Mark(BaseModel):
         description="Of the validation split, nats per image or another metric, the less the better; none: not scored.",
     )
     sha256: str = Field(description="Checksum of state.pt.")
+    shards: dict[str, str] = Field({}, description="Checksum of each file in shards/, by its name; none: no shards.")
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,15 @@ class Checkpoint:
     score: float | None
 
     def read(self, mapped: bool = False) -> dict[str, Any]:
-        """The state that was written; ``mapped`` leaves its tensors on the disk until they are looked at."""
+        """The state that was written; ``mapped`` leaves its tensors on the disk until they are looked at.
+
+        Tensors that lie in shards are on the meta device until :meth:`filled` reads them.
+        """
         return torch.load(self.folder / STATE, map_location="cpu", weights_only=True, mmap=mapped)
+
+    def filled(self, state: dict[str, Any], mesh: Any = None, group: Any = None) -> dict[str, Any]:
+        """The state that was read, or a part of its tree, with its shards, see :func:`vqstack.shards.filled`."""
+        return shards.filled(self.folder / SHARDS, state, mesh, group)
 
 
 class _Hashed:
@@ -94,19 +106,47 @@ class Checkpoints:
 
     def write(self, step: int, state: dict[str, Any], score: float | None = None) -> None:
         """Write a checkpoint and remove those that are not needed any more. WriteError if it cannot be written."""
+        self._finish(self._begin(step), step, state, score, {})
+
+    def write_sharded(
+        self, step: int, state: dict[str, Any], score: float | None, accelerator: Accelerator, group: Any
+    ) -> None:
+        """The same by all processes together, of a state whose tensors they share; ``group``: of them, on the CPU."""
+        whole, sharded = shards.split(state)
+        aside = on_main(accelerator, lambda: self._begin(step))
+        try:
+            checksums = shards.write(aside / SHARDS, sharded, group)
+        except OSError as error:
+            on_main(accelerator, lambda: shutil.rmtree(aside, ignore_errors=True))
+            raise failed_write(aside, error) from error
+        on_main(accelerator, lambda: self._finish(aside, step, whole, score, checksums))
+
+    def _begin(self, step: int) -> Path:
+        """An empty folder beside the checkpoints."""
         check_ours(self.folder)
-        final = self.folder / f"step-{step:07d}"
-        aside = self.folder / f".{final.name}.tmp"
+        aside = self.folder / f".step-{step:07d}.tmp"
         try:
             make_folder(self.folder)
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            sha256 = write_state(aside / STATE, state)
-            mark = _Mark(format_version=FORMAT_VERSION, step=step, score=score, sha256=sha256)
+        except OSError as error:
+            raise failed_write(aside, error) from error
+        return aside
+
+    def _finish(
+        self, aside: Path, step: int, state: dict[str, Any], score: float | None, checksums: dict[str, str]
+    ) -> None:
+        """Make a checkpoint of it, with the state and with the shards that it may hold already."""
+        final = self.folder / f"step-{step:07d}"
+        try:
+            about: dict[str, Any] = {"step": step, "score": score, "sha256": write_state(aside / STATE, state)}
+            about |= {"format_version": FORMAT_VERSION, "shards": checksums} if checksums else {"format_version": WHOLE}
             with (aside / MARK).open("w", encoding="utf-8") as file:
-                file.write(sealed(mark.model_dump()))
+                file.write(sealed(_Mark(**about).model_dump(exclude=None if checksums else {"shards"})))
                 file.flush()
                 os.fsync(file.fileno())
+            if checksums:
+                sync(aside / SHARDS)
             sync(aside)
             check_ours(self.folder)  # writing a large state takes a while
             os.rename(aside, final)
@@ -182,8 +222,10 @@ def _examined(folder: Path) -> "Checkpoint | str":
     mark = _read_mark(folder)
     if isinstance(mark, str):
         return mark
-    try:
-        intact = digest(folder / STATE) == mark.sha256
-    except OSError as error:
-        return f"{STATE} cannot be read: {error.strerror}"
-    return Checkpoint(folder, mark.step, mark.score) if intact else f"{STATE} is not what was written"
+    for path, sha256 in {STATE: mark.sha256, **{f"{SHARDS}/{name}": one for name, one in mark.shards.items()}}.items():
+        try:
+            if digest(folder / path) != sha256:
+                return f"{path} is not what was written"
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+    return Checkpoint(folder, mark.step, mark.score)

@@ -114,6 +114,8 @@ def norm(width: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """``x + conv(silu(norm(conv(silu(norm(x))))))``; the last convolution starts at zero, so the block starts as x."""
 
+    is_block = True  # see vqstack/fit/blocks.py
+
     def __init__(self, width: int, dropout: float = 0.0, axes: int = 2) -> None:
         super().__init__()
         convolve = convolution(axes)

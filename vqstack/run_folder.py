@@ -16,10 +16,17 @@ from vqstack.reading import plain_file
 
 CONFIG, HISTORY, IMAGES = "config.yaml", "config-history.jsonl", "images.json"
 SEAL = "# sha256 "  # begins the first line of config.yaml, which ends with the checksum of all lines below it
-# What a run may change when it goes on: none of it moves the weights.
-MAY_CHANGE = {"encode_batch", "ledger_images", "sample_grid", "sampling", "trackers"}
+# What a run may change when it goes on: none of it moves the weights, but by rounding, as the number of processes does.
+MAY_CHANGE = {"cpu_offload", "encode_batch", "ledger_images", "sample_grid", "sampling", "sharded", "trackers"}
 SHOWN = 8  # changes that one line names
-MAY_CHANGE_IN_TRAINING = {"checkpoint_every", "checkpoint_minutes", "collapse", "keep", "max_bad_steps"}
+MAY_CHANGE_IN_TRAINING = {
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "collapse",
+    "gradient_checkpointing",
+    "keep",
+    "max_bad_steps",
+}
 
 
 Change = tuple[str, Any, Any]  # dotted name, old and new value

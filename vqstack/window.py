@@ -239,6 +239,8 @@ def _tiles(axes: int) -> tuple[str, str]:
 class PointwiseBlock(nn.Module):
     """``x + conv(relu(conv(relu(x))))`` with 1×1 convolutions; the last starts at zero, so the block starts as x."""
 
+    is_block = True  # see vqstack/fit/blocks.py
+
     def __init__(self, width: int, axes: int) -> None:
         super().__init__()
         convolve = convolution(axes)

@@ -142,6 +142,8 @@ class CodeModel(nn.Module, ABC):
             attn_dropout=settings.dropout,
             ff_dropout=settings.dropout,
         )
+        for _, block, _ in self.backbone.layers:  # type: ignore[union-attr]  # attentions and feed-forward networks
+            block.is_block = True  # see vqstack/fit/blocks.py
         self.to_logits = nn.Linear(settings.dim, head.parameters)
         if isinstance(self.embedding, nn.Embedding):
             nn.init.normal_(self.embedding.weight, std=0.02)

@@ -92,6 +92,13 @@ class RunConfig(StackSettings):
         "no", description="Number format of the networks in training: float32, float16 or bfloat16."
     )
     compile: bool = Field(False, description="Run networks through torch.compile in training.")
+    sharded: bool = Field(
+        False,
+        description="Share weights, gradients, moments and averages among the processes (FSDP 2): each holds its part.",
+    )
+    cpu_offload: bool = Field(
+        False, description="Keep the shards in the memory of the host, where the optimiser steps then (sharded)."
+    )
     channels_last: bool = Field(
         False, description="Keep the levels' convolutions with channels last in memory, which tensor cores prefer."
     )

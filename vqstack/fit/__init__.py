@@ -7,11 +7,13 @@ stopped.
 
 from vqstack.fit.batches import Asked, Order, ReadingAhead, Source, own_batches
 from vqstack.fit.callbacks import Callback
-from vqstack.fit.loop import Fit, in_words
+from vqstack.fit.journal import in_words
+from vqstack.fit.loop import Fit
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
 from vqstack.fit.outcome import CHECKPOINTS, DONE, load_outcome, shapes_left, write_outcome
 from vqstack.fit.seeds import any_algorithms, deterministic_algorithms, seed_everything
 from vqstack.fit.settings import FitSettings
+from vqstack.fit.sharding import Sharding, sharding_of
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "FitSettings",
     "Order",
     "ReadingAhead",
+    "Sharding",
     "Source",
     "Totals",
     "any_algorithms",
@@ -38,5 +41,6 @@ __all__ = [
     "own_batches",
     "seed_everything",
     "shapes_left",
+    "sharding_of",
     "write_outcome",
 ]

@@ -128,3 +128,8 @@ def _step_of(row: bytes) -> float:
         return float(json.loads(row)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def in_words(metric: str, score: float) -> str:
+    """A score for a person: nats per image as bits, anything else under its name."""
+    return f"{score / math.log(2):.2f} bits" if metric == "nats" else f"{metric} {score:.4g}"

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from enum import IntEnum
+from enum import IntFlag
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from vqstack.checkpoint import Checkpoint, Checkpoints
 from vqstack.disk import on_main
 from vqstack.errors import DivergedError, InputError, Stopped
 from vqstack.fit.batches import Order, ReadingAhead, Source
+from vqstack.fit.blocks import keep_blocks, recompute_blocks
 from vqstack.fit.callbacks import Callback
 from vqstack.fit.guard import Guard, poisoned
-from vqstack.fit.journal import Journal
+from vqstack.fit.journal import Journal, in_words
 from vqstack.fit.optimisation import (
     Average,
     learning_rate,
@@ -31,22 +32,25 @@ from vqstack.fit.optimisation import (
 from vqstack.fit.outcome import CHECKPOINTS
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
+from vqstack.fit.sharding import Sharding, full, give_back, whole
 from vqstack.fit.threads import choose_threads
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.pretrained import check_numbers
 from vqstack.shapes import Objective
+from vqstack.shards import held
 from vqstack.terminal import Progress
 
 STREAM_EPOCH = 10_000  # images that stand for an epoch of a stream, whose length nobody knows
 FIRST_LOOK = 20.0  # seconds after which a phase is looked at, should its first evaluation be later
 
 
-class Demand(IntEnum):
-    """What is asked of the loop after a step; the largest of any process counts."""
+class Demand(IntFlag):
+    """What is asked of the loop after a step, by any process."""
 
     GO_ON = 0
-    SAVE = 1
-    STOP = 2
+    LOOK = 1
+    SAVE = 2
+    STOP = 4
 
 
 class Fit:
@@ -65,6 +69,7 @@ class Fit:
         on_evaluation: called with (module with the better weights, step) after each evaluation, on the main process;
             also once, with the raw weights, when the phase has run for FIRST_LOOK seconds without any.
         callbacks: told of what happens, on the main process.
+        sharding: how processes share the weights among them; None: each has them all.
     """
 
     def __init__(
@@ -81,22 +86,34 @@ class Fit:
         compile_module: bool = False,
         on_evaluation: Callable[[nn.Module, int], None] | None = None,
         callbacks: Sequence[Callback] = (),
+        sharding: Sharding | None = None,
     ) -> None:
-        self.name, self.module, self.settings, self.accelerator = name, module, settings, accelerator
+        self.name, self.settings, self.accelerator, self.sharding = name, settings, accelerator, sharding
+        self.outcome = module  # receives the best weights; what is trained is the module itself, or a copy in shards
+        module.train()
+        self.module = module = module.to(accelerator.device) if sharding is None else sharding.copy(module)
         self.train, self.validation, self.folder, self.seed = train, validation, folder, seed
         self.on_evaluation = on_evaluation
         self.callbacks = callbacks if accelerator.is_main_process else ()
         accelerator.gradient_accumulation_steps, accelerator.step = settings.accumulate, 0
-        module.to(accelerator.device).train()
         self.average = Average(module, settings.ema) if settings.ema else None
+        if settings.gradient_checkpointing:
+            recompute_blocks(module)
+        if sharding is not None:
+            sharding.shard(module)
+            if self.average is not None:
+                sharding.shard(self.average.module)
         optimizer = optimizer_for(module, settings, accelerator.device)
         self.compiled = compile_module
         if compile_module:  # the plain networks only: what stands around them is small and changes shape
             for network in networks(module):
                 network.compile(dynamic=False)
-        self.runner, self.optimizer = accelerator.prepare(module, optimizer)
-        # Codebooks move alike on all processes; copying those of one over the others' would only hide it if not.
-        self.runner.broadcast_buffers = False
+        if sharding is not None:
+            self.runner, self.optimizer = module, accelerator.prepare_optimizer(optimizer)
+        else:
+            self.runner, self.optimizer = accelerator.prepare(module, optimizer)
+            # Codebooks move alike on all processes; copying those of one over the others' would only hide it if not.
+            self.runner.broadcast_buffers = False
         self.apart = parameters_apart(module)
         self.chosen_by: str = getattr(module, "chosen_by", "nats")
         self.accumulators: list[Any] = [m for m in module.modules() if hasattr(m, "accumulating")]
@@ -113,9 +130,8 @@ class Fit:
         self.seen = 0  # images in it, of all processes: each must end an epoch at the same step
         self.epoch = Totals()  # the last whole epoch, rounded up to whole steps
         self.loss, self.scored = math.nan, ""  # of the last step here, and the last evaluation, to be shown
-        self._group: Any = None
-        if accelerator.num_processes > 1:  # decisions are taken on the CPU, where no device has to be waited for
-            self._group = torch.distributed.new_group(backend="gloo")
+        # Decisions are taken on the CPU, where no device has to be waited for.
+        self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
 
     def run(self) -> float:
         """Train to the end, or go on from the last checkpoint; returns the best score of the validation split.
@@ -147,18 +163,18 @@ class Fit:
                 score, better = self.evaluation_step() if evaluated else (None, "")
                 if score is not None:
                     self.scored = f", validation {in_words(self.chosen_by, score)}"
-                if not evaluated and time.monotonic() > first_look:
-                    self._look("module")
-                if evaluated or time.monotonic() > first_look:
+                first_look = math.inf if evaluated else first_look
+                demand = self._demand(received, saved, first_look)
+                if Demand.LOOK in demand:
                     first_look = math.inf
-                demand = self._demand(received, saved)
+                    self._look("module")
                 every = self.settings.checkpoint_every
-                due = evaluated or demand or (every and self.step % every == 0)
+                due = evaluated or demand & (Demand.SAVE | Demand.STOP) or (every and self.step % every == 0)
                 # Not amid bad steps: the last checkpoint is from before them. A signal and the end do not wait.
-                if due and (not self.guard.in_a_row or demand == Demand.STOP or self.step == self.settings.steps):
+                if due and (not self.guard.in_a_row or Demand.STOP in demand or self.step == self.settings.steps):
                     self._save(score, better)
                     saved = time.monotonic()
-                if demand == Demand.STOP:
+                if Demand.STOP in demand:
                     raise Stopped(f"after step {self.step} of {self.name}; run the same command again to go on")
         return self._finish()
 
@@ -171,10 +187,12 @@ class Fit:
         self.guard.begin()
         objectives = []
         for indices, epochs in self._micro_batches(self.step):
-            with self.accelerator.accumulate(self.runner):
+            # Where weights are sharded, gradients of each micro-batch are reduced at once: their shards are small.
+            with self.accelerator.accumulate(*[self.runner] * (self.sharding is None)):
                 for part in self.accumulators:
                     part.accumulating = not self.accelerator.sync_gradients
-                objective = self.runner(*self.train.batch(indices, epochs))
+                with self.accelerator.autocast():
+                    objective = self.runner(*self.train.batch(indices, epochs))
                 self.accelerator.backward(poisoned(objective.loss))
             objectives.append((objective, len(indices)))
         if self.ahead is not None:  # before the device has to be waited for
@@ -194,10 +212,10 @@ class Fit:
         norm = self.accelerator.clip_grad_norm_(own, self.settings.clip)
         for theirs in against:  # a scaler has had its turn with all of them
             theirs_norm = torch.nn.utils.clip_grad_norm_(theirs, self.settings.clip)
-            norm = theirs_norm if norm is None else norm + theirs_norm  # finite if both are
+            norm = theirs_norm if norm is None else full(norm) + full(theirs_norm)  # finite if both are
         loss = torch.stack([objective.loss.detach().float() for objective, _ in objectives]).mean()
         # One look at the device a step. The norm is the same in every process, so the decision is, too.
-        size, loss_here = torch.stack([loss if norm is None else norm.detach().float(), loss]).tolist()
+        size, loss_here = torch.stack([loss if norm is None else full(norm.detach()).to(loss), loss]).tolist()
         self.loss, fine = loss_here, math.isfinite(size)
         if fine or self.accelerator.scaler is not None:  # the scaler leaves the step out by itself, and learns from it
             self.optimizer.step()
@@ -239,24 +257,27 @@ class Fit:
 
     def _look(self, better: str) -> None:
         """Show the weights to whoever wants to see them: it leaves no trace in them, and may fail."""
-        if not self.accelerator.is_main_process or self.on_evaluation is None:
-            return
         module = self.module if better == "module" or self.average is None else self.average.module
         was_training = module.training
-        try:
-            self.on_evaluation(module.eval(), self.step)
-        except Exception as error:  # a picture is not worth a run
-            self.journal.failed(self.step, "what follows an evaluation", error)
-        finally:
-            module.train(was_training)
+        with whole(module):
+            if not self.accelerator.is_main_process or self.on_evaluation is None:
+                return
+            try:
+                self.on_evaluation(module.eval(), self.step)
+            except Exception as error:  # a picture is not worth a run
+                self.journal.failed(self.step, "what follows an evaluation", error)
+            finally:
+                module.train(was_training)
 
     def _score(self, values: dict[str, float]) -> tuple[float, str]:
         """Adds to ``values``; (score of the better weights, which ones they are)."""
         batch, metric = self.settings.batch_size, self.chosen_by
         found = {"module": evaluate(self.runner, self.validation, batch, self.accelerator, self.seed)}
         if self.average is not None:
+            give_back(self.runner)
             averaged = self.average.current()
             found["average"] = evaluate(averaged, self.validation, batch, self.accelerator, self.seed)
+            give_back(averaged)
         better = min(found, key=lambda name: found[name][metric] if math.isfinite(found[name][metric]) else math.inf)
         score = found[better][metric]
         if not math.isfinite(score):
@@ -267,14 +288,16 @@ class Fit:
         self.best = min(self.best, score)
         return score, better
 
-    def _demand(self, received: list[int], saved: float) -> Demand:
+    def _demand(self, received: list[int], saved: float, first_look: float) -> Demand:
         """What this step asks for, the same answer in every process: a signal may reach only one of them."""
-        late = self.accelerator.is_main_process and time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
-        mine = Demand.STOP if received else Demand.SAVE if late else Demand.GO_ON
+        mine, now = Demand.STOP if received else Demand.GO_ON, time.monotonic()
+        if self.accelerator.is_main_process:
+            mine |= Demand.LOOK if now > first_look else Demand.GO_ON
+            mine |= Demand.SAVE if now - saved > 60 * self.settings.checkpoint_minutes else Demand.GO_ON
         if self._group is None:
             return mine
         everyones = torch.tensor(int(mine))
-        torch.distributed.all_reduce(everyones, torch.distributed.ReduceOp.MAX, group=self._group)
+        torch.distributed.all_reduce(everyones, torch.distributed.ReduceOp.BOR, group=self._group)
         return Demand(int(everyones))
 
     def _save(self, score: float | None, better: str) -> None:
@@ -295,22 +318,31 @@ class Fit:
             "failures": self.journal.failures,
             "collapsed": self.journal.collapsed,
         }
-        on_main(self.accelerator, lambda: self.checkpoints.write(self.step, state, score))
+        if self.sharding is None:
+            on_main(self.accelerator, lambda: self.checkpoints.write(self.step, state, score))
+        else:
+            self.checkpoints.write_sharded(self.step, state, score, self.accelerator, self._group)
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is intact."""
         found = on_main(self.accelerator, self.checkpoints.intact)
         self.best = min((c.score for c in found if c.score is not None), default=math.inf)
         if found:
-            state = found[-1].read()
             try:
-                self._load(state)
+                self._load(self._read(found[-1]))
             except (RuntimeError, ValueError, KeyError) as error:
                 raise InputError(
                     f"{found[-1].folder} cannot be gone on with ({' '.join(str(error).split())[:200]}): "
                     "give the settings it was written with, or choose another --out"
                 ) from error
         on_main(self.accelerator, lambda: self.journal.cut(self.step))
+
+    def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Its state as this process holds it, however many processes wrote it, in shards or whole."""
+        if self.sharding is None:
+            return checkpoint.filled(checkpoint.read())
+        state = checkpoint.filled(checkpoint.read(), self.sharding.mesh, self._group)
+        return self.sharding.spread(state, self.module, self.optimizer)
 
     def _choose_threads(self) -> None:
         """That of a phase that begins on the CPU; the step that is timed is one of a copy."""
@@ -320,7 +352,7 @@ class Fit:
 
         def work() -> None:
             seed_everything(self.seed, 0, 0)
-            copy.deepcopy(self.module)(*self.train.batch(indices, epochs)).loss.backward()
+            copy.deepcopy(self.outcome)(*self.train.batch(indices, epochs)).loss.backward()
 
         note = self.checkpoints.folder / "threads"
         choose_threads(self.name, self.accelerator, note, None if self.compiled else work)
@@ -328,7 +360,7 @@ class Fit:
     def _load(self, state: dict[str, Any]) -> None:
         began = state.get("threads", torch.get_num_threads())  # the first checkpoints had none
         threads.keep(self.name, began, self.accelerator)
-        check_numbers({name: state[name] for name in ("module", "optimizer", "average") if state[name]})
+        check_numbers(held({name: state[name] for name in ("module", "optimizer", "average")}))
         self.module.load_state_dict(state["module"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
@@ -348,9 +380,11 @@ class Fit:
     def _finish(self) -> float:
         """Leave the module with its best weights."""
         best = on_main(self.accelerator, self._find_best)
-        state = best.read()
-        self.module.load_state_dict(state[state["better"]])
-        self.module.eval()
+        state = best.read(mapped=True)
+        better = state["better"]
+        keep_blocks(self.outcome)
+        self.outcome.load_state_dict(best.filled({better: state[better]})[better])
+        self.outcome.to(self.accelerator.device).eval()
         self.accelerator.free_memory()
         assert best.score is not None
         return best.score
@@ -364,8 +398,3 @@ class Fit:
                 f"{self.checkpoints.folder} and train again with a smaller learning_rate and --override-config"
             )
         return min(scored, key=lambda c: c.score or 0.0)
-
-
-def in_words(metric: str, score: float) -> str:
-    """A score for a person: nats per image as bits, anything else under its name."""
-    return f"{score / math.log(2):.2f} bits" if metric == "nats" else f"{metric} {score:.4g}"

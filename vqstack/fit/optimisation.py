@@ -2,12 +2,14 @@
 
 import copy
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vqstack.fit.settings import FitSettings
+from vqstack.shards import local
 
 
 class Average:
@@ -16,15 +18,19 @@ class Average:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.source, self.decay, self.updates = module, decay, 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._mine: list[Tensor] = list(self.module.parameters())
-        self._theirs: list[Tensor] = list(module.parameters())
+
+    @cached_property
+    def _parameters(self) -> list[list[nn.Parameter]]:
+        """Of both, in the same order; both may be sharded before the first step."""
+        return [list(module.parameters()) for module in (self.module, self.source)]
 
     @torch.no_grad()
     def update(self) -> None:
         """One step; the decay grows to its final value so that the start is forgotten."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
+        mine, theirs = (list(map(local, parameters)) for parameters in self._parameters)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
 
     @torch.no_grad()
     def current(self) -> nn.Module:

@@ -22,6 +22,11 @@ class FitSettings(BaseModel):
     ema: float = Field(
         0.999, ge=0, lt=1, description="Share of the weight average kept at each step; 0 switches it off."
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep of each block its input alone for the backward pass, and compute the rest again: the same "
+        "gradients for less memory and about a third more time.",
+    )
     fused: bool = Field(True, description="AdamW in one kernel, where the device has it.")
     augmented: float = Field(
         1.0,

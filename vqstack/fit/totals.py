@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqstack.fit.batches import Source, own_batches
 from vqstack.fit.seeds import seed_everything
+from vqstack.fit.sharding import is_sharded
 from vqstack.quantizer import usage
 from vqstack.shapes import Objective, finest
 from vqstack.terminal import Progress
@@ -87,7 +88,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Means of the objective over a whole split, each process its share; what is random in it follows from ``seed``.
 
-    EvaluationError, in every process, where one could not score its share: the others must not wait for it.
+    EvaluationError, in every process, where one could not score its share: the others must not wait for it. Where the
+    weights are sharded the error itself, in that process, which ends the run.
     """
     was_training, problem = module.training, None
     module.eval()
@@ -100,6 +102,8 @@ def evaluate(
             with accelerator.autocast():
                 totals.add(module(*source.batch(indices, None)), weight)
     except Exception as error:  # whatever it is, training goes on without this evaluation, which is reported
+        if is_sharded(module):  # the others wait for weights of this process, amid their own share
+            raise
         problem = error
     finally:
         module.train(was_training)

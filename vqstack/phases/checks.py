@@ -11,11 +11,11 @@ from torch import nn
 from vqstack.config import RunConfig
 from vqstack.config.unused import unused
 from vqstack.errors import InputError
-from vqstack.fit import shapes_left
+from vqstack.fit import Sharding, shapes_left, sharding_of
 from vqstack.run_folder import Images, read_images
 
-# What shards weights: averages, checkpoints and the frozen levels below need them whole.
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+# Programs that shard weights in ways of their own; averages and checkpoints know FSDP 2 alone.
+UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
@@ -28,11 +28,12 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
-    """Training must be data parallel, and every batch split into equal parts for the micro-batches of each process."""
-    if accelerator.distributed_type in SHARDED:
+    """Processes must share batches, or weights too by FSDP 2, and every batch must split into equal parts for the
+    micro-batches of each process."""
+    if accelerator.distributed_type in UNKNOWN:
         raise InputError(
-            f"training under {accelerator.distributed_type.value} is not possible yet: launch it data parallel, as "
-            "recipes/accelerate/one_host.yaml does"
+            f"training under {accelerator.distributed_type.value} is not possible: launch it data parallel, as "
+            "recipes/accelerate/one_host.yaml does, or in shards, as recipes/accelerate/fsdp.yaml does"
         )
     for name, settings in config.every_training.items():
         if any(f"{name}.".startswith(f"{idle}.") for idle in unused(config)):
@@ -43,6 +44,14 @@ def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
                 f"{name}.batch_size: {settings.batch_size} is not a multiple of accumulate times processes ({parts}): "
                 "change one of them"
             )
+
+
+def sharding_for(config: RunConfig, accelerator: Accelerator) -> Sharding | None:
+    """How the run shares its weights among the processes; InputError where its other settings do not allow it."""
+    sharding = sharding_of(accelerator, config.sharded, config.cpu_offload)
+    if sharding is not None and config.channels_last:
+        raise InputError("channels_last is not possible with weights that are cut along their first axis: leave it out")
+    return sharding
 
 
 def check_shapes_left(phases: Path, modules: Mapping[str, nn.Module], changed: str) -> None:

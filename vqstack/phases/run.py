@@ -33,7 +33,7 @@ from vqstack.fit import (
 from vqstack.images import captioned, grid, identity, load_splits
 from vqstack.ledger import table
 from vqstack.model import HierarchicalModel
-from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left
+from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left, sharding_for
 from vqstack.phases.data import RunData
 from vqstack.phases.forecast import forecast
 from vqstack.phases.opening import opening, remarks
@@ -75,6 +75,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.accelerator, self.callbacks = config, folder, accelerator, callbacks
         check_processes(config, accelerator)
+        self.sharding = sharding_for(config, accelerator)
         with accelerator.local_main_process_first():
             self.splits = load_splits(config.data)
         train = self.splits["train"]
@@ -198,6 +199,7 @@ class Run:
                 compile_module=self.config.compile,
                 on_evaluation=lambda trained, step: self._write_picture(name, trained, phase.refines, step),
                 callbacks=self.callbacks,
+                sharding=self.sharding,
             )
             score = fit.run()
         about = {
