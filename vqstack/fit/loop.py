@@ -69,7 +69,7 @@ class Fit:
         on_evaluation: called with (module with the better weights, step) after each evaluation, on the main process;
             also once, with the raw weights, when the phase has run for FIRST_LOOK seconds without any.
         callbacks: told of what happens, on the main process.
-        sharding: how processes share the weights among them; None: each has them all.
+        sharding: how processes share the weights; None: each has them all.
     """
 
     def __init__(
@@ -100,20 +100,18 @@ class Fit:
         if settings.gradient_checkpointing:
             recompute_blocks(module)
         if sharding is not None:
-            sharding.shard(module)
-            if self.average is not None:
-                sharding.shard(self.average.module)
+            sharding.shard(module, *([self.average.module] if self.average is not None else []))
         optimizer = optimizer_for(module, settings, accelerator.device)
         self.compiled = compile_module
         if compile_module:  # the plain networks only: what stands around them is small and changes shape
             for network in networks(module):
                 network.compile(dynamic=False)
-        if sharding is not None:
-            self.runner, self.optimizer = module, accelerator.prepare_optimizer(optimizer)
-        else:
+        if sharding is None:
             self.runner, self.optimizer = accelerator.prepare(module, optimizer)
             # Codebooks move alike on all processes; copying those of one over the others' would only hide it if not.
             self.runner.broadcast_buffers = False
+        else:
+            self.runner, self.optimizer = module, accelerator.prepare_optimizer(optimizer)
         self.apart = parameters_apart(module)
         self.chosen_by: str = getattr(module, "chosen_by", "nats")
         self.accumulators: list[Any] = [m for m in module.modules() if hasattr(m, "accumulating")]

@@ -46,15 +46,16 @@ class Sharding:
                 parameter.data = parameter.data.cpu()
         return copy.deepcopy(module)
 
-    def shard(self, module: nn.Module) -> None:
-        """Leave of a module, which is the same in all processes, each its shard; blocks are gathered one by one."""
+    def shard(self, *modules: nn.Module) -> None:
+        """Leave of modules, which are the same in all processes, each its shard; blocks are gathered one by one."""
         # What a block puts out may be a view; it is added to, never changed in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         options: dict[str, Any] = {"mesh": self.mesh, "offload_policy": self.offload}
-        for block in blocks(module):
-            fully_shard(block, reshard_after_forward=self.reshard, **options)
-            block.gives_back = self.reshard  # type: ignore[assignment]  # for :func:`whole`
-        fully_shard(module, reshard_after_forward=False, **options)
+        for module in modules:
+            for block in blocks(module):
+                fully_shard(block, reshard_after_forward=self.reshard, **options)
+                block.gives_back = self.reshard  # type: ignore[assignment]  # for :func:`whole`
+            fully_shard(module, reshard_after_forward=False, **options)
 
     def spread(self, state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The state of a checkpoint that was written whole, as this process holds it.
