@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from helpers import equal, refused, trained
 from PIL import Image
 from torch import nn
+from torch.func import functional_call
 
 import vqstack
 import vqstack.features
@@ -316,8 +317,9 @@ def near(one, other):
         torch.testing.assert_close(other[name], value, rtol=2e-4, atol=1e-6, msg=name)
 
 
-def test_each_side_has_the_gradient_of_its_own_loss():
-    module, apart = rendering(), None
+@pytest.mark.parametrize("r1", [0.0, 30.0])
+def test_each_side_has_the_gradient_of_its_own_loss(r1):
+    module = rendering(r1=r1)
     module.adversary.steps += 1
     module.adversary.balance.fill_(0.7)
     module.adversary.answers.copy_(torch.tensor([0.2, -0.3]))
@@ -335,7 +337,13 @@ def test_each_side_has_the_gradient_of_its_own_loss():
     of_real, of_drawn = discriminator(real), discriminator(drawn.detach())
     hinge = (1 - of_real).clamp(min=0).mean() / 2 + (1 + of_drawn).clamp(min=0).mean() / 2
     lecam = ((of_real + 0.3) ** 2).mean() + ((of_drawn - 0.2) ** 2).mean()
-    (hinge + 0.05 * lecam).backward()
+    weights = dict(discriminator.named_parameters())
+
+    def answer(picture):
+        return functional_call(discriminator, weights, (picture[None],)).mean()
+
+    slopes = torch.stack([torch.func.jacfwd(answer)(picture) for picture in real])
+    (hinge + 0.05 * lecam + r1 / 2 * slopes.square().sum() / len(real)).backward()
     found = {name: p.grad for name, p in module.adversary.discriminator.named_parameters()}
     near({name: p.grad for name, p in discriminator.named_parameters()}, found)
 

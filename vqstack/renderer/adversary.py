@@ -66,7 +66,8 @@ class Adversary(nn.Module):
     """The game, one backward pass for both sides.
 
     Discriminator: ``E[max(0, 1 - D(x))] / 2 + E[max(0, 1 + D(g(z)))] / 2``, the hinge loss, plus LeCAM (Tseng et al.
-    2021), ``w (E[(D(x) - a_g)²] + E[(D(g(z)) - a_x)²])``, a_x and a_g moving averages of its answers.
+    2021), ``w (E[(D(x) - a_g)²] + E[(D(g(z)) - a_x)²])``, a_x and a_g moving averages of its answers, plus R1
+    (Mescheder et al. 2018), ``r/2 E[|∇_x D(x)|²]``, D(x) a picture's mean answer: it grows slowly around real ones.
     Renderer: ``-w λ E[D(g(z))]`` with ``λ = |∇ distance| / (|∇ adversarial| + 1e-4)``, gradients of the last layer
     (Esser et al. 2021, VQGAN).
 
@@ -123,7 +124,8 @@ class Adversary(nn.Module):
     def _playing(self, real: Pictures, drawn: Pictures, distance: Tensor, last: nn.Parameter) -> Play:
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         adversarial = -functional_call(self.discriminator, frozen, (drawn,)).float().mean()
-        of_real, of_drawn = (self.discriminator(x).float() for x in (real, drawn.detach()))
+        seen = real.detach().requires_grad_(self.settings.r1 > 0)
+        of_real, of_drawn = (self.discriminator(x).float() for x in (seen, drawn.detach()))
         hinge = (F.relu(1 - of_real).mean() + F.relu(1 + of_drawn).mean()) / 2
         answers = self.answers.clone()  # the buffer moves before the backward pass
         lecam = (of_real - answers[1]).square().mean() + (of_drawn - answers[0]).square().mean()
@@ -137,7 +139,14 @@ class Adversary(nn.Module):
             "balance": self.balance.clone(),
         }
         weight = self.settings.weight * metrics["balance"]
-        return Play(weight * adversarial, hinge + self.settings.lecam * lecam, metrics)
+        return Play(weight * adversarial, hinge + self.settings.lecam * lecam + self._steepness(of_real, seen), metrics)
+
+    def _steepness(self, answers: Float[Tensor, "b 1 *patches"], seen: Pictures) -> Tensor | float:
+        """R1, weighted."""
+        if not self.settings.r1:
+            return 0.0
+        (slope,) = torch.autograd.grad(answers.flatten(1).mean(1).sum(), seen, create_graph=True)
+        return self.settings.r1 / 2 * slope.float().square().flatten(1).sum(1).mean()
 
     @torch.no_grad()
     def _end_step(self) -> None:

@@ -20,6 +20,9 @@ class AdversarySettings(BaseModel):
     layers: int = Field(3, ge=1, le=8, description="Layers that halve the resolution, count.")
     rate: float = Field(1.0, gt=0, description="Its learning rate as a multiple of the renderer's, no unit.")
     lecam: float = Field(0.05, ge=0, description="Weight of LeCAM regularisation, no unit; 0: none.")
+    r1: float = Field(
+        0.0, ge=0, description="Weight of R1 regularisation, no unit; 0: none. Its steps take twice as long."
+    )
 
 
 class RendererSettings(BaseModel):
