@@ -4,7 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from vqstack.nets import Down, Growing, ResidualBlock, StagedDown, StagedUp, Trunk, Up, fold, norm, rename_state, unfold
+from vqstack.nets import (
+    Attention,
+    Down,
+    Growing,
+    ResidualBlock,
+    StagedDown,
+    StagedUp,
+    Trunk,
+    Up,
+    fold,
+    norm,
+    rename_state,
+    unfold,
+)
 from vqstack.stack import Stack, StackSettings
 
 
@@ -33,6 +46,24 @@ def test_residual_block_starts_as_the_identity_and_can_leave_it():
     assert block.body[-1].weight.grad.abs().max() > 0  # a zero layer that gets no gradient would stay the identity
     nn.init.normal_(block.body[-1].weight)
     assert not torch.allclose(block(x), x)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)])
+def test_attention_is_the_softmax_over_all_sites_and_starts_as_the_identity(shape):
+    block, x = Attention(128, len(shape)), torch.randn(2, 128, *shape)
+    assert torch.equal(block(x), x)
+    nn.init.normal_(block.leave.weight)
+    asked, known, told = block.look(block.norm(x)).flatten(2).view(2, 3, 2, 64, -1).unbind(1)
+    weights = torch.einsum("bhdn,bhdm->bhnm", asked, known).div(8).softmax(-1)
+    seen = torch.einsum("bhnm,bhdm->bhdn", weights, told).reshape(2, 128, *shape)
+    torch.testing.assert_close(block(x), x + block.leave(seen), atol=1e-4, rtol=1e-4)
+
+
+def test_stages_look_around_after_their_last_blocks():
+    sizes = {"blocks": 3, "map_shape": (4, 4), "scale": (4, 4)}
+    for network in (StagedDown, StagedUp):
+        kinds = [type(block) for block in network(3, 32, 3, attention=2, **sizes).blocks]
+        assert kinds == [ResidualBlock, ResidualBlock, Attention, ResidualBlock, Attention]
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 24, 32, 64, 96, 256])

@@ -34,6 +34,7 @@ class Renderer(nn.Module):
         super().__init__()
         self.pixels = pixels
         stages = {"blocks": settings.blocks, "each": settings.blocks, "least": settings.least_width}
+        stages["attention"] = settings.attention
         self.up = StagedUp(dim, settings.width, pixels.shape[0], map_shape=map_shape, scale=scale, **stages)
 
     @property

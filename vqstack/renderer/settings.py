@@ -33,6 +33,9 @@ class RendererSettings(BaseModel):
     width: int = Field(128, ge=1, description="Channels at the code map's resolution; halved at each stage, count.")
     least_width: int = Field(32, ge=1, description="Channels that no stage falls below, count.")
     blocks: int = Field(1, ge=0, description="Residual blocks at the code map, and of each stage, count.")
+    attention: int = Field(
+        0, ge=0, description="After how many of the blocks at the code map all its sites see each other, count."
+    )
     pixel: float = Field(2.0, ge=0, description="Weight of the mean absolute error, no unit.")
     perceptual: str = Field(
         "classifier",
