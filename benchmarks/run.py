@@ -1,4 +1,4 @@
-"""Speed against named baselines: training, encoding, nearest-code lookup, prior sampling.
+"""Speed against named baselines: training, encoding, rendering, nearest-code lookup, sampling.
 
     python benchmarks/run.py [--only NAME …] [--repeats 5] [--threads N] [--out benchmarks/latest.json]
 
@@ -28,9 +28,12 @@ from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 from vqstack.code_model import CodeModelSettings, build_code_model
 from vqstack.fit import Fit, FitSettings, optimizer_for
-from vqstack.level import Level, LevelSettings
+from vqstack.level import Level, LevelSettings, NetworkSettings
 from vqstack.likelihood import noise
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.quantizer import QuantizerSettings, build_quantizer
+from vqstack.renderer import RendererSettings
 from vqstack.sources import PixelSource
 from vqstack.stack import Stack, StackSettings
 from vqstack.window import DecoderSettings
@@ -112,6 +115,29 @@ def compare(comparison: Comparison, repeats: int, device: torch.device) -> Row:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Inputs of a kind, and level 1 over them."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: int
+    map: tuple[int, ...]
+    family: str
+    batch: int
+    quantizer: dict[str, Any]
+
+
+PLAIN = {"codebook_size": 512, "dim": 64}
+KINDS = (
+    Kind("images, product", SHAPE, VALUES, (8, 8), "product", 64, PLAIN),
+    Kind("images, window", SHAPE, VALUES, (8, 8), "window", 16, PLAIN),
+    Kind("images, 4 residual codes", SHAPE, VALUES, (8, 8), "window", 16, {**PLAIN, "kind": "residual", "codes": 4}),
+    Kind("sounds of 16 bits, window", (1, 1024), 65_536, (256,), "window", 16, PLAIN),
+    Kind("volumes of 12 bits, window", (1, 16, 16, 16), 4096, (4, 4, 4), "window", 4, PLAIN),
+)
+
+
 def make_stack(levels: int, device: torch.device, *, size: int = 32, **decoder: Any) -> Stack:
     """Three channels of ``size`` pixels squared -> 8x8 (-> 4x4 -> 2x2), K = 512, width 64."""
     torch.manual_seed(0)
@@ -149,20 +175,36 @@ def bare_training(level: Level, pixels: Tensor, settings: FitSettings) -> Iterat
             yield
 
 
+def make_level(kind: Kind, device: torch.device) -> Level:
+    """Level 1 for inputs of a kind; the same weights every time."""
+    torch.manual_seed(0)
+    decoder = DecoderSettings(family=kind.family)
+    level = LevelSettings(map=kind.map, quantizer=QuantizerSettings(**kind.quantizer), width=64, decoder=decoder)
+    return Stack(StackSettings(levels=(level,)), kind.shape, kind.values).to(device).level(1)
+
+
+def make_inputs(kind: Kind, count: int, device: torch.device) -> Tensor:
+    """Smooth random numbers of a kind."""
+    if kind.shape == SHAPE:
+        return make_pixels(count, device)
+    walk = torch.randn(count, *kind.shape, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+    return (walk * kind.values / 64 + kind.values / 2).clamp(0, kind.values - 1).int().to(device)
+
+
 def training(device: torch.device) -> Iterator[Comparison]:
-    """Level 1 through the toolkit's loop and through a bare one, for each decoder family; neither evaluates."""
+    """Level 1 of every kind through the toolkit's loop and through a bare one; neither evaluates."""
     steps = 2
-    for family, batch in (("product", 64), ("window", 16)):
-        settings = FitSettings(steps=100_000, batch_size=batch)
-        pixels = make_pixels(2048, device)
+    for kind in KINDS:
+        settings, batch = FitSettings(steps=100_000, batch_size=kind.batch), kind.batch
+        pixels = make_inputs(kind, 2048 if kind.shape == SHAPE else 256, device)
         source = PixelSource(pixels)
-        bare = bare_training(make_stack(1, device, family=family).level(1), pixels, settings)
-        level = make_stack(1, device, family=family).level(1)
+        bare = bare_training(make_level(kind, device), pixels, settings)
+        level = make_level(kind, device)
         with tempfile.TemporaryDirectory() as folder:
             accelerator = Accelerator(cpu=device.type == "cpu")
             fit = Fit("benchmark", level, source, source, settings, accelerator, Path(folder))
             yield Comparison(
-                f"training level 1, {family}, batch {batch}, EMA / bare loop",
+                f"training {kind.name}, batch {batch}, EMA / bare loop",
                 lambda fit=fit: [fit.training_step() for _ in range(steps)],
                 lambda bare=bare: [next(bare) for _ in range(steps)],
                 "speed",
@@ -201,6 +243,50 @@ def encoding(device: torch.device) -> Iterator[Comparison]:
             "speed",
             0.9,
             len(pixels),
+        )
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def tokenizers(device: torch.device) -> Iterator[Comparison]:
+    """Level 1 in stages and a renderer, to codes and to pictures, against their networks alone."""
+    for side, batch in ((64, 32), (256, 4)):
+        torch.manual_seed(0)
+        level = LevelSettings(
+            map=(16, 16), networks=NetworkSettings(kind="staged"), quantizer=QuantizerSettings(**PLAIN)
+        )
+        settings = ModelSettings(
+            stack=StackSettings(levels=(level,)),
+            prior=CodeModelSettings(depth=1, dim=8, heads=1),
+            image_shape=(3, side, side),
+            values=VALUES,
+            renderer=RendererSettings(width=64, perceptual="none"),
+        )
+        model = HierarchicalModel(settings).to(device).eval()
+        pixels = F.interpolate(make_pixels(batch, device).float(), (side, side)).to(torch.uint8)
+        (lowest,), renderer, codes = model.stack.levels, model.renderer, model.encode(pixels)[0]
+        half = lowest.quantizer.codebook().square().sum(1) / 2
+
+        def bare_render(lowest: Level = lowest, renderer: Any = renderer, codes: Tensor = codes) -> Tensor:
+            with torch.no_grad():
+                return renderer(lowest.quantizer.unchecked_lookup(codes))
+
+        yield Comparison(
+            f"encoding {batch} images of {side}x{side} in stages / bare networks, lookup",
+            lambda model=model, pixels=pixels: model.encode(pixels),
+            lambda model=model, pixels=pixels, half=half: bare_encode(model.stack, [half], pixels),
+            "speed",
+            0.95,
+            batch,
+        )
+        yield Comparison(
+            f"rendering {batch} images of {side}x{side} / bare network",
+            lambda model=model, codes=codes: model.render(codes),
+            bare_render,
+            "speed",
+            0.95,
+            batch,
         )
 
 
@@ -332,7 +418,14 @@ def windows(device: torch.device) -> Iterator[Comparison]:
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-LINES = {"training": training, "encoding": encoding, "lookup": lookup, "prior": prior, "windows": windows}
+LINES = {
+    "training": training,
+    "encoding": encoding,
+    "tokenizers": tokenizers,
+    "lookup": lookup,
+    "prior": prior,
+    "windows": windows,
+}
 
 
 def main() -> None:
