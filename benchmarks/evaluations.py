@@ -10,7 +10,8 @@ allows, and the same processor seconds of training; a hierarchy's are those of i
 
 Counted are evaluations above the pixels: groups of the prior and of the refiner, and a pass of each decoder above level
 1. The pixels' own decoder is common to all, its steps are given beside. Bits are the ledger's rows above the pixels;
-samples are drawn at temperature 1. Writes OUT/evaluations.json and OUT/evaluations.png; what is trained and measured
+samples are drawn at temperature 1. Seconds are processor seconds of drawing the codes of an image, without its pixels,
+one at a time and 64 at a time. Writes OUT/evaluations.json and OUT/evaluations.png; what is trained and measured
 already is taken as it is.
 """
 
@@ -18,10 +19,12 @@ import argparse
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
-from refiners import above_pixels, evaluations, parameters_above, row_bits
+from refiners import above_pixels, evaluations, parameters_above, row_bits, seconds_in_turn
 from samples import score
 from sharing import changed
 from trades import with_groups
@@ -38,6 +41,7 @@ from vqstack.phases import Run
 from vqstack.phases.named import config_of_run
 from vqstack.plots import figure
 from vqstack.pretrained import find_artefact
+from vqstack.terms import descend
 
 MASKED = {"family": "masked", "masks": "random"}
 FLAT = {"raster": {}, "wavefront": {"wavefront": 1}, "masked": MASKED}
@@ -113,6 +117,14 @@ def above(model: HierarchicalModel) -> int:
     return evaluations(model) - 1
 
 
+def code_seconds(model: HierarchicalModel, batch: int) -> float:
+    """Processor seconds of drawing the codes of an image, ``batch`` images at a time."""
+    terms, draws = model.terms()[:-1], model.settings.draws(CODES)[:-1]
+    draw = partial(descend, terms, {}, draws, 0, range(batch), {})
+    (seconds,) = seconds_in_turn([torch.no_grad()(draw)], repeats=3, clock=time.process_time)
+    return seconds / batch
+
+
 def plot(results: list[dict], pixels: dict | None):
     made, panels = figure(2, width=10.5)
     for panel, key, label in zip(
@@ -174,6 +186,7 @@ def main(arguments: list[str]) -> None:
         if judge is not None:
             quality = score(model, CODES, test, options.num, [0], judge)
             found |= {"distance": quality.mean("distance"), "floor": quality.mean("floor")}
+        found["seconds"] = {batch: code_seconds(model, batch) for batch in (1, 64)}
         kept.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return found
 
@@ -185,7 +198,8 @@ def main(arguments: list[str]) -> None:
             row = {"name": name, "evaluations": above(at), "parameters": parameters_above(at), **training}
             results.append(row | measured(at, options.out / name / f"measured-{above(at)}.json"))
             print(
-                {k: v for k, v in results[-1].items() if k in ("name", "evaluations", "bits", "distance")}, flush=True
+                {k: v for k, v in results[-1].items() if k in ("name", "evaluations", "bits", "distance", "seconds")},
+                flush=True,
             )
             kept = {"z_1": str(options.run), "pixel_steps": len(model.stack.level(1).decoder.window.schedule)}
             kept |= {"pixels": pixels, "points": results}
