@@ -35,7 +35,7 @@ def about(model: HierarchicalModel, plan: Plan, kind: Format, opset: int) -> dic
         "label": labels[0] if labels else None,
         "class_names": list(model.settings.class_names),
         "sampling": model.settings.sampling.model_dump(),
-        "sample": [name if name in plan.walks else None for name in drawn],
+        "sample": drawn,
         "left_out": plan.left_out,
         "tolerance": {"relative": RELATIVE, "absolute": ABSOLUTE},
         "graphs": {graph.name: _entry(graph, ENDINGS[kind]) for graph in plan.graphs},

@@ -147,7 +147,7 @@ def check_walks(exported: Exported, model: HierarchicalModel, num: int = 3) -> d
     arrays = {name: value.numpy() for name, value in values.items()}
     terms = [term for term in model.terms() if term.row != "label"]
     for name, term in zip(exported.card["sample"], terms, strict=True):
-        if name is None:
+        if name not in exported.card["walks"]:
             continue
         distribution = term.distribution(values, num)
         drawn_at = noise(0, range(num), term.target.number, distribution.sites).numpy()

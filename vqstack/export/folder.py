@@ -83,8 +83,6 @@ def chosen(plan: Plan, parts: Sequence[Part]) -> Plan:
     if refused:
         raise InputError(f"--parts: walk cannot be exported of {refused[0]}: leave it out")
     for part in parts:
-        if part not in PARTS:
-            raise InputError(f"--parts: {part} is none: choose among {', '.join(PARTS)}")
         if part not in {part_of(graph) for graph in plan.graphs} and part in ("render", "decode"):
             has = "no renderer" if part == "render" else "a level 1 that is drawn step by step: walk decodes it"
             raise InputError(f"--parts: {part}: this model has {has}: leave it out")

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from x_transformers.attend import Intermediates
 from x_transformers.x_transformers import LayerIntermediates
 
-from vqstack.code_model import AutoregressiveCodeModel, CodeModel, CodeModelTerm, MaskedCodeModel
+from vqstack.code_model import AutoregressiveCodeModel, CodeModelTerm, MaskedCodeModel
 from vqstack.level import Level
 from vqstack.likelihood import Head
 from vqstack.renderer import Renderer, pixels_of
 from vqstack.schedule import raveled
 from vqstack.terms import DecoderTerm, Term
-from vqstack.window import SeeingDecoder, Windowed, WindowNetwork, limited
+from vqstack.window import Windowed, WindowNetwork, limited
 
 
 class Encode(nn.Module):
@@ -56,14 +56,14 @@ class Picture(nn.Module):
         self.level = level
 
     def numbers(self, codes: Tensor) -> Tensor:
-        return self.level.up(self.level.quantizer.unchecked_lookup(codes))[1]
+        numbers = self.level.up(self.level.quantizer.unchecked_lookup(codes))[1]
+        return self.level.crop(numbers) if is_padded(self.level) else numbers  # a crop has the size of the model
 
     def settle(self, numbers: Tensor) -> Tensor:
         return self.level.head(numbers).mean()
 
     def forward(self, codes: Tensor) -> Tensor:
-        numbers = self.numbers(codes)
-        return self.settle(self.level.crop(numbers) if any(getattr(self.level, "padding", ())) else numbers)
+        return self.settle(self.numbers(codes))
 
 
 class Render(nn.Module):
@@ -72,7 +72,7 @@ class Render(nn.Module):
     def __init__(self, renderer: Renderer, level: Level, values: int) -> None:
         super().__init__()
         self.renderer, self.quantizer, self.values = renderer, level.quantizer, values
-        self.padded = any(getattr(level, "padding", ()))
+        self.padded = is_padded(level)
 
     def numbers(self, codes: Tensor) -> Tensor:
         vectors = self.quantizer.unchecked_lookup(codes)
@@ -301,11 +301,6 @@ def windows_of(network: WindowNetwork) -> tuple[Tensor, Tensor]:
     return near, found
 
 
-def is_walked(level: Level) -> bool:
-    """Whether a level's decoder is drawn step by step."""
-    return isinstance(level.decoder, SeeingDecoder)
-
-
-def model_of(term: Term) -> CodeModel | None:
-    """The transformer of a term, where it has one."""
-    return term.model if isinstance(term, CodeModelTerm) else None
+def is_padded(level: Level) -> bool:
+    """Whether images are padded before the level reads them."""
+    return any(getattr(level, "padding", ()))

@@ -21,6 +21,7 @@ from vqstack.export.graphs import (
     Score,
     Step,
     TableOf,
+    is_padded,
 )
 from vqstack.level import Level
 from vqstack.likelihood import CodeHead, Head
@@ -110,7 +111,7 @@ class Planner:
         free = all(
             isinstance(level.encoder, StagedDown | ClusterTable) for level in levels
         )  # the others have positions
-        free = free and not any(getattr(levels[0], "padding", ()))
+        free = free and not is_padded(levels[0])
         maps = [self.port(level.upper, free) for level in levels]
         plan.add("encode", Encode(levels), [self.port(levels[0].lower, free)], maps)
         self.pictures(levels[0])
@@ -144,7 +145,7 @@ class Planner:
 
     def pictures(self, level: Level) -> None:
         """z_1 to pixels in one pass, by the decoder where it is a product, and by the renderer."""
-        free = not any(getattr(level, "padding", ()))
+        free = not is_padded(level)
         codes = level.upper
         if not isinstance(level.decoder, SeeingDecoder):
             any_size = free and isinstance(level.up, StagedUp)

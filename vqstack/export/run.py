@@ -60,6 +60,8 @@ class Exported:
 
     def run(self, name: str, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A graph's outputs by name; of what is given it takes its inputs."""
+        if name not in self.card["graphs"]:
+            raise ValueError(f"{name} was not exported: see --parts of vqstack export")
         about = self.card["graphs"][name]
         if name not in self._loaded:
             self._loaded[name] = self.load(self.folder / about["file"])
@@ -95,10 +97,17 @@ class Exported:
             noise = uniforms(seed, range(num), self.card["label"]["number"], 1)
             values["label"] = drawn(log_probs[None, None], noise)[:, 0] if label is None else np.asarray(label)
         for name in self.card["sample"]:
-            walk = self.card["walks"][name]
+            walk = self.walk_of(name)
             noise = uniforms(seed, range(num), walk["number"], walk["sites"] * walk["channels"])
             values[walk["target"]] = self.walk(name, values, self.draws(noise, temperature), num)
         return values
+
+    def walk_of(self, name: str) -> dict[str, Any]:
+        """What the card says of a walk."""
+        if name not in self.card["walks"]:
+            why = self.card["left_out"].get(name, "see --parts of vqstack export")
+            raise ValueError(f"{name} was not exported: {why}")
+        return self.card["walks"][name]
 
     def score(self, pixels: np.ndarray, codes: Sequence[np.ndarray], **given: np.ndarray) -> dict[str, np.ndarray]:
         """Nats of each image by row of the ledger; ``label`` and ``condition`` are given where the model reads them."""
@@ -108,7 +117,7 @@ class Exported:
 
     def walk(self, name: str, given: Mapping[str, Any], choose: Choose, num: int | None = None) -> np.ndarray:
         """A map, drawn step by step: numbers of the sites of a step from the values of the steps before."""
-        walk = self.card["walks"][name]
+        walk = self.walk_of(name)
         num = len(next(iter(given.values()))) if num is None else num
         state = self.run(walk["begin"], given) if walk["begin"] else {}
         values = np.zeros((num, walk["sites"], walk["channels"]), np.int64)

@@ -45,10 +45,8 @@ def save(graph: Graph, path: Path, kind: Format, opset: int) -> None:
         if kind == "torch":
             torch.export.save(program, path)
             return
-        # The converter keeps this operation whole, and then takes the mean of what should stay apart.
-        whole = torch.ops.aten.cross_entropy_loss.default
-        if any(node.target is whole for node in program.graph.nodes):
-            program = program.run_decompositions({whole: _cross_entropy})
+        if any(node.target in REWRITTEN for node in program.graph.nodes):
+            program = program.run_decompositions(REWRITTEN)
         try:
             found = torch.onnx.export(
                 program,
@@ -92,6 +90,22 @@ def _cross_entropy(scores: Tensor, target: Tensor, weight: None = None, reductio
     """``-ln softmax(scores)[target]`` of every place; the package asks for nothing else."""
     assert weight is None and reduction == 0 and not any(other for other in others[1:])
     return -scores.log_softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """``ln(1 + e^x)`` of doubles."""
+    if x.dtype != torch.float64 or beta != 1:
+        return NotImplemented
+    return x.clamp(min=0) + (1 + (-x.abs()).exp()).log()
+
+
+REWRITTEN: dict[Any, Callable[..., Tensor]] = {
+    # The converter keeps it whole, and takes the mean of what should stay apart.
+    torch.ops.aten.cross_entropy_loss.default: _cross_entropy,
+    # onnxruntime has it of floats alone.
+    torch.ops.aten.softplus.default: _softplus,
+}
+"""Operations that are written in others before they become ONNX."""
 
 
 @contextmanager

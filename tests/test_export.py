@@ -1,0 +1,348 @@
+"""Exported files give what torch gives, for every kind of model, for any number of images, and without torch."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from helpers import refused
+
+from vqstack.commands import export as command
+from vqstack.export.card import about, write_card
+from vqstack.export.check import check_graph, check_walks, given_floats, ties_of
+from vqstack.export.folder import example, export
+from vqstack.export.plan import Planner
+from vqstack.export.run import Exported
+from vqstack.export.trace import load
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings, SamplingSettings
+
+EXTENDING = Path(__file__).parents[1] / "docs" / "extending.md"
+PROGRAMS = re.findall(r"```python\n(.*?)```", EXTENDING.read_text("utf-8"), re.DOTALL)
+
+
+def level(*shape, kind="vq", size=4, decoder=None, networks="residual", **quantizer):
+    return {
+        "map": shape,
+        "width": 8,
+        "encoder_blocks": 1,
+        "decoder_blocks": 1,
+        "quantizer": {"kind": kind, "codebook_size": size, "dim": 4, **quantizer},
+        "decoder": decoder or {},
+        "networks": {"kind": networks},
+    }
+
+
+def code_model(**settings):
+    return {"depth": 1, "dim": 8, "heads": 2, **settings}
+
+
+WINDOW = {"family": "window", "radius": 1, "slope": 1, "width": 8, "features": 3}
+
+MODELS = {
+    "classes, product decoders": {
+        "stack": {"levels": [level(4, 4), level(2, 2, kind="cosine")]},
+        "prior": code_model(),
+        "refiners": [code_model(level=2, window=1)],
+        "classes": 3,
+    },
+    "fsq below clusters, masked": {
+        "stack": {"levels": [level(4, 4, kind="fsq", size=9), level(4, 4, kind="cluster", size=3)]},
+        "prior": code_model(family="masked", groups=4, window=1),
+        "refiners": [code_model(level=2, family="masked", groups=3)],
+    },
+    "lfq, colours, groups": {
+        "stack": {"levels": [level(4, 4, kind="lfq", size=8), level(2, 2, kind="simvq")], "pixels": {"components": 2}},
+        "prior": code_model(groups=2),
+        "refiners": [code_model(level=1, wavefront=1, window=1, labels=False), code_model(level=2, codebook=True)],
+        "classes": 2,
+        "image_shape": (3, 8, 8),
+        "values": 40,
+    },
+    "residual, window decoders": {
+        "stack": {
+            "levels": [
+                level(4, 4, kind="residual", codes=2, decoder={**WINDOW, "tile": [4, 8], "slope": 2, "radius": 2}),
+                level(2, 2, decoder=WINDOW),
+            ]
+        },
+        "prior": code_model(),
+        "values": 40,
+    },
+    "product, refined window": {
+        "stack": {"levels": [level(4, 4, kind="product", codes=2, decoder=WINDOW), level(2, 2)]},
+        "prior": code_model(wavefront=1, window=1),
+        "refiners": [code_model(level=1, wavefront=1, window=1)],
+        "values": 40,
+    },
+    "clusters drawn by a window": {
+        "stack": {"levels": [level(4, 4), level(4, 4, kind="cluster", size=2, decoder=WINDOW)]},
+        "prior": code_model(),
+        "refiners": [code_model(level=2, wavefront=1, window=1)],
+    },
+    "one transformer": {
+        "stack": {"levels": [level(4, 4), level(2, 2, decoder=WINDOW), level(2, 1)]},
+        "prior": code_model(wavefront=1, window=1),
+        "unified": True,
+        "classes": 2,
+    },
+    "stages, renderer": {
+        "stack": {"levels": [level(2, 2, networks="staged")]},
+        "prior": code_model(),
+        "renderer": {"width": 8, "blocks": 1, "least_width": 4},
+        "condition": {"name": "told", "kind": "sequence", "shape": (2, 3)},
+    },
+    "series": {
+        "stack": {"levels": [level(4, decoder={**WINDOW, "adaptive": True, "radius": 3, "slope": 0})]},
+        "prior": code_model(),
+        "condition": {"name": "told", "kind": "vector", "shape": (3,)},
+        "image_shape": (1, 8),
+        "values": 300,
+    },
+    "volume, padded": {
+        "stack": {"levels": [level(2, 2, 2)], "pad_to": (4, 4, 4)},
+        "prior": code_model(family="masked"),
+        "image_shape": (1, 3, 4, 4),
+        "values": 2,
+    },
+}
+
+
+def model_of(name, **changes):
+    """A model of random weights, none of them left at zero."""
+    settings = {"image_shape": (1, 8, 8), "values": 17, **MODELS[name], **changes}
+    torch.manual_seed(0)
+    model = HierarchicalModel(ModelSettings.model_validate(settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def plan_of(model):
+    return Planner(model, example(model)).made()
+
+
+def written(model, folder, kind="onnx", **options):
+    """An export; while torch traces a model, sizes are no numbers, so what a function takes is not checked here."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        return export(model, folder, kind, **options)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def eager(model, folder):
+    """The runner over the modules themselves, before anything is traced."""
+    plan = plan_of(model)
+    write_card(about(model, plan, "torch", 20), folder)
+    modules = {f"{graph.name}.pt2": graph.module for graph in plan.graphs}
+
+    def opened(path):
+        def run(given):
+            with torch.no_grad():
+                found = modules[path.name](*map(torch.from_numpy, given))
+            return [part.numpy() for part in ([found] if isinstance(found, torch.Tensor) else found)]
+
+        return run
+
+    return Exported(folder, opened)
+
+
+def assert_runs_as(model, exported, num):
+    """Encoding, decoding, drawing and scoring of ``num`` images, by numpy and by the model."""
+    condition = given_floats(model, num)
+    floats = {} if condition is None else {"condition": condition.numpy()}
+    sample = model.sample(num, condition=condition, seed=5, sampling=SamplingSettings())
+    found = exported.sample(num, seed=5, **floats)
+    assert np.array_equal(found["pixels"], sample.pixels.numpy())
+    for number, codes in sample.codes.items():
+        assert np.array_equal(found[f"z_{number}"], codes.numpy())
+    maps = model.encode(sample.pixels)
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(exported.encode(found["pixels"]), maps, strict=True))
+    for number, codes in enumerate(maps, start=1):
+        assert np.array_equal(exported.decode(codes.numpy(), number), model.decode(codes, number).numpy())
+    if model.renderer is not None:
+        rendered = exported.decode(maps[-1].numpy(), len(maps), "renderer")
+        assert np.array_equal(rendered, model.decode(maps[-1], len(maps), decoder="renderer").numpy())
+    labels = {} if sample.labels is None else {"label": sample.labels.numpy()}
+    rows = exported.score(found["pixels"], [z.numpy() for z in maps], **labels, **floats)
+    with torch.no_grad():
+        expected = model.code_lengths(sample.pixels, maps, sample.labels, condition)
+    assert rows.keys() == expected.keys()
+    for row, nats in expected.items():
+        np.testing.assert_allclose(rows[row], nats.numpy(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_numpy_walks_is_the_model(name, tmp_path):
+    model = model_of(name)
+    exported = eager(model, tmp_path)
+    for num in (1, 3):
+        assert_runs_as(model, exported, num)
+
+
+def test_the_temperature_is_that_of_the_model(tmp_path):
+    model = model_of("residual, window decoders")
+    sample = model.sample(2, seed=1, sampling=SamplingSettings(temperature=(0.5,)))
+    assert np.array_equal(eager(model, tmp_path).sample(2, seed=1, temperature=0.5)["pixels"], sample.pixels.numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.parametrize("name", MODELS)
+def test_files_give_what_torch_gives(name, kind, tmp_path):
+    model = model_of(name)
+    card = written(model, tmp_path / "out", kind)
+    assert not card["left_out"]
+    assert all("check" in part for part in [*card["graphs"].values(), *card["walks"].values()])
+    exported = Exported(tmp_path / "out", load(kind))
+    for num in (1, 3, 7):
+        assert_runs_as(model, exported, num)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """One level, its decoder a window, and a prior that knows classes: every part in a few files."""
+    model = model_of(
+        "classes, product decoders", stack={"levels": [level(2, 2, decoder=WINDOW)]}, refiners=[], values=4
+    )
+    folder = tmp_path_factory.mktemp("export") / "out"
+    return model, folder, written(model, folder)
+
+
+def test_a_file_takes_any_number_of_images(small):
+    model, folder, _ = small
+    exported = Exported(folder)
+    for num in (1, 3, 7):
+        assert_runs_as(model, exported, num)
+
+
+WITHOUT = """
+import sys
+
+class Refusing:
+    def find_spec(self, name, *others):
+        if name.partition(".")[0] in ("torch", "vqstack", "x_transformers"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refusing())
+sys.argv = [{path!r}, *{arguments!r}]
+exec(compile(open({path!r}, encoding="utf-8").read(), {path!r}, "exec"), {{"__name__": "__main__", "__file__": {path!r}}})
+"""
+
+
+def test_it_runs_where_there_is_no_torch(small):
+    model, folder, _ = small
+    for arguments in (
+        ["sample", "5", "images.npy", "--seed", "3", "--label", "2"],
+        ["encode", "images.npy", "codes.npz"],
+        ["decode", "codes.npz", "means.npy"],
+    ):
+        code = WITHOUT.format(path=str(folder / "run.py"), arguments=arguments)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
+        assert done.returncode == 0, done.stderr
+    sample = model.sample(5, torch.full((5,), 2), seed=3, sampling=SamplingSettings())
+    assert np.array_equal(np.load("images.npy"), sample.pixels.numpy())
+    codes = model.encode(sample.pixels)
+    assert np.array_equal(np.load("codes.npz")["z_1"], codes[0].numpy())
+    assert np.array_equal(np.load("means.npy"), model.decode(codes[0]).numpy())
+
+
+def test_the_card_says_what_every_file_takes(small):
+    _, folder, card = small
+    page = (folder / "README.md").read_text("utf-8")
+    for graph in card["graphs"].values():
+        assert (folder / graph["file"]).stat().st_size == graph["bytes"]
+        session = onnxruntime.InferenceSession(folder / graph["file"], providers=["CPUExecutionProvider"])
+        asked = session.get_inputs()
+        assert [port.name for port in asked] == [port["name"] for port in graph["inputs"]]
+        for one, said in zip(asked, graph["inputs"], strict=True):
+            assert [n if isinstance(n, int) else "any" for n in one.shape] == [
+                n if isinstance(n, int) else "any" for n in said["shape"]
+            ]
+        assert f"## {graph['file']}" in page and graph["check"]["ties"] == 0
+        assert onnx.load(folder / graph["file"]).opset_import[0].version == card["opset"]
+    assert "opset 20" in page and "nats" in page
+
+
+def test_maps_of_stages_may_have_any_size(tmp_path):
+    model = model_of("stages, renderer")
+    written(model, tmp_path / "out", parts=("encode", "decode", "render"))
+    exported = Exported(tmp_path / "out")
+    pixels = torch.randint(0, 17, (2, 1, 12, 20), dtype=torch.uint8)
+    first = model.stack.level(1)
+    with torch.no_grad():
+        codes = first.code(pixels)
+        numbers = first.up(first.quantizer.unchecked_lookup(codes))[1]
+    assert codes.shape == (2, 3, 5)
+    assert np.array_equal(exported.encode(pixels.numpy())[0], codes.numpy())
+    assert np.array_equal(exported.decode(codes.numpy()), first.head(numbers).mean().numpy())
+    assert exported.decode(codes.numpy(), decoder="renderer").shape == pixels.shape
+
+
+def test_a_code_is_searched_among_all_vectors(tmp_path):
+    """In torch many are searched in parts; a graph has one part, and it holds all of them."""
+    model = model_of("series", stack={"levels": [level(4, size=4096)]}, values=4)
+    written(model, tmp_path / "out", parts=("encode",))
+    pixels = torch.randint(0, 4, (300, 1, 8), dtype=torch.uint8)  # 1,200 vectors, 512 a part
+    assert np.array_equal(Exported(tmp_path / "out").encode(pixels.numpy())[0], model.encode(pixels)[0].numpy())
+
+
+def test_a_tie_is_counted_and_anything_else_refused():
+    numbers = torch.tensor([0.2, 0.499999, 0.500001, 3.0])
+    assert ties_of("x", torch.round, numbers, torch.tensor([0.0, 0.0, 1.0, 3.0])) == 0
+    assert ties_of("x", torch.round, numbers, torch.tensor([0.0, 1.0, 0.0, 3.0])) == 2
+    refused(lambda: ties_of("x", torch.round, numbers, torch.tensor([1.0, 0.0, 1.0, 3.0])), "x: 1 ", "nothing was")
+
+
+@pytest.mark.parametrize("name", ["encode", "decode", "score", "prior-step"])
+def test_a_file_that_gives_something_else_is_refused(name, tmp_path):
+    model = model_of("classes, product decoders")
+    exported = eager(model, tmp_path)
+    graph = next(graph for graph in plan_of(model).graphs if graph.name == name)
+    assert check_graph(exported, graph)["difference"] < 1e-5
+    run = exported.load(tmp_path / f"{name}.pt2")
+    exported._loaded[name] = lambda given: [1 - x if x.dtype == np.int64 else x + x.dtype.type(1) for x in run(given)]
+    refused(lambda: check_graph(exported, graph), name, "nothing was exported")
+
+
+def test_draws_that_differ_are_refused(tmp_path):
+    model = model_of("residual, window decoders")
+    exported = eager(model, tmp_path)
+    found = check_walks(exported, model)
+    assert found.keys() == exported.card["walks"].keys() and all(part["ties"] == 0 for part in found.values())
+    run = exported.load(tmp_path / "level-1-step.pt2")
+    odd = np.float32(0.3) * (np.arange(1000) % 2)
+    exported._loaded["level-1-step"] = lambda given: [x + odd[: x.shape[-1]] for x in run(given)]
+    refused(lambda: check_walks(exported, model), "level-1", "nothing was exported")
+
+
+def test_what_is_not_there_is_refused_by_name(tmp_path):
+    window, product = model_of("product, refined window"), model_of("classes, product decoders")
+    out = tmp_path / "out"
+    refused(lambda: export(window, out, parts=("decode",)), "decode", "step by step")
+    refused(lambda: export(product, out, parts=("render",)), "render", "no renderer")
+    assert not out.exists()
+
+
+def test_a_family_of_ones_own_is_named_as_left_out(tmp_path, unregistered):
+    exec(next(program for program in PROGRAMS if "register_family(" in program), {})
+    levels = [level(4, 4, decoder={"family": "chain"})]
+    model = model_of("classes, product decoders", stack={"levels": levels}, refiners=[])
+    assert "family chain" in plan_of(model).left_out["level-1"]
+    refused(lambda: export(model, tmp_path / "out", parts=("walk",)), "level-1", "family chain")
+    exported = eager(model, tmp_path)
+    with pytest.raises(ValueError, match="level-1 was not exported: a decoder of family chain"):
+        exported.sample(1, label=np.array([0]))
+
+
+def test_the_command_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    refused(lambda: command.main(["run", "--out", "out"]), "onnx, onnxscript, onnxruntime", "vqstack[export]")
