@@ -87,7 +87,7 @@ def _overview(arguments: list[str]) -> None:
     if arguments and arguments[0] not in (*HELP, "help"):
         near = get_close_matches(arguments[0], COMMANDS, 1) or COMMANDS
         raise InputError(f"{arguments[0]}: no such command: choose {' or '.join(near)}, or see vqstack --help")
-    say("usage: vqstack COMMAND …\n\nHierarchies of discrete codes: train, generate, encode, compress.\n")
+    say("usage: vqstack COMMAND …    hierarchies of discrete codes: train, generate, encode, compress\n")
     say("\n".join(f"  {name:12} {about.summary}" for name, about in COMMANDS.items()))
     say("\nFirst steps:")
     say("\n".join(f"  vqstack {name} {COMMANDS[name].example}" for name in ("train", "generate")))
