@@ -272,6 +272,7 @@ def test_the_card_says_what_every_file_takes(small):
     assert "opset 20" in page and "nats" in page
 
 
+@pytest.mark.slow
 def test_maps_of_stages_may_have_any_size(tmp_path):
     model = model_of("stages, renderer")
     written(model, tmp_path / "out", parts=("encode", "decode", "render"))
