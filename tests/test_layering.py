@@ -69,6 +69,7 @@ ORDER = [
     "reuse",
     "phases",
     "publish",
+    "encoder",
     "recipes",
     "in_memory",
     "library",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vqstack.config import RunConfig
     from vqstack.edited import Edited
     from vqstack.editing import blend, interpolate, reconstruct, splice
+    from vqstack.encoder import Encoder
     from vqstack.errors import InputError
     from vqstack.fit import Callback
     from vqstack.images import ImageSettings, load_splits
@@ -34,6 +35,7 @@ __all__ = [
     "Callback",
     "CodeDataset",
     "Edited",
+    "Encoder",
     "HierarchicalModel",
     "ImageSettings",
     "InputError",
@@ -64,6 +66,7 @@ _PLACES = {
     "code_use": ("use_of_codes",),
     "edited": ("Edited",),
     "editing": ("blend", "interpolate", "reconstruct", "splice"),
+    "encoder": ("Encoder",),
     "errors": ("InputError",),
     "fit": ("Callback",),
     "images": ("ImageSettings", "load_splits"),

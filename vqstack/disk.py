@@ -96,10 +96,13 @@ def append(path: Path, text: str) -> None:
             sync(path.parent)
 
 
-def write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
-    """Write a file aside, force it to the disk and rename it: a reader never sees half of it. WriteError if not."""
+def write_atomically(path: Path, save: Callable[[Path], Any], ending: str = ".tmp") -> None:
+    """Write a file aside, force it to the disk and rename it: a reader never sees half of it. WriteError if not.
+
+    Aside it has another ``ending``; those of writers that may write the same file at once must differ.
+    """
     check_ours(path)
-    aside = path.with_name(path.name + ".tmp")
+    aside = path.with_name(path.name + ending)
     try:
         aside.unlink(missing_ok=True)
         aside.touch()

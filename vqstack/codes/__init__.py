@@ -9,10 +9,12 @@ smallest unsigned integer that holds them.
 from vqstack.codes.cache import MapCache
 from vqstack.codes.dataset import PUBLISHED, SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
 from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard, holds_codes, quoted
+from vqstack.codes.shared import LEASE, SharedWriter
 from vqstack.codes.storage import fingerprint, smallest_dtype, to_stored
 
 __all__ = [
     "ENCODE",
+    "LEASE",
     "PUBLISHED",
     "SHARD_SIZE",
     "CodeDataset",
@@ -21,6 +23,7 @@ __all__ = [
     "Manifest",
     "MapCache",
     "Shard",
+    "SharedWriter",
     "StoredCodes",
     "fingerprint",
     "holds_codes",

@@ -4,6 +4,7 @@ Written shard by shard, by any number of processes, so that a killed command goe
 bytes of one that was not killed. Read shard by shard, in memory that does not grow with the data set.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.codes.columns import MAX_CLASSES, tables, to_codes, to_labels, write_rows
@@ -54,6 +56,58 @@ class StoredCodes:
         return f"StoredCodes({len(self.index)} images, maps {[[*codes.shape[1:]] for codes in self.codes]})"
 
 
+def plan_of(contents: Contents, splits: Mapping[str, int], shard_size: int, settings: Mapping[str, Any]) -> str:
+    """All that the files hang on, in a line: unfinished output is gone on with where it is the same."""
+    return json.dumps(
+        {
+            "format_version": FORMAT_VERSION,
+            "contents": contents.model_dump(),
+            "splits": dict(splits),
+            "shard_size": shard_size,
+            "settings": dict(settings),
+            "pyarrow": pa.__version__,  # other versions may write other bytes
+        }
+    )
+
+
+def rows_of(shard: Shard, contents: Contents, batches: Iterable[StoredCodes]) -> tuple[Any, Any, list[NDArray[Any]]]:
+    """The images of one shard, given in batches of any size: their positions, their labels, the maps of each level."""
+    index, labels, maps = [], [], []
+    for batch in batches:
+        if batch.labels is not None and not contents.labelled:
+            raise ValueError(f"{shard.file}: labels in a data set without labels")
+        index.append(batch.index.cpu().numpy())
+        if batch.labels is not None:
+            labels.append(batch.labels.cpu().numpy())
+        sized = zip(batch.codes, contents.vocabularies, strict=True)
+        maps.append([to_stored(codes, vocabulary) for codes, vocabulary in sized])
+    levels = [np.concatenate(level) for level in zip(*maps, strict=True)]
+    found = [level.shape for level in levels]
+    if found != [(shard.rows, *shape) for shape in contents.map_shapes]:
+        raise ValueError(f"{shard.file}: codes of shapes {found}, not {shard.rows} of {contents.map_shapes}")
+    return np.concatenate(index), np.concatenate(labels) if labels else None, levels
+
+
+def closing_files(contents: Contents, shards: Sequence[Shard], checksums: Mapping[str, str]) -> dict[str, str]:
+    """What is written when all shards are: manifest, card and ``SHA256SUMS``, in that order.
+
+    Args:
+        contents: what the files have in common.
+        shards: all of them.
+        checksums: file name of each shard -> SHA-256 of its file.
+    """
+    splits: dict[str, list[StoredShard]] = {}
+    for shard in shards:
+        stored = StoredShard(file=shard.file, rows=shard.rows, sha256=checksums[shard.file])
+        splits.setdefault(shard.split, []).append(stored)
+    manifest = Manifest(format_version=2, splits=splits, **dict(contents))
+    dump, order = manifest.model_dump(), ("format_version", *Contents.model_fields, "splits")
+    texts = {MANIFEST: json.dumps({name: dump[name] for name in order}, indent=1) + "\n", "README.md": card(manifest)}
+    sums = {shard.path(Path()).as_posix(): checksums[shard.file] for shard in shards}
+    sums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    return texts | {"SHA256SUMS": "".join(f"{checksum}  {name}\n" for name, checksum in sums.items())}
+
+
 class CodeDatasetWriter:
     """Writes a code data set. Nothing is written before ``claim``; an unusable folder is an InputError at once.
 
@@ -80,16 +134,7 @@ class CodeDatasetWriter:
     ) -> None:
         self.folder, self.contents = folder, contents
         self.shards = [shard for split, images in splits.items() for shard in shards_of(split, images, shard_size)]
-        self._plan = json.dumps(
-            {
-                "format_version": FORMAT_VERSION,
-                "contents": contents.model_dump(),
-                "splits": dict(splits),
-                "shard_size": shard_size,
-                "settings": dict(settings or {}),
-                "pyarrow": pa.__version__,  # other versions may write other bytes
-            }
-        )
+        self._plan = plan_of(contents, splits, shard_size, settings or {})
         check_folder(folder, ENCODE, self._plan)
 
     def claim(self) -> None:
@@ -110,20 +155,7 @@ class CodeDatasetWriter:
 
     def write(self, shard: Shard, batches: Iterable[StoredCodes]) -> None:
         """Writes the images of one shard, given in batches of any size."""
-        index, labels, maps = [], [], []
-        for batch in batches:
-            if batch.labels is not None and not self.contents.labelled:
-                raise ValueError(f"{shard.file}: labels in a data set without labels")
-            index.append(batch.index.cpu().numpy())
-            if batch.labels is not None:
-                labels.append(batch.labels.cpu().numpy())
-            sized = zip(batch.codes, self.contents.vocabularies, strict=True)
-            maps.append([to_stored(codes, vocabulary) for codes, vocabulary in sized])
-        levels = [np.concatenate(level) for level in zip(*maps, strict=True)]
-        found = [level.shape for level in levels]
-        if found != [(shard.rows, *shape) for shape in self.contents.map_shapes]:
-            raise ValueError(f"{shard.file}: codes of shapes {found}, not {shard.rows} of {self.contents.map_shapes}")
-        rows = np.concatenate(index), np.concatenate(labels) if labels else None, levels
+        rows = rows_of(shard, self.contents, batches)
         remove(self._seal(shard))
         write_atomically(shard.path(self.folder), lambda aside: write_rows(aside, self.contents, *rows))
         text = self.checksum(shard)
@@ -139,28 +171,14 @@ class CodeDatasetWriter:
         Args:
             checksums: file name of each shard -> SHA-256 of its file.
         """
-        splits: dict[str, list[StoredShard]] = {}
-        for shard in self.shards:
-            stored = StoredShard(file=shard.file, rows=shard.rows, sha256=checksums[shard.file])
-            splits.setdefault(shard.split, []).append(stored)
-        manifest = Manifest(format_version=2, splits=splits, **dict(self.contents))
         for shard in self.shards:  # what a killed process was writing
             for path in (shard.path(self.folder), self._seal(shard)):
                 remove(path.with_name(path.name + ASIDE))
-        order = ("format_version", *Contents.model_fields, "splits")
-        dump = manifest.model_dump()
-        self._write(MANIFEST, json.dumps({name: dump[name] for name in order}, indent=1) + "\n")
-        self._write("README.md", card(manifest))
-        files = [shard.path(Path()).as_posix() for shard in self.shards]
-        lines = [f"{checksums[Path(file).name]}  {file}\n" for file in files]
-        lines += [f"{digest(self.folder / name)}  {name}\n" for name in (MANIFEST, "README.md")]
-        self._write("SHA256SUMS", "".join(lines))
+        for name, text in closing_files(self.contents, self.shards, checksums).items():
+            write_text(self.folder / name, text)
         self._output.finish()
         for shard in self.shards:  # last: a command that was killed before would encode the shard again
             remove(self._seal(shard))
-
-    def _write(self, name: str, text: str) -> None:
-        write_text(self.folder / name, text)
 
 
 class CodeDataset:

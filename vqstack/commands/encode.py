@@ -3,7 +3,8 @@
 Writes every split of the run's own data set, or of another one that fits the model, as Parquet shards with a manifest
 and a card; ``datasets.load_dataset(FOLDER)`` reads them. A stream is read to its end, and its images are kept nowhere.
 ``accelerate launch -m vqstack encode …`` shares the shards among processes. A killed command, given again, goes
-on where it stopped; the bytes are the same either way.
+on where it stopped; the bytes are the same either way. With ``--shared`` many hosts give the same command, each for
+itself, and share the shards through the folder, which may be an address of an object store.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,23 @@ from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import BaseModel, ConfigDict, Field
 
 from vqstack import threads
-from vqstack.codes import SHARD_SIZE, CodeDatasetWriter, Contents, Shard, StoredCodes, fingerprint
+from vqstack.codes import (
+    LEASE,
+    SHARD_SIZE,
+    CodeDatasetWriter,
+    Contents,
+    Shard,
+    SharedWriter,
+    StoredCodes,
+    fingerprint,
+)
 from vqstack.config import Positional, parse
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel
+from vqstack.paths import remote
 from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
 from vqstack.pretrained import find_artefact
-from vqstack.terminal import Progress, lines
+from vqstack.terminal import Progress, lines, say
 
 OF_A_SPLIT = ("origin", "held_out", "left_out", "skipped")
 
@@ -34,10 +45,21 @@ class Command(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
-    out: Path = Field(description="Folder that receives the codes; new, empty, or unfinished output of the same.")
+    out: str = Field(
+        description="Folder that receives the codes; new, empty, or unfinished output of the same. An address that "
+        "fsspec knows (s3://…) is shared."
+    )
     data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
     batch_size: int = Field(256, ge=1, description="Images at a time, count on each process.")
     shard_size: int = Field(SHARD_SIZE, ge=1, description="Images a file, count.")
+    shared: bool = Field(
+        False, description="The same command on other hosts writes there too; each takes files that no other has."
+    )
+    lease: float = Field(
+        LEASE,
+        gt=0,
+        description="With --shared, how long a lost host is waited for before its file is taken over, seconds.",
+    )
     cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
 
@@ -97,7 +119,23 @@ def main(arguments: list[str]) -> None:
     # What was encoded before a kill, or is encoded by another process, must have been the same images.
     settings = {"images": {n: s.fingerprint for n, s in splits.items()}, "batch_size": command.batch_size}
     counts = {name: len(split) for name, split in splits.items()}
-    writer = CodeDatasetWriter(command.out, contents, counts, shard_size=command.shard_size, settings=settings)
+    model.to(accelerator.device)
+
+    def encode(shard: Shard) -> Iterator[StoredCodes]:
+        return encoded(shard, splits[shard.split], model, command.batch_size)
+
+    limit = command.data.limit
+    only = f"; no more than {limit} of each split, as data.limit says" if limit else ""
+    described = ", ".join(f"{name} {n}" for name, n in counts.items())
+    if command.shared or remote(command.out):
+        together = SharedWriter(
+            command.out, contents, counts, shard_size=command.shard_size, settings=settings, lease=command.lease
+        )
+        with Progress(together.work(encode), desc="encode", unit="shard", disable=None) as mine:
+            written = sum(1 for _ in mine)  # no process waits for another one from here on
+        say(f"{command.out}: {described} images as codes{only}; {written} of {len(together.shards)} files written here")
+        return
+    writer = CodeDatasetWriter(Path(command.out), contents, counts, shard_size=command.shard_size, settings=settings)
     accelerator.wait_for_everyone()  # all have checked the folder before one changes it
     if accelerator.is_main_process:
         writer.claim()
@@ -105,16 +143,12 @@ def main(arguments: list[str]) -> None:
     missing = [shard for shard in writer.shards if not writer.complete(shard)]
     accelerator.wait_for_everyone()  # all have the same list before one of them makes it shorter
     rank, world = accelerator.process_index, accelerator.num_processes
-    model.to(accelerator.device)
     with Progress(missing[rank::world], desc="encode", unit="shard", disable=None) as mine:
         for shard in mine:
-            writer.write(shard, encoded(shard, splits[shard.split], model, command.batch_size))
+            writer.write(shard, encode(shard))
     accelerator.wait_for_everyone()
     found = gather_object([(shard.file, writer.checksum(shard)) for shard in writer.shards[rank::world]])
     if accelerator.is_main_process:
         writer.finish(dict(found))
     accelerator.wait_for_everyone()
-    limit = command.data.limit
-    only = f"; no more than {limit} of each split, as data.limit says" if limit else ""
-    described = ", ".join(f"{name} {n}" for name, n in counts.items())
     accelerator.print(lines(f"{command.out}: {described} images as codes{only}"))

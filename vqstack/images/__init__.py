@@ -13,7 +13,7 @@ docs/data.md tells it from the user's side.
 
 from vqstack.images.cache import default_cache
 from vqstack.images.captions import captioned
-from vqstack.images.decode import load_images
+from vqstack.images.decode import decode_all, load_images
 from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, more_than_eight_bits, opened, upright
 from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
@@ -46,6 +46,7 @@ __all__ = [
     "captioned",
     "center",
     "check_paths",
+    "decode_all",
     "default_cache",
     "first_look",
     "grid",

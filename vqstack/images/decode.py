@@ -34,7 +34,7 @@ CHUNK = 32  # images a thread decodes at a time: taking them one by one costs as
 
 
 def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"]:
-    r"""An array of values, a path or a {bytes, path} record -> values at the size that is kept.
+    r"""An array of values, a picture, a path or a {bytes, path} record -> values at the size that is kept.
 
     Arrays are [h, w] or [h, w, c] of images, [c, \*map] of other signals; a piece of a larger input says its ``start``.
 
@@ -49,6 +49,8 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
             return record.astype(np.uint8 if settings.values <= 256 else np.int32)
         pixels = channels_first(_fitted(Image.fromarray(record), settings))
         return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
+    if isinstance(record, Image.Image):
+        return to_values(channels_first(_fitted(upright(record), settings)), settings.values)
     if (cut := cut_of(settings)) is not None:
         record = record if isinstance(record, dict) else {"path": record, "start": (0,) * len(settings.size or ())}
         return cut.read(record, record["start"], settings)
