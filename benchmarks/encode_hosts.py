@@ -44,7 +44,7 @@ def claimed(out: Path, process: subprocess.Popen) -> list[str]:
 def one_kill(options: argparse.Namespace, folder: Path, number: int, files: int) -> tuple[dict, bool]:
     """What the others end with, and whether the kill hit a file."""
     out = folder / f"killed-{number}"
-    hosts = [start(options, folder, host, out, "--shared", "--lease", str(options.lease)) for host in range(HOSTS)]
+    hosts = [start(options, folder, host, out, "--shared", "--lease", str(options.lease / 60)) for host in range(HOSTS)]
     draw = random.Random(number)
     victim, moment = hosts[draw.randrange(HOSTS)], draw.uniform(0.2, 0.7) * files
     while victim.poll() is None and not (len(list(out.glob("data/*.sha256"))) >= moment and claimed(out, victim)):
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--lease", type=float, default=5.0)
+    parser.add_argument("--lease", type=float, default=5.0, help="seconds")
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:split])
     options.given = sys.argv[split + 1 :]

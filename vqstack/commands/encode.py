@@ -56,9 +56,9 @@ class Command(BaseModel):
         False, description="The same command on other hosts writes there too; each takes files that no other has."
     )
     lease: float = Field(
-        LEASE,
+        LEASE / 60,
         gt=0,
-        description="With --shared, how long a lost host is waited for before its file is taken over, seconds.",
+        description="With --shared, how long a lost host is waited for, minutes; then its file is free.",
     )
     cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
@@ -129,7 +129,7 @@ def main(arguments: list[str]) -> None:
     described = ", ".join(f"{name} {n}" for name, n in counts.items())
     if command.shared or remote(command.out):
         together = SharedWriter(
-            command.out, contents, counts, shard_size=command.shard_size, settings=settings, lease=command.lease
+            command.out, contents, counts, shard_size=command.shard_size, settings=settings, lease=60 * command.lease
         )
         with Progress(together.work(encode), desc="encode", unit="shard", disable=None) as mine:
             written = sum(1 for _ in mine)  # no process waits for another one from here on
