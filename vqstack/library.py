@@ -128,13 +128,15 @@ def prepare(config: RunConfig, folder: Path, override: bool = False) -> tuple[Mo
     settings.draws()  # wrong settings of sampling are refused now, not after training
     check_run_folder(folder, config, override)
     check_trackers(config.trackers)
+    # Shards that lie in the memory of the host are reduced there.
+    offloaded = {"backend": "cuda:nccl,cpu:gloo"} if config.cpu_offload and torch.cuda.is_available() else {}
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=list(config.trackers) or None,
             project_dir=folder,
             # Processes may wait for longer than the ten minutes of the default: for images to be read, for a picture.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1), **offloaded)],
         )
     except ValueError as error:
         raise InputError(f"mixed_precision {config.mixed_precision}: {error}: choose another") from error

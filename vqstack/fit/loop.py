@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from enum import IntFlag
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from vqstack.fit.optimisation import (
 from vqstack.fit.outcome import CHECKPOINTS
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
-from vqstack.fit.sharding import Sharding, full, give_back, whole
+from vqstack.fit.sharding import Sharding, full, give_back
 from vqstack.fit.threads import choose_threads
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.pretrained import check_numbers
@@ -255,11 +256,11 @@ class Fit:
 
     def _look(self, better: str) -> None:
         """Show the weights to whoever wants to see them: it leaves no trace in them, and may fail."""
-        module = self.module if better == "module" or self.average is None else self.average.module
-        was_training = module.training
-        with whole(module):
+        best = self.module if better == "module" or self.average is None else self.average.module
+        with nullcontext(best) if self.sharding is None else self.sharding.whole(best, self.outcome) as module:
             if not self.accelerator.is_main_process or self.on_evaluation is None:
                 return
+            was_training = module.training
             try:
                 self.on_evaluation(module.eval(), self.step)
             except Exception as error:  # a picture is not worth a run

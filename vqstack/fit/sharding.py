@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vqstack.errors import InputError
@@ -34,17 +34,31 @@ class Sharding:
     """
 
     def __init__(self, accelerator: Accelerator, cpu_offload: bool = False, reshard: bool = True) -> None:
-        device = accelerator.device.type
-        self.mesh = init_device_mesh(device, (accelerator.num_processes,))
-        self.offload = CPUOffloadPolicy(pin_memory=device == "cuda") if cpu_offload else OffloadPolicy()
+        self.device, kind = accelerator.device, accelerator.device.type
+        self.mesh = init_device_mesh(kind, (accelerator.num_processes,))
+        self.offload = CPUOffloadPolicy(pin_memory=kind == "cuda") if cpu_offload else OffloadPolicy()
         self.reshard = reshard
+        # What autocast would make of them, made before they are gathered: it keeps what it makes, of every weight.
+        half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+        self.precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def copy(self, module: nn.Module) -> nn.Module:
         """A copy in the memory of the host, to be sharded; the parameters of the module itself wait there, too."""
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.cpu()
+        _park(module)
         return copy.deepcopy(module)
+
+    @contextmanager
+    def whole(self, module: nn.Module, waiting: nn.Module) -> Iterator[nn.Module]:
+        """Inside, the module that waits has all weights of one in shards, in every process, on the device."""
+        ours = module.state_dict()
+        with torch.no_grad():
+            for name, value in waiting.state_dict().items():
+                value.copy_(full(ours[name]))
+        waiting.to(self.device)
+        try:
+            yield waiting
+        finally:
+            _park(waiting)
 
     def shard(self, *modules: nn.Module) -> None:
         """Leave of modules, which are the same in all processes, each its shard; blocks are gathered one by one."""
@@ -53,8 +67,8 @@ class Sharding:
         options: dict[str, Any] = {"mesh": self.mesh, "offload_policy": self.offload}
         for module in modules:
             for block in blocks(module):
-                fully_shard(block, reshard_after_forward=self.reshard, **options)
-                block.gives_back = self.reshard  # type: ignore[assignment]  # for :func:`whole`
+                policy = self.precision if _linear(block) else MixedPrecisionPolicy()
+                fully_shard(block, reshard_after_forward=self.reshard, mp_policy=policy, **options)
             fully_shard(module, reshard_after_forward=False, **options)
 
     def spread(self, state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -111,28 +125,13 @@ def is_sharded(module: nn.Module) -> bool:
 def give_back(module: nn.Module) -> None:
     """After forward passes without a backward one: leave each process with its shards alone, and forget the passes.
 
-    Blocks are gathered for the backward pass in the order in which they ran; those of an evaluation, or of a picture
-    that one process alone has drawn, must not count.
+    Blocks are gathered for the backward pass in the order in which they ran; those of an evaluation must not count.
     """
     if isinstance(module, FSDPModule):
         module.reset_iter_state()
-    for part in _sharded(module):
-        part.reshard()
-
-
-@contextmanager
-def whole(module: nn.Module) -> Iterator[None]:
-    """Inside, every process has all weights, and any method of the module may be called by any of them."""
-    parts = _sharded(module)
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.set_reshard_after_forward(getattr(part, "gives_back", False), recurse=False)
-        give_back(module)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -140,5 +139,14 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _sharded(module: nn.Module) -> list[FSDPModule]:
-    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+def _park(module: nn.Module) -> None:
+    """Move what is trained into the memory of the host; frozen parameters may be those of levels in use."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.cpu()
+
+
+def _linear(block: nn.Module) -> bool:
+    """Whether all its parameters are those of linear maps, which autocast computes in half precision."""
+    with_parameters = (part for part in block.modules() if next(part.parameters(recurse=False), None) is not None)
+    return all(isinstance(part, nn.Linear) for part in with_parameters)
