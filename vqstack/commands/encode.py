@@ -58,7 +58,7 @@ class Command(BaseModel):
     lease: float = Field(
         LEASE / 60,
         gt=0,
-        description="With --shared, how long a lost host is waited for, minutes; then its file is free.",
+        description="With --shared, how long a lost host is waited for, minutes.",
     )
     cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
