@@ -141,6 +141,8 @@ def test_its_lines_make_an_image_again():
         held = int(edited.codes[0][0, 0, 0])
         edited = edited.exchanged(1, held, (held + 1) % 5, draw=True)
         edited = edited.copied(2, given.codes[1], [(0, 1)], near=False).resampled(0, seed=2)
+        for other in (image.resampled(2, seed=1), edited.blended(given, [0.5, 0.5])):  # a blend of a blend, of blends
+            edited = edited.blended(other, [0.5, 0.0], seed=4)
         names = {"model": model, "pixels": PIXELS}
         exec(edited.script(), names)
         made = names["image"]

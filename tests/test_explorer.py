@@ -122,6 +122,7 @@ class Tab:
 
     def site(self, name, row, column, rows, columns, button=True):
         """Point at a site of a board, and press the mouse there."""
+        self.page.locator(self.board(name)).scroll_into_view_if_needed()
         box = self.page.locator(self.board(name)).bounding_box()
         x, y = box["x"] + (column + 0.5) * box["width"] / columns, box["y"] + (row + 0.5) * box["height"] / rows
         self.page.mouse.move(x, y)
@@ -175,7 +176,11 @@ def test_look_shows_every_map_what_it_keeps_and_the_bits_of_every_site(tab, open
     whole = map_picture(image, 1).resize((256, 256), Image.Resampling.NEAREST)
     tab.picture(tab.board("codes of level 1"), whole)
     nats = model.code_lengths_by_site(image.pixels, list(image.codes), image.labels)
-    tab.picture("[data-heat]", bits_picture(image, 0, nats["level-1"] * BITS))
+    heat = bits_picture(image, 0, nats["level-1"] * BITS).resize((256, 256), Image.Resampling.NEAREST)
+    tab.picture(tab.board("bits of every site"), heat)
+    tab.site("bits of every site", 3, 5, 8, 8, button=False)
+    here = float(nats["level-1"][0, :, 3, 5].sum()) * BITS
+    assert f"site 3 5: {here:.2f} of" in tab.page.inner_text("text=/site 3 5/")
     rows = [row.split() for row in tab.page.locator("tbody tr").all_inner_texts()]
     total = sum(image.bits.values())
     for row, shown in [*image.bits.items(), ("total", total)]:
@@ -261,6 +266,32 @@ def test_rectangles_pixels_and_drawn_maps(tab, opened):
 
 
 @browsing
+def test_a_quick_brush_leaves_no_gaps_and_a_kept_image_is_named_until_it_is_forgotten(tab, opened):
+    tab.open(3)
+    tab.part("Edit")
+    tab.page.click("[data-do=keep]")
+    tab.open(2)
+    assert "test image 3" in tab.text("[data-other]", "the other image")
+    tab.page.click("text=z_1, 4x4 of 8 codes >> visible=true")
+    box = tab.page.locator(tab.board(EDITED)).bounding_box()
+    step = box["width"] / 4
+    tab.page.mouse.move(box["x"] + step / 2, box["y"] + step / 2)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + 3.5 * step, box["y"] + 3.5 * step, steps=1)
+    tab.page.mouse.up()
+    tab.text("[data-count]", "4 of 16")
+    tab.page.click("text=whole map")
+    tab.do("copy")
+    kept = opened.image(2).copied(1, opened.image(3).codes[0])
+    tab.picture("[data-edited]", pictures.of_input(opened.model, kept.pixels))
+    tab.page.click("[data-do=forget] >> visible=true")
+    tab.page.fill("[aria-label='test image'] >> nth=1", "7")
+    tab.do("copy")
+    other = kept.copied(1, opened.image(7).codes[0])
+    tab.picture("[data-edited]", pictures.of_input(opened.model, other.pixels))
+
+
+@browsing
 def test_keys_choose_rectangles_and_undo(tab, opened):
     tab.open(2)
     tab.part("Edit")
@@ -310,7 +341,7 @@ def test_numbers_that_do_not_fit_are_refused_and_stay(tab):
     tab.part("Generate")
     tab.page.fill("[aria-label='temperature, prior']", "-1")
     tab.do("sample")
-    tab.said("temperature, prior", "0 or more")
+    tab.said("temperature, prior", "0.001 or more")
 
 
 @browsing
@@ -348,6 +379,9 @@ def test_codebooks_say_how_codes_are_used(tab, opened):
     use = vqstack.use_of_codes(opened.model, opened.split.part(slice(0, 1000)).pixels, 1)
     used = (use.counts > 0).float().mean()
     assert f"{used:.1%} of 8 codes used" in tab.text("[data-use]", "perplexity")
+    share = round(100 * int(use.counts[5]) / int(use.counts.sum()), 2)
+    rows = [row.split() for row in tab.page.locator("[data-uses] tbody tr").all_inner_texts()]
+    assert ["5", str(int(use.counts[5])), f"{share:g}"] in rows
     tab.site("codebook of level 1", 0, 5, 1, 8)
     assert f"code 5: {int(use.counts[5])} of {int(use.counts.sum())}" in tab.text("[data-code-use]", "code 5")
 
@@ -407,6 +441,14 @@ def test_tabs_do_not_mix_and_one_closed_amid_work_harms_none(browser, address, t
         ".map((e) => e.outerHTML.slice(0, 120))"
     )
     assert wide <= 390, overflowing
+    for part in page.PARTS[1:]:
+        other.part(part)
+        other.page.wait_for_timeout(200)
+        beyond = other.page.evaluate(
+            "() => [...document.querySelectorAll('.q-tab-panel input, .q-tab-panel button')]"
+            ".filter((e) => e.getBoundingClientRect().right > 391).map((e) => e.outerHTML.slice(0, 120))"
+        )
+        assert beyond == []
     other.page.click("[data-do=drawn]")
     other.close()
     tab.part("Edit")
@@ -454,7 +496,10 @@ def test_signals_of_other_kinds_are_shown_and_edited(browser, kind, tmp_path):
             wanted = [pictures.of_input(model, frame[None]) for frame in image.pixels[0].unbind(1)]
             assert all(np.array_equal(one.convert("RGB"), other) for one, other in zip(frames, wanted, strict=True))
         nats = model.code_lengths_by_site(image.pixels, list(image.codes))
-        tab.picture("[data-heat]", bits_picture(image, 0, nats["level-1"] * BITS))
+        heat = bits_picture(image, 0, nats["level-1"] * BITS)
+        if kind == "two codes":
+            heat = heat.resize((256, 256), Image.Resampling.NEAREST)
+        tab.picture(tab.board("bits of every site") if kind == "two codes" else "[data-heat]", heat)
         tab.part("Edit")
         tab.page.click("[aria-label=map] >> text=z_1")
         tab.page.click("[data-do=keep]")
@@ -462,6 +507,7 @@ def test_signals_of_other_kinds_are_shown_and_edited(browser, kind, tmp_path):
         tab.do("resample")
         changed = image.resampled(1)
         tab.picture("[data-edited]", pictures.of_input(model, changed.pixels))
+        tab.text("[data-other]", "the other image: sample, seed 0")
         tab.do("copy")  # the codes of the image that was kept
         tab.picture("[data-edited]", pictures.of_input(model, changed.copied(1, image.codes[0]).pixels))
         tab.part("Codebooks")

@@ -273,8 +273,10 @@ class Edited:
         labels = self._read(len(self.codes))
         sample = blend(self.model, self.codes, other.codes, shares, labels, self.condition, seed=seed)
         codes = tuple(sample.codes[level] for level in range(1, len(self.codes) + 1))
-        call = f"image = image.blended(other, {list(shares)}{_given(seed=seed or None)})"
-        lines = (*other.lines, "other = image", *self.lines, call)
+        before = (*other.lines, *self.lines)  # either may be a blend itself, with another one of its own
+        name = f"other{sum(line.startswith('other') for line in before) or ''}"
+        call = f"image = image.blended({name}, {list(shares)}{_given(seed=seed or None)})"
+        lines = (*other.lines, f"{name} = image", *self.lines, call)
         return replace(self, pixels=sample.pixels, codes=codes, seed=seed, number=0, lines=lines)
 
     @torch.no_grad()

@@ -16,6 +16,9 @@ from vqstack.stack import StackSettings
 Side = Annotated[int, Field(ge=1, le=2**20)]  # sites along an axis
 
 
+COLDEST = 0.001  # temperature
+
+
 class SamplingSettings(BaseModel):
     """How images are drawn: one value for the prior and all levels, or one each, prior first, level 1 last."""
 
@@ -62,8 +65,8 @@ class SamplingSettings(BaseModel):
                 )
             columns[name] = list(given) * (levels + 1 if len(given) == 1 else 1)
         for t in columns["temperature"]:
-            if t < 1e-3:
-                raise InputError(f"temperature: {t} is below 0.001: for the likeliest image use mode")
+            if t < COLDEST:
+                raise InputError(f"temperature: {t} is below {COLDEST}: for the likeliest image use mode")
         for k in columns["top_k"]:
             if k < 0:
                 raise InputError(f"top_k: {k} is negative: use 0 for all values")

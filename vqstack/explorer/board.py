@@ -55,12 +55,12 @@ class Board:
         self.rows, self.columns = laid_out(shape, chain, columns)
         self.cell = cell or scale_of((self.rows, self.columns))
         self.selected, self.marked, self.cursor, self.tool = set[int](), set[int](), 0, "brush"
-        self.focused = False
+        self.focused, self.pointed = False, -1
         self._drag: Drag | None = None
         blank = Image.new("RGB", (self.columns * self.cell, self.rows * self.cell))
-        doings = ["mousedown", "mousemove", "mouseup", "mouseleave"]
+        doings = ["pointerdown", "pointermove", "pointerup", "pointerleave"]  # of mouse, finger or pen
         self.image = ui.interactive_image(address(blank), on_mouse=self._mouse, events=doings)
-        self.image.classes("board").props(f'data-board="{name}"')
+        self.image.classes("board chosen" if chosen else "board").props(f'data-board="{name}"')
         if told is None and chosen is None:  # a picture: nothing to do here
             self.image.props(f'role=img aria-label="{name}"')
             return
@@ -119,17 +119,29 @@ class Board:
     def _mouse(self, event: events.MouseEventArguments) -> None:
         place = self._site(event.image_x, event.image_y)
         site = place[0] * self.columns + place[1]
-        if site >= self.sites:
-            return
-        if event.type == "mousedown":
-            self._drag = Drag(place, site not in self.selected, set(self.selected))
-        if event.type in ("mouseup", "mouseleave") or not (event.buttons or event.type == "mousedown"):
+        down = event.type == "pointerdown"
+        if event.type == "pointerup" or not (event.buttons or down):
             self._drag = None
-        if event.type == "mousedown" or (event.type == "mousemove" and site != self.cursor):
-            self.cursor = site
+        if event.type in ("pointerup", "pointerleave") or site >= self.sites:
+            self.pointed = -1
+            return
+        if down:
+            self._drag = Drag(place, site not in self.selected, set(self.selected))
+        if down or site != self.pointed:
+            before, self.cursor, self.pointed = self._place(self.cursor), site, site
             if self._drag is not None and self.chosen is not None:
-                self._paint(place, self.tool == "rectangle")
+                for between in [place] if down else self._line(before, place):
+                    self._paint(between, self.tool == "rectangle")
             self._tell()
+
+    @staticmethod
+    def _line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:
+        """Places from one to another: a quick drag leaves none out."""
+        steps = max(1, *(abs(b - a) for a, b in zip(start, end, strict=True)))
+        return [
+            (round(start[0] + n * (end[0] - start[0]) / steps), round(start[1] + n * (end[1] - start[1]) / steps))
+            for n in range(1, steps + 1)
+        ]
 
     def _tell(self) -> None:
         if self.told is not None:

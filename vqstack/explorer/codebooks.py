@@ -49,7 +49,22 @@ class Codebooks:
             name, shape = f"codebook of level {level}", (len(use.counts),)
             self.board = Board(name, shape, told=self._tell, columns=COLUMNS, cell=TILE)
             self.board.image.style(f"max-width: {self.board.columns * TILE}px")
+            self._table(use)
             self.board.show(self._sheet(use))
+
+    def _table(self, use: CodeUse) -> None:
+        """How often each code is used; a click on a head sorts."""
+        every = int(use.counts.sum())
+        columns = [
+            {"name": name, "label": name, "field": name, "sortable": True, "align": "right"}
+            for name in ("code", "uses", "share, %")
+        ]
+        rows = [
+            {"code": code, "uses": count, "share, %": round(100 * count / every, 2)}
+            for code, count in enumerate(use.counts.tolist())
+        ]
+        table = ui.table(columns=columns, rows=rows, row_key="code", pagination=8)
+        table.props('dense aria-label="uses of each code" data-uses=""')
 
     def _sheet(self, use: CodeUse) -> Image.Image:
         """The mean pixels of every code, dead ones crossed out, in the places of the board."""
@@ -60,6 +75,7 @@ class Codebooks:
                 pixels = np.array(tile)
                 pixels[np.eye(TILE, dtype=bool) | np.eye(TILE, dtype=bool)[::-1]] = (255, 0, 0)
                 tile = Image.fromarray(pixels)
+            tile = tile.resize((TILE - 1, TILE - 1), Image.Resampling.NEAREST)  # a line between it and the next
             sheet.paste(tile, (row % self.board.columns * TILE, row // self.board.columns * TILE))
         return sheet
 
@@ -103,6 +119,9 @@ class Codebooks:
             frame[row * height + 2 : (row + 1) * height - 2, column * width + 2 : (column + 1) * width - 2] = False
             pixels[frame] = (255, 152, 0)
             picture = Image.fromarray(pixels)
+        if opened.split is None:  # drawn ones have no number to open them by
+            ui.image(address(picture)).classes("thumb").props(f'alt="drawn image {image}"')
+            return
         with ui.button(on_click=partial(self._open, image)).props(f'flat no-caps aria-label="image {image}"'):
             ui.image(address(picture)).classes("thumb")
 

@@ -54,7 +54,7 @@ class Compressing:
         event.sender.reset()  # type: ignore[attr-defined]
         async with sent(event.files) as paths:
             stems = {p: p.stem if safe_stem(p.stem) else f"image{n}" for n, p in enumerate(paths)}
-            made = await self.desk.run(lambda: self._compressed(stems))
+            made = await self.desk.run(lambda: self._compressed(stems), wait=True)
         if made is None:
             return
         self.made, report = made, made.report.to_json()
@@ -77,7 +77,10 @@ class Compressing:
         try:
             return Compressed(BlockCodec(self.desk.opened.model), files)
         except InputError as error:
-            raise InputError(str(error).replace(f"{next(iter(files)).parents[1]}/", "")) from error
+            said = str(error)
+            for path in files:
+                said = said.replace(str(path), path.name)
+            raise InputError(said) from error
 
     @staticmethod
     def _bytes(bits: dict) -> str:

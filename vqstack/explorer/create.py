@@ -10,8 +10,9 @@ from vqstack.conditions import ConditionSettings
 from vqstack.edited import Edited
 from vqstack.explorer.desk import Desk
 from vqstack.explorer.fields import Class, Number, sent
+from vqstack.explorer.other import Other
 from vqstack.explorer.pictures import address, of_input
-from vqstack.model_settings import SamplingSettings
+from vqstack.model_settings import COLDEST, SamplingSettings
 from vqstack.phases import read_condition
 from vqstack.shapes import Floats, by_axis
 from vqstack.texts import encode_texts
@@ -63,15 +64,19 @@ class Create:
             self._conditions(self.model.condition)
         names = ["prior", *(f"level {number}" for number in range(self.desk.opened.levels, 0, -1))]
         own = self.model.settings.draws()
-        with ui.grid(columns=4):
+        with ui.grid(columns=4).classes("draws"):
             for head in ("", "temperature", "top-k (0: all)", "guidance (1: none)"):
                 ui.label(head)
             self.draws = []
             for name, draw in zip(names, own, strict=True):
                 ui.label(name)
                 given = {"temperature": draw.temperature, "top-k": draw.top_k or 0, "guidance": draw.guidance}
+                least = {"temperature": COLDEST, "top-k": 0, "guidance": 0}
                 self.draws.append(
-                    [Number(f"{what}, {name}", v, whole=what == "top-k", shown=False) for what, v in given.items()]
+                    [
+                        Number(f"{what}, {name}", value, least[what], whole=what == "top-k", shown=False)
+                        for what, value in given.items()
+                    ]
                 )
         ui.button("draw", on_click=self._draw).props('data-do="sample"')
 
@@ -147,9 +152,7 @@ class Create:
             await self._make(name, lambda: [image.varied(level, seed=seed, number=number) for number in range(8)])
 
     def _blends(self) -> None:
-        split = self.desk.opened.split
-        self.second = Number("test image", 1 if split and len(split) > 1 else 0, 0, len(split) - 1 if split else 0)
-        self.second.set_visibility(split is not None)
+        self.other = Other(self.desk)
         self.shares = []
         for level in range(1, self.desk.opened.levels + 1):
             ui.label(f"share of level {level} that is the other's")
@@ -158,7 +161,7 @@ class Create:
         ui.button("blend", on_click=self._blend).props('data-do="blend"')
 
     async def _blend(self) -> None:
-        image, other = self.desk.opened_image(), self.desk.second(self.second)
+        image, other = self.desk.opened_image(), self.other.image()
         shares = [float(slider.value) for slider in self.shares]
         if image is not None and other is not None:
             name = f"blend of {self.desk.history.name}"

@@ -1,5 +1,6 @@
 """What one tab of the browser works on: an image with its maps, what it was before, and what it may become again."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,14 +25,14 @@ class History:
     Attributes:
         image, name: what is open, and what it was called when it was opened.
         past, future: what undo and redo lead to.
-        other: an image to copy codes from, and to blend with.
+        other: the name of an image to copy codes from, and to blend with, and the image.
     """
 
     image: Edited | None = None
     name: str = ""
     past: list[Edited] = field(default_factory=list)
     future: list[Edited] = field(default_factory=list)
-    other: Edited | None = None
+    other: tuple[str, Edited] | None = None
 
     def copy(self) -> "History":
         """Another one with the same images: a tab that is doubled goes its own way."""
@@ -59,6 +60,16 @@ class Desk:
         return self.history.image
 
     @property
+    def title(self) -> str:
+        """What is open, by its name, its class and the number of its changes."""
+        image, said = self.image, [self.history.name]
+        if image is not None and image.labels is not None:
+            said.append(f"class {self.opened.classes.get(int(image.labels), '?')}")
+        if count := len(self.history.past):
+            said.append(f"{count} change{'s' * (count > 1)}")
+        return ", ".join(said)
+
+    @property
     def before(self) -> Edited | None:
         """The image before the last change."""
         return self.history.past[-1] if self.history.past else None
@@ -72,14 +83,21 @@ class Desk:
             self._changed()
         app.storage.tab["history"] = self.history
 
-    async def run(self, work: Callable[[], Result]) -> Result | None:
-        """A computation while which the tab shows that it waits; None where it came to nothing, which is said."""
+    async def run(self, work: Callable[[], Result], *, wait: bool = False) -> Result | None:
+        """A computation while which the tab shows that it waits; None where it came to nothing, which is said.
+
+        What a person asks for while another one goes on is refused, or with ``wait`` done after it.
+        """
+        while wait and self.busy.visible:
+            await asyncio.sleep(0.1)
         if not self.free():
             return None
         self.busy.set_visibility(True)
+        if self.opened.computing:
+            self.say("another tab is computing: this one waits for it")
         problem, found = "", None
         try:
-            found = await self.opened.compute(work)
+            found = await self.opened.compute(work, lambda: not self.client.is_deleted)
         except InputError as error:
             problem = str(error)
         except Exception as error:
@@ -124,7 +142,7 @@ class Desk:
 
     async def start(self, name: str, make: Callable[[], Edited]) -> None:
         """A new image, without a past."""
-        made = await self.run(make)
+        made = await self.run(make, wait=True)
         if made is not None:
             self.begin(name, made)
 
@@ -141,12 +159,10 @@ class Desk:
             self.say(str(error), "negative")
             return None
 
-    def second(self, where: Number) -> Callable[[], Edited] | None:
-        """The image that is kept as the other one, else a test image; None where its number does not fit."""
-        if (other := self.history.other) is not None:
-            return lambda: other
-        numbers = self.read(where)
-        return None if numbers is None else lambda: self.opened.image(int(numbers[0]))
+    def keep(self, image: Edited | None) -> None:
+        """Keep an image as the other one; None: forget it."""
+        self.history.other = None if image is None else (self.title, image)
+        self._changed()
 
     def opened_image(self) -> Edited | None:
         """The image, or a word that there is none."""

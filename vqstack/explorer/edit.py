@@ -13,6 +13,7 @@ from vqstack.explorer.desk import Desk
 from vqstack.explorer.fields import Number
 from vqstack.explorer.files import code_data_set
 from vqstack.explorer.look import map_picture, title_of
+from vqstack.explorer.other import Other
 from vqstack.explorer.pictures import address, of_input, stored
 from vqstack.explorer.player import Player
 
@@ -130,9 +131,7 @@ class Edit:
         ui.button("codes for this site …", on_click=self._choices).props('data-do="choices" outline')
         self.offered = ui.row().classes("offered")
         with ui.row():
-            split = desk.opened.split
-            self.number = Number("test image", 1 if split and len(split) > 1 else 0, 0, len(split) - 1 if split else 0)
-            self.number.set_visibility(split is not None)
+            self.other = Other(desk)
             ui.button("copy its codes here", on_click=self._copy).props('data-do="copy" outline')
         with ui.row():
             self.old, self.new = Number("code", 0), Number("becomes", 1)
@@ -186,7 +185,7 @@ class Edit:
         if not self.level:
             self.desk.say("pixels are not copied: choose a map of codes", "warning")
             return
-        if (other := self.desk.second(self.number)) is None:
+        if (other := self.other.image()) is None:
             return
         level, sites, how = self.level, self.sites, self._how
         await self.desk.change(lambda image: image.copied(level, other().map(level), sites, **how))
@@ -219,8 +218,7 @@ class Edit:
 
     def _keep(self) -> None:
         if (image := self.desk.opened_image()) is not None:
-            self.desk.history.other = image
-            self.desk.say("kept: copy and blend take it as the other image")
+            self.desk.keep(image)
 
     def _small(self, level: int) -> Board:
         variable = self.desk.opened.model.stack.variables[level]
@@ -232,7 +230,8 @@ class Edit:
     def fresh(self) -> None:
         """Show another image."""
         image, before = self.desk.image, self.desk.before
-        assert image is not None
+        if image is None:
+            return
         self.offered.clear()
         picture = of_input(image.model, image.pixels)
         self.picture.set_source(address(picture))

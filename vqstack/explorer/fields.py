@@ -23,7 +23,14 @@ class Number(ui.number):
     """
 
     def __init__(
-        self, title: str, value: float, low: int = 0, high: int | None = None, *, whole: bool = True, shown: bool = True
+        self,
+        title: str,
+        value: float,
+        low: float = 0,
+        high: int | None = None,
+        *,
+        whole: bool = True,
+        shown: bool = True,
     ) -> None:
         self.title, self.low, self.high, self.whole = title, low, high, whole
         super().__init__(title if shown else None, value=value, validation=self._problem)
@@ -69,7 +76,8 @@ async def sent(files: Sequence[FileUpload]) -> AsyncIterator[list[Path]]:
     with TemporaryDirectory() as folder:
         paths = list[Path]()
         for number, file in enumerate(files):
-            paths.append(Path(folder) / str(number) / Path(file.name).name)
+            name = file.name.replace("%22", '"')  # which a browser writes so in what it sends
+            paths.append(Path(folder) / str(number) / Path(name).name)
             paths[-1].parent.mkdir()
             await file.save(paths[-1])
         yield paths

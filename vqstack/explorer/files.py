@@ -14,7 +14,7 @@ from vqstack.codec.archive import Report, Restored, check_container, compress, r
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import open_container
 from vqstack.codec.layout import SUFFIX
-from vqstack.codec.pictures import Pictures, pictures_of_files, reader_of
+from vqstack.codec.pictures import Pictures, pictures_of_files, reader_of, tile_count
 from vqstack.codes import CodeDatasetWriter, Contents, StoredCodes, fingerprint
 from vqstack.edited import Edited
 from vqstack.errors import InputError
@@ -51,6 +51,9 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
+MOST = 64  # inputs of the model that are compressed at once: it takes seconds, and other tabs wait
+
+
 @contextmanager
 def own_threads() -> Iterator[None]:
     """The codec takes as many threads as its file says; the page has its own again afterwards."""
@@ -73,6 +76,11 @@ class Compressed:
         made = dict[str, bytes]()
         with own_threads():
             pictures = self._pictures(codec, files)
+            tiles = sum(tile_count(entry, codec.tile) for entry in pictures.entries)
+            if tiles > MOST:
+                raise InputError(
+                    f"that is {tiles:,} times an input of the model, the page takes {MOST}: vqstack compress"
+                )
             self.report: Report = compress(codec, pictures, made.__setitem__, name="explored")
         self.codec, self.given = codec, sum(path.stat().st_size for path in files)
         self.content = made[f"explored{SUFFIX}"]

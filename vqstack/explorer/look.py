@@ -11,7 +11,7 @@ from vqstack.code_use import colours
 from vqstack.edited import Edited
 from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.pictures import address, heat, laid_out, of_input, of_patch, of_sites, over
+from vqstack.explorer.pictures import address, heat, laid_out, noun, of_input, of_patch, of_sites, over
 from vqstack.explorer.player import Player
 from vqstack.ledger import BITS
 from vqstack.shapes import by_axis
@@ -20,7 +20,7 @@ from vqstack.shapes import by_axis
 def title_of(desk: Desk, level: int) -> str:
     """What the page calls a map."""
     upper = desk.opened.model.stack.variables[level]
-    return f"z_{level}, {by_axis(upper.shape)} of {upper.size} codes" if level else "image"
+    return f"z_{level}, {by_axis(upper.shape)} of {upper.size} codes" if level else noun(desk.opened.model)
 
 
 def map_picture(image: Edited, level: int) -> Image.Image:
@@ -60,7 +60,7 @@ class Look:
             with ui.column():
                 self.which = ui.select(rows, label="bits of every site of", value=0, on_change=self._heat)
                 self.which.props('data-which=""').classes("wide")
-                self.heat = ui.image("").classes("shown").props('alt="bits of every site over the image" data-heat=""')
+                self.heat = ui.column().props('data-heat=""')
                 self.range = ui.label("")
             with ui.column():
                 self.chart = ui.echart({"series": []}).classes("chart").props('role=img aria-label="ledger as a chart"')
@@ -95,9 +95,12 @@ class Look:
         if not self.seen or image is None or image is self.shown:
             return
         self.shown, self.bits = image, {}
-        for shown in (self.heat, *self.kept.values()):
+        self.heat.clear()
+        for shown in self.kept.values():
             shown.set_source("")
         self.ledger.rows = []
+        self.told.set_text("")
+        self.patch.set_source("")
         self.pixels.set_source(address(of_input(image.model, image.pixels)))
         self.player.play(image.pixels)
         for level, board in self.boards.items():
@@ -157,10 +160,21 @@ class Look:
         if image is None or not self.bits:
             return
         bits = self.bits[self._row(level)]
-        self.heat.set_source(address(bits_picture(image, level, bits)))
-        each = bits.sum(1) if level == 0 else bits
+        picture = bits_picture(image, level, bits)
+        each = bits.sum(1) if level == 0 or image.model.stack.level(level).quantizer.chain else bits
+        self.heat.clear()
+        with self.heat:
+            if each.ndim == 3:
+                Board("bits of every site", tuple(each.shape[1:]), told=partial(self._tell_bits, each)).show(picture)
+            else:
+                ui.image(address(picture)).classes("shown").props('alt="bits of every site"')
         low, high = float(each.min()), float(each.max())
         self.range.set_text(f"dark {low:.2f} to yellow {high:.2f} bits, in all {float(bits.sum()):,.1f}")
+
+    async def _tell_bits(self, bits: torch.Tensor, site: int) -> None:
+        """What the site costs that is pointed at."""
+        row, column = np.unravel_index(site, bits.shape[1:])
+        self.range.set_text(f"site {row} {column}: {float(bits[0, row, column]):.2f} of {float(bits.sum()):,.1f} bits")
 
     async def _tell(self, level: int, site: int) -> None:
         """Code, bits, use and look of the site that is pointed at."""

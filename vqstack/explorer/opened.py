@@ -46,14 +46,22 @@ class Opened:
             return []
         return [(stat.st_mtime_ns, stat.st_size) for stat in found]
 
-    async def compute(self, work: Callable[[], Result]) -> Result:
+    @property
+    def computing(self) -> bool:
+        """Whether some tab computes."""
+        return self._lock.locked()
+
+    async def compute(self, work: Callable[[], Result], wanted: Callable[[], bool] = lambda: True) -> Result | None:
         """Run something outside the page's own thread, one computation after the other.
 
-        InputError where the model's files are not those that were opened.
+        None where nobody wants it any more when its turn comes. InputError where the model's files are not those that
+        were opened.
         """
 
-        def alone() -> Result:
+        def alone() -> Result | None:
             with self._lock, torch.inference_mode():
+                if not wanted():
+                    return None
                 if self._look() != self._stamp:
                     raise InputError(f"the model in {self.artefact} has changed: start vqstack explore again")
                 return work()

@@ -1,9 +1,11 @@
 """The page: what is open, its parts, and the server on this machine."""
 
 import socket
+from contextlib import suppress
 from functools import partial
 
 from nicegui import Client, app, events, ui
+from nicegui.client import ClientConnectionTimeout
 
 from vqstack.edited import Edited
 from vqstack.errors import InputError
@@ -15,6 +17,7 @@ from vqstack.explorer.edit import Edit
 from vqstack.explorer.fields import Class, Number, sent
 from vqstack.explorer.look import Look
 from vqstack.explorer.opened import Opened
+from vqstack.shapes import by_axis
 from vqstack.terminal import say
 
 KEPT = 12 * 60 * 60  # seconds after which a closed tab is forgotten
@@ -26,6 +29,10 @@ STYLE = """
 .board, .board img { -webkit-user-drag: none; user-select: none; }
 .board:focus { outline: 3px solid #ff9800; outline-offset: 2px; }
 .shown { width: 16rem; max-width: 100%; image-rendering: pixelated; }
+.shown img { max-height: 40rem; object-fit: contain !important; }
+.chosen { touch-action: none; }
+.draws { gap: 0.5rem !important; } .draws .number { width: 4.2rem; }
+.q-card { max-width: calc(100vw - 3rem); overflow-x: auto; }
 .thumb { width: 8rem; image-rendering: pixelated; }
 .patch { width: 4rem; image-rendering: pixelated; }
 .chart { width: 26rem; max-width: 90vw; height: 14rem; }
@@ -54,14 +61,8 @@ class Chooser:
 
     def fresh(self) -> None:
         """Say what is open."""
-        image = self.desk.image
-        assert image is not None
-        said = [self.desk.history.name]
-        if image.labels is not None:
-            said.append(f"class {self.desk.opened.classes.get(int(image.labels), '?')}")
-        if count := len(self.desk.history.past):
-            said.append(f"{count} change{'s' * (count > 1)}")
-        self.said.set_text("open: " + ", ".join(said))
+        if self.desk.image is not None:
+            self.said.set_text(f"open: {self.desk.title}")
 
     async def _test(self) -> None:
         if numbers := self.desk.read(self.number):
@@ -77,7 +78,9 @@ class Chooser:
     async def _file(self, event: events.UploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]
         async with sent([event.file]) as (path,):
-            await self.desk.start(path.name, lambda: self.desk.opened.file(path, path.name))
+            sides = by_axis(self.desk.opened.model.stack.shape[1:])
+            name = f"{path.name}, as the run would read it, {sides}"
+            await self.desk.start(name, lambda: self.desk.opened.file(path, path.name))
 
 
 def build(opened: Opened, client: Client) -> Desk:
@@ -126,7 +129,9 @@ def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> N
 
     @ui.page("/", title=f"vqstack: {opened.name}")
     async def page(client: Client) -> None:
-        await build(opened, client).remember()
+        desk = build(opened, client)
+        with suppress(ClientConnectionTimeout):  # what fetched the page was no browser
+            await desk.remember()
 
     app.storage.max_tab_storage_age = KEPT
     app.on_startup(lambda: say(f"http://{host}:{port}"))

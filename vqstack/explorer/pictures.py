@@ -65,6 +65,12 @@ def heard(model: HierarchicalModel, pixels: Pixels) -> str:
     return address_of(stored(model, pixels)[1], "audio/wav")
 
 
+def noun(model: HierarchicalModel) -> str:
+    """What the page calls an input."""
+    kinds = {2: "image"} | {1: "sound" if is_sound(model) else "series", 3: "video" if is_video(model) else "volume"}
+    return kinds[len(model.stack.shape) - 1]
+
+
 def is_video(model: HierarchicalModel) -> bool:
     """Whether its inputs move."""
     geometry = model.settings.geometry
