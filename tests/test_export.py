@@ -234,7 +234,8 @@ class Refusing:
 
 sys.meta_path.insert(0, Refusing())
 sys.argv = [{path!r}, *{arguments!r}]
-exec(compile(open({path!r}, encoding="utf-8").read(), {path!r}, "exec"), {{"__name__": "__main__", "__file__": {path!r}}})
+names = {{"__name__": "__main__", "__file__": {path!r}}}
+exec(compile(open({path!r}, encoding="utf-8").read(), {path!r}, "exec"), names)
 """
 
 
