@@ -8,7 +8,7 @@ RUN := runs/digits
 SAMPLES := runs/digits-samples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture lint types browser docs bench
+.PHONY: help setup demo test slow torture lint types browser docs bench
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -36,6 +36,9 @@ demo: $(STAMP)  ## train on scikit-learn's handwritten digits, then draw 100 sam
 
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest -n auto --dist loadfile
+
+slow: $(STAMP)  ## run the tests that take minutes: every kind of model exported, codes made by Ray
+	@$(BIN)/python -m pytest -m slow
 
 # One part: make torture PART=kills (writes, cuts, damage, mutants, memory). FORM=--short takes five minutes, writes nothing.
 torture: $(STAMP)  ## kill, fill, damage and mutate everything; counts go to tests/torture/latest.json

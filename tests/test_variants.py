@@ -88,7 +88,6 @@ def test_bfloat16_trains_networks_and_keeps_the_rest_in_float32(train):
     assert bits(half) == pytest.approx(bits(plain), rel=0.05)
 
 
-@pytest.mark.slow
 def test_the_compiler_changes_nothing(train, tmp_path):
     """Captured, differentiated and guarded as always, but run by torch's own kernels: to write new ones takes a minute.
 
