@@ -7,21 +7,26 @@ to it is a process of its own.
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
+import yaml
 from helpers import TINY, files_of, refused, trained
 from hub_server import TOKEN, Hub
 from test_codes import write
+from torch import nn
 
 from vqstack import hub as named
 from vqstack import publish
 from vqstack.codes import CodeDataset
 from vqstack.library import load, recipe
+from vqstack.phases.run import _described
 
 CHILD = """
 import json, os
@@ -109,6 +114,7 @@ def test_models_come_back_to_the_byte_and_what_is_refused_is_told_in_a_line(hub,
         said = [
             refused(lambda: vqstack.push(one, "owner/digits", private=True)),
             refused(lambda: vqstack.push(one, "no name")),
+            refused(lambda: vqstack.push(one, "owner/fresh", licence="foobar")),
             refused(lambda: vqstack.load("owner/missing")),
             refused(lambda: vqstack.load("owner/digits@missing")),
             refused(lambda: evaluate.main(["owner/digits", "--out", "evaluation"])),
@@ -119,6 +125,7 @@ def test_models_come_back_to_the_byte_and_what_is_refused_is_told_in_a_line(hub,
         found = [places, said]
         """,
     )
+    assert "(401: Unauthorized is why)" in said[-2][1] and ("model", "owner/fresh") not in hub.repositories
     repository = hub.repositories["model", "owner/digits"]
     assert hub.repositories["model", "owner/own"].private and not repository.private
     for run, branch, folder in zip(("one", "two"), ("main", "second/try"), found, strict=True):
@@ -141,7 +148,15 @@ def test_models_come_back_to_the_byte_and_what_is_refused_is_told_in_a_line(hub,
         assert wanted in second
     assert "license: mit" in first and "\nmit. The images" in first
 
-    words = ["public: make it private", "no name", "owner/missing", "owner/digits@missing", "--data.source", "missing"]
+    words = [
+        "public: make it private",
+        "no name",
+        '"license" must be',
+        "owner/missing",
+        "owner/digits@missing",
+        "--data.source",
+        "missing",
+    ]
     for (kind, message), word in zip(said, [*words, "hf auth login", "owner/own"], strict=True):
         assert kind == "InputError" and word in message, message
 
@@ -228,12 +243,72 @@ def test_a_folder_comes_before_a_name(tmp_path, place, name):
     assert named.parsed(place) == name
 
 
+@pytest.mark.parametrize(
+    "name", ["digits", "/digits", "me/", "me/a/b", "me/a--b", "me/a.git", "me/digits@v3", "a@b", ""]
+)
+def test_only_owner_and_name_are_pushed_to(monkeypatch, name):
+    monkeypatch.setattr(publish, "upload", None)
+    word = "OWNER/NAME" if "@" not in name else "--revision " + name.split("@")[1]
+    refused(lambda: publish.push("no/folder", name), f"{name}:", word)
+
+
+def test_a_licence_that_codes_are_given_is_in_their_card(monkeypatch, tmp_path):
+    """Once, in place of an earlier one; all else of the data set stays, and the checksums fit."""
+    pushed, codes = [], tmp_path / "codes"
+    write(codes)
+
+    def keep(folder, *_):
+        pushed.append(tmp_path / f"pushed-{len(pushed)}")
+        return str(shutil.copytree(folder, pushed[-1]))
+
+    monkeypatch.setattr(publish, "upload", keep)
+    for folder, licence in ((codes, None), (codes, "mit"), (tmp_path / "pushed-1", "cc-by-4.0")):
+        publish.push(folder, "owner/name", licence=licence)
+    ours, same, first, second = map(contents, (codes, *pushed))
+    assert ours == same
+    assert b"license" not in same["README.md"] and b"licence of their images." in same["README.md"]
+    for found, licence in ((first, "mit"), (second, "cc-by-4.0")):
+        front, rest = (text.decode() for text in found["README.md"].removeprefix(b"---\n").split(b"---\n", 1))
+        about = yaml.safe_load(front)
+        assert about.pop("license") == licence
+        assert about == yaml.safe_load(ours["README.md"].split(b"---\n")[1]) and about["tags"] == ["vqstack"]
+        assert rest.count("licence") == 1 and f"The codes have the licence {licence}." in rest
+        assert found.keys() == ours.keys()
+        for line in found["SHA256SUMS"].decode().splitlines():
+            checksum, name = line.split("  ")
+            assert hashlib.sha256(found[name]).hexdigest() == checksum
+        assert {name for name in ours if found[name] != ours[name]} == {"README.md", "SHA256SUMS"}
+
+
+def test_the_card_says_what_the_model_has_and_its_headings_are_headings(runs):
+    model = load(runs / "one")
+    lines = model.card.splitlines()
+    for number, line in enumerate(lines[1:], 1):
+        if "## " in line:
+            assert line.startswith("## ") and not lines[number - 1] and not lines[number + 1]
+    assert "## Ledger (bits per image)" in lines
+    described, refined = lines[2], [refiner.level for refiner in model.settings.every_refiner]
+    assert f"in {len(model.stack)} level" in described
+    assert all(str(level) in described.partition("refiner")[2] for level in refined)
+    assert ("refiner" in described) == bool(refined)
+    assert ("renderer" in described) == (model.renderer is not None)
+    assert ("class" in described) == bool(model.classes)
+    model.refiners, model.renderer, model.classes = nn.ModuleDict({"1": nn.Identity()}), nn.Identity(), 0
+    model.condition = SimpleNamespace(text="an encoder")
+    assert _described(model) == (
+        "Discrete codes in 2 levels, with a transformer prior, a refiner of level 1, and a renderer beside the decoder "
+        "of level 1. Conditional on texts."
+    )
+    model.refiners, model.renderer, model.condition = nn.ModuleDict(), None, None
+    assert _described(model) == "Discrete codes in 2 levels, with a transformer prior."
+
+
 def test_what_cannot_be_pushed_is_refused_before_the_hub_is_asked(monkeypatch, runs, tmp_path):
     monkeypatch.setattr(publish, "upload", None)
     codes = tmp_path / "codes"
     write(codes)
     refused(lambda: publish.push("no/folder", "owner/name"), "no/folder", "no such folder")
-    refused(lambda: publish.push(codes, "owner/name", licence="mit"), "licence")
+    refused(lambda: publish.push(codes, "owner/name", licence="a\nb"), "licence")
     refused(lambda: publish.push(runs / "one", "owner/name", licence="a\nb"), "licence")
     path = next(codes.glob("data/*"))
     path.write_bytes(path.read_bytes() + b" ")

@@ -5,13 +5,15 @@ A name is OWNER/NAME or OWNER/NAME@REVISION, a branch, a tag or a commit. A fold
 
 import os
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from vqstack.errors import InputError, WriteError, in_one_line
 
@@ -25,6 +27,21 @@ def parsed(place: Path | str) -> tuple[str, str | None] | None:
     """OWNER/NAME and the revision of what a person names; None for what is there, and for what can be no such name."""
     found = _NAME.fullmatch(str(place))
     return None if found is None or os.path.lexists(place) else (found[1], found[2])
+
+
+def check_name(name: str) -> None:
+    """InputError where it is not OWNER/NAME, as what is pushed is called; nobody is asked."""
+    bare, at, revision = name.partition("@")
+    if at:
+        raise InputError(f"{name}: the branch of a push is given apart: name {bare}, with --revision {revision}")
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        if "/" in name:
+            return
+    raise InputError(
+        f"{name}: no OWNER/NAME: give the name of you or your organisation on the hub, a slash, and a name of at most "
+        "96 letters, digits, '-', '_' and '.', without '--', '..' and '.git' at the end"
+    )
 
 
 def fetched(place: Path | str, kind: Kind, files: Sequence[str], wanted: str, **options: Any) -> Path:
@@ -69,12 +86,12 @@ def upload(
 ) -> str:
     """Make the repository where it is missing, and put files there; the commit's address.
 
-    Uploaded content is kept by its checksum before it is committed, so a command that was killed and is given again
-    sends what is missing.
+    The hub reads the card first: where it refuses that, nothing is made. Uploaded content is kept by its checksum
+    before it is committed, so a command that was killed and is given again sends what is missing.
 
     Args:
         folder: of the files.
-        name: OWNER/NAME.
+        name: OWNER/NAME (:func:`check_name`).
         kind: of the repository.
         files: patterns of what goes there.
         stale: patterns of what is removed there, where the folder has no such file.
@@ -89,6 +106,7 @@ def upload(
         raise InputError(f"{name}: HF_HUB_OFFLINE is set, and a push needs the hub: unset it")
     api = HfApi(library_name="vqstack")
     with _telling(name):
+        _check_card(api, folder / "README.md", name, kind)
         api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
         if private and not api.repo_info(name, repo_type=kind).private:
             raise InputError(f"{name} is there and public: make it private on the hub, or leave --private out")
@@ -106,6 +124,20 @@ def upload(
     return str(commit.commit_url)
 
 
+def _check_card(api: HfApi, path: Path, name: str, kind: Kind) -> None:
+    """InputError where the hub refuses the front matter of a card, as for a licence that it does not know."""
+    if not path.is_file():
+        return
+    asked = {"content": path.read_text("utf-8"), "repoType": kind}
+    try:
+        hf_raise_for_status(get_session().post(f"{api.endpoint}/api/validate-yaml", json=asked))
+    except BadRequestError as error:
+        raise InputError(
+            f"{name}: the hub refuses the card ({_said(error)}): names of licences are those of "
+            "https://huggingface.co/docs/hub/repositories-licenses"
+        ) from error
+
+
 @contextmanager
 def _telling(name: str) -> Iterator[None]:
     """Around what writes to the hub: what it refuses is wrong input, everything else may go well the next time."""
@@ -113,7 +145,7 @@ def _telling(name: str) -> Iterator[None]:
         yield
     except _NETWORK as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-        if 400 <= status < 500 or isinstance(error, ValueError):
+        if (400 <= status < 500 and status not in (408, 429)) or isinstance(error, ValueError):
             raise InputError(
                 f"{name}: the hub refuses it ({_said(error)}): give OWNER/NAME of yours, and the token to write there "
                 "(`hf auth login`)"
@@ -124,4 +156,13 @@ def _telling(name: str) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {in_one_line(error)[:200]}"
+    """The status and the first sentence of what the hub answers; of other errors what they are and their first."""
+    if isinstance(error, HfHubHTTPError):
+        # The library puts lines of its own around what the hub says.
+        said = [error.server_message or "", *str(error).splitlines()]
+        text = next((line for line in said if line and "Client Error" not in line), type(error).__name__)
+        what = str(error.response.status_code)
+    else:
+        what, text = type(error).__name__, in_one_line(error)
+    first = re.split(r"\n|(?<=[.!?])\s+(?=[A-Z])", text.strip())[0]
+    return f"{what}: {textwrap.shorten(first, 200, placeholder=' …').removesuffix('.')}"

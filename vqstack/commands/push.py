@@ -21,7 +21,11 @@ class Command(BaseModel):
     name: Positional[str] = Field(description="OWNER/NAME on the hub; made where it is missing.")
     revision: str | None = Field(None, description="Branch, made where it is missing; default: main.")
     private: bool = Field(False, description="Only its owner can see it.")
-    licence: str | None = Field(None, description="Of a model, as the hub names it; default: apache-2.0.")
+    licence: str | None = Field(
+        None,
+        description="Its name on the hub, which refuses what it does not know; default: apache-2.0 for a model, for "
+        "codes what their card says.",
+    )
 
 
 def main(arguments: list[str]) -> None:

@@ -54,6 +54,23 @@ RENDERED = (
 )
 
 
+def _described(model: HierarchicalModel) -> str:
+    """What a model is made of, in a sentence, for its card."""
+    levels, refined = len(model.stack), sorted(map(int, model.refiners))
+    text = f"Discrete codes in {levels} level{'s' * (levels > 1)}, with a transformer prior"
+    if refined:
+        which = (
+            f"refiners of levels {', '.join(map(str, refined))}" if refined[1:] else f"a refiner of level {refined[0]}"
+        )
+        text += f", {which}"
+    if model.renderer is not None:
+        text += ", and a renderer beside the decoder of level 1"
+    given = [f"the class (of {model.classes})"] * (model.classes > 0)
+    if model.condition is not None:
+        given.append("floats that are given" if model.condition.text is None else "texts")
+    return f"{text}." + f" Conditional on {' and on '.join(given)}." * bool(given)
+
+
 class Run:
     """One training run and its folder.
 
@@ -252,7 +269,7 @@ class Run:
         self.accelerator.print(lines(f"\nBits per image\n{text}\n\n{use}"))
         ledger = json.dumps({name: result.to_json() for name, result in results.items()}, indent=2) + "\n"
         self.model.card = (
-            "# A vqstack model\n\nA hierarchy of discrete codes with a transformer prior. "
+            f"# A vqstack model\n\n{_described(self.model)}\n\n"
             f"## Ledger (bits per image)\n\n```\n{text}\n```\n\n{use}\n\n"
             f"{RENDERED if self.model.renderer is not None else ''}"
             f"## Images\n\n```json\n{quoted(self.splits['train'].source)}\n```\n"
