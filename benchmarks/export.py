@@ -42,7 +42,10 @@ arrays, maps = pixels.numpy(), [z.numpy() for z in codes]
 tasks = {
     "encode": (lambda: model.encode(pixels), lambda: exported.encode(arrays)),
     "decode z_1": (lambda: model.decode(codes[0], 1), lambda: exported.decode(maps[0], 1)),
-    "sample": (lambda: model.sample(asked.num, seed=1, sampling=plain), lambda: exported.sample(asked.num, seed=1)),
+    "sample": (
+        lambda: model.sample(asked.num, seed=1, sampling=plain),
+        lambda: exported.sample(asked.num, 1, temperature=1),
+    ),
 }
 print(f"{'':12}{'torch':>12}{'onnxruntime':>14}   images/s, {asked.threads} thread(s), batch {asked.num}")
 for name, pair in tasks.items():
@@ -55,6 +58,7 @@ for name, pair in tasks.items():
                 best[which] = min(best[which], time.perf_counter() - begun)
     print(f"{name:12}{asked.num / best[0]:12,.0f}{asked.num / best[1]:14,.0f}   {best[0] / best[1]:.2f} times")
 equal = np.mean(
-    exported.sample(asked.num, seed=1)["pixels"] == model.sample(asked.num, seed=1, sampling=plain).pixels.numpy()
+    exported.sample(asked.num, 1, temperature=1)["pixels"]
+    == model.sample(asked.num, seed=1, sampling=plain).pixels.numpy()
 )
 print(f"pixels of the samples that are equal: {equal:.6f}")

@@ -14,6 +14,7 @@ import torch
 from helpers import refused
 
 from vqstack.commands import export as command
+from vqstack.export import run
 from vqstack.export.card import about, write_card
 from vqstack.export.check import check_graph, check_walks, given_floats, ties_of
 from vqstack.export.folder import example, export
@@ -192,6 +193,159 @@ def test_the_temperature_is_that_of_the_model(tmp_path):
     model = model_of("residual, window decoders")
     sample = model.sample(2, seed=1, sampling=SamplingSettings(temperature=(0.5,)))
     assert np.array_equal(eager(model, tmp_path).sample(2, seed=1, temperature=0.5)["pixels"], sample.pixels.numpy())
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"temperature": (0.3, 0.5, 0.7)},
+        {"mode": True, "mean": True},
+        {"mode": (True, False, True), "temperature": (1, 0.4, 1)},
+    ],
+)
+@pytest.mark.parametrize("name", ["classes, product decoders", "fsq below clusters, masked"])
+def test_a_seed_draws_by_the_settings_of_the_model(name, own, tmp_path):
+    model = model_of(name, sampling=own)
+    exported, sample = eager(model, tmp_path), model.sample(5, seed=4)
+    found = exported.sample(5, seed=4)
+    assert np.array_equal(found["pixels"], sample.pixels.numpy())
+    assert all(np.array_equal(found[f"z_{number}"], codes.numpy()) for number, codes in sample.codes.items())
+    plain = model.sample(5, seed=4, sampling=SamplingSettings()).pixels.numpy()
+    assert np.array_equal(exported.sample(5, seed=4, temperature=1.0)["pixels"], plain)
+    assert not np.array_equal(found["pixels"], plain)
+
+
+def wrong(does, *words):
+    """One line that has the words."""
+    with pytest.raises(ValueError, match=".+") as caught:
+        does()
+    assert type(caught.value) is run.Wrong and "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("own", [{"top_k": 2}, {"top_p": (1, 1, 0.9)}, {"confidence": True}])
+def test_settings_that_are_not_there_are_named(own, tmp_path):
+    exported = eager(model_of("fsq below clusters, masked", sampling=own), tmp_path)
+    wrong(lambda: exported.sample(1), next(iter(own)), "give a temperature")
+    assert exported.sample(1, temperature=0.5)["pixels"].shape == (1, 1, 8, 8)
+
+
+def test_wrong_arrays_are_refused(tmp_path):
+    exported = eager(model_of("classes, product decoders"), tmp_path)
+    pixels, label = np.zeros((2, 1, 8, 8), np.uint8), np.array([0, 2])
+    codes = exported.encode(pixels)
+    for given, word in (
+        (pixels + 17, "give values 0 … 16"),
+        (pixels.astype(int) - 1, "give values 0 … 16"),
+        (pixels / 1.0, "float64"),
+        (pixels[0], "1 × 8 × 8: give b × 1 × 8 × 8"),
+        (pixels[:0], "0 × 1 × 8 × 8"),
+        (pixels[..., 1:], "8 × 7"),
+    ):
+        wrong(lambda given=given: exported.encode(given), "pixels", word)
+        wrong(lambda given=given: exported.score(given, codes, label), "pixels")
+    for level, given, word in (
+        (1, codes[0].astype(int) - 9, "0 … 3"),
+        (2, codes[1] + 4, "0 … 3"),
+        (2, codes[0], "2 × 2"),
+        (1, codes[0][0], "4 × 4"),
+        (1, np.array(3), "one number"),
+    ):
+        wrong(lambda level=level, given=given: exported.decode(given, level), f"z_{level}", word)
+    wrong(lambda: exported.decode(codes[0], 3), "level 3", "1 … 2")
+    wrong(lambda: exported.decode(codes[0], 1, "picture"), "picture", "renderer")
+    wrong(lambda: exported.score(pixels, codes), "label is missing", "0 … 2")
+    wrong(lambda: exported.score(pixels, codes, np.array([0, 3])), "label", "0 … 2")
+    wrong(lambda: exported.score(pixels, codes, np.array([0])), "label", "give 2")
+    wrong(lambda: exported.score(pixels, codes[:1], label), "codes", "z_1, z_2")
+    wrong(lambda: exported.score(pixels, [codes[0][:1], codes[1]], label), "z_1", "give 2 × 4 × 4")
+    wrong(lambda: exported.score(pixels, codes, label, np.zeros((2, 3))), "condition", "leave it out")
+
+
+def test_wrong_wishes_are_refused(tmp_path):
+    exported = eager(model_of("series"), tmp_path)
+    told = np.zeros((1, 3), np.float32)
+    for num, seed, temperature, word in (
+        (0, 0, None, "num: 0"),
+        (-1, 0, None, "num: -1"),
+        (1, -1, None, "seed: -1"),
+        (1, 0, 0.0009, "0.001"),
+        (1, 0, float("nan"), "temperature"),
+    ):
+        wrong(lambda n=num, s=seed, t=temperature: exported.sample(n, s, None, told, t), word)
+    wrong(lambda: exported.sample(1), "condition is missing", "3 floats", "told")
+    wrong(lambda: exported.sample(1, condition=told[0]), "condition", "give 1 × 3")
+    wrong(lambda: exported.sample(1, condition=told * np.nan), "condition", "finite")
+    wrong(lambda: exported.sample(1, label=np.array([0]), condition=told), "label", "leave it out")
+    wrong(lambda: Exported(tmp_path / "none"), "export.json")
+    wrong(lambda: Exported(tmp_path).encode(np.zeros((1, 1, 8), int)), "encode.pt2", "torch.export.load")
+
+
+@pytest.fixture
+def told_to(tmp_path, monkeypatch):
+    """The command line of the runner, over the modules of a model; its exit code."""
+    exported = eager(model_of("classes, product decoders"), tmp_path)
+    monkeypatch.setattr(run, "Exported", lambda folder: exported)
+    monkeypatch.chdir(tmp_path)
+
+    def tell(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        try:
+            run.main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return exported, tell
+
+
+def test_the_command_line_scores_what_it_draws(told_to):
+    exported, tell = told_to
+    assert tell("sample", "3", "x.npy", "--seed", "2", "--label", "1") == 0
+    label = np.array([1, 1, 1])
+    pixels = np.load("x.npy")
+    assert np.array_equal(pixels, exported.sample(3, 2, label)["pixels"])
+    np.save("label.npy", label)
+    for given in ("1", "label.npy"):
+        assert tell("score", "x.npy", "nats.npz", "--label", given) == 0
+        found, rows = np.load("nats.npz"), exported.score(pixels, exported.encode(pixels), label)
+        assert list(found) == list(rows) and all(np.array_equal(found[row], rows[row]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("sample 0 y.npy", "num: 0"),
+        ("sample -3 y.npy", "num: -3"),
+        ("sample 1 y.npy --seed -1", "seed: -1"),
+        ("sample 1 y.npy --temperature 0", "temperature: 0"),
+        ("sample 1 y.npy --label 3", "0 … 2"),
+        ("sample 1 y.npy --label three", "three is no class number"),
+        ("sample 1 y", "y: give a .npy"),
+        ("sample 1 none/y.npy", "in a folder that is there"),
+        ("encode none.npy y.npz", "none.npy: No such file"),
+        ("encode z.npz y.npz", "z.npz is another kind of file: give a .npy"),
+        ("encode text.npy y.npz", "text.npy: it cannot be read"),
+        ("encode one.npy y.npz", "1 × 8 × 8"),
+        ("decode x.npy y.npy", "x.npy is another kind of file: give a .npz"),
+        ("decode z.npz y.npy", "z.npz holds other"),
+        ("decode w.npz y.npy --level 1", "w.npz holds z_2"),
+        ("decode w.npz y.npy --level 0", "w.npz holds z_2"),
+        ("score x.npy y.npz", "label is missing"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_in_a_line(told_to, arguments, words, capsys):
+    _, tell = told_to
+    pixels = np.zeros((1, 1, 8, 8), np.uint8)
+    np.save("x.npy", pixels)
+    np.save("one.npy", pixels[0])
+    np.savez("z.npz", other=pixels)
+    np.savez("w.npz", z_2=np.zeros((1, 2, 2), np.uint8))
+    Path("text.npy").write_text("no array", "utf-8")
+    assert tell(*arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and said.startswith("run.py: ")
+    assert not Path("y.npy").exists() and not Path("y.npz").exists()
 
 
 @pytest.mark.slow

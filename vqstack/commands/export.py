@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> None:
     ties = sum(part["check"]["ties"] for part in [*card["graphs"].values(), *card["walks"].values()])
     for name, why in card["left_out"].items():
         say(f"not exported: {name}: {why}")
+    files = f"{len(card['graphs'])} file{'s' * (len(card['graphs']) != 1)}"
     say(
-        f"{command.out}: {len(card['graphs'])} files, {size / 1e6:.1f} MB, made in {seconds:.0f} s, equal to torch but "
-        f"for {ties} ties; README.md says what each takes and gives, run.py runs them"
+        f"{command.out}: {files}, {size / 1e6:.1f} MB, made in {seconds:.0f} s, equal to torch but "
+        f"for {ties} {'tie' if ties == 1 else 'ties'}; README.md says what each takes and gives, run.py runs them"
     )

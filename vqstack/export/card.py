@@ -19,7 +19,7 @@ CARD = "export.json"
 
 def about(model: HierarchicalModel, plan: Plan, kind: Format, opset: int) -> dict[str, Any]:
     """The card, without what is measured."""
-    terms, levels = model.terms(), model.stack.levels
+    terms, levels, told = model.terms(), model.stack.levels, model.condition
     drawn = [_walk_of(model, term.row) for term in terms if term.row != "label"]
     labels = [
         {"number": t.target.number, "log_probs": model.label_probs.log().tolist()} for t in terms if t.row == "label"
@@ -34,7 +34,8 @@ def about(model: HierarchicalModel, plan: Plan, kind: Format, opset: int) -> dic
         "rows": [term.row for term in terms],
         "label": labels[0] if labels else None,
         "class_names": list(model.settings.class_names),
-        "sampling": model.settings.sampling.model_dump(),
+        "condition": {"name": told.name, "shape": list(told.shape)} if told else None,
+        "sampling": {name: draw.model_dump() for name, draw in zip(drawn, model.settings.draws(), strict=True)},
         "sample": drawn,
         "left_out": plan.left_out,
         "tolerance": {"relative": RELATIVE, "absolute": ABSOLUTE},

@@ -84,8 +84,10 @@ def chosen(plan: Plan, parts: Sequence[Part]) -> Plan:
         raise InputError(f"--parts: walk cannot be exported of {refused[0]}: leave it out")
     for part in parts:
         if part not in {part_of(graph) for graph in plan.graphs} and part in ("render", "decode"):
-            has = "no renderer" if part == "render" else "a level 1 that is drawn step by step: walk decodes it"
-            raise InputError(f"--parts: {part}: this model has {has}: leave it out")
+            why = "this model has no renderer: leave render out"
+            if part == "decode":
+                why = "level 1 is drawn step by step, so decode is no single file: give walk, with which run.py decodes"
+            raise InputError(f"--parts: {why}")
     graphs = [graph for graph in plan.graphs if part_of(graph) in wanted]
     return Plan(graphs, plan.walks if "walk" in wanted else {}, plan.left_out)
 

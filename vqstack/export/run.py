@@ -3,12 +3,15 @@
     python run.py encode images.npy codes.npz          # z_1, z_2, …
     python run.py decode codes.npz images.npy          # of the highest map in the file; or --level 1
     python run.py sample 16 images.npy --seed 1 --label 3
+    python run.py score images.npy nats.npz --label labels.npy   # of each image by row of the ledger, with its codes
 
 Or from Python: ``Exported(FOLDER).encode(pixels)``. ``export.json`` says what each graph takes and gives.
 """
 
 import argparse
 import json
+import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,25 @@ import numpy as np
 Choose = Callable[[dict[str, Any], np.ndarray, np.ndarray], np.ndarray]
 """A walk, numbers [b, n, P] and sites [n] of a step to their values, [b, n, c]."""
 PART = 4096  # sites whose tables are made at a time
+COLDEST = 0.001  # temperature
+LACKS = {"top_k": None, "top_p": 1.0, "guidance": 1.0, "confidence": False}
+"""Settings of sampling that are not here, and the values that ask for nothing."""
+
+
+class Wrong(ValueError):
+    """What was given cannot be taken: one line, what is wrong and what to give."""
 
 
 def onnx_graph(path: Path) -> Callable[[list[np.ndarray]], Sequence[np.ndarray]]:
     """A graph as a function of its inputs, on the CPU."""
-    import onnxruntime
+    if path.suffix != ".onnx":
+        raise Wrong(f"{path.name} is no ONNX file: open it with torch.export.load, or export with --format onnx")
+    if not path.is_file():
+        raise Wrong(f"{path} is missing: export again")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise Wrong("onnxruntime is not installed: pip install onnxruntime") from None
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [port.name for port in session.get_inputs()]
@@ -45,6 +62,26 @@ def drawn(log_probs: np.ndarray, uniform: np.ndarray, temperature: float = 1.0) 
     return (cdf <= threshold).sum(-1)
 
 
+def shaped(name: str, given: Any, shape: Sequence[int | str]) -> np.ndarray:
+    """What was given as an array of a shape, where a name stands for any size but zero."""
+    array = np.asarray(given)
+    fits = array.ndim == len(shape) and array.size
+    if not fits or any(isinstance(n, int) and n != m for n, m in zip(shape, array.shape, strict=True)):
+        wanted = " × ".join(map(str, shape))
+        raise Wrong(f"{name}: the shape is {' × '.join(map(str, array.shape)) or 'that of one number'}: give {wanted}")
+    return array
+
+
+def whole(name: str, given: Any, shape: Sequence[int | str], sizes: Mapping[str, int]) -> np.ndarray:
+    """What was given as an array of whole numbers below the size of that name."""
+    array, last = shaped(name, given, shape), sizes[name] - 1
+    if array.dtype.kind not in "iu":
+        raise Wrong(f"{name}: {array.dtype} are no whole numbers: give integers 0 … {last}")
+    if array.min() < 0 or array.max() > last:
+        raise Wrong(f"{name}: it holds {array.min()} … {array.max()}: give values 0 … {last}")
+    return array
+
+
 class Exported:
     """The graphs of a folder.
 
@@ -55,14 +92,22 @@ class Exported:
 
     def __init__(self, folder: str | Path, load: Callable[[Path], Any] = onnx_graph) -> None:
         self.folder, self.load = Path(folder), load
+        if not (self.folder / "export.json").is_file():
+            raise Wrong(f"{self.folder} has no export.json: give the folder that vqstack export has written")
         self.card: dict[str, Any] = json.loads((self.folder / "export.json").read_text("utf-8"))
+        self.sizes = {"pixels": self.card["images"]["values"]}
+        self.sizes |= {name: about["codes"] for name, about in self.card["maps"].items()}
         self._loaded: dict[str, Any] = {}
 
     def run(self, name: str, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """A graph's outputs by name; of what is given it takes its inputs."""
+        """A graph's outputs by name; of what is given it takes its inputs. Pixels and codes are checked."""
         if name not in self.card["graphs"]:
-            raise ValueError(f"{name} was not exported: see --parts of vqstack export")
+            raise Wrong(f"{name} was not exported: see --parts of vqstack export")
         about = self.card["graphs"][name]
+        num = None
+        for port in about["inputs"]:
+            if port["name"] in self.sizes:
+                num = len(whole(port["name"], given[port["name"]], [num or "b", *port["shape"][1:]], self.sizes))
         if name not in self._loaded:
             self._loaded[name] = self.load(self.folder / about["file"])
         inputs = [np.ascontiguousarray(given[port["name"]], port["dtype"]) for port in about["inputs"]]
@@ -74,6 +119,10 @@ class Exported:
 
     def decode(self, codes: np.ndarray, level: int = 1, decoder: str = "likelihood") -> np.ndarray:
         """The mean picture below the most likely maps below ``z_level``; or what the renderer draws of z_1."""
+        if f"z_{level}" not in self.card["maps"]:
+            raise Wrong(f"level {level} is not there: give 1 … {len(self.card['maps'])}")
+        if decoder not in ("likelihood", "renderer"):
+            raise Wrong(f"decoder {decoder!r} is not there: give likelihood or renderer")
         for number in range(level, 1, -1):
             codes = self.walk(f"level-{number}", {f"z_{number}": codes}, self.likeliest)
         if decoder == "renderer":
@@ -88,38 +137,91 @@ class Exported:
         seed: int = 0,
         label: np.ndarray | None = None,
         condition: np.ndarray | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """Samples 0 … num-1 of a seed: ``pixels``, the maps that they came from, and their ``label``."""
-        values: dict[str, np.ndarray] = {} if condition is None else {"condition": condition}
-        if self.card["label"]:
+        """Samples 0 … num-1 of a seed: ``pixels``, the maps that they came from, and their ``label``.
+
+        They are drawn by the model's own settings; a temperature takes the place of all of them, in every part.
+        """
+        for what, number, least in (("num", num, 1), ("seed", seed, 0)):
+            if not isinstance(number, int | np.integer) or not least <= number < 2**63:
+                raise Wrong(f"{what}: {number} is no whole number from {least} to 2**63 - 1: give one")
+        choosers = [self.chooser(name, temperature) for name in self.card["sample"]]
+        values = self.told(num, label, condition)
+        if self.card["label"] and label is None:
             log_probs = np.array(self.card["label"]["log_probs"], np.float32)
             noise = uniforms(seed, range(num), self.card["label"]["number"], 1)
-            values["label"] = drawn(log_probs[None, None], noise)[:, 0] if label is None else np.asarray(label)
-        for name in self.card["sample"]:
+            values["label"] = drawn(log_probs[None, None], noise)[:, 0]
+        for name, chooser in zip(self.card["sample"], choosers, strict=True):
             walk = self.walk_of(name)
             noise = uniforms(seed, range(num), walk["number"], walk["sites"] * walk["channels"])
-            values[walk["target"]] = self.walk(name, values, self.draws(noise, temperature), num)
+            values[walk["target"]] = self.walk(name, values, chooser(noise), num)
         return values
+
+    def chooser(self, name: str, temperature: float | None) -> Callable[[np.ndarray], Choose]:
+        """From uniforms to how a walk of a sample chooses its values."""
+        own = self.card["sampling"][name]
+        if temperature is not None:
+            if not COLDEST <= temperature < np.inf:
+                raise Wrong(f"temperature: {temperature} is not from {COLDEST} up: give 1 to draw true samples")
+            return lambda noise: self.draws(noise, temperature)
+        for setting, nothing in LACKS.items():
+            if own[setting] != nothing:
+                raise Wrong(
+                    f"{name}: the model's own sampling has {setting} {own[setting]}, which run.py has not: give a "
+                    "temperature, which takes the place of these settings, or sample with vqstack generate"
+                )
+        if own["mean"] or own["mode"]:
+            return lambda noise: self.mean if own["mean"] else self.likeliest
+        return lambda noise: self.draws(noise, own["temperature"])
+
+    def told(self, num: int, label: np.ndarray | None, condition: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Label and condition of ``num`` images, those that are given, checked."""
+        found: dict[str, np.ndarray] = {}
+        for name, given in (("label", label), ("condition", condition)):
+            if given is not None and self.card[name] is None:
+                raise Wrong(f"{name}: this model knows none: leave it out")
+        if label is not None:
+            found["label"] = whole("label", label, [num], {"label": len(self.card["label"]["log_probs"])})
+        if condition is not None:
+            found["condition"] = shaped("condition", condition, [num, *self.card["condition"]["shape"]])
+            if found["condition"].dtype.kind not in "fiu" or not np.isfinite(found["condition"]).all():
+                raise Wrong("condition: it holds what is no finite number: give floats")
+        elif self.card["condition"]:
+            shape = " × ".join(map(str, self.card["condition"]["shape"]))
+            raise Wrong(f"condition is missing: give {shape} floats an image, {self.card['condition']['name']}")
+        return found
 
     def walk_of(self, name: str) -> dict[str, Any]:
         """What the card says of a walk."""
         if name not in self.card["walks"]:
             why = self.card["left_out"].get(name, "see --parts of vqstack export")
-            raise ValueError(f"{name} was not exported: {why}")
+            raise Wrong(f"{name} was not exported: {why}")
         return self.card["walks"][name]
 
-    def score(self, pixels: np.ndarray, codes: Sequence[np.ndarray], **given: np.ndarray) -> dict[str, np.ndarray]:
-        """Nats of each image by row of the ledger; ``label`` and ``condition`` are given where the model reads them."""
-        maps = {f"z_{number}": z for number, z in enumerate(codes, start=1)}
-        nats = self.run("score", {"pixels": pixels, **maps, **given})["nats"]
+    def score(
+        self,
+        pixels: np.ndarray,
+        codes: Sequence[np.ndarray],
+        label: np.ndarray | None = None,
+        condition: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Nats of each image by row of the ledger; label and condition must be given where the model knows them."""
+        if len(codes) != len(self.card["maps"]):
+            raise Wrong(f"codes: {len(codes)} maps: give all of {', '.join(self.card['maps'])}")
+        if self.card["label"] and label is None:
+            last = len(self.card["label"]["log_probs"]) - 1
+            raise Wrong(f"label is missing: give a class number 0 … {last} of each image")
+        pixels = shaped("pixels", pixels, ["b", *["m"] * len(self.card["images"]["shape"])])
+        maps = dict(zip(self.card["maps"], codes, strict=True))
+        nats = self.run("score", {"pixels": pixels, **maps, **self.told(len(pixels), label, condition)})["nats"]
         return dict(zip(self.card["rows"], nats.T, strict=True))
 
     def walk(self, name: str, given: Mapping[str, Any], choose: Choose, num: int | None = None) -> np.ndarray:
         """A map, drawn step by step: numbers of the sites of a step from the values of the steps before."""
         walk = self.walk_of(name)
-        num = len(next(iter(given.values()))) if num is None else num
         state = self.run(walk["begin"], given) if walk["begin"] else {}
+        num = len(next(iter(given.values()))) if num is None else num
         values = np.zeros((num, walk["sites"], walk["channels"]), np.int64)
         known = np.zeros((num, walk["sites"]), bool)
         if "cache" in walk and "cache_keys" not in state:
@@ -169,30 +271,82 @@ class Exported:
         return self.run(walk["mean"], {"numbers": numbers})["means"]
 
 
-def main() -> None:
-    """The three commands of the first lines."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("encode", "decode", "sample"))
-    parser.add_argument("source", help="encode: .npy of pixels [b, c, …]; decode: .npz of codes; sample: how many")
-    parser.add_argument("result", help="encode: .npz; decode, sample: .npy of pixels")
-    parser.add_argument("--level", type=int, help="decode: from this map; default: the highest in the file")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--label", type=int, help="sample: a class number; default: drawn")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    asked = parser.parse_args()
-    exported = Exported(Path(__file__).parent)
+def opened(path: str, ending: str) -> Any:
+    """The array of a .npy, or the arrays of a .npz by name."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        found = found if isinstance(found, np.ndarray) else dict(found)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be read"
+        raise Wrong(f"{path}: {why}: give a {ending} of numpy") from None
+    if isinstance(found, np.ndarray) != (ending == ".npy"):
+        raise Wrong(f"{path} is another kind of file: give a {ending} of numpy")
+    return found
+
+
+def numbers_of(given: str | None, num: int) -> np.ndarray | None:
+    """One class number for all of ``num`` images, or a .npy of one for each."""
+    if given is None or given.endswith(".npy"):
+        return None if given is None else opened(given, ".npy")
+    try:
+        return np.full(num, int(given))
+    except (ValueError, OverflowError):
+        raise Wrong(f"--label: {given} is no class number and no .npy: give one of them") from None
+
+
+def result_of(asked: argparse.Namespace, exported: Exported) -> Any:
+    """What a command gives: an array for a .npy, arrays by name for a .npz."""
+    if asked.what == "decode":
+        codes = opened(asked.source, ".npz")
+        known = [number for number in range(1, len(exported.card["maps"]) + 1) if f"z_{number}" in codes]
+        level = max(known, default=0) if asked.level is None else asked.level
+        if level not in known:
+            has = ", ".join(codes) or "nothing"
+            raise Wrong(
+                f"{asked.source} holds {has}: give codes {', '.join(exported.card['maps'])}, and a --level of them"
+            )
+        return exported.decode(codes[f"z_{level}"], level)
     if asked.what == "encode":
-        maps = exported.encode(np.load(asked.source))
-        stored: dict[str, Any] = {f"z_{number}": z for number, z in enumerate(maps, start=1)}
-        np.savez(asked.result, **stored)
-    elif asked.what == "decode":
-        codes = np.load(asked.source)
-        level = asked.level or max(int(name.removeprefix("z_")) for name in codes)
-        np.save(asked.result, exported.decode(codes[f"z_{level}"], level))
-    else:
-        num = int(asked.source)
-        label = None if asked.label is None else np.full(num, asked.label)
-        np.save(asked.result, exported.sample(num, asked.seed, label, temperature=asked.temperature)["pixels"])
+        return dict(zip(exported.card["maps"], exported.encode(opened(asked.source, ".npy")), strict=True))
+    condition = None if asked.condition is None else opened(asked.condition, ".npy")
+    if asked.what == "sample":
+        label = numbers_of(asked.label, max(asked.num, 0))
+        return exported.sample(asked.num, asked.seed, label, condition, asked.temperature)["pixels"]
+    pixels = opened(asked.source, ".npy")
+    return exported.score(pixels, exported.encode(pixels), numbers_of(asked.label, len(pixels)), condition)
+
+
+def main() -> None:
+    """The four commands of the first lines."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="what", required=True)
+    encode, decode, sample, score = (commands.add_parser(name) for name in ("encode", "decode", "sample", "score"))
+    for command in (encode, score):
+        command.add_argument("source", help=".npy of pixels [b, c, …]")
+    decode.add_argument("source", help=".npz of codes z_1, z_2, …")
+    decode.add_argument("--level", type=int, help="from this map; default: the highest in the file")
+    sample.add_argument("num", type=int, help="how many")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--temperature", type=float, help="of all parts; default: the model's own settings")
+    for command in (sample, score):
+        command.add_argument("--label", help="a class number, or a .npy of one for each image; sample: or none, drawn")
+        command.add_argument("--condition", help=".npy of floats, where the model is given any")
+    for command, ending in ((encode, ".npz"), (decode, ".npy"), (sample, ".npy"), (score, ".npz")):
+        command.add_argument("result", help=f"{ending} to write")
+        command.set_defaults(ending=ending)
+    asked = parser.parse_args()
+    try:
+        result = Path(asked.result)
+        if result.suffix != asked.ending or not result.parent.is_dir():
+            raise Wrong(f"{result}: give a {asked.ending} in a folder that is there")
+        found = result_of(asked, Exported(Path(__file__).parent))
+        if isinstance(found, dict):
+            np.savez(result, **found)
+        else:
+            np.save(result, found)
+    except (Wrong, OSError) as wrong:
+        print(f"run.py: {wrong}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
