@@ -324,6 +324,7 @@ def test_the_command_line_scores_what_it_draws(told_to):
         ("sample 1 y", "y: give a .npy"),
         ("sample 1 none/y.npy", "in a folder that is there"),
         ("encode none.npy y.npz", "none.npy: No such file"),
+        ("encode \x1b[2J.npy y.npz", r"run.py: \x1b[2J.npy: No such file"),
         ("encode z.npz y.npz", "z.npz is another kind of file: give a .npy"),
         ("encode text.npy y.npz", "text.npy: it cannot be read"),
         ("encode one.npy y.npz", "1 × 8 × 8"),

@@ -10,7 +10,6 @@ Or from Python: ``Exported(FOLDER).encode(pixels)``. ``export.json`` says what e
 
 import argparse
 import json
-import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -345,8 +344,8 @@ def main() -> None:
         else:
             np.save(result, found)
     except (Wrong, OSError) as wrong:
-        print(f"run.py: {wrong}", file=sys.stderr)
-        sys.exit(2)
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(wrong))  # names of files are anything
+        parser.exit(2, f"run.py: {line}\n")
 
 
 if __name__ == "__main__":
