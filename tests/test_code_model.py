@@ -21,7 +21,7 @@ from vqstack.code_model.window import Window
 from vqstack.conditions import NO_LABEL
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
-from vqstack.likelihood import CodeHead, Draw, Known, PixelHead, PixelSettings, noise, walked_log_prob
+from vqstack.likelihood import Clamped, CodeHead, Draw, Known, PixelHead, PixelSettings, noise, walked_log_prob
 from vqstack.variables import Variable
 
 FAMILIES = {"autoregressive": AutoregressiveCodeModel, "masked": MaskedCodeModel}
@@ -561,3 +561,29 @@ def test_pixels_are_corrected_as_their_head_says(family):
     expected = base + correction
     expected[:, 2:4] = base[:, 2:4] + correction[:, 2:4] * (math.exp(-6) + 1 / 255)
     torch.testing.assert_close(model.correct(hidden, base), expected)
+
+
+@pytest.mark.parametrize("order", [{}, {"groups": 5}, {"wavefront": 1, "window": 1}, {"window": 1}], ids=str)
+@pytest.mark.parametrize("chain", [(), (2,)], ids=["one code", "two codes"])
+def test_steps_in_which_all_is_known_are_read_in_one_pass_or_left_out(order, chain):
+    """Images that know the same sites, and one that knows a few less."""
+    torch.manual_seed(0)
+    settings = CodeModelSettings(depth=2, dim=16, heads=2, **order)
+    model = build_code_model(settings, (4, 5), 7, 0, chain=chain).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    shape = (3, *chain, 4, 5)
+    values, u = torch.randint(0, 7, shape), torch.rand(3, math.prod(shape[1:]), dtype=torch.float64)
+    given = torch.ones(shape, dtype=torch.bool)
+    given[..., 1:3, 2:4] = False
+    given[2, ..., 2, 4] = False
+    short, long = (Clamped(model.distribution(3, {}, torch.device("cpu")), Known(values, given)) for _ in range(2))
+    long.inner.fixed = None
+    steps = [sum(1 for _ in one.factors(torch.zeros(3, u.shape[1], dtype=torch.long))) for one in (short, long)]
+    assert steps[0] < steps[1]
+    drawn = short.sample(u)
+    assert torch.equal(drawn, long.sample(u)) and torch.equal(drawn[given], values[given])
+    torch.testing.assert_close(short.log_prob(drawn), long.log_prob(drawn))
+    torch.testing.assert_close(short.unchecked_log_prob(drawn), long.unchecked_log_prob(drawn))
+    everything = Clamped(model.distribution(3, {}, torch.device("cpu")), Known(values, torch.ones_like(given)))
+    assert torch.equal(everything.sample(u), values)

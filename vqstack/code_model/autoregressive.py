@@ -20,7 +20,7 @@ from x_transformers.x_transformers import LayerIntermediates
 from vqstack.code_model.base import Before, CodeModel, CodeModelDistribution, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
 from vqstack.conditions import Conditioning
-from vqstack.likelihood import Distribution, Factor, Known
+from vqstack.likelihood import Distribution, Factor, Known, by_site
 from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Nats, Pixels
 
@@ -139,6 +139,19 @@ class AutoregressiveCodeModel(CodeModel):
         hidden, cache = self.attend(inputs, group, return_hiddens=True)
         return hidden[:, -first:], cache
 
+    def read_up_to(
+        self, group: int, values: Int64[Tensor, "b N c"], conditioning: Conditioning, parent: Parent | None
+    ) -> tuple[Float[Tensor, "b n d"], LayerIntermediates]:
+        """What :meth:`prefill` and a step for each group up to this one give, in one pass: all before it is known."""
+        size = self.schedule.sizes[group]
+        count = self.schedule.starts[group] + size
+        inputs, places = self.inputs(values, conditioning, parent)[:, :count], self.groups[:count]
+        if parent is not None and parent.before is not None:
+            inputs = torch.cat([parent.before.inputs(conditioning), inputs], 1)
+            places = torch.cat([parent.before.group, places + parent.before.group[-1] + 1])
+        hidden, cache = self.attend(inputs, places, return_hiddens=True)
+        return hidden[:, -size:], cache
+
     def step(
         self, group: int, values: Int64[Tensor, "b N c"], context: Float[Tensor, "#b N d"], cache: LayerIntermediates
     ) -> tuple[Float[Tensor, "b n d"], LayerIntermediates]:
@@ -195,13 +208,28 @@ class Autoregressive(CodeModelDistribution[AutoregressiveCodeModel]):
         model = self.model
         context = model.context(self.parent)
         before = None if self.parent is None else self.parent.before
-        hidden, cache = model.prefill(self.batch, self.conditioning, context, before)
         schedule = model.schedule.on(self.device)
+        drawn = self._drawn(schedule)
+        first, last = min(drawn, default=len(schedule)), max(drawn, default=-1)
         for group, base in enumerate(by_group(self.parent, schedule, values)):
-            if group:
+            if not first <= group <= last:
+                continue
+            if group == 0:
+                hidden, cache = model.prefill(self.batch, self.conditioning, context, before)
+            elif group == first:
+                hidden, cache = model.read_up_to(group, model.by_site(values), self.conditioning, self.parent)
+            else:
                 hidden, cache = model.step(group, model.by_site(values), context, cache)
-            parameters = model.correct(hidden, base)
-            yield from model.site_factors(parameters, schedule.sites(group), values)
+            if group in drawn:
+                parameters = model.correct(hidden, base)
+                yield from model.site_factors(parameters, schedule.sites(group), values)
+
+    def _drawn(self, schedule: Schedule) -> set[int]:
+        """The groups of which some site is not fixed."""
+        if self.fixed is None:
+            return set(range(len(schedule)))
+        fixed = by_site(self.fixed[None], self.model.head.channels).all(-1)[0]
+        return {group for group in range(len(schedule)) if not fixed[schedule.sites(group)].all()}
 
 
 def _sources(schedule: Schedule) -> Int64[Tensor, "n"]:
