@@ -262,3 +262,19 @@ def test_a_recipe_that_excludes_it_is_refused(tmp_path):
     with pytest.raises(InputError, match="unified"):
         read_yaml(path, RunConfig)
     assert RefinerSettings.model_fields.keys() > CodeModelSettings.model_fields.keys()
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": 1, "wavefront": 1}], ids=str)
+def test_a_map_that_is_known_but_for_its_end_is_read_behind_the_maps_above(changes):
+    model = unified(**THREE, **changes)
+    codes, labels = some(model)
+    given = torch.ones_like(codes[0], dtype=torch.bool)
+    given[:, -1, -1] = False
+    u = noise(1, range(len(given)), 0, given[0].numel())
+    short, long = (
+        model.conditional(2, codes[1], labels, above=codes[2:], known=Known(codes[0], given)) for _ in range(2)
+    )
+    long.inner.fixed = None
+    drawn = short.sample(u)
+    assert torch.equal(drawn, long.sample(u)) and torch.equal(drawn[given], codes[0][given])
+    torch.testing.assert_close(short.log_prob(drawn), long.log_prob(drawn))
