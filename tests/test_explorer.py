@@ -319,7 +319,6 @@ def test_a_page_that_is_loaded_again_has_its_image_and_its_past(tab, browser, ad
     tab.do("resample")
     tab.page.reload()
     tab.text("[data-open]", "test image 3, class [0-9], 1 change")
-    tab.part("Edit")
     changed = opened.image(3).resampled(2, seed=0)
     tab.picture("[data-edited]", pictures.of_input(opened.model, changed.pixels))
     tab.do("undo")

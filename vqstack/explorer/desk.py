@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from nicegui import Client, app, ui
@@ -26,6 +26,7 @@ class History:
         image, name: what is open, and what it was called when it was opened.
         past, future: what undo and redo lead to.
         other: the name of an image to copy codes from, and to blend with, and the image.
+        part, dark: of the page the part that is seen, and whether it is dark; None: as the system.
     """
 
     image: Edited | None = None
@@ -33,10 +34,12 @@ class History:
     past: list[Edited] = field(default_factory=list)
     future: list[Edited] = field(default_factory=list)
     other: tuple[str, Edited] | None = None
+    part: str = ""
+    dark: bool | None = None
 
     def copy(self) -> "History":
         """Another one with the same images: a tab that is doubled goes its own way."""
-        return History(self.image, self.name, [*self.past], [*self.future], self.other)
+        return replace(self, past=[*self.past], future=[*self.future])
 
 
 class Desk:
@@ -50,6 +53,7 @@ class Desk:
     def __init__(self, opened: Opened, client: Client) -> None:
         self.opened, self.client = opened, client
         self.history = History()
+        self.returned: Callable[[], object] = lambda: None  # told of a history from before
         self.watching = list[Callable[[], None]]()
         self.busy = ui.linear_progress(show_value=False).props('indeterminate aria-label="computing"')
         self.busy.set_visibility(False)
@@ -80,7 +84,9 @@ class Desk:
         kept = app.storage.tab.get("history")
         if isinstance(kept, History) and self.image is None:
             self.history = kept.copy()
-            self._changed()
+            self.returned()
+            if kept.image is not None:
+                self._changed()
         app.storage.tab["history"] = self.history
 
     async def run(self, work: Callable[[], Result], *, wait: bool = False) -> Result | None:

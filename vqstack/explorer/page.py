@@ -21,6 +21,7 @@ from vqstack.shapes import by_axis
 from vqstack.terminal import say
 
 KEPT = 12 * 60 * 60  # seconds after which a closed tab is forgotten
+DARK = (False, True, None)  # light, dark, as the system
 PARTS = ("Look", "Edit", "Generate", "Codebooks", "Compress")
 STYLE = """
 .q-btn, .q-tab__label { text-transform: none !important; }
@@ -92,7 +93,6 @@ def build(opened: Opened, client: Client) -> Desk:
         ui.space()
         colours = ui.toggle({0: "light", 1: "dark", 2: "as the system"}, value=2).props("dense")
         colours.props('aria-label="colours of the page" toggle-color=white toggle-text-color=primary text-color=white')
-        colours.on_value_change(lambda event: dark.set_value((False, True, None)[event.value]))
     desk = Desk(opened, client)
     Chooser(desk)
     with ui.tabs().classes("w-full") as tabs:
@@ -109,7 +109,22 @@ def build(opened: Opened, client: Client) -> Desk:
             Codebooks(desk)
         with ui.tab_panel("Compress"):
             Compressing(desk)
-    tabs.on_value_change(lambda event: look.see(event.value == PARTS[0]))
+
+    def see(part: str) -> None:
+        desk.history.part = part
+        look.see(part == PARTS[0])
+
+    def paint(how: bool | None) -> None:
+        desk.history.dark = how
+        dark.set_value(how)
+
+    def again() -> None:
+        tabs.set_value(desk.history.part or PARTS[0])
+        colours.set_value(DARK.index(desk.history.dark))
+
+    tabs.on_value_change(lambda event: see(event.value))
+    colours.on_value_change(lambda event: paint(DARK[event.value]))
+    desk.returned = again
     return desk
 
 
