@@ -131,6 +131,17 @@ class Tab:
             self.page.mouse.up()
         self.page.wait_for_timeout(100)
 
+    def take(self, number):
+        """Open an image of the gallery; on a machine that is very busy a click was lost once."""
+        for _ in range(3):
+            self.page.click(f"[data-made='{number}']")
+            try:
+                self.page.wait_for_selector("[data-edited] img >> visible=true", timeout=10_000)
+                return
+            except sync_api.TimeoutError:
+                continue
+        raise AssertionError(f"image {number} does not open")
+
     def text(self, hook, pattern):
         """Wait until the text there matches."""
         self.page.wait_for_function(
@@ -364,7 +375,7 @@ def test_generate_draws_varies_and_blends(tab, opened):
     tab.do("blend")
     blended = start.blended(opened.image(1), [0.5, 0.0], seed=3)
     tab.picture("[data-made='3']", pictures.of_input(opened.model, blended.pixels))
-    tab.page.click("[data-made='3']")
+    tab.take(3)
     tab.picture("[data-edited]", pictures.of_input(opened.model, blended.pixels))
     names = {}
     exec(tab.download("python").decode(), names)
@@ -531,7 +542,7 @@ def test_floats_that_a_model_is_given_come_from_a_file(browser, tmp_path):
         tab.do("sample")
         wanted = Edited.gallery(model, 8, condition=told, sampling=model.settings.sampling)[7]
         tab.picture("[data-made='7']", pictures.of_input(model, wanted.pixels))
-        tab.page.click("[data-made='7']")
+        tab.take(7)
         tab.picture("[data-edited]", pictures.of_input(model, wanted.pixels))
         names = {}
         exec(tab.download("python").decode(), names)
