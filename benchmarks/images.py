@@ -28,7 +28,8 @@ from run import HEADER, Comparison, bare_encode, bare_training, compare, make_st
 from vqstack.codes import MapCache  # noqa: E402
 from vqstack.fit import Fit, FitSettings  # noqa: E402
 from vqstack.images import ImageSettings, load_splits, open_stream  # noqa: E402
-from vqstack.sources import PixelSource, encode_once  # noqa: E402
+from vqstack.phases.encoding import encode_once  # noqa: E402
+from vqstack.sources import PixelSource  # noqa: E402
 
 IMPORTED = time.perf_counter()
 STREAM = {"shuffle_buffer": 4000, "workers": 2, "validation": 0.0, "test": 0.0}

@@ -1,4 +1,4 @@
-"""Where training batches come from: images, stored codes, or codes encoded on the way; and how codes get stored."""
+"""Where training batches come from: images, stored codes, or codes encoded on the way."""
 
 import logging
 from collections import deque
@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.code_model import RefinerSettings, parent_of
-from vqstack.codes import MapCache
 from vqstack.conditions import GIVEN
 from vqstack.fit import Asked, ReadingAhead, Source
 from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, StreamBatch, augment, center, uniforms
@@ -23,7 +21,6 @@ from vqstack.likelihood import by_site
 from vqstack.quantizer import in_chunks
 from vqstack.shapes import AnyCodes, Pixels
 from vqstack.stack import Stack
-from vqstack.terminal import Progress
 from vqstack.window import Seeing
 
 logger = logging.getLogger(__name__)
@@ -261,51 +258,6 @@ class RenderedSource:
         (pixels,) = self.images.batch(indices, epochs)
         level = self.stack.levels[0]
         return pixels, level.quantizer.unchecked_lookup(level.code(pixels))
-
-
-@torch.no_grad()
-def encode_once(
-    cache: MapCache,
-    images: PixelSource,
-    stack: Stack,
-    level: int,
-    accelerator: Accelerator,
-    batch_size: int,
-) -> NDArray[Any]:
-    """The maps of ``cache``: those that are stored, else all processes together encode each view of each image once.
-
-    Batches are the same for any number of processes, which take them in turn; none holds more than one.
-
-    Args:
-        cache: says which level, how many views, and where.
-        images: as they are (one view), or augmented; a view is what an epoch of that number would see.
-        stack: encodes; in eval mode.
-        level: whose maps.
-        accelerator: the processes.
-        batch_size: images at a time, each process.
-    """
-    stored = cache.load()
-    accelerator.wait_for_everyone()  # all have looked before one of them begins
-    if stored is not None:
-        return stored
-    if accelerator.is_main_process:
-        cache.begin()
-    accelerator.wait_for_everyone()
-    views, count = cache.shape[:2]
-    parts = [(view, start) for view in range(views) for start in range(0, count, batch_size)]
-    mine = parts[accelerator.process_index :: accelerator.num_processes]
-    quiet = not accelerator.is_main_process
-    for view, start in Progress(mine, desc=f"codes of level {level}", leave=False, disable=quiet):
-        indices = torch.arange(start, min(start + batch_size, count))
-        (pixels,) = images.batch(indices, torch.full_like(indices, view) if images.augmentation.active else None)
-        cache.write(view, start, stack.encode(pixels, level)[-1])
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        cache.finish()
-    accelerator.wait_for_everyone()
-    stored = cache.load()
-    assert stored is not None
-    return stored
 
 
 class RefinerSource:

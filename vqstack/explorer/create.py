@@ -180,9 +180,8 @@ class Create:
         with self.gallery:
             for number, (image, bits) in enumerate(found):
                 name = "" if image.labels is None else f"{self.desk.opened.classes.get(int(image.labels), '')}, "
-                with ui.button(on_click=partial(self._take, f"{kind}, number {number}", image)).props(
-                    "flat no-caps"
-                ) as button:
+                take = partial(self._take, f"{kind}, number {number}", image)
+                with ui.button(on_click=take).props("flat no-caps") as button:
                     button.props(f'data-made={number} aria-label="image {number}, {name}{bits:,.0f} bits"')
                     with ui.column().classes("items-center gap-0"):
                         ui.image(address(of_input(self.model, image.pixels))).classes("thumb")

@@ -15,6 +15,7 @@ from vqstack.config import RunConfig
 from vqstack.features import trained_judge
 from vqstack.fit import FitSettings, Source
 from vqstack.images import AugmentSettings, ImageSplit, center, open_stream
+from vqstack.phases.encoding import encode_once
 from vqstack.renderer import PERCEPTUAL, Distance, Layers
 from vqstack.shapes import Pixels
 from vqstack.sources import (
@@ -25,7 +26,6 @@ from vqstack.sources import (
     RenderedSource,
     StreamSource,
     UnifiedSource,
-    encode_once,
 )
 from vqstack.stack import Stack
 
