@@ -208,7 +208,7 @@ def decoded(model: HierarchicalModel, pixels: Pixels) -> dict[str, Pixels]:
     return found
 
 
-class _LikenessMeter:
+class LikenessMeter:
     """Gathers pictures of one kind, batch by batch; keeps their features alone."""
 
     def __init__(self, values: int, ruler: Ruler | None) -> None:
@@ -245,7 +245,7 @@ def likenesses(
         most: images at most, the first ones.
     """
     count = min(len(split), most)
-    meters: dict[str, _LikenessMeter] = {}
+    meters: dict[str, LikenessMeter] = {}
     for indices in Progress(torch.arange(count).split(batch_size), desc="reconstruct", leave=False, disable=None):
         wanted = split.pixels[indices]
         found = decoded(model, wanted)
@@ -255,7 +255,7 @@ def likenesses(
             drawn = model.vary(codes, 1, *about, sampling=SamplingSettings(), first=int(indices[0]))
             found["level-1 sample"] = drawn.pixels
         for name, pictures in found.items():
-            meter = meters.setdefault(name, _LikenessMeter(model.stack.values, ruler))
+            meter = meters.setdefault(name, LikenessMeter(model.stack.values, ruler))
             meter.add(pictures.cpu(), wanted)
     real, floor = None if ruler is None else ruler.rows(split.pixels[:count]), None
     if real is not None:

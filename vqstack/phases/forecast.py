@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ def forecast(
     splits: Mapping[str, ImageSplit],
     accelerator: Accelerator,
     done: Collection[str] = (),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Seconds of each phase that is not ``done`` by name, its evaluations included, and of the ledger at the end.
 
@@ -49,7 +50,7 @@ def forecast(
             return {}
         found, each = {}, 0.0
         for phase in phases:
-            step = _seconds_of_a_step(phase, own, Path(folder) / phase.name)
+            step = _seconds_of_a_step(phase, own, Path(folder) / phase.name, clock)
             image = FORWARD * step / phase.settings.batch_size
             averages = 2 if phase.settings.ema else 1
             scored = -(-phase.settings.steps // phase.settings.evaluate_every) * len(splits["validation"]) * averages
@@ -79,17 +80,17 @@ def _first(split: ImageSplit, most: int) -> ImageSplit:
     return replace(split, stored=split.stored[:most], labels=labels, index=split.index[:most], condition=condition)
 
 
-def _seconds_of_a_step(phase: Phase, accelerator: Accelerator, folder: Path) -> float:
+def _seconds_of_a_step(phase: Phase, accelerator: Accelerator, folder: Path, clock: Callable[[], float]) -> float:
     phase.begin()
     phase.prepare()
     source = phase.source("train", phase.settings)
     try:
         fit = Fit(phase.name, phase.module, source, source, phase.settings, accelerator, folder)
         fit.training_step()  # the first one starts the codebook
-        began = time.perf_counter()
-        while fit.step <= STEPS and (fit.step == 1 or time.perf_counter() - began < SECONDS):
+        began = clock()
+        while fit.step <= STEPS and (fit.step == 1 or clock() - began < SECONDS):
             fit.training_step()
-        return (time.perf_counter() - began) / (fit.step - 1)
+        return (clock() - began) / (fit.step - 1)
     except torch.OutOfMemoryError as error:
         settings = phase.settings
         raise InputError(
