@@ -460,3 +460,9 @@ def test_the_estimate_counts_what_reads_the_images(train_stack, capsys, tmp_path
         train_stack.main(["--dry-run", *map(str, given)])
         found.append(float(re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")))
     assert found[0] - found[1] > 100
+
+
+def test_help_of_settings_starts_with_their_fields():
+    about = FitSettings.__doc__
+    told = [line.strip().partition(": ") for line in about.partition("Fields:\n")[2].splitlines()]
+    assert [(name, text) for name, _, text in told] == [(n, f.description) for n, f in FitSettings.model_fields.items()]

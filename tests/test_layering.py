@@ -14,6 +14,7 @@ PACKAGE = ROOT / "vqstack"
 ORDER = [
     "terminal",
     "errors",
+    "settings",
     "registry",
     "reading",
     "paths",

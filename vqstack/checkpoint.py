@@ -14,11 +14,12 @@ from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
 from vqstack import shards
 from vqstack.disk import check_ours, digest, failed_write, make_folder, on_main, read_sealed, sealed, sync
 from vqstack.errors import InputError
+from vqstack.settings import Settings
 from vqstack.terminal import warn
 
 FORMAT_VERSION = 3
@@ -26,10 +27,8 @@ WHOLE = 2  # version of a checkpoint without shards, which older programs read
 STATE, SHARDS, MARK = "state.pt", "shards", "mark"
 
 
-class _Mark(BaseModel):
+class _Mark(Settings):
     """What makes a folder a checkpoint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format_version: int = Field(description="Version of the checkpoint's format.")
     step: int = Field(ge=0, description="Steps taken.")

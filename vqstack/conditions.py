@@ -10,13 +10,14 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from vqstack.checks import check_floats, check_map
 from vqstack.errors import InputError
 from vqstack.nets import build_network
 from vqstack.registry import Registry
+from vqstack.settings import Settings
 from vqstack.shapes import Labels, by_axis
 from vqstack.texts import TextSettings
 
@@ -89,10 +90,8 @@ class ClassCondition(Condition):
         by(values, "labels", (), self.embedding.num_embeddings, device, num=num, least=NO_LABEL)
 
 
-class ReaderSettings(BaseModel):
+class ReaderSettings(Settings):
     """What reads the floats that are given with each image."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str = Field(
         "",

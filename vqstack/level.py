@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from vqstack.chains import ChainEmbedding, last
@@ -19,15 +19,14 @@ from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, code_head
 from vqstack.nets import NETWORKS, build_network
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
+from vqstack.settings import Settings
 from vqstack.shapes import AnyCodes, Objective, Pixels, Vectors, by_axis, cropped
 from vqstack.variables import Variable
 from vqstack.window import FAMILIES, DecoderSettings, Seeing, SeeingDecoder, limited
 
 
-class NetworkSettings(BaseModel):
+class NetworkSettings(Settings):
     """Which classes a level's encoder and decoder are built of."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str = Field(
         "residual",
@@ -40,10 +39,8 @@ class NetworkSettings(BaseModel):
     )
 
 
-class LevelSettings(BaseModel):
+class LevelSettings(Settings):
     """Settings of one level: its map, its quantizer and its two networks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     map: tuple[int, ...] = Field(
         (4, 4),

@@ -4,13 +4,14 @@ import re
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified, segments_of
 from vqstack.conditions import ConditionSettings
 from vqstack.errors import InputError, listed
 from vqstack.likelihood import Draw
 from vqstack.renderer import RendererSettings
+from vqstack.settings import Settings
 from vqstack.stack import StackSettings
 
 Side = Annotated[int, Field(ge=1, le=2**20)]  # sites along an axis
@@ -19,10 +20,8 @@ Side = Annotated[int, Field(ge=1, le=2**20)]  # sites along an axis
 COLDEST = 0.001  # temperature
 
 
-class SamplingSettings(BaseModel):
+class SamplingSettings(Settings):
     """How images are drawn: one value for the prior and all levels, or one each, prior first, level 1 last."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     temperature: tuple[float, ...] = Field(
         (1.0,), description="Temperature above 0, no unit; one, or one a level, prior first."
@@ -80,10 +79,8 @@ class SamplingSettings(BaseModel):
         return [Draw(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
-class Geometry(BaseModel):
+class Geometry(Settings):
     """How images became what the model was trained on, as ``data`` of a run has it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: tuple[Side, ...] | None = Field(
         description="Sites along each axis, of images rows and columns; none: they came as they are."
@@ -105,10 +102,8 @@ class Geometry(BaseModel):
         return {"rate": self.rate, "limits": self.range, "companding": self.companding}
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Settings):
     """Everything that is needed to build the model again: the ``config.json`` of an artefact."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     stack: StackSettings = Field(StackSettings(), description="The levels.")
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")

@@ -3,7 +3,7 @@
 from typing import Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vqstack.checks import check_number
@@ -13,15 +13,14 @@ from vqstack.level import CodeLevel, Level, LevelSettings, PixelLevel
 from vqstack.likelihood import Distribution, Draw, PixelSettings, pixel_head
 from vqstack.nets import ResidualBlock, ScalingPath, store_once
 from vqstack.quantizer import QuantizerSettings
+from vqstack.settings import Settings
 from vqstack.shapes import AnyCodes, Pixels, Vectors, by_axis
 from vqstack.terms import DecoderTerm, Term, Values, descend
 from vqstack.variables import Variable
 
 
-class StackSettings(BaseModel):
+class StackSettings(Settings):
     """Settings of the levels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     levels: tuple[LevelSettings, ...] = Field(
         (

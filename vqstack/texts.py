@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack.errors import InputError, reason
+from vqstack.settings import Settings
 
 BATCH = 64
 """Texts that are encoded at a time."""
 
 
-class TextSettings(BaseModel):
+class TextSettings(Settings):
     """Which encoder turns texts into floats."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(max_length=400, description="OWNER/NAME on the hub, or a folder, of a model for transformers.")
     revision: str | None = Field(None, max_length=400, description="Branch, tag or commit; empty: the newest.")

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64, Shaped
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from vqstack.errors import InputError
@@ -29,6 +29,7 @@ from vqstack.likelihood import Distribution, Factor, Head, Near, by_site, site_f
 from vqstack.nets import convolution, over_map
 from vqstack.registry import Registry
 from vqstack.schedule import Schedule, advance, raveled
+from vqstack.settings import Settings
 from vqstack.shapes import AnyCodes, Nats, Pixels, by_axis, widened
 
 FAMILIES = Registry[Any]("family", dict.fromkeys(("product", "window")))
@@ -42,10 +43,8 @@ own families only: there ``support`` is not None.
 """
 
 
-class DecoderSettings(BaseModel):
+class DecoderSettings(Settings):
     """Settings of what a level's decoder sees beside the map above; its network is sized in the level's settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     family: Annotated[str, AfterValidator(FAMILIES.check)] = Field(
         "product",

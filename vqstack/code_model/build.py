@@ -19,7 +19,7 @@ def build_code_model(
     settings: CodeModelSettings,
     map_shape: tuple[int, ...],
     codebook_size: int,
-    classes: int,
+    classes: int = 0,
     vector_dim: int = 0,
     given: ConditionSettings | None = None,
     chain: tuple[int, ...] = (),

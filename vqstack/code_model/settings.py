@@ -2,17 +2,16 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from vqstack.conditions import GIVEN
 from vqstack.level import LevelSettings
+from vqstack.settings import Settings
 from vqstack.window import FAMILIES, DecoderSettings
 
 
-class CodeModelSettings(BaseModel):
+class CodeModelSettings(Settings):
     """Settings of a transformer over codes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     family: Literal["autoregressive", "masked"] = Field(
         "autoregressive",

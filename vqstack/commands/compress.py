@@ -7,7 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack.codec.archive import Report, compress
 from vqstack.codec.blocks import BlockCodec, given_label
@@ -31,16 +31,15 @@ from vqstack.output import Output, unfinished
 from vqstack.phases import named_run, run_of, warn_of_changes
 from vqstack.pretrained import find_artefact
 from vqstack.reading import read_json, reading
+from vqstack.settings import Settings
 from vqstack.terminal import say, warn
 
 BETWEEN = "__"  # stands for the slash in what files of inner folders are called
 FAR = 1.5  # times the bits of the model's own test images that are called out of the ordinary
 
 
-class Command(BaseModel):
+class Command(Settings):
     """Compress images without loss."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     images: Positional[tuple[Path, ...]] = Field(

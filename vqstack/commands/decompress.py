@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack.codec.archive import Restored, check_container, restore
 from vqstack.codec.blocks import BlockCodec
@@ -26,15 +26,14 @@ from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved, unfinished
 from vqstack.pretrained import find_artefact
 from vqstack.reading import reading
+from vqstack.settings import Settings
 from vqstack.terminal import Progress, say, warn
 
 Opened = tuple[Container, str | None]  # a file, and why it may not come back here whole
 
 
-class Command(BaseModel):
+class Command(Settings):
     """Get images back from compressed files."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: Positional[Path] = Field(
         description="Folder of the run or released model that compressed them, or OWNER/NAME."

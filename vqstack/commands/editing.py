@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack import threads
 from vqstack.commands.generate import chosen_device
@@ -16,14 +16,13 @@ from vqstack.model import Decoder, HierarchicalModel
 from vqstack.output import Output, saved
 from vqstack.phases import read_images
 from vqstack.pretrained import find_artefact
+from vqstack.settings import Settings
 from vqstack.shapes import Codes, Pixels
 from vqstack.terminal import say
 
 
-class Editing(BaseModel):
+class Editing(Settings):
     """Which codes of which images, and what becomes of them."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     images: Positional[tuple[Path, ...]] = Field(description="Image files.")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack import threads
 from vqstack.codes import (
@@ -34,15 +34,14 @@ from vqstack.model import HierarchicalModel
 from vqstack.paths import remote
 from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
 from vqstack.pretrained import find_artefact
+from vqstack.settings import Settings
 from vqstack.terminal import Progress, lines, say
 
 OF_A_SPLIT = ("origin", "held_out", "left_out", "skipped")
 
 
-class Command(BaseModel):
+class Command(Settings):
     """Encode a data set to code maps."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: str = Field(

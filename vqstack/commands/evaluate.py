@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack import threads
 from vqstack.config import Positional, Unprefixed, parse
@@ -43,6 +43,7 @@ from vqstack.quality import (
     images_a_side,
     likenesses,
 )
+from vqstack.settings import Settings
 from vqstack.shapes import Labels, Pixels
 from vqstack.terminal import say
 
@@ -50,10 +51,8 @@ SHOWN = 10  # images a row of the pictures
 TRIED = 16  # images that are drawn to measure how long the others take
 
 
-class Command(BaseModel):
+class Command(Settings):
     """Evaluate a model on a split."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: Path = Field(description="Folder that receives the results; new or empty.")

@@ -5,17 +5,16 @@ Opens a page on this machine, which nobody else can reach unless --host or --sha
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack import threads
 from vqstack.config import Positional, parse
 from vqstack.errors import InputError
+from vqstack.settings import Settings
 
 
-class Command(BaseModel):
+class Command(Settings):
     """Look at codes and edit them in the browser."""
-
-    model_config = ConfigDict(extra="forbid")
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     port: int = Field(8321, ge=0, le=65535, description="Port of the page, no unit; 0: any that is free.")

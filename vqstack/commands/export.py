@@ -7,7 +7,7 @@ and onnxruntime alone.
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack import threads
 from vqstack.config import Positional, parse
@@ -16,15 +16,14 @@ from vqstack.export.folder import Part, export
 from vqstack.export.trace import OPSET, Format
 from vqstack.model import HierarchicalModel
 from vqstack.pretrained import find_artefact
+from vqstack.settings import Settings
 from vqstack.terminal import say
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
-class Command(BaseModel):
+class Command(Settings):
     """Write a model as files that run without vqstack."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the files; new or empty.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from vqstack import threads
@@ -28,15 +28,14 @@ from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, saved
 from vqstack.phases import read_condition, read_images
 from vqstack.pretrained import find_artefact
+from vqstack.settings import Settings
 from vqstack.shapes import Pixels, by_axis
 from vqstack.terminal import Progress, say
 from vqstack.texts import encode_texts
 
 
-class Command(BaseModel):
+class Command(Settings):
     """Generate images."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: Path = Field(description="Folder that receives the images; new or empty.")

@@ -5,17 +5,16 @@ It goes to huggingface.co, or where HF_ENDPOINT says, with the token of ``hf aut
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vqstack.config import Positional, parse
 from vqstack.publish import push
+from vqstack.settings import Settings
 from vqstack.terminal import say
 
 
-class Command(BaseModel):
+class Command(Settings):
     """Put a model or a code data set on the hub."""
-
-    model_config = ConfigDict(extra="forbid")
 
     folder: Positional[Path] = Field(description="Folder of a finished run, a released model or a code data set.")
     name: Positional[str] = Field(description="OWNER/NAME on the hub; made where it is missing.")

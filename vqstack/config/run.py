@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from PIL import ImageColor
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified
 from vqstack.conditions import ConditionSettings, ReaderSettings
@@ -21,13 +21,11 @@ from vqstack.renderer import RendererSettings
 from vqstack.shapes import by_axis
 from vqstack.stack import StackSettings
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Given = TypeVar("Given", bound=BaseModel)
 
 
 class RunConfig(StackSettings):
     """Everything that defines a training run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: ImageSettings = Field(ImageSettings(), description="The images.")
     augment: AugmentSettings = Field(
@@ -265,7 +263,7 @@ def to_yaml(config: BaseModel) -> str:
     return to_yaml_text(config.model_dump(mode="json"))
 
 
-def read_yaml(path: Path, settings: type[Settings]) -> Settings:
+def read_yaml(path: Path, settings: type[Given]) -> Given:
     """Settings from a YAML file; unknown or repeated fields, wrong values and broken files are errors of one line."""
     try:
         values = read_yaml_values(path) or {}
@@ -315,7 +313,7 @@ def _merged(before: Any, changes: Any) -> Any:
     return [_merged(entry, changes) for entry in before]
 
 
-def filled_in(settings: Settings) -> Settings:
+def filled_in(settings: Given) -> Given:
     """The settings with ``~`` and ``$NAME`` filled in, in every path."""
     changes: dict[str, Any] = {}
     for name in type(settings).model_fields:

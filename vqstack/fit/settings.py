@@ -1,12 +1,12 @@
 """Settings of the training of one phase."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from vqstack.settings import Settings
 
 
-class FitSettings(BaseModel):
+class FitSettings(Settings):
     """Settings of the training of one phase."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(2000, ge=1, description="Optimiser steps, count.")
     batch_size: int = Field(

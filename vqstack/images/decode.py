@@ -79,6 +79,8 @@ def decode_all(
     def one(record: Any, name: str) -> NDArray[Any] | str:
         try:
             return decode(record, settings)
+        except FileNotFoundError:
+            return f"{name}: there is no such file; give the path of one"
         except Exception as error:
             return f"{name}: cannot be read ({in_one_line(error)}); repair or remove it"
 

@@ -3,16 +3,15 @@
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from vqstack.settings import Settings
 from vqstack.shapes import Noise, finest
 
 
-class Draw(BaseModel):
+class Draw(Settings):
     """How values are drawn from a table of probabilities. The defaults draw from the distribution as it is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     temperature: float = Field(
         1.0, gt=0, description="Log-probabilities are divided by it, no unit; 1 draws true samples."

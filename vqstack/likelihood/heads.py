@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int64
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from vqstack.errors import InputError
@@ -23,16 +23,15 @@ from vqstack.likelihood.mixture import (
 )
 from vqstack.likelihood.neighbours import Near
 from vqstack.registry import Registry
+from vqstack.settings import Settings
 from vqstack.shapes import value_dtype
 
 PIXELS = Registry[Any]("pixels", dict.fromkeys(("auto", "bernoulli", "categorical", "logistic_mixture")))
 """Classes of :class:`Head` by the names of their likelihoods."""
 
 
-class PixelSettings(BaseModel):
+class PixelSettings(Settings):
     """Settings of the likelihood of the pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Annotated[str, AfterValidator(PIXELS.check)] = Field(
         "auto",

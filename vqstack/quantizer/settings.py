@@ -3,9 +3,10 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from vqstack.registry import Registry
+from vqstack.settings import Settings
 
 QUANTIZERS = Registry[Any](
     "quantizer", dict.fromkeys(("vq", "cosine", "fsq", "lfq", "simvq", "residual", "product", "cluster"))
@@ -13,10 +14,8 @@ QUANTIZERS = Registry[Any](
 """Classes of quantizers by their names; ``build.py`` fills in the project's own."""
 
 
-class QuantizerSettings(BaseModel):
+class QuantizerSettings(Settings):
     """Settings of one level's quantizer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Annotated[str, AfterValidator(QUANTIZERS.check)] = Field(
         "vq",

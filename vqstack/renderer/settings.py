@@ -2,15 +2,14 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vqstack.renderer.perceptual import FEATURELESS, PERCEPTUAL
+from vqstack.settings import Settings
 
 
-class AdversarySettings(BaseModel):
+class AdversarySettings(Settings):
     """The discriminator that a renderer is trained against."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     weight: float = Field(
         0.0, ge=0, description="Of the adversarial term, beside the adaptive weight, no unit; 0: there is none."
@@ -25,10 +24,8 @@ class AdversarySettings(BaseModel):
     )
 
 
-class RendererSettings(BaseModel):
+class RendererSettings(Settings):
     """A second decoder of level 1, to look at; it is no likelihood and no row of the ledger."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: int = Field(128, ge=1, description="Channels at the code map's resolution; halved at each stage, count.")
     least_width: int = Field(32, ge=1, description="Channels that no stage falls below, count.")
