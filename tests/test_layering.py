@@ -48,6 +48,7 @@ ORDER = [
     "renderer",
     "pretrained",
     "model_settings",
+    "given",
     "model",
     "tokenizer",
     "editing",

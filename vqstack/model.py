@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vqstack.checks import check_floats, check_map, check_number
+from vqstack.checks import check_number
 from vqstack.code_model import (
     SHARED,
     AutoregressiveCodeModel,
@@ -20,13 +20,14 @@ from vqstack.code_model import (
 )
 from vqstack.conditions import GIVEN
 from vqstack.errors import InputError
+from vqstack.given import Given
 from vqstack.ledger import Ledger
 from vqstack.likelihood import Distribution, Draw, Known
 from vqstack.model_settings import ModelSettings, SamplingSettings
 from vqstack.nets import store_once
 from vqstack.pretrained import Pretrained
 from vqstack.renderer import Renderer, pixels_of
-from vqstack.shapes import AnyCodes, Floats, Labels, Nats, Pixels, by_axis, finest
+from vqstack.shapes import AnyCodes, Floats, Labels, Nats, Pixels, finest
 from vqstack.stack import Stack
 from vqstack.terms import DecoderTerm, LabelTerm, Term, Values, code_lengths, code_lengths_by_site, descend
 from vqstack.variables import Variable
@@ -48,7 +49,7 @@ class Sample:
         return f"Sample({len(self.pixels)} images {[*self.pixels.shape[1:]]}, {maps})"
 
 
-class HierarchicalModel(nn.Module, Pretrained):
+class HierarchicalModel(Given, Pretrained):
     """``P(y, z_1 … z_L, label | condition)``: labels by their training frequency, prior, decoders or refiners.
 
     Args:
@@ -92,19 +93,6 @@ class HierarchicalModel(nn.Module, Pretrained):
                 settings.renderer, lowest.quantizer.dim, lowest.map_shape, lowest.scale, lowest.lower
             )
 
-    def labels_read(self, labels: Labels | None) -> Labels | None:
-        """The labels of a data set where the model reads any, on its device; none where it knows no classes."""
-        return None if labels is None or not self.classes else labels.to(self.device)
-
-    def condition_read(self, condition: Floats | None) -> Floats | None:
-        """The floats that a data set gives where the model reads any, on its device."""
-        return None if condition is None or self.condition is None else condition.to(self.device)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.label_probs.device
-
     @property
     def parts(self) -> list[CodeModel]:
         """The transformers: the prior and the refiners."""
@@ -141,20 +129,6 @@ class HierarchicalModel(nn.Module, Pretrained):
     def unified(self) -> UnifiedCodeModel | None:
         """The transformer of all maps of codes, where there is one."""
         return UnifiedCodeModel(self.segments) if self.settings.unified else None
-
-    @torch.no_grad()
-    def count_labels(self, labels: Labels) -> None:
-        """Set P(label) to the training frequencies, one count added to each class so that none is impossible."""
-        check_map(labels, "labels", (), self.classes, None)
-        counts = torch.bincount(labels, minlength=self.classes).to(self.label_probs) + 1
-        self.label_probs.copy_(counts / counts.sum())
-
-    def know_condition(self, condition: Floats) -> None:
-        """Tell what reads it, before training, the mean and the deviation of what training images are given."""
-        self.check_condition(condition, None)
-        for part in self.parts:
-            if GIVEN in part.conditions:
-                part.conditions[GIVEN].know(condition)  # type: ignore[operator]
 
     def encode(self, pixels: Pixels) -> list[AnyCodes]:
         """``[z_1 … z_L]``."""
@@ -319,44 +293,9 @@ class HierarchicalModel(nn.Module, Pretrained):
         return Ledger.of(self.code_lengths(pixels, self.encode(pixels), labels, condition), self.dims, self.given)
 
     @property
-    def given(self) -> str:
-        """What the total of a ledger is merely given; empty for nothing."""
-        return "" if self.condition is None else self.condition.name
-
-    @property
     def dims(self) -> dict[str, int]:
         """Sites that each row of the ledger describes."""
         return {term.row: term.target.sites for term in self.terms()}
-
-    def check_labels(self, labels: Labels | None, num: int | None = None, *, anywhere: bool = False) -> None:
-        """Labels must be given to a conditional model, one for each of ``num`` images, and lie in 0 … classes-1.
-
-        A model that knows no classes takes none. ``anywhere``, and without ``num``: on any device.
-        """
-        if labels is not None and not self.classes:
-            raise InputError("labels: this model knows no classes: leave them out")
-        if self.classes and labels is None:
-            raise InputError(f"this model is conditional on the class: give labels 0 … {self.classes - 1}")
-        if self.classes:
-            device = None if anywhere or num is None else self.device
-            check_map(labels, "labels", (), self.classes, device, num=num)
-
-    def check_condition(self, condition: Floats | None, num: int | None, *, anywhere: bool = False) -> None:
-        """Finite floats must be given for each of ``num`` images (none: any number) where the model reads any.
-
-        A model that reads none takes none. ``anywhere``, and without ``num``: on any device.
-        """
-        if self.condition is None:
-            if condition is not None:
-                raise InputError("condition: this model is conditional on no floats: leave them out")
-            return
-        if condition is None:
-            shape = by_axis(self.condition.shape)
-            raise InputError(f"this model is given {self.condition.name}: give condition, {shape} floats an image")
-        device = None if anywhere or num is None else self.device
-        check_floats(condition, "condition", (num, *self.condition.shape), device)
-        if not condition.isfinite().all():
-            raise InputError("condition: holds a number that is not finite: correct it, or leave that image out")
 
     @torch.no_grad()
     def sample(
@@ -436,17 +375,6 @@ class HierarchicalModel(nn.Module, Pretrained):
             values = descend(terms, given, draws, seed, indices, known)
         maps = {variable.number: values.get(variable.name) for variable in self.stack.variables[:0:-1]}
         return Sample(values["pixels"], {n: z for n, z in maps.items() if z is not None}, values.get("label"))
-
-    def _given(self, labels: Labels | None, condition: Floats | None, num: int) -> dict[str, Tensor]:
-        """Labels and condition of ``num`` images by name, those that there are, checked, where the model lives."""
-        given: dict[str, Tensor] = {}
-        if labels is not None:
-            self.check_labels(labels, num, anywhere=True)
-            given["label"] = labels.to(self.device)
-        if condition is not None:
-            self.check_condition(condition, num, anywhere=True)
-            given[GIVEN] = condition.to(self.device, torch.float32)
-        return given
 
     @staticmethod
     def _numbers(seed: int, first: int, num: int) -> range:
