@@ -24,7 +24,7 @@ from vqstack import HierarchicalModel, Tokenizer
 from vqstack.ending import run_command
 from vqstack.images import save_png
 from vqstack.pretrained import find_artefact
-from vqstack.tokenizer import BATCH, cut
+from vqstack.tokenizer import cut
 
 
 def photograph(size: list[int]) -> torch.Tensor:
@@ -53,7 +53,7 @@ def bare(model: HierarchicalModel, tokenizer: Tokenizer, pixels: torch.Tensor, d
     tiles = pixels.unfold(2, height, height).unfold(3, width, width).movedim((2, 3), (0, 1)).flatten(0, 2)
     level, began = tokenizer.stack.levels[0], time.perf_counter()
     with torch.no_grad():
-        codes = [level.code(tiles[i : i + BATCH]) for i in range(0, len(tiles), BATCH)]
+        codes = [level.code(some) for some in tiles.split(tokenizer.batch)]
         middle = time.perf_counter()
         for some in codes:
             tokenizer.pictures(some, decoder)
@@ -85,6 +85,8 @@ def main(arguments: list[str]) -> None:
                 {
                     "tile": tokenizer.tile[0],
                     "overlap": tokenizer.overlap,
+                    "codes_agree": tokenizer.seamless("encode"),
+                    "pictures_agree": tokenizer.seamless(options.decoder),
                     "encode_seconds": middle - began,
                     "decode_seconds": ended - middle,
                     "bare_encode_seconds": alone[0],

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from vqstack.level import Level, LevelSettings, NetworkSettings
 from vqstack.likelihood import noise
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
+from vqstack.nets import StagedDown, StagedUp
 from vqstack.quantizer import QuantizerSettings, build_quantizer
 from vqstack.renderer import RendererSettings
 from vqstack.sources import PixelSource
@@ -290,6 +292,26 @@ def tokenizers(device: torch.device) -> Iterator[Comparison]:
         )
 
 
+def norms(device: torch.device) -> Iterator[Comparison]:
+    """Networks in stages that normalise each site by itself, against group normalisation: forward and backward."""
+    batch, side, scale = 8, 64, (4, 4)
+    shared = {"map_shape": (side // 4, side // 4), "scale": scale, "blocks": 1}
+    pixels = torch.randn(batch, 3, side, side, device=device)
+    codes = torch.randn(batch, 64, side // 4, side // 4, device=device)
+    for name, network, given, sizes in (
+        ("down", StagedDown, pixels, (3, 64, 64)),
+        ("up", StagedUp, codes, (64, 64, 3)),
+    ):
+
+        def step(network: nn.Module, given: Tensor = given) -> None:
+            out = network(given)
+            (out[1] if isinstance(out, tuple) else out).square().mean().backward()
+
+        site, group = (network(*sizes, norm=norm, **shared).to(device) for norm in ("site", "group"))
+        what = f"a step of a path {name} in stages, norm of each site / group norm"
+        yield Comparison(what, partial(step, site), partial(step, group), "speed", None, batch)
+
+
 # --- lookup -----------------------------------------------------------------------------------------------------------
 
 
@@ -422,6 +444,7 @@ LINES = {
     "training": training,
     "encoding": encoding,
     "tokenizers": tokenizers,
+    "norms": norms,
     "lookup": lookup,
     "prior": prior,
     "windows": windows,

@@ -14,7 +14,7 @@ from vqstack.nets import (
     Trunk,
     Up,
     fold,
-    norm,
+    norm_layer,
     rename_state,
     unfold,
 )
@@ -68,11 +68,11 @@ def test_stages_look_around_after_their_last_blocks():
 
 @pytest.mark.parametrize("width", [1, 7, 16, 24, 32, 64, 96, 256])
 def test_a_one_by_one_map_still_has_something_to_normalise(width):
-    groups = norm(width).num_groups
+    groups = norm_layer(width).num_groups
     assert width % groups == 0
     assert groups == 1 or width // groups >= 16
     if width >= 16:
-        assert norm(width)(torch.randn(1, width, 1, 1)).abs().max() > 0.1
+        assert norm_layer(width)(torch.randn(1, width, 1, 1)).abs().max() > 0.1
 
 
 def test_trunk_tells_sites_apart_by_its_learned_offset():

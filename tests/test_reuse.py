@@ -297,6 +297,24 @@ def test_parts_start_by_themselves(source, tmp_path):
     assert not same_level(model.stack.level(1), other.stack.level(1))
 
 
+RENDERER = {"width": 8, "least_width": 4, "perceptual": "none"}
+
+
+def test_a_renderer_comes_along(source, tmp_path, capsys):
+    other = begun(config(renderer=RENDERER), tmp_path / "other")
+    other.save_pretrained(tmp_path / "model")
+    for part in ("all", "renderer"):
+        model = begun(config(renderer=RENDERER, seed=7, start_from={part: tmp_path / "model"}), tmp_path / part)
+        assert same_level(model.renderer, other.renderer)
+        assert same_level(model.prior, other.prior) == (part == "all")
+    capsys.readouterr()
+    fresh = begun(config(renderer=RENDERER, seed=7), tmp_path / "fresh")
+    model = begun(starting(source, renderer=RENDERER), tmp_path / "without")
+    assert same_level(model.renderer, fresh.renderer) and "renderer begins anew" in capsys.readouterr().out
+    with pytest.raises(InputError, match="settings of renderer"):
+        begun(starting(tmp_path / "model", renderer={**RENDERER, "width": 16}), tmp_path / "wider")
+
+
 def test_rows_of_classes_are_matched_by_name(tmp_path, capsys):
     def named(*names):
         data = {"source": "array", "files": {"train": str(tmp_path / "train.npz")}, "values": 17, "size": (8, 8)}

@@ -109,6 +109,66 @@ def test_stages_have_no_positions_and_read_any_size(tmp_path):
     assert torch.equal(Tokenizer(model, tile=(12, 20)).encode(pixels), wanted)
 
 
+def local(folder, norm="site", options=None):
+    """Staged networks over patches of 2x2, random weights everywhere, normalised as asked."""
+    model = untrained(folder, (1, 8, 8), [(4, 4)], renderer={**RENDERER, "norm": norm})
+    settings = model.settings.model_dump()
+    networks = {"kind": "staged", "options": {"least": 8, "norm": norm, **(options or {})}}
+    settings["stack"]["levels"][0].update(networks=networks)
+    model = type(model)(type(model.settings).model_validate(settings)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return model
+
+
+def test_tiles_that_overlap_by_twice_the_reach_are_the_whole(tmp_path):
+    """Codes and pictures of small tiles are those of one tile as large as the image; and reach is no larger than it is.
+
+    By hand, patches of 2x2, a residual block at either resolution: a code reads, from its own outwards, 2 codes by the
+    block, 1 by the convolution down, 2 pixels and 1 pixel: 3 codes and 3 pixels, so 5 codes. A pixel reads 1 and 2
+    pixels, so up to 2 codes, then 1 by the convolution up, 2 by the block and 1 by the first.
+    """
+    model, size = local(tmp_path / "model"), (116, 58)
+    pixels = torch.nn.functional.interpolate(torch.rand(1, 1, 29, 29), size, mode="bicubic").clamp(0, 1) * 15
+    pixels = pixels.round().to(torch.uint8)
+    whole = Tokenizer(model, size)
+    tiled = Tokenizer(model, (48, 48))
+    assert tiled.reach == {"encode": 5, "likelihood": 6, "renderer": 6} and tiled.overlap == 12
+    codes = whole.encode(pixels)
+    assert torch.equal(tiled.encode(pixels), codes) and codes.unique().numel() > 2
+    for decoder in ("renderer", "likelihood"):
+        assert tiled.seamless("encode") and tiled.seamless(decoder)
+        one, other = (tokenizer.decode(codes, decoder=decoder).float() for tokenizer in (whole, tiled))
+        assert (one - other).abs().max() <= 1 and (one != other).float().mean() < 1e-3  # at a tie of the rounding
+        assert one.unique().numel() > 4
+    level, vectors = model.stack.level(1), whole.stack.vectors(codes, 1)
+    with torch.no_grad():  # what the networks say, to rounding, and from one site less not
+        x = level._scaled(pixels)
+        for network, given, patch, reach in ((level.encoder, x, 2, 5), (whole.renderer.up, vectors, 1, 6)):
+            out = network(given) if network is level.encoder else network(given)[1]
+            per = out.shape[2] / given.shape[2] * patch  # numbers that come out for each code along an axis
+            for margin in (reach, reach - 1):
+                part = network(given[:, :, 10 * patch :])
+                part = part if network is level.encoder else part[1]
+                cut = int(margin * per)
+                same = torch.allclose(part[:, :, cut:], out[:, :, int(10 * per) + cut :], atol=1e-5)
+                assert same == (margin == reach)
+
+
+@pytest.mark.parametrize(
+    ("norm", "options"), [("group", {}), ("site", {"attention": 1})], ids=["statistics of a map", "attention"]
+)
+def test_what_sees_everything_has_no_reach(norm, options, tmp_path):
+    tokenizer = Tokenizer(local(tmp_path / "model", norm, options), (48, 48))
+    assert tokenizer.reach["encode"] is None and not tokenizer.seamless("encode")
+    assert tokenizer.overlap == (6 if norm == "group" else 12)  # the renderer alone has one
+
+
+def test_a_norm_that_is_none_is_refused(tmp_path):
+    refused(lambda: local(tmp_path / "model", options={"norm": "batch"}), "norm", "group or site")
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (9, 17), (30, 8)])
 def test_inputs_of_any_size_have_the_codes_of_replicated_ones(size, tmp_path):
     model = model_of(tmp_path / "model")

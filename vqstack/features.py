@@ -22,7 +22,7 @@ from vqstack.errors import InputError, WriteError, reason
 from vqstack.fit import CHECKPOINTS, DONE, Fit, FitSettings, Source, evaluate, load_outcome, write_outcome
 from vqstack.images import AugmentSettings, ImageSplit, Size
 from vqstack.metrics import Features
-from vqstack.nets import ResidualBlock, convolution, norm
+from vqstack.nets import ResidualBlock, convolution, norm_layer
 from vqstack.renderer import Distance, LayerDistance, check_colours, efficientnet_layers, pictures_of
 from vqstack.shapes import Labels, Objective, Pixels
 from vqstack.sources import PixelSource
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
             ResidualBlock(32, axes=axes),
             convolve(32, FEATURES, 3, padding=1, stride=2),
             ResidualBlock(FEATURES, axes=axes),
-            norm(FEATURES),
+            norm_layer(FEATURES),
             nn.SiLU(),
             (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[axes - 1](1),
             nn.Flatten(),

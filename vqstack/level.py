@@ -35,7 +35,9 @@ class NetworkSettings(Settings):
         "classes of yours are registered (register_networks).",
     )
     options: dict[str, int | float | str | bool] = Field(
-        {}, description="What classes of yours are given beside width, blocks and dropout; any unit."
+        {},
+        description="What the classes are given beside width, blocks and dropout, any unit. staged: least (channels), "
+        "each (blocks of a stage), attention (blocks), norm (group, site).",
     )
 
 

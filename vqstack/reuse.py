@@ -104,6 +104,7 @@ def reused_levels(config: RunConfig, settings: ModelSettings, phases: Path) -> R
 
 
 START = "start"  # folder of a run
+PARTS = ("levels", "refiners", "prior", "renderer")
 LABELS = "label_embedding.weight"  # of a part that knows classes: a row each
 
 
@@ -116,10 +117,10 @@ class Start:
 
     Args:
         model: of the run, new; receives the weights.
-        sources: part (levels, refiners, prior, or all) -> folder of a finished run or a released model.
+        sources: part (levels, refiners, prior, renderer, or all) -> folder of a finished run or a released model.
 
     Attributes:
-        about: what to keep of it: level, refiner or prior -> path and fingerprint of the model it starts from.
+        about: what to keep of it: level, refiner, prior, renderer -> path and fingerprint of the model it starts from.
         lines: what to tell.
     """
 
@@ -128,7 +129,7 @@ class Start:
         loaded = {path: HierarchicalModel.from_pretrained(find_artefact(path)) for path in set(sources.values())}
         names = model.settings.class_names or numerals(model.settings.classes)
         state, taken = model.state_dict(), dict[str, Tensor]()
-        for part in ("levels", "refiners", "prior"):
+        for part in PARTS:
             path = sources.get(part, sources.get("all"))
             if path is None:
                 continue
@@ -160,7 +161,7 @@ class Start:
             there, here = (s.get(different[0], "missing") for s in shapes)
             raise InputError(
                 f"start_from {path}: {different[0]} is {there} there and {here} here: make the settings of {name} "
-                "equal, or name the parts that can start from it (levels, refiners, prior)"
+                f"equal, or name the parts that can start from it ({', '.join(PARTS)})"
             )
         if name.startswith("level"):
             kinds = [m.stack.level(int(name.split("-")[1])).settings.quantizer.kind for m in (source, self.model)]
@@ -190,6 +191,8 @@ def _units(model: HierarchicalModel, part: str) -> dict[str, str]:
     """What of a part can start by itself, by name -> how the names of its weights begin."""
     if part == "prior":
         return {"prior": "prior."}
+    if part == "renderer":
+        return {} if model.renderer is None else {"renderer": "renderer."}
     if part == "levels":
         return {f"level-{n}": f"stack.levels.{n - 1}." for n in range(1, len(model.stack) + 1)}
     return {f"refiner-{n}": f"refiners.{n}." for n in map(int, model.refiners)}
@@ -211,7 +214,7 @@ def start_of(config: RunConfig, model: HierarchicalModel, folder: Path) -> Start
 
 
 def load_start(model: HierarchicalModel, folder: Path) -> list[str]:
-    """Give ``model`` the weights that its run keeps to start from; the levels, refiners and prior that these are."""
+    """Give ``model`` the weights that its run keeps to start from; the names of the parts that these are."""
     if not (folder / START / DONE).exists():
         return []
     return [name for name in load_outcome(folder / START, model) if name != "sha256"]

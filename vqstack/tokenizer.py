@@ -7,10 +7,14 @@
 Convolutions read any size, but what surrounds a site, the statistics of the normalisation and learned positions are
 those of the size that a model was trained on. So a large input is cut into tiles of that size, or of one that is asked
 for, which overlap. Each code comes from the tile in which it lies deepest; pixels of neighbouring tiles are blended.
+
+Staged networks whose normalisation is of each site (``norm: site``), without attention, see no farther than their
+``reach``. Where tiles have twice that in common, what comes out is what one tile of the whole input would give.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, product
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +27,10 @@ from vqstack.model import Decoder, HierarchicalModel
 from vqstack.renderer import Renderer, pixels_of
 from vqstack.shapes import AnyCodes, Pixels, by_axis, value_dtype
 from vqstack.stack import Stack
+from vqstack.window import SeeingDecoder
 
 BATCH = 32
-"""Tiles at a time."""
+"""Tiles of the model's own size at a time; of larger ones fewer."""
 
 
 class Part(NamedTuple):
@@ -46,9 +51,12 @@ class Tokenizer(nn.Module):
     Args:
         model: any; learned positions of its networks are interpolated to the size of a tile.
         tile: sites of a tile along each axis, pixels; multiples of what a code covers. Default: the model's own size.
-        overlap: codes that neighbouring tiles have in common along each axis; default: a quarter of a tile.
+        overlap: codes that neighbouring tiles have in common along each axis; default: twice the farthest reach, where
+            half a tile holds that, else a quarter of a tile.
 
     Attributes:
+        reach: of ``encode`` and of the decoders ``likelihood`` and ``renderer``: how many codes away what is read may
+            lie; None: anywhere.
         patch: pixels that a code covers along each axis.
         map_shape: codes of a tile along each axis.
     """
@@ -64,11 +72,23 @@ class Tokenizer(nn.Module):
                 f"tile: {by_axis(self.tile)} is no multiple of a code's {by_axis(self.patch)}: give multiples"
             )
         self.map_shape = tuple(t // p for t, p in zip(self.tile, self.patch, strict=True))
-        most = min(self.map_shape) - 1
-        self.overlap = check_number(min(self.map_shape) // 4 if overlap is None else overlap, "overlap", 0, most)
+        self.batch = min(BATCH, max(1, BATCH * prod(padded) // prod(self.tile)))
+        self.reach = {
+            "encode": _reach(lowest.encoder),
+            "likelihood": None if isinstance(lowest.decoder, SeeingDecoder) else _reach(lowest.up),
+            "renderer": None if model.renderer is None else _reach(model.renderer.up),
+        }
+        twice, smallest = 2 * max((n for n in self.reach.values() if n is not None), default=0), min(self.map_shape)
+        usual = twice if 0 < twice <= smallest // 2 else smallest // 4
+        self.overlap = check_number(usual if overlap is None else overlap, "overlap", 0, smallest - 1)
         self.model = model
         self.stack, self.renderer = at_size(model, self.map_shape)
         self.to(model.device).eval()
+
+    def seamless(self, part: str) -> bool:
+        """Whether tiles agree where they overlap, as far as they are used: of ``encode``, or of a decoder by name."""
+        reach = self.reach[part]
+        return reach is not None and 2 * reach <= self.overlap
 
     @torch.no_grad()
     def encode(self, pixels: Pixels) -> AnyCodes:
@@ -85,7 +105,7 @@ class Tokenizer(nn.Module):
         filled = _replicated(pixels, tuple(n * p for n, p in zip(held, self.patch, strict=True)))
         level = self.stack.levels[0]
         codes = torch.zeros(len(pixels), *level.upper.shape[: -len(sites)], *held, dtype=torch.int64)
-        for batch in _batches(self._parts(held), len(pixels)):
+        for batch in _batches(self._parts(held), len(pixels), self.batch):
             tiles = torch.stack([filled[i][self._span(parts, self.patch)] for i, parts in batch])
             found = self.stack.encode(tiles.to(level.device), 1)[0].cpu()
             for (i, parts), own in zip(batch, found, strict=True):
@@ -95,6 +115,8 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, codes: AnyCodes, size: Sequence[int] | None = None, decoder: Decoder = "likelihood") -> Pixels:
         """Pixels of a map of any size, on the CPU: the mean of the likelihood, or what the renderer draws.
+
+        Tiles that agree (:meth:`seamless`) are put side by side, others are blended where they overlap.
 
         Args:
             codes: z_1, as :meth:`encode` gives it.
@@ -107,14 +129,14 @@ class Tokenizer(nn.Module):
         held = tuple(max(n, m) for n, m in zip(sites, self.map_shape, strict=True))
         filled = _replicated(codes, held)
         shape = (self.stack.shape[0], *(n * p for n, p in zip(held, self.patch, strict=True)))
-        weight = self._weight()
+        weigh = self._core if self.seamless(decoder) else self._fading
         found = []
         for each in filled:
             blended, weights = torch.zeros(shape), torch.zeros(shape[1:])
-            for batch in _batches(self._parts(held), 1):
+            for batch in _batches(self._parts(held), 1, self.batch):
                 tiles = torch.stack([each[self._span(parts, (1,) * axes)] for _, parts in batch])
                 for (_, parts), own in zip(batch, self.pictures(tiles.to(level.device), decoder).cpu(), strict=True):
-                    place = self._span(parts, self.patch)
+                    place, weight = self._span(parts, self.patch), weigh(parts)
                     blended[place] += own * weight
                     weights[place] += weight
             found.append((blended / weights).round().to(value_dtype(self.values)))
@@ -137,13 +159,25 @@ class Tokenizer(nn.Module):
         along = zip(parts, self.map_shape, patch, strict=True)
         return _place(slice(part.first * p, (part.first + n) * p) for part, n, p in along)
 
-    def _weight(self) -> Tensor:
+    def _core(self, parts: tuple[Part, ...]) -> Tensor:
+        """How much each pixel of a tile counts: 1 in its core, else nothing."""
+        weight = torch.zeros(self.tile)
+        weight[_place(slice(p.own.start * n, p.own.stop * n) for p, n in zip(parts, self.patch, strict=True))] = 1
+        return weight
+
+    def _fading(self, parts: tuple[Part, ...]) -> Tensor:
         """How much each pixel of a tile counts: it rises over the overlap, from either side, and never is nothing."""
         weight = torch.ones(())
         for sites, patch in zip(self.tile, self.patch, strict=True):
             near = torch.arange(1, sites + 1).minimum(torch.arange(sites, 0, -1)).float()
             weight = weight[..., None] * (near / max(1, self.overlap * patch)).clamp(max=1)
         return weight
+
+
+def _reach(network: Any) -> int | None:
+    """The farthest reach along any axis of a network that says it."""
+    reach = getattr(network, "reach", None)
+    return None if reach is None else max(reach)
 
 
 def at_size(model: HierarchicalModel, map_shape: tuple[int, ...]) -> tuple[Stack, Renderer | None]:
@@ -200,10 +234,10 @@ def _place(slices: Iterable[slice]) -> Any:
     return (..., *slices)
 
 
-def _batches(parts: list[tuple[Part, ...]], images: int) -> Iterator[list[tuple[int, tuple[Part, ...]]]]:
+def _batches(parts: list[tuple[Part, ...]], images: int, batch: int) -> Iterator[list[tuple[int, tuple[Part, ...]]]]:
     """Number of the image and tile, some at a time."""
     every = list(product(range(images), parts))
-    return (every[i : i + BATCH] for i in range(0, len(every), BATCH))
+    return (every[i : i + batch] for i in range(0, len(every), batch))
 
 
 def _replicated(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -41,10 +41,10 @@ class RunConfig(StackSettings):
         description="Folder of a finished run or released model whose encoders and codebooks are taken frozen, for all "
         "levels, with the same settings. New decoders are trained on their codes (train_decoders).",
     )
-    start_from: dict[Literal["all", "levels", "refiners", "prior"], Path] = Field(
+    start_from: dict[Literal["all", "levels", "refiners", "prior", "renderer"], Path] = Field(
         {},
-        description="Part (levels, refiners, prior, or all) -> folder of a finished run or released model with whose "
-        "weights its training starts, codebooks and rows of classes of the same name included.",
+        description="Part (levels, refiners, prior, renderer, or all) -> folder of a finished run or released model "
+        "with whose weights its training starts, codebooks and rows of classes of the same name included.",
     )
     condition: ReaderSettings = Field(ReaderSettings(), description="What reads the floats of data.condition.")
     prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")

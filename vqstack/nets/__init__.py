@@ -5,7 +5,7 @@ and their registry), ``blocks`` (convolutions of any number of axes, residual an
 ``staged`` (the project's own pairs), ``state`` (names under which numbers are stored).
 """
 
-from vqstack.nets.blocks import Attention, ResidualBlock, convolution, fold, norm, over_map, unfold
+from vqstack.nets.blocks import Attention, ResidualBlock, convolution, fold, norm_layer, over_map, unfold
 from vqstack.nets.protocols import NETWORKS, DecoderNetwork, EncoderNetwork, build_network, register_networks
 from vqstack.nets.residual import Down, ScalingPath, Trunk, Up
 from vqstack.nets.staged import Growing, Shrinking, StagedDown, StagedPath, StagedUp, stages_of
@@ -29,7 +29,7 @@ __all__ = [
     "build_network",
     "convolution",
     "fold",
-    "norm",
+    "norm_layer",
     "over_map",
     "register_networks",
     "rename_state",

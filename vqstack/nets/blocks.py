@@ -3,11 +3,13 @@
 from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vqstack.errors import InputError
 from vqstack.shapes import Vectors
 
 
@@ -41,8 +43,32 @@ def _patches(axes: int) -> tuple[str, str]:
     return f"b c {apart}", f"b (c {' '.join(patch)}) {' '.join(sites)}"
 
 
-def norm(width: int) -> nn.GroupNorm:
-    """Group normalisation with at least 16 channels a group, so that 1×1 maps still have something to normalise."""
+class SiteNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016) of each site: ``w (x - mean) / sqrt(variance + 1e-5) + b`` over channels.
+
+    No site enters the statistics of another, so that a part of a map is normalised as it is within the whole.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Vectors) -> Vectors:
+        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias).movedim(-1, 1)
+
+
+def norm_layer(width: int, norm: str = "group") -> nn.Module:
+    """Normalisation of maps of so many channels.
+
+    Args:
+        width: channels.
+        norm: ``group``: over the whole map, in groups of at least 16 channels, so that 1×1 maps still have something to
+            normalise; ``site``: :class:`SiteNorm`.
+    """
+    if norm == "site":
+        return SiteNorm(width)
+    if norm != "group":
+        raise InputError(f"networks.options.norm: {norm} is none: choose group or site")
     groups = max(g for g in (1, 2, 4, 8) if width % g == 0 and (g == 1 or width // g >= 16))
     return nn.GroupNorm(groups, width)
 
@@ -52,17 +78,17 @@ class ResidualBlock(nn.Module):
 
     is_block = True  # see vqstack/fit/blocks.py
 
-    def __init__(self, width: int, dropout: float = 0.0, axes: int = 2) -> None:
+    def __init__(self, width: int, dropout: float = 0.0, axes: int = 2, norm: str = "group") -> None:
         super().__init__()
         convolve = convolution(axes)
         last = convolve(width, width, 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.body = nn.Sequential(
-            norm(width),
+            norm_layer(width, norm),
             nn.SiLU(),
             convolve(width, width, 3, padding=1),
-            norm(width),
+            norm_layer(width, norm),
             nn.SiLU(),
             nn.Dropout(dropout),
             last,
@@ -81,11 +107,12 @@ class Attention(nn.Module):
 
     is_block = True
 
-    def __init__(self, width: int, axes: int = 2) -> None:
+    def __init__(self, width: int, axes: int = 2, norm: str = "group") -> None:
         super().__init__()
         convolve = convolution(axes)
         self.heads = width // 64 if width % 64 == 0 else 1
-        self.norm, self.look, self.leave = norm(width), convolve(width, 3 * width, 1), convolve(width, width, 1)
+        self.norm = norm_layer(width, norm)
+        self.look, self.leave = convolve(width, 3 * width, 1), convolve(width, width, 1)
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
 

@@ -14,6 +14,7 @@ class EncoderNetwork(Protocol):
     """``encode``: values of a map to vectors of a smaller one.
 
     Built as ``network(channels, width, out, blocks=…, map_shape=…, scale=…, dropout=…, **options)``, as :class:`Down`.
+    May have a property ``reach``, as :class:`StagedPath`: then tiles of large images may agree.
     """
 
     def __call__(self, values: Float[Tensor, "b channels *below"]) -> Float[Tensor, "b out *map"]: ...

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqstack.nets.blocks import ResidualBlock, convolution, fold, norm, unfold
+from vqstack.nets.blocks import ResidualBlock, convolution, fold, norm_layer, unfold
 from vqstack.shapes import Vectors
 
 
@@ -80,7 +80,7 @@ class ScalingPath(nn.Module, ABC):
         convolve = convolution(len(map_shape))
         self.enter = convolve(read, width, 3, padding=1)
         self.trunk = Trunk(width, blocks, map_shape, dropout)
-        self.leave = nn.Sequential(norm(width), nn.SiLU(), convolve(width, numbers, 1))
+        self.leave = nn.Sequential(norm_layer(width), nn.SiLU(), convolve(width, numbers, 1))
 
     @staticmethod
     @abstractmethod

@@ -4,11 +4,12 @@ For large patches, which one fold would leave to a single layer.
 """
 
 from math import prod
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqstack.nets.blocks import Attention, ResidualBlock, convolution, fold, norm, unfold
+from vqstack.nets.blocks import Attention, ResidualBlock, convolution, fold, norm_layer, unfold
 from vqstack.shapes import Vectors
 
 
@@ -40,13 +41,15 @@ class Stage(nn.Module):
         small: channels at the smaller map.
         factors: how many sites of the larger map one of the smaller covers along each axis.
         blocks: residual blocks, count.
-        dropout: of these.
+        dropout, norm: of these.
     """
 
-    def __init__(self, width: int, small: int, factors: tuple[int, ...], blocks: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, small: int, factors: tuple[int, ...], blocks: int, dropout: float, norm: str = "group"
+    ) -> None:
         super().__init__()
         self.width, self.factors = width, factors
-        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout, len(factors)) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout, len(factors), norm) for _ in range(blocks)))
 
 
 class Growing(Stage):
@@ -56,8 +59,8 @@ class Growing(Stage):
     pattern of dots, which training has to remove.
     """
 
-    def __init__(self, width: int, small: int, factors: tuple[int, ...], blocks: int, dropout: float) -> None:
-        super().__init__(width, small, factors, blocks, dropout)
+    def __init__(self, width: int, small: int, factors: tuple[int, ...], *of_blocks: Any) -> None:
+        super().__init__(width, small, factors, *of_blocks)
         self.grow = convolution(len(factors))(small, width * prod(factors), 3, padding=1)
         patch = prod(factors)
         for parameter in self.grow.parameters():
@@ -70,8 +73,8 @@ class Growing(Stage):
 class Shrinking(Stage):
     """From the larger map to the smaller."""
 
-    def __init__(self, width: int, small: int, factors: tuple[int, ...], blocks: int, dropout: float) -> None:
-        super().__init__(width, small, factors, blocks, dropout)
+    def __init__(self, width: int, small: int, factors: tuple[int, ...], *of_blocks: Any) -> None:
+        super().__init__(width, small, factors, *of_blocks)
         self.shrink = convolution(len(factors))(width * prod(factors), small, 3, padding=1)
 
     def forward(self, x: Vectors) -> Float[Tensor, "b out *smaller"]:
@@ -88,6 +91,7 @@ class StagedPath(nn.Module):
         least: channels that no stage falls below, unless ``width`` does.
         each: residual blocks of each stage, count.
         attention: after how many of the last residual blocks at the smaller map all its sites see each other, count.
+        norm: see :func:`vqstack.nets.norm_layer`.
     """
 
     def __init__(
@@ -100,21 +104,32 @@ class StagedPath(nn.Module):
         least: int,
         each: int,
         attention: int,
+        norm: str,
     ) -> None:
         super().__init__()
         at_map = list[nn.Module]()
         for number in range(blocks):
-            at_map.append(ResidualBlock(width, dropout, len(scale)))
+            at_map.append(ResidualBlock(width, dropout, len(scale), norm))
             if number >= blocks - attention:
-                at_map.append(Attention(width, len(scale)))
-        self.blocks = nn.Sequential(*at_map)
+                at_map.append(Attention(width, len(scale), norm))
+        self.blocks, self.scale = nn.Sequential(*at_map), scale
         stages, here = list[Stage](), width
         for factors in stages_of(scale):  # coarse to fine, whichever way the path goes
             finer = max(here // 2, min(least, here))
-            stages.append(stage(finer, here, factors, each, dropout))
+            stages.append(stage(finer, here, factors, each, dropout, norm))
             here = finer
         self.stages = nn.ModuleList(stages)
         self.width, self.finest = width, here  # channels at either end
+
+    @property
+    def reach(self) -> tuple[int, ...] | None:
+        """How many sites of the smaller map away along each axis what is read may lie; None: anywhere."""
+        if any(isinstance(module, nn.GroupNorm | Attention) for module in self.modules()):
+            return None
+        return self._reach()
+
+    def _reach(self) -> tuple[int, ...]:
+        raise NotImplementedError
 
     def floats(self, sites: tuple[int, ...]) -> int:
         """Numbers that a backward pass keeps of an image, roughly: of each residual block six maps of its width."""
@@ -143,11 +158,19 @@ class StagedDown(StagedPath):
         least: int = 32,
         each: int = 1,
         attention: int = 0,
+        norm: str = "group",
     ) -> None:
-        super().__init__(width, blocks, scale, dropout, Shrinking, least, each, attention)
+        super().__init__(width, blocks, scale, dropout, Shrinking, least, each, attention, norm)
         convolve = convolution(len(scale))
         self.enter = convolve(channels, self.finest, 3, padding=1)
-        self.leave = nn.Sequential(norm(width), nn.SiLU(), convolve(width, out, 1))
+        self.leave = nn.Sequential(norm_layer(width, norm), nn.SiLU(), convolve(width, out, 1))
+
+    def _reach(self) -> tuple[int, ...]:
+        far = [2 * len(self.blocks)] * len(self.scale)  # a convolution reads one site more, a residual block two
+        for stage in self.stages:  # coarse to fine: back to what a code was made of
+            assert isinstance(stage, Stage)
+            far = [(n + 1) * factor + 2 * len(stage.blocks) for n, factor in zip(far, stage.factors, strict=True)]
+        return tuple(-(-(n + 1) // patch) for n, patch in zip(far, self.scale, strict=True))
 
     def forward(self, x: Float[Tensor, "b c *below"]) -> Float[Tensor, "b d *map"]:
         x = self.enter(x)
@@ -177,12 +200,20 @@ class StagedUp(StagedPath):
         least: int = 32,
         each: int = 1,
         attention: int = 0,
+        norm: str = "group",
     ) -> None:
-        super().__init__(width, blocks, scale, dropout, Growing, least, each, attention)
+        super().__init__(width, blocks, scale, dropout, Growing, least, each, attention, norm)
         convolve, self.features = convolution(len(scale)), width
         self.enter = convolve(channels, width, 3, padding=1)
-        self.ready = nn.Sequential(norm(self.finest), nn.SiLU())
+        self.ready = nn.Sequential(norm_layer(self.finest, norm), nn.SiLU())
         self.last = convolve(self.finest, out, 3, padding=1)
+
+    def _reach(self) -> tuple[int, ...]:
+        far = [1] * len(self.scale)
+        for stage in reversed(self.stages):  # fine to coarse: back to the codes that a pixel was made of
+            assert isinstance(stage, Stage)
+            far = [-(-(n + 2 * len(stage.blocks)) // f) + 1 for n, f in zip(far, stage.factors, strict=True)]
+        return tuple(n + 2 * len(self.blocks) + 1 for n in far)
 
     def forward(self, x: Vectors) -> tuple[Float[Tensor, "b w *map"], Float[Tensor, "b out *below"]]:
         """What the blocks at the smaller map put out, and the output."""

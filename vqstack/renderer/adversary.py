@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vqstack.errors import InputError
-from vqstack.nets import convolution, norm
+from vqstack.nets import convolution, norm_layer
 from vqstack.renderer.perceptual import Pictures
 from vqstack.renderer.settings import AdversarySettings
 from vqstack.shapes import by_axis
@@ -45,7 +45,7 @@ class Discriminator(nn.Module):
         convolve, width = convolution(len(sides)), settings.width
         body = [convolve(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for _ in range(settings.layers - 1):
-            body += [convolve(width, 2 * width, 4, stride=2, padding=1), norm(2 * width), nn.LeakyReLU(0.2)]
+            body += [convolve(width, 2 * width, 4, stride=2, padding=1), norm_layer(2 * width), nn.LeakyReLU(0.2)]
             width *= 2
         self.body = nn.Sequential(*body, convolve(width, 1, 3, padding=1))
 

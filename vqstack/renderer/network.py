@@ -33,9 +33,18 @@ class Renderer(nn.Module):
     ) -> None:
         super().__init__()
         self.pixels = pixels
-        stages = {"blocks": settings.blocks, "each": settings.blocks, "least": settings.least_width}
-        stages["attention"] = settings.attention
-        self.up = StagedUp(dim, settings.width, pixels.shape[0], map_shape=map_shape, scale=scale, **stages)
+        self.up = StagedUp(
+            dim,
+            settings.width,
+            pixels.shape[0],
+            blocks=settings.blocks,
+            map_shape=map_shape,
+            scale=scale,
+            least=settings.least_width,
+            each=settings.blocks,
+            attention=settings.attention,
+            norm=settings.norm,
+        )
 
     @property
     def last_weight(self) -> nn.Parameter:

@@ -33,6 +33,11 @@ class RendererSettings(Settings):
     attention: int = Field(
         0, ge=0, description="After how many of the blocks at the code map all its sites see each other, count."
     )
+    norm: Literal["group", "site"] = Field(
+        "group",
+        description="Statistics of the normalisation: of groups of channels over the whole map, or of each site by "
+        "itself, with which the tiles of large images agree.",
+    )
     pixel: float = Field(2.0, ge=0, description="Weight of the mean absolute error, no unit.")
     perceptual: str = Field(
         "classifier",
