@@ -3,19 +3,17 @@
 import asyncio
 import base64
 import io
-import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browsing import CHROMIUM, ENDLESS, QUIET, Tab, served
 from helpers import TINY, refused, text_encoder, untrained
 from PIL import Image, ImageSequence
 
@@ -23,7 +21,7 @@ import vqstack
 from vqstack import Edited
 from vqstack.codec.blocks import BlockCodec
 from vqstack.images import save_png
-from vqstack.texts import TextSettings, encode_texts
+from vqstack.texts import encode_texts
 
 ui = pytest.importorskip("nicegui", reason="the page needs nicegui: pip install 'vqstack[explore]'")
 sync_api = pytest.importorskip(
@@ -32,13 +30,17 @@ sync_api = pytest.importorskip(
 
 from vqstack.explorer import files, page, pictures  # noqa: E402
 from vqstack.explorer.look import bits_picture, map_picture  # noqa: E402
-from vqstack.explorer.opened import Opened  # noqa: E402
+from vqstack.explorer.opened import Opened, Stopped  # noqa: E402
 from vqstack.ledger import BITS  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-QUIET += ["--disable-sync", "--no-first-run", "--disable-quic"]
 browsing = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is here: make browser installs Debian's")
+SMALL = ((1, 4, 4), [(2, 2), (1, 1)])
+KINDS = {
+    "sound": ((1, 64), [(16,), (4,)], {"rate": 8000}, {}),
+    "volume": ((1, 4, 4, 4), [(2, 2, 2), (1, 1, 1)], {}, {}),
+    "video": ((3, 4, 8, 8), [(2, 2, 2), (1, 1, 1)], {"rate": 5}, {}),
+    "codes": ((3, 4, 4), [(2, 2), (1, 1)], {}, {"kind": "residual", "codes": 2}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,129 +57,83 @@ def opened(run):
 
 
 @pytest.fixture(scope="module")
-def address(run):
-    with served(run) as found:
-        yield found
-
-
-@contextmanager
-def served(run):
-    """The address of a run's page, served by a process of its own."""
-    code = (
-        f"import sys; sys.argv[1:] = ['explore', {str(run)!r}, '--port', '0']; import vqstack.commands as c; c.main()"
-    )
-    pipe, kept = subprocess.PIPE, {name: value for name, value in os.environ.items() if "PYTEST" not in name}
-    server = subprocess.Popen(  # nicegui would take it for a test of its own
-        [sys.executable, "-c", code], env={**kept, "OMP_NUM_THREADS": "1"}, stdout=pipe, stderr=pipe, text=True
-    )
-    try:
-        assert server.stdout is not None
-        yield server.stdout.readline().strip()
-    finally:
-        server.terminate()
-        _, complaints = server.communicate(timeout=30)
-    assert "Traceback" not in complaints, complaints
+def models(tmp_path_factory):
+    """Models with random weights by their names, which are also the names of their pages, and where they lie."""
+    folder = tmp_path_factory.mktemp("models")
+    text = {"name": str(text_encoder(folder / "encoder")), "length": 8}
+    floats = {"kind": "vector", "name": "numbers", "shape": [3]}
+    caption = {"kind": "vector", "name": "caption", "shape": [8], "text": text}
+    made = {kind: untrained(folder / kind, *given) for kind, given in KINDS.items()}
+    made["floats"] = untrained(folder / "floats", *SMALL, condition=floats, prior={"condition": True})
+    made["text"] = untrained(folder / "text", *SMALL, condition=caption, prior={"condition": True})
+    led = {"level": 2, "depth": 1, "dim": 8, "heads": 2, "labels": True, "label_dropout": 0.1}
+    made["led"] = untrained(folder / "led", *SMALL, classes=3, refiners=[led], prior={"label_dropout": 0.0})
+    return folder, made
 
 
 @pytest.fixture(scope="module")
-def browser():
+def address(run, models):
+    folder, made = models
+    with served(run, [folder / name for name in made]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def window():
     with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_context()
 
 
-class Tab:
-    """A tab of the browser, and what a person does and sees there."""
-
-    def __init__(self, browser, address, size=(1400, 1000)):
-        self.page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-        self.page.goto(address)
-        self.page.wait_for_selector("[data-do=drawn]")
-
-    def part(self, name):
-        self.page.click(f"[data-tab={name}]")
-
-    def do(self, name):
-        self.page.click(f"[data-do={name}] >> visible=true")
-        self.page.wait_for_timeout(150)
-        self.page.wait_for_selector("[aria-label=computing]", state="hidden", timeout=60_000)
-
-    def open(self, number):
-        self.page.fill("[aria-label='test image'] >> nth=0", str(number))
-        self.do("test")
-
-    def picture(self, hook, wanted):
-        """Wait until what is shown is the picture that is wanted, pixel by pixel."""
-        wanted = np.asarray(wanted.convert("RGB"))
-        for _ in range(60):
-            source = self.page.get_attribute(f"{hook} img >> nth=-1", "src") or ""
-            if source.startswith("data:"):
-                found = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB")
-                if found.size == wanted.shape[1::-1] and np.array_equal(np.asarray(found), wanted):
-                    return
-            self.page.wait_for_timeout(100)
-        raise AssertionError(f"{hook} shows something else")
-
-    def board(self, name):
-        return f"[data-board='{name}']"
-
-    def site(self, name, row, column, rows, columns, button=True):
-        """Point at a site of a board, and press the mouse there."""
-        self.page.locator(self.board(name)).scroll_into_view_if_needed()
-        box = self.page.locator(self.board(name)).bounding_box()
-        x, y = box["x"] + (column + 0.5) * box["width"] / columns, box["y"] + (row + 0.5) * box["height"] / rows
-        self.page.mouse.move(x, y)
-        if button:
-            self.page.mouse.down()
-            self.page.mouse.up()
-        self.page.wait_for_timeout(100)
-
-    def take(self, number):
-        """Open an image of the gallery; on a machine that is very busy a click was lost once."""
-        for _ in range(3):
-            self.page.click(f"[data-made='{number}']")
-            try:
-                self.page.wait_for_selector("[data-edited] img >> visible=true", timeout=10_000)
-                return
-            except sync_api.TimeoutError:
-                continue
-        raise AssertionError(f"image {number} does not open")
-
-    def text(self, hook, pattern):
-        """Wait until the text there matches."""
-        self.page.wait_for_function(
-            "([hook, pattern]) => new RegExp(pattern).test(document.querySelector(hook)?.textContent ?? '')",
-            arg=[hook, pattern],
-        )
-        return self.page.inner_text(hook)
-
-    def said(self, *words):
-        """A word of the page to the person."""
-        note = self.page.wait_for_selector(".q-notification").inner_text()
-        assert all(word in note for word in words), note
-        self.page.click(".q-notification button")
-        self.page.wait_for_selector(".q-notification", state="detached")
-
-    def download(self, name):
-        with self.page.expect_download() as waiting:
-            self.page.click(f"[data-do={name}] >> visible=true")
-        return Path(waiting.value.path()).read_bytes()
-
-    def close(self):
-        self.page.close()
+@pytest.fixture(scope="module")
+def shared():
+    """The tab that tests use one after the other, and how many had failed when it was opened."""
+    return {}
 
 
 @pytest.fixture
-def tab(browser, address):
-    made = Tab(browser, address)
-    yield made
-    made.close()
+def tab(window, address, shared, request):
+    """A tab in which others may have worked before, but for tests that failed."""
+    failed = request.session.testsfailed
+    if shared.get("failed") != failed:
+        shared.update(tab=Tab(window, address), failed=failed)
+    return shared["tab"]
 
 
-EDITED = "edit z_1, 4x4 of 8 codes"
+@pytest.fixture
+def visit(window, address):
+    """Opens more tabs, of other models too; they are closed in the end."""
+    made = []
+
+    def opened(name="", size=(1400, 1000)):
+        made.append(Tab(window, f"{address}/{name}", size))
+        return made[-1]
+
+    yield opened
+    for one in made:
+        one.close()
+
+
+EDITED = "edit z_1"
+
+
+@browsing
+def test_numbers_that_do_not_fit_are_refused_and_stay(tab):
+    field, before = "[aria-label='test image'] >> nth=0", tab.page.inner_text("[data-open]")
+    for wrong in ("297", "-1", "1.5", ""):
+        tab.page.fill(field, wrong)
+        tab.press("test")
+        tab.said("test image", "0 … 296")
+        assert tab.page.input_value(field) == wrong
+    assert tab.page.inner_text("[data-open]") == before
+    tab.part("Generate")
+    tab.page.fill("[aria-label='temperature, prior']", "-1")
+    tab.press("sample")
+    tab.said("temperature, prior", "0.001 or more")
 
 
 @browsing
 def test_look_shows_every_map_what_it_keeps_and_the_bits_of_every_site(tab, opened):
+    tab.part("Look")
     tab.open(3)
     image, model = opened.image(3), opened.model
     for level in (1, 2):
@@ -191,43 +147,40 @@ def test_look_shows_every_map_what_it_keeps_and_the_bits_of_every_site(tab, open
     tab.picture(tab.board("bits of every site"), heat)
     tab.site("bits of every site", 3, 5, 8, 8, button=False)
     here = float(nats["level-1"][0, :, 3, 5].sum()) * BITS
-    assert f"site 3 5: {here:.2f} of" in tab.page.inner_text("text=/site 3 5/")
+    tab.page.wait_for_selector(f"text=site 3 5: {here:.2f} of")
     rows = [row.split() for row in tab.page.locator("tbody tr").all_inner_texts()]
     total = sum(image.bits.values())
     for row, shown in [*image.bits.items(), ("total", total)]:
         assert [row, f"{shown:,.2f}", f"{shown / total:.1%}"] in rows
     tab.site("codes of level 1", 2, 1, 4, 4, button=False)
-    said = tab.text("[data-told]", "site 2 1")
+    said = tab.text("[data-told]", "site 2 1.*looked at")
     bits = float(nats["level-2"][0, 2, 1]) * BITS
     assert f"code {int(image.codes[0][0, 2, 1])}, {bits:.2f} bits" in said
 
 
 @browsing
 def test_edit_does_what_the_calls_do_and_its_lines_make_the_image_again(tab, opened, run):
-    tab.open(5)
-    tab.part("Edit")
-    tab.page.click("text=z_1, 4x4 of 8 codes >> visible=true")
-    tab.page.wait_for_selector(tab.board(EDITED))
-    tab.site(EDITED, 0, 1, 4, 4)
+    tab.edit(5, "z_1", [(0, 1, 4, 4)])
     tab.page.keyboard.press("ArrowDown")  # the board has the keys now
     tab.page.keyboard.press("Space")
     assert f"code {int(opened.image(5).codes[0][0, 1, 1])}" in tab.text("[data-here]", "site 1 1")
-    assert "2 of 16" in tab.text("[data-count]", "2 of")
+    tab.text("[data-count]", "2 of 16")
     tab.do("resample")
     expected = start = opened.image(5)
     expected = expected.resampled(1, [(0, 1), (1, 1)], seed=0)
     tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
 
     tab.site(EDITED, 1, 1, 4, 4)
+    tab.text("[data-count]", "1 of 16")
     tab.do("choices")
     second = expected.choices(1, (0, 1))[1]
-    shown = tab.page.locator("[data-code]").all_inner_texts()
-    assert shown[1] == f"{second.code}: {second.probability:.1%}"
+    tab.page.wait_for_selector("[data-code]")
+    assert tab.page.locator("[data-code]").all_inner_texts()[1] == f"{second.code}: {second.probability:.1%}"
     tab.page.click(f"[data-code='{second.code}']")
     expected = expected.placed(1, {(0, 1): second.code})
     tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
 
-    tab.page.click("text=whole map")
+    tab.whole()
     tab.do("copy")
     expected = expected.copied(1, opened.image(1).codes[0])
     tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
@@ -238,9 +191,9 @@ def test_edit_does_what_the_calls_do_and_its_lines_make_the_image_again(tab, ope
     before, expected = expected, expected.exchanged(1, old, (old + 1) % 8)
     picture = pictures.of_input(opened.model, expected.pixels)
     tab.picture("[data-edited]", picture)
-    tab.do("undo")
+    tab.press("undo")
     tab.picture("[data-edited]", pictures.of_input(opened.model, before.pixels))
-    tab.do("redo")
+    tab.press("redo")
     tab.picture("[data-edited]", picture)
 
     lines = tab.download("python").decode()
@@ -256,20 +209,12 @@ def test_edit_does_what_the_calls_do_and_its_lines_make_the_image_again(tab, ope
 
 
 @browsing
-def test_rectangles_pixels_and_drawn_maps(tab, opened):
-    tab.open(2)
-    tab.part("Edit")
+def test_a_rectangle_of_pixels_is_drawn_again(tab, opened):
+    tab.edit(2, "image")
     tab.page.click("text=rectangle")
-    tab.page.click("[aria-label=map] >> text=image")
-    name = "edit image"
-    tab.page.wait_for_selector(tab.board(name))
-    box = tab.page.locator(tab.board(name)).bounding_box()
-    step = box["width"] / 8
-    tab.page.mouse.move(box["x"] + 0.5 * step, box["y"] + 0.5 * step)
-    tab.page.mouse.down()
-    tab.page.mouse.move(box["x"] + 2.5 * step, box["y"] + 1.5 * step, steps=4)
-    tab.page.mouse.up()
+    tab.drag("edit image", (0, 0), (1, 2), 8, steps=4)
     tab.text("[data-count]", "6 of 64")
+    tab.page.click("text=brush")
     tab.do("resample")
     sites = [(0, row, column) for row in range(2) for column in range(3)]
     expected = opened.image(2).resampled(0, sites, seed=0)
@@ -278,36 +223,29 @@ def test_rectangles_pixels_and_drawn_maps(tab, opened):
 
 @browsing
 def test_a_quick_brush_leaves_no_gaps_and_a_kept_image_is_named_until_it_is_forgotten(tab, opened):
-    tab.open(3)
-    tab.part("Edit")
-    tab.page.click("[data-do=keep]")
+    tab.edit(3, "z_1")
+    tab.press("keep")
     tab.open(2)
-    assert "test image 3" in tab.text("[data-other]", "the other image")
-    tab.page.click("text=z_1, 4x4 of 8 codes >> visible=true")
-    box = tab.page.locator(tab.board(EDITED)).bounding_box()
-    step = box["width"] / 4
-    tab.page.mouse.move(box["x"] + step / 2, box["y"] + step / 2)
-    tab.page.mouse.down()
-    tab.page.mouse.move(box["x"] + 3.5 * step, box["y"] + 3.5 * step, steps=1)
-    tab.page.mouse.up()
+    tab.text("[data-other]", "the other image: test image 3")
+    tab.drag(EDITED, (0, 0), (3, 3), 4, steps=1)
     tab.text("[data-count]", "4 of 16")
-    tab.page.click("text=whole map")
+    tab.whole()
     tab.do("copy")
     kept = opened.image(2).copied(1, opened.image(3).codes[0])
     tab.picture("[data-edited]", pictures.of_input(opened.model, kept.pixels))
-    tab.page.click("[data-do=forget] >> visible=true")
-    tab.page.fill("[aria-label='test image'] >> nth=1", "7")
+    tab.press("forget")
+    other = "[aria-label='test image'] >> visible=true >> nth=1"
+    tab.page.fill(other, "7")
     tab.do("copy")
-    other = kept.copied(1, opened.image(7).codes[0])
-    tab.picture("[data-edited]", pictures.of_input(opened.model, other.pixels))
+    copied = kept.copied(1, opened.image(7).codes[0])
+    tab.picture("[data-edited]", pictures.of_input(opened.model, copied.pixels))
+    tab.page.fill(other, "1")
 
 
 @browsing
 def test_keys_choose_rectangles_and_undo(tab, opened):
-    tab.open(2)
-    tab.part("Edit")
-    tab.page.click("text=z_1, 4x4 of 8 codes >> visible=true")
-    tab.page.focus(tab.board(EDITED))
+    tab.edit(2, "z_1", [(0, 0, 4, 4), (0, 0, 4, 4)])  # chosen and given up: the keys are there
+    tab.text("[data-count]", "no site")
     for key in ("ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown", "Shift+ArrowDown", "Shift+ArrowUp"):
         tab.page.keyboard.press(key)
     tab.text("[data-count]", "4 of 16")
@@ -319,47 +257,42 @@ def test_keys_choose_rectangles_and_undo(tab, opened):
     tab.picture("[data-edited]", pictures.of_input(opened.model, start.pixels))
     tab.page.keyboard.press("Control+Shift+z")
     tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
-    assert tab.text("[data-open]", "open") == f"open: test image 2, class {int(start.labels)}, 1 change"
+    assert tab.text("[data-open]", "1 change") == f"open: test image 2, class {int(start.labels)}, 1 change"
 
 
 @browsing
-def test_a_page_that_is_loaded_again_has_its_image_and_its_past(tab, browser, address, opened):
-    tab.open(3)
-    tab.part("Edit")
-    tab.page.click("text=whole map")
+def test_what_is_computed_is_stopped_and_what_was_done_is_kept(tab, opened):
+    tab.edit(4, "z_2")
+    tab.whole()
+    tab.seed(ENDLESS)
+    tab.press("resample")
+    tab.computing()
+    tab.press("stop")
+    tab.said("stopped", "as it was")
+    tab.picture("[data-edited]", pictures.of_input(opened.model, opened.image(4).pixels))
+    tab.seed(0)
     tab.do("resample")
-    tab.page.reload()
-    tab.text("[data-open]", "test image 3, class [0-9], 1 change")
-    changed = opened.image(3).resampled(2, seed=0)
-    tab.picture("[data-edited]", pictures.of_input(opened.model, changed.pixels))
-    tab.do("undo")
-    tab.picture("[data-edited]", pictures.of_input(opened.model, opened.image(3).pixels))
-    other = Tab(browser, address)
-    assert "No image" in other.page.inner_text("[data-open]")
-    other.close()
+    tab.picture("[data-edited]", pictures.of_input(opened.model, opened.image(4).resampled(2).pixels))
 
-
-@browsing
-def test_numbers_that_do_not_fit_are_refused_and_stay(tab):
-    field = "[aria-label='test image'] >> nth=0"
-    for wrong in ("297", "-1", "1.5", ""):
-        tab.page.fill(field, wrong)
-        tab.page.click("[data-do=test]")
-        tab.said("test image", "0 … 296")
-        assert tab.page.input_value(field) == wrong
-    assert "No image" in tab.page.inner_text("[data-open]")
     tab.part("Generate")
-    tab.page.fill("[aria-label='temperature, prior']", "-1")
-    tab.do("sample")
-    tab.said("temperature, prior", "0.001 or more")
+    tab.page.fill("[aria-label='images']", "20")
+    tab.page.fill("[aria-label='temperature, prior']", "1")
+    tab.seed(ENDLESS)
+    tab.press("sample")
+    tab.page.wait_for_selector("[data-made='7']")
+    tab.press("stop")
+    tab.said("stopped", "8 of 20 images")
+    assert tab.page.locator("[data-made]").count() == 8
 
 
 @browsing
 def test_generate_draws_varies_and_blends(tab, opened):
-    tab.open(4)
     tab.part("Generate")
+    tab.open(4)
+    assert not tab.page.locator("[aria-label='guidance, prior']").count()  # it never learned to do without labels
     tab.page.fill("[aria-label='images']", "3")
     tab.page.fill("[aria-label='temperature, prior']", "0.5")
+    tab.seed(0)
     tab.do("sample")
     own = opened.model.settings.draws()
     sampling = vqstack.SamplingSettings(
@@ -375,11 +308,36 @@ def test_generate_draws_varies_and_blends(tab, opened):
     tab.do("blend")
     blended = start.blended(opened.image(1), [0.5, 0.0], seed=3)
     tab.picture("[data-made='3']", pictures.of_input(opened.model, blended.pixels))
-    tab.take(3)
+    tab.page.click("[data-made='3']")
     tab.picture("[data-edited]", pictures.of_input(opened.model, blended.pixels))
     names = {}
     exec(tab.download("python").decode(), names)
     assert torch.equal(names["image"].pixels, blended.pixels)
+
+
+@browsing
+def test_guidance_is_offered_where_it_leads(visit, models):
+    model, tab = models[1]["led"], visit("led")
+    tab.part("Generate")
+    assert not tab.page.locator("[aria-label='guidance, prior'], [aria-label='guidance, level 1']").count()
+    tab.page.fill("[aria-label='guidance, level 2']", "3")
+    tab.do("sample")
+    wanted = Edited.gallery(model, 8, sampling=vqstack.SamplingSettings(guidance=(1, 3, 1)))
+    tab.picture("[data-made='7']", pictures.of_input(model, wanted[7].pixels))
+
+
+def test_guidance_leads_where_the_settings_say_and_is_refused_elsewhere(models):
+    model = deepcopy(models[1]["led"])
+    for weights in model.parameters():  # transformers start with an output of zeros
+        weights.data.add_(0.3 * torch.randn(weights.shape))
+    plain, led = model.sample(8).codes[1], []
+    for part in range(3):
+        sampling = vqstack.SamplingSettings(guidance=tuple(9.0 if number == part else 1.0 for number in range(3)))
+        try:
+            led.append(not torch.equal(model.sample(8, sampling=sampling).codes[1], plain))
+        except vqstack.InputError:
+            led.append(False)
+    assert model.settings.guided == led == [False, True, False]
 
 
 @browsing
@@ -396,24 +354,36 @@ def test_codebooks_say_how_codes_are_used(tab, opened):
     assert f"code 5: {int(use.counts[5])} of {int(use.counts.sum())}" in tab.text("[data-code-use]", "code 5")
 
 
+def compressed(model, paths):
+    """What the page makes of files."""
+    return files.Compressed(BlockCodec(model), {path: path.stem for path in paths}, lambda path: None)
+
+
 @browsing
 def test_compress_gives_files_both_ways_and_shows_their_beginnings(tab, opened, tmp_path):
     paths = [tmp_path / "mine.png", tmp_path / "yours.png"]
     for path, pixels in zip(paths, opened.split.part(slice(6, 8)).pixels, strict=True):
         save_png(pixels, path, 17)
     tab.part("Compress")
-    tab.page.set_input_files("[data-drop] input[type=file]", paths)
-    made = files.Compressed(BlockCodec(opened.model), {path: path.stem for path in paths})
+    shutil.copy(paths[0], tmp_path / "endless.png")
+    tab.give("data-drop", tmp_path / "endless.png")
+    tab.computing()
+    tab.page.keyboard.press("Escape")
+    tab.said("stopped", "as it was")
+    tab.give("data-drop", paths)
+    made = compressed(opened.model, paths)
     said = tab.text("[data-size]", "bytes")
     assert f"{len(made.content):,} compressed" in said
     tab.text("[data-level]", "exact")
+    rows = [row.split() for row in tab.page.locator("[aria-label='bytes by row'] tbody tr").all_inner_texts()]
+    assert sum(float(row[-1].replace(",", "")) for row in rows) == pytest.approx(len(made.content), abs=0.3)
     assert tab.download("compressed") == made.content
     back = zipfile.ZipFile(io.BytesIO(tab.download("back")))
     for path in paths:
         assert Image.open(io.BytesIO(back.read(path.name))).tobytes() == Image.open(path).tobytes()
     (tmp_path / "both.vqs").write_bytes(made.content)
-    tab.page.set_input_files("[data-drop] input[type=file]", tmp_path / "both.vqs")
-    tab.text("[data-size]", f"^1 files.*{len(made.content):,} bytes as given, {len(made.content):,} compressed")
+    tab.give("data-drop", tmp_path / "both.vqs")
+    tab.text("[data-size]", f"^1 file:.*{len(made.content):,} bytes as given, {len(made.content):,} compressed")
     assert tab.download("compressed") == made.content
     slider = tab.page.locator("[data-bytes]").bounding_box()
     tab.page.mouse.click(slider["x"] + 0.97 * slider["width"], slider["y"] + slider["height"] / 2)
@@ -427,50 +397,18 @@ def test_compress_gives_files_both_ways_and_shows_their_beginnings(tab, opened, 
 def test_wrong_and_huge_files_are_refused_by_name(tab, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (tmp_path / "huge.png").write_bytes(bytes(17 * 2**20))
-    tab.page.set_input_files("[data-own] input[type=file]", tmp_path / "broken.png")
+    tab.give("data-own", tmp_path / "broken.png")
     tab.said("broken.png", "cannot be read")
-    tab.page.set_input_files("[data-own] input[type=file]", tmp_path / "huge.png")
+    tab.give("data-own", tmp_path / "huge.png")
     tab.said("16 MB")
     (tmp_path / "broken.vqs").write_bytes(b"nothing")
     tab.part("Compress")
-    tab.page.set_input_files("[data-drop] input[type=file]", tmp_path / "broken.vqs")
+    tab.give("data-drop", tmp_path / "broken.vqs")
     tab.said("broken.vqs")
-    tab.part("Edit")
-    tab.do("resample")
-    tab.said("choose sites first")
-
-
-@browsing
-def test_tabs_do_not_mix_and_one_closed_amid_work_harms_none(browser, address, tab, opened):
-    other = Tab(browser, address, (390, 800))  # as narrow as a telephone
-    tab.open(1)
-    other.open(2)
-    wide = other.page.evaluate("document.documentElement.scrollWidth")
-    overflowing = other.page.evaluate(
-        "() => [...document.querySelectorAll('*')].filter((e) => e.getBoundingClientRect().right > 391)"
-        ".map((e) => e.outerHTML.slice(0, 120))"
-    )
-    assert wide <= 390, overflowing
-    for part in page.PARTS[1:]:
-        other.part(part)
-        other.page.wait_for_timeout(200)
-        beyond = other.page.evaluate(
-            "() => [...document.querySelectorAll('.q-tab-panel input, .q-tab-panel button')]"
-            ".filter((e) => e.getBoundingClientRect().right > 391).map((e) => e.outerHTML.slice(0, 120))"
-        )
-        assert beyond == []
-    other.page.click("[data-do=drawn]")
-    other.close()
-    tab.part("Edit")
-    tab.page.click("text=whole map")
-    tab.do("resample")
-    expected = opened.image(1).resampled(2, seed=0)
-    tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
 
 
 @browsing
 def test_everything_has_a_name_for_who_cannot_see_it(tab):
-    tab.open(0)
     for part in page.PARTS:
         tab.part(part)
         nameless = tab.page.evaluate(
@@ -482,105 +420,162 @@ def test_everything_has_a_name_for_who_cannot_see_it(tab):
         assert nameless == []
 
 
-SIGNALS = {
-    "sound": ((1, 64), [(16,), (4,)], {"rate": 8000}, {}),
-    "volume": ((1, 4, 4, 4), [(2, 2, 2), (1, 1, 1)], {}, {}),
-    "video": ((3, 4, 8, 8), [(2, 2, 2), (1, 1, 1)], {"rate": 5}, {}),
-    "two codes": ((3, 4, 4), [(2, 2), (1, 1)], {}, {"kind": "residual", "codes": 2}),
-}
+@browsing
+def test_a_page_that_is_loaded_again_has_its_image_and_its_past_and_shares_them_with_none(visit, opened):
+    tab = visit()
+    tab.part("Edit")
+    tab.press("resample")
+    tab.said("choose sites first")
+    tab.open(3)
+    tab.whole()
+    tab.do("resample")
+    tab.page.reload()
+    tab.text("[data-open]", "test image 3, class [0-9], 1 change")
+    changed = opened.image(3).resampled(2, seed=0)
+    tab.picture("[data-edited]", pictures.of_input(opened.model, changed.pixels))
+    tab.press("undo")
+    tab.picture("[data-edited]", pictures.of_input(opened.model, opened.image(3).pixels))
+    assert "No image" in visit(size=(390, 800)).page.inner_text("[data-open]")
 
 
 @browsing
-@pytest.mark.parametrize("kind", SIGNALS)
-def test_signals_of_other_kinds_are_shown_and_edited(browser, kind, tmp_path):
-    model = untrained(tmp_path / "model", *SIGNALS[kind])
-    with served(tmp_path / "model") as address:
-        tab = Tab(browser, address)
-        tab.do("drawn")
-        image = Edited.drawn(model)
-        tab.picture("[data-image]", pictures.of_input(model, image.pixels))
-        assert (tab.page.locator("audio >> visible=true").count() == 1) == (kind == "sound")
-        if kind == "video":
-            clip = tab.page.get_attribute("[data-clip] img >> nth=0", "src")
-            frames = ImageSequence.Iterator(Image.open(io.BytesIO(base64.b64decode(clip.partition(",")[2]))))
-            wanted = [pictures.of_input(model, frame[None]) for frame in image.pixels[0].unbind(1)]
-            assert all(np.array_equal(one.convert("RGB"), other) for one, other in zip(frames, wanted, strict=True))
-        nats = model.code_lengths_by_site(image.pixels, list(image.codes))
-        heat = bits_picture(image, 0, nats["level-1"] * BITS)
-        if kind == "two codes":
-            heat = heat.resize((256, 256), Image.Resampling.NEAREST)
-        tab.picture(tab.board("bits of every site") if kind == "two codes" else "[data-heat]", heat)
-        tab.part("Edit")
-        tab.page.click("[aria-label=map] >> text=z_1")
-        tab.page.click("[data-do=keep]")
-        tab.page.click("text=whole map")
-        tab.do("resample")
-        changed = image.resampled(1)
-        tab.picture("[data-edited]", pictures.of_input(model, changed.pixels))
-        tab.text("[data-other]", "the other image: sample, seed 0")
-        tab.do("copy")  # the codes of the image that was kept
-        tab.picture("[data-edited]", pictures.of_input(model, changed.copied(1, image.codes[0]).pixels))
-        tab.part("Codebooks")
-        tab.do("count")
-        tab.text("[data-use]", "perplexity")
-        tab.close()
+def test_a_narrow_tab_shows_all_and_what_it_computes_ends_with_it(visit, tab, opened):
+    other = visit(size=(390, 800))  # as narrow as a telephone
+    tab.edit(1, "z_2")
+    other.open(2)
+    wide = other.page.evaluate("document.documentElement.scrollWidth")
+    overflowing = other.page.evaluate(
+        "() => [...document.querySelectorAll('*')].filter((e) => e.getBoundingClientRect().right > 391)"
+        ".map((e) => e.outerHTML.slice(0, 120))"
+    )
+    assert wide <= 390, overflowing
+    for part in page.PARTS[:0:-1]:
+        other.part(part)
+        other.page.wait_for_selector(f"[data-tab={part}][aria-selected=true]")
+        beyond = other.page.evaluate(
+            "() => [...document.querySelectorAll('.q-tab-panel input, .q-tab-panel button')]"
+            ".filter((e) => e.getBoundingClientRect().right > 391).map((e) => e.outerHTML.slice(0, 120))"
+        )
+        assert beyond == []
+    other.whole()
+    other.seed(ENDLESS)
+    other.press("resample")
+    other.computing()
+    tab.whole()
+    tab.press("resample")
+    tab.said("another tab is computing")
+    other.close()  # before that nothing of this tab is computed, and of the other nothing comes to an end
+    expected = opened.image(1).resampled(2, seed=0)
+    tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
 
 
 @browsing
-def test_floats_that_a_model_is_given_come_from_a_file(browser, tmp_path):
-    given = {"condition": {"kind": "vector", "name": "numbers", "shape": [3]}, "prior": {"condition": True}}
-    model = untrained(tmp_path / "model", (1, 4, 4), [(2, 2), (1, 1)], **given)
+@pytest.mark.parametrize("kind", KINDS)
+def test_signals_of_other_kinds_are_shown_and_edited(visit, models, kind, tmp_path):
+    model, tab = models[1][kind], visit(kind)
+    tab.do("drawn", 2)
+    image = Edited.drawn(model)
+    tab.picture("[data-image]", pictures.of_input(model, image.pixels))
+    assert (tab.page.locator("audio >> visible=true").count() == 1) == (kind == "sound")
+    if kind == "video":
+        clip = tab.page.get_attribute("[data-clip] img >> nth=0", "src")
+        frames = ImageSequence.Iterator(Image.open(io.BytesIO(base64.b64decode(clip.partition(",")[2]))))
+        wanted = [pictures.of_input(model, frame[None]) for frame in image.pixels[0].unbind(1)]
+        assert all(np.array_equal(one.convert("RGB"), other) for one, other in zip(frames, wanted, strict=True))
+    nats = model.code_lengths_by_site(image.pixels, list(image.codes))
+    heat = bits_picture(image, 0, nats["level-1"] * BITS)
+    if kind == "codes":
+        heat = heat.resize((256, 256), Image.Resampling.NEAREST)
+    tab.picture(tab.board("bits of every site") if kind == "codes" else "[data-heat]", heat)
+    tab.part("Edit")
+    tab.page.click("[aria-label=map] >> text=z_1")
+    tab.press("keep")
+    tab.whole()
+    tab.do("resample")
+    changed = image.resampled(1)
+    tab.picture("[data-edited]", pictures.of_input(model, changed.pixels))
+    tab.text("[data-other]", "the other image: sample, seed 0")
+    if kind == "video":
+        downloaded = tab.download("image")
+    tab.do("copy")  # the codes of the image that was kept
+    tab.picture("[data-edited]", pictures.of_input(model, changed.copied(1, image.codes[0]).pixels))
+    tab.part("Codebooks")
+    tab.do("count")
+    tab.text("[data-use]", "perplexity")
+    if kind == "video":
+        tab.part("Compress")
+        for name, content in (("mine.mkv", downloaded), ("other.mkv", downloaded + b"\0")):
+            (tmp_path / name).write_bytes(content)
+        tab.give("data-drop", tmp_path / "mine.mkv")
+        tab.text("[data-level]", "exact")
+        assert tab.download("back") == downloaded
+        tab.give("data-drop", tmp_path / "other.mkv")
+        tab.said("other.mkv", ".npy of 3x4x8x8")
+
+
+@browsing
+def test_floats_that_a_model_is_given_come_from_a_file(visit, models, tmp_path):
+    model, tab = models[1]["floats"], visit("floats")
     told = torch.tensor([[0.5, -1.0, 2.0]])
     np.save("told.npy", told[0].numpy())
-    with served(tmp_path / "model") as address:
-        tab = Tab(browser, address)
-        tab.do("drawn")
-        tab.said("is given")
-        tab.part("Generate")
-        tab.page.set_input_files("[data-condition] input[type=file]", tmp_path / "told.npy")
-        tab.text("[data-given]", "told.npy")
-        tab.do("sample")
-        wanted = Edited.gallery(model, 8, condition=told, sampling=model.settings.sampling)[7]
-        tab.picture("[data-made='7']", pictures.of_input(model, wanted.pixels))
-        tab.take(7)
-        tab.picture("[data-edited]", pictures.of_input(model, wanted.pixels))
-        names = {}
-        exec(tab.download("python").decode(), names)
-        assert torch.equal(names["image"].pixels, wanted.pixels)
-        tab.close()
+    tab.press("drawn")
+    tab.said("is given")
+    tab.part("Generate")
+    tab.give("data-condition", tmp_path / "told.npy")
+    tab.text("[data-given]", "told.npy")
+    tab.do("sample")
+    wanted = Edited.gallery(model, 8, condition=told, sampling=model.settings.sampling)[7]
+    tab.picture("[data-made='7']", pictures.of_input(model, wanted.pixels))
+    tab.page.click("[data-made='7']")
+    tab.picture("[data-edited]", pictures.of_input(model, wanted.pixels))
+    names = {}
+    exec(tab.download("python").decode(), names)
+    assert torch.equal(names["image"].pixels, wanted.pixels)
 
 
 @browsing
-def test_a_text_that_a_model_is_given_is_written_in(browser, tmp_path):
-    text = {"name": str(text_encoder(tmp_path / "encoder")), "length": 8}
-    given = {"condition": {"kind": "vector", "name": "caption", "shape": [8], "text": text}}
-    model = untrained(tmp_path / "model", (1, 4, 4), [(2, 2), (1, 1)], **given, prior={"condition": True})
-    with served(tmp_path / "model") as address:
-        tab = Tab(browser, address)
-        tab.part("Generate")
-        tab.page.fill("[aria-label=text]", "a red square")
-        tab.text("[data-given]", "given: a red square")
-        tab.do("sample")
-        told = torch.from_numpy(encode_texts(TextSettings(**text), ["a red square"]))
-        wanted = Edited.gallery(model, 8, condition=told, sampling=model.settings.sampling)[7]
-        tab.picture("[data-made='7']", pictures.of_input(model, wanted.pixels))
-        tab.close()
+def test_a_text_that_a_model_is_given_is_written_in(visit, models):
+    model, tab = models[1]["text"], visit("text")
+    tab.part("Generate")
+    tab.page.fill("[aria-label=text]", "a red square")
+    tab.text("[data-given]", "given: a red square")
+    tab.do("sample")
+    settings = model.settings.condition.text
+    told = torch.from_numpy(encode_texts(settings, ["a red square"]))
+    wanted = Edited.gallery(model, 8, condition=told, sampling=model.settings.sampling)[7]
+    tab.picture("[data-made='7']", pictures.of_input(model, wanted.pixels))
+
+
+def alone(opened, work, *wanted):
+    """What comes of a computation; the browser's own loop runs in this thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, opened.compute(work, *wanted)).result()
 
 
 def test_a_model_that_is_replaced_says_so(run, tmp_path):
-    def alone(work):
-        with ThreadPoolExecutor(1) as pool:  # the browser's own loop runs in this thread
-            return pool.submit(asyncio.run, opened.compute(work)).result()
-
     copy = tmp_path / "model"
     shutil.copytree(run / "model", copy)
     opened = Opened(copy)
-    assert alone(lambda: 7) == 7
+    assert alone(opened, lambda: 7) == 7
     refused(lambda: opened.image(0), "test images")  # it came without its run
     drawn = opened.use(1)
     assert drawn.counts.sum() == 64 * 16
     (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
-    refused(lambda: alone(lambda: 7), "has changed", "again")
+    refused(lambda: alone(opened, lambda: 7), "has changed", "again")
+
+
+def test_what_nobody_wants_ends_at_the_next_pass_and_leaves_no_trace(opened):
+    image, passes = opened.image(0), []
+
+    def wanted():
+        passes.append(0)
+        return len(passes) < 40
+
+    with pytest.raises(Stopped):
+        alone(opened, lambda: [image.resampled(1, seed=seed) for seed in range(100)], wanted)
+    assert len(passes) == 40 and not opened.computing
+    again = alone(opened, lambda: image.resampled(1, seed=3))
+    assert torch.equal(again.pixels, Opened(opened.run).image(0).resampled(1, seed=3).pixels)
 
 
 def test_a_port_that_is_taken_is_refused():
@@ -597,3 +592,9 @@ def test_maps_of_any_number_of_axes_have_places():
     assert pictures.laid_out((5,)) == (1, 5) and pictures.laid_out((70,)) == (3, 32)
     assert pictures.laid_out((4, 6)) == (4, 6) and pictures.laid_out((2, 4, 6)) == (8, 6)
     assert pictures.laid_out((3, 4, 6), chain=True) == (12, 6)
+
+
+def test_the_address_that_the_relay_gives_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(page.app, "urls", {"http://127.0.0.1:8321", "https://relay.example/abc"})
+    page.shared()
+    assert capsys.readouterr().out == "https://relay.example/abc, for everybody who has this address\n"

@@ -159,23 +159,36 @@ class ModelSettings(Settings):
         known = listed(self.class_names) if self.class_names else f"0 … {self.classes - 1}"
         raise InputError(f"label {name} is no class of this model: choose among {known}")
 
+    @property
+    def _parts(self) -> list[CodeModelSettings | None]:
+        """The transformer of the prior and of each level that has one, level 1 last."""
+        refiners = {refiner.level: refiner for refiner in self.every_refiner}
+        return [self.prior, *(refiners.get(n) for n in range(len(self.stack.levels), 0, -1))]
+
+    @property
+    def guided(self) -> list[bool]:
+        """Whether guidance has an effect on the prior, on level L, …, on level 1: they learned to do without labels."""
+        return [p is not None and self.conditional(p) and p.label_dropout > 0 for p in self._parts]
+
     def draws(self, sampling: SamplingSettings | None = None) -> list[Draw]:
         """One :class:`Draw` for the prior, level L, …, level 1; what these models cannot do is an error.
 
         A single value of guidance, confidence or mean is for the parts that can do it, of which there must be one.
         """
-        sampling = sampling or self.sampling
-        refiners = {refiner.level: refiner for refiner in self.every_refiner}
+        sampling, parts = sampling or self.sampling, self._parts
         names = ["prior", *(f"level {n}" for n in range(len(self.stack.levels), 0, -1))]
-        parts = [self.prior, *(refiners.get(n) for n in range(len(self.stack.levels), 0, -1))]
-        guided = [p is not None and self.conditional(p) and p.label_dropout > 0 for p in parts]
         free = [True, *(level.decoder.family == "product" for level in reversed(self.stack.levels))]  # in any order
         masked = [p is not None and p.family == "masked" and f for p, f in zip(parts, free, strict=True)]
         draws = sampling.draws(len(self.stack.levels))
         pixels = [part == "level 1" for part in names]
         for field, able, neutral, needs in (
             ("mean", pixels, False, "values that are ordered, the pixels below level 1"),
-            ("guidance", guided, 1.0, "a transformer with labels or a condition, trained with label_dropout above 0"),
+            (
+                "guidance",
+                self.guided,
+                1.0,
+                "a transformer with labels or a condition, trained with label_dropout above 0",
+            ),
             ("confidence", masked, False, "a transformer of the masked family over a decoder of family product"),
         ):
             given = getattr(sampling, field)

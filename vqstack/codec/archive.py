@@ -19,7 +19,9 @@ from vqstack.codec.many import pack_archive
 from vqstack.codec.pictures import Entry, Pictures, from_tiles, padding, tile_count, to_tiles
 from vqstack.codec.single import pack_single, single_header
 from vqstack.errors import InputError, WriteError
+from vqstack.images import save_volume, saver
 from vqstack.ledger import BITS, Ledger
+from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.shapes import Pixels
 from vqstack.terminal import Progress
@@ -248,6 +250,16 @@ class Restored:
     pixels: Integer[Tensor, "c *map"] | None
     level: int
     damaged: bool
+
+
+def storing(image: Restored, model: HierarchicalModel) -> tuple[str, Callable[..., None]]:
+    """The ending of the file of an image, and what writes it: of a volume the kind of file that it was."""
+    geometry = model.settings.geometry
+    if image.entry.file is None:
+        assert image.pixels is not None
+        return saver(image.pixels.shape, model.stack.values, **geometry.stored() if geometry else {})
+    about, limits = image.entry.file.container, geometry.range if geometry else None
+    return about.ending, lambda numbers, stream: save_volume(numbers.numpy(), about, model.stack.values, limits, stream)
 
 
 def check_container(codec: BlockCodec, file: Container) -> str | None:

@@ -7,21 +7,19 @@ for; 65: images are missing or come from their upper levels only, and standard e
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
-from vqstack.codec.archive import Restored, check_container, restore
+from vqstack.codec.archive import Restored, check_container, restore, storing
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import open_container
 from vqstack.codec.layout import SUFFIX, Container
 from vqstack.codec.names import twice
 from vqstack.config import Positional, parse
 from vqstack.errors import PARTLY, InputError
-from vqstack.images import save_volume, saver
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved, unfinished
 from vqstack.pretrained import find_artefact
@@ -114,16 +112,6 @@ def write(image: Restored, output: Output, model: HierarchicalModel) -> None:
         ending, save = storing(image, model)
         end = f".level-{image.level}{ending}" if image.level else ending
         output.write(f"{image.entry.stem}{end}", saved(partial(save, image.pixels)))
-
-
-def storing(image: Restored, model: HierarchicalModel) -> tuple[str, Callable[..., None]]:
-    """The ending of the file of an image, and what writes it: of a volume the kind of file that it was."""
-    geometry = model.settings.geometry
-    if image.entry.file is None:
-        assert image.pixels is not None
-        return saver(image.pixels.shape, model.stack.values, **geometry.stored() if geometry else {})
-    about, limits = image.entry.file.container, geometry.range if geometry else None
-    return about.ending, lambda numbers, stream: save_volume(numbers.numpy(), about, model.stack.values, limits, stream)
 
 
 @dataclass

@@ -22,8 +22,8 @@ class Command(Settings):
     open: bool = Field(False, description="Open the page in this machine's browser.")
     share: bool = Field(
         False,
-        description="Let others in through NiceGUI's relay on the internet, for an hour; whoever has the address it "
-        "prints can use the model and send files.",
+        description="Let others in through NiceGUI's relay on the internet, for an hour: whoever has the address that "
+        "is printed can use the model and send files. Without a relay: ssh -L 8321:localhost:8321 THIS_MACHINE.",
     )
 
 

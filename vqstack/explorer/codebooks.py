@@ -9,11 +9,11 @@ from PIL import Image
 from vqstack.code_use import CodeUse, neighbours, patch_shape
 from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.look import title_of
+from vqstack.explorer.look import small, title_of
 from vqstack.explorer.pictures import address, of_input, of_patch
 from vqstack.quantizer import usage
 
-COLUMNS, TILE = 16, 24  # codes of a row of the sheet, and pixels of a code
+COLUMNS, MANY = 16, 128  # codes of a row of the sheet; codes from which on they are shown smaller
 
 
 class Codebooks:
@@ -28,9 +28,9 @@ class Codebooks:
             self.level.on_value_change(self._count)
             ui.button("count codes", on_click=self._count).props('data-do="count"')
         self.said = ui.label("").props('aria-live=polite data-use=""')
-        with ui.row().classes("items-start"):
+        with ui.row().classes("items-start w-full"):
             self.sheet = ui.column()
-            self.about = ui.column()
+            self.about = ui.column().classes("about")
 
     async def _count(self) -> None:
         level = int(self.level.value)
@@ -46,9 +46,9 @@ class Codebooks:
         )
         self.sheet.clear()
         with self.sheet:
-            name, shape = f"codebook of level {level}", (len(use.counts),)
-            self.board = Board(name, shape, told=self._tell, columns=COLUMNS, cell=TILE)
-            self.board.image.style(f"max-width: {self.board.columns * TILE}px")
+            name, shape, cell = f"codebook of level {level}", (len(use.counts),), 24 if len(use.counts) > MANY else 48
+            self.board = Board(name, shape, told=self._tell, columns=COLUMNS, cell=cell)
+            self.board.image.style(f"max-width: {self.board.columns * cell}px")
             self._table(use)
             self.board.show(self._sheet(use))
 
@@ -68,15 +68,16 @@ class Codebooks:
 
     def _sheet(self, use: CodeUse) -> Image.Image:
         """The mean pixels of every code, dead ones crossed out, in the places of the board."""
-        sheet = Image.new("RGB", (self.board.columns * TILE, self.board.rows * TILE))
+        cell, columns = self.board.cell, self.board.columns
+        sheet = Image.new("RGB", (columns * cell, self.board.rows * cell))
         for row, patch in enumerate(use.patches):
-            tile = of_patch(self.desk.opened.model, patch).convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST)
+            tile = of_patch(self.desk.opened.model, patch).convert("RGB").resize((cell, cell), Image.Resampling.NEAREST)
             if not use.counts[row]:
                 pixels = np.array(tile)
-                pixels[np.eye(TILE, dtype=bool) | np.eye(TILE, dtype=bool)[::-1]] = (255, 0, 0)
+                pixels[np.eye(cell, dtype=bool) | np.eye(cell, dtype=bool)[::-1]] = (255, 0, 0)
                 tile = Image.fromarray(pixels)
-            tile = tile.resize((TILE - 1, TILE - 1), Image.Resampling.NEAREST)  # a line between it and the next
-            sheet.paste(tile, (row % self.board.columns * TILE, row // self.board.columns * TILE))
+            tile = tile.resize((cell - 1, cell - 1), Image.Resampling.NEAREST)  # a line between it and the next
+            sheet.paste(tile, (row % columns * cell, row // columns * cell))
         return sheet
 
     async def _tell(self, row: int) -> None:
@@ -120,10 +121,10 @@ class Codebooks:
             pixels[frame] = (255, 152, 0)
             picture = Image.fromarray(pixels)
         if opened.split is None:  # drawn ones have no number to open them by
-            ui.image(address(picture)).classes("thumb").props(f'alt="drawn image {image}"')
+            small(picture).props(f'alt="drawn image {image}"')
             return
         with ui.button(on_click=partial(self._open, image)).props(f'flat no-caps aria-label="image {image}"'):
-            ui.image(address(picture)).classes("thumb")
+            small(picture)
 
     async def _open(self, image: int) -> None:
         await self.desk.start(f"test image {image}", lambda: self.desk.opened.image(image))

@@ -12,7 +12,8 @@ from vqstack.explorer.desk import Desk
 from vqstack.explorer.fields import sent
 from vqstack.explorer.files import Compressed, zipped
 from vqstack.explorer.look import title_of
-from vqstack.explorer.pictures import address, of_input, stored
+from vqstack.explorer.pictures import address, of_input
+from vqstack.phases import read_images
 
 LARGEST = 16 * 2**20  # bytes of what is dropped at once
 SHOWN = 16  # images
@@ -59,13 +60,16 @@ class Compressing:
             return
         self.made, report = made, made.report.to_json()
         size, per = report["bytes"], report["bits_per_dim"]
+        count = f"{len(event.files)} file{'s' * (len(event.files) > 1)}"
         self.said.set_text(
-            f"{len(event.files)} files: {made.given:,} bytes as given, {size:,} compressed, {per:.3f} bits/dim; "
-            f"{100 * report['over_ledger']:+.2f} % beside the ledger's {report['ledger_bytes']:,.1f}"
+            f"{count}: {made.given:,} bytes as given, {size:,} compressed ({per:.3f} bits/dim); "
+            f"the ledger says {report['ledger_bytes']:,.1f}"
         )
+        coded = {row: (f"{bits['ledger_bits'] / 8:,.1f}", bits["coded_bits"]) for row, bits in report["rows"].items()}
+        coded["header and checks"] = ("", 8 * size - sum(bits or 0 for _, bits in coded.values()))
         self.table.rows = [
-            {"row": row, "ledger bytes": f"{bits['ledger_bits'] / 8:,.1f}", "coded bytes": self._bytes(bits)}
-            for row, bits in report["rows"].items()
+            {"row": row, "ledger bytes": ledger, "coded bytes": "" if bits is None else f"{bits / 8:,.1f}"}
+            for row, (ledger, bits) in coded.items()
         ]
         self.result.set_visibility(True)
         self.slider.props(f"max={size}")
@@ -75,16 +79,13 @@ class Compressing:
     def _compressed(self, files: dict[Path, str]) -> Compressed:
         """InputError by the names that a person knows."""
         try:
-            return Compressed(BlockCodec(self.desk.opened.model), files)
+            opened = self.desk.opened
+            return Compressed(BlockCodec(opened.model), files, lambda path: read_images(opened.run, [path]))
         except InputError as error:
             said = str(error)
             for path in files:
                 said = said.replace(str(path), path.name)
             raise InputError(said) from error
-
-    @staticmethod
-    def _bytes(bits: dict) -> str:
-        return "" if bits["coded_bits"] is None else f"{bits['coded_bits'] / 8:,.1f}"
 
     async def _moved(self) -> None:
         if self.made is not None and not self.desk.busy.visible:
@@ -123,17 +124,12 @@ class Compressing:
             ui.download.content(self.made.content, "explored.vqs")
 
     async def _back(self) -> None:
-        made, model = self.made, self.desk.opened.model
-        if made is None:
+        if self.made is None or (named := await self.desk.run(self.made.back)) is None:
             return
-        found = await self.desk.run(lambda: made.beginning(len(made.content)))
-        whole = [image for image in found or [] if image.pixels is not None]
-        files = {image.entry.stem: stored(model, image.pixels[None]) for image in whole if image.pixels is not None}
-        named = {f"{stem}{ending}": content for stem, (ending, content) in files.items()}
         if len(named) == 1:
             ((name, content),) = named.items()
             ui.download.content(content, name)
-        elif named:
+        else:
             ui.download.content(zipped(named), "back.zip")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from nicegui import events, ui
@@ -10,14 +11,19 @@ from vqstack.conditions import ConditionSettings
 from vqstack.edited import Edited
 from vqstack.explorer.desk import Desk
 from vqstack.explorer.fields import Class, Number, sent
+from vqstack.explorer.look import small
 from vqstack.explorer.other import Other
-from vqstack.explorer.pictures import address, of_input
+from vqstack.explorer.pictures import of_input
 from vqstack.model_settings import COLDEST, SamplingSettings
 from vqstack.phases import read_condition
 from vqstack.shapes import Floats, by_axis
 from vqstack.texts import encode_texts
 
 MOST = 64  # images of a gallery
+TOGETHER = 8  # of them are drawn at once: those that are done are kept where one stops
+
+Made: TypeAlias = tuple[int, Edited, float]
+"""Its number, an image, and its bits."""
 
 
 def condition_lines(source: str, rows: Floats | None) -> list[str]:
@@ -62,23 +68,33 @@ class Create:
         self.given: list[str] = []
         if self.model.condition is not None:
             self._conditions(self.model.condition)
-        names = ["prior", *(f"level {number}" for number in range(self.desk.opened.levels, 0, -1))]
-        own = self.model.settings.draws()
-        with ui.grid(columns=4).classes("draws"):
-            for head in ("", "temperature", "top-k (0: all)", "guidance (1: none)"):
-                ui.label(head)
-            self.draws = []
-            for name, draw in zip(names, own, strict=True):
-                ui.label(name)
-                given = {"temperature": draw.temperature, "top-k": draw.top_k or 0, "guidance": draw.guidance}
-                least = {"temperature": COLDEST, "top-k": 0, "guidance": 0}
-                self.draws.append(
-                    [
-                        Number(f"{what}, {name}", value, least[what], whole=what == "top-k", shown=False)
-                        for what, value in given.items()
-                    ]
-                )
+        self._how_drawn()
         ui.button("draw", on_click=self._draw).props('data-do="sample"')
+
+    def _how_drawn(self) -> None:
+        """Fields for each part of the model, but for those that would change nothing."""
+        settings, own = self.model.settings, self.model.settings.draws()
+        names = ["prior", *(f"level {number}" for number in range(self.desk.opened.levels, 0, -1))]
+        heads = ["", "temperature", "top-k (0: all)", *["guidance (1: none)"] * any(settings.guided)]
+        self.draws = list[dict[str, Number]]()
+        with ui.grid(columns=len(heads)).classes("draws"):
+            for head in heads:
+                ui.label(head)
+            for name, draw, guided in zip(names, own, settings.guided, strict=True):
+                ui.label(name)
+                fields, fixed = dict[str, Number](), "the mean" if draw.mean else "the mode" if draw.mode else ""
+                for what, value, least, inert in (
+                    ("temperature", draw.temperature, COLDEST, fixed),
+                    ("top-k", draw.top_k or 0, 0, fixed),
+                    ("guidance", draw.guidance, 0, "" if guided else "–"),
+                )[: len(heads) - 1]:
+                    if inert:
+                        ui.label(inert).props(f'aria-label="{what}, {name}: has no effect"').classes("inert")
+                    else:
+                        fields[what] = Number(f"{what}, {name}", value, least, whole=what == "top-k", shown=False)
+                self.draws.append(fields)
+        if any(settings.guided) and not all(settings.guided):
+            ui.label("–: without a label, or trained without label_dropout: nothing to guide").classes("note")
 
     def _conditions(self, wanted: ConditionSettings) -> None:
         """Fields for what the model is given: a text, where it was trained with an encoder of texts, or a file."""
@@ -119,25 +135,28 @@ class Create:
 
     def sampling(self) -> SamplingSettings:
         """What the fields say, beside what else the model's own settings have."""
-        own = self.model.settings.draws()
-        columns = {
-            name: tuple(row[column].number for row in self.draws)
-            for column, name in enumerate(("temperature", "top_k", "guidance"))
-        }
+        own, columns = self.model.settings.draws(), dict[str, tuple]()
+        for column in ("temperature", "top_k", "guidance"):
+            written = [row.get(column.replace("_", "-")) for row in self.draws]
+            unchanged = [getattr(draw, column) or 0 for draw in own]
+            columns[column] = tuple(o if w is None else w.number for w, o in zip(written, unchanged, strict=True))
         kept = {name: tuple(getattr(draw, name) for draw in own) for name in ("top_p", "mode", "mean", "confidence")}
         return SamplingSettings(**columns, **kept)
 
     async def _draw(self) -> None:
-        numbers = self.desk.read(self.num, self.seed, *(field for row in self.draws for field in row))
+        numbers = self.desk.read(self.num, self.seed, *(field for row in self.draws for field in row.values()))
         if numbers is None:
             return
         label, (num, seed), sampling = self.label.number, map(int, numbers[:2]), self.sampling()
+        condition, given = self.condition, self.given
 
-        def drawn() -> list[Edited]:
-            images = Edited.gallery(self.model, num, seed, label=label, condition=self.condition, sampling=sampling)
-            return [image.after(self.given) for image in images]
+        def drawn(numbers: range) -> list[Edited]:
+            images = Edited.gallery(
+                self.model, len(numbers), seed, numbers.start, label=label, condition=condition, sampling=sampling
+            )
+            return [image.after(given) for image in images]
 
-        await self._make(f"sample, seed {seed}", drawn)
+        await self._make(f"sample, seed {seed}", num, drawn, TOGETHER)
 
     def _variations(self) -> None:
         levels = {level: f"keep level {level}, draw what lies below" for level in range(self.desk.opened.levels, 0, -1)}
@@ -149,7 +168,7 @@ class Create:
         image, level, numbers = self.desk.opened_image(), int(self.from_level.value), self.desk.read(self.varied)
         if image is not None and numbers is not None:
             seed, name = int(numbers[0]), f"variation of {self.desk.history.name}"
-            await self._make(name, lambda: [image.varied(level, seed=seed, number=number) for number in range(8)])
+            await self._make(name, 8, lambda numbers: [image.varied(level, seed=seed, number=n) for n in numbers])
 
     def _blends(self) -> None:
         self.other = Other(self.desk)
@@ -165,26 +184,36 @@ class Create:
         shares = [float(slider.value) for slider in self.shares]
         if image is not None and other is not None:
             name = f"blend of {self.desk.history.name}"
-            await self._make(name, lambda: [image.blended(other(), shares, seed=seed) for seed in range(4)])
+            await self._make(name, 4, lambda seeds: [image.blended(other(), shares, seed=seed) for seed in seeds])
 
-    async def _make(self, kind: str, work: Callable[[], list[Edited]]) -> None:
-        """Fill the gallery, each image with its bits."""
+    async def _make(self, kind: str, num: int, make: Callable[[range], list[Edited]], together: int = 1) -> None:
+        """Fill the gallery with images 0 … num - 1, each with its bits, some ``together`` at a time."""
 
-        def counted() -> list[tuple[Edited, float]]:
-            return [(image, sum(image.bits.values())) for image in work()]
+        def counted(numbers: range) -> list[Made]:
+            return [
+                (number, image, sum(image.bits.values())) for number, image in zip(numbers, make(numbers), strict=True)
+            ]
 
-        found = await self.desk.run(counted)
-        if found is None:
-            return
-        self.gallery.clear()
+        def kept(found: list[list[Made]]) -> str:
+            done = sum(map(len, found))
+            return f"{done} of {num} images are made and shown" if done else "the gallery is as it was"
+
+        every = range(num)
+        works = [partial(counted, every[first : first + together]) for first in range(0, num, together)]
+        await self.desk.each(works, partial(self._show, kind), kept)
+
+    def _show(self, kind: str, found: list[Made]) -> None:
+        """Images in the gallery; the first takes the place of those from before."""
+        if found[0][0] == 0:
+            self.gallery.clear()
         with self.gallery:
-            for number, (image, bits) in enumerate(found):
+            for number, image, bits in found:
                 name = "" if image.labels is None else f"{self.desk.opened.classes.get(int(image.labels), '')}, "
                 take = partial(self._take, f"{kind}, number {number}", image)
                 with ui.button(on_click=take).props("flat no-caps") as button:
                     button.props(f'data-made={number} aria-label="image {number}, {name}{bits:,.0f} bits"')
                     with ui.column().classes("items-center gap-0"):
-                        ui.image(address(of_input(self.model, image.pixels))).classes("thumb")
+                        small(of_input(self.model, image.pixels))
                         ui.label(f"{name}{bits:,.0f} bits")
 
     def _take(self, name: str, image: Edited) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -11,11 +12,12 @@ from nicegui import Client, app, ui
 from vqstack.edited import Edited
 from vqstack.errors import InputError
 from vqstack.explorer.fields import Number
-from vqstack.explorer.opened import Opened
+from vqstack.explorer.opened import Opened, Stopped
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 KEPT = 50  # images that undo goes back to
+GONE = 5.0  # seconds without a connection after which nobody waits any more: the tab was closed
 
 
 @dataclass
@@ -55,8 +57,9 @@ class Desk:
         self.history = History()
         self.returned: Callable[[], object] = lambda: None  # told of a history from before
         self.watching = list[Callable[[], None]]()
-        self.busy = ui.linear_progress(show_value=False).props('indeterminate aria-label="computing"')
-        self.busy.set_visibility(False)
+        self.busy = ui.linear_progress(show_value=False).props('indeterminate aria-label="computing" data-done=0')
+        self.busy.classes("absolute-bottom").set_visibility(False)
+        self._stopped, self._seen, self._aside, self._done = False, 0.0, False, 0
 
     @property
     def image(self) -> Edited | None:
@@ -89,32 +92,69 @@ class Desk:
                 self._changed()
         app.storage.tab["history"] = self.history
 
-    async def run(self, work: Callable[[], Result], *, wait: bool = False) -> Result | None:
-        """A computation while which the tab shows that it waits; None where it came to nothing, which is said.
+    async def run(self, work: Callable[[], Result], *, wait: bool = False, aside: bool = False) -> Result | None:
+        """A computation; None where it came to nothing. See :meth:`each`."""
+        found = await self.each([work], wait=wait, aside=aside)
+        return found[0] if found else None
 
-        What a person asks for while another one goes on is refused, or with ``wait`` done after it.
+    async def each(
+        self,
+        works: Sequence[Callable[[], Result]],
+        came: Callable[[Result], object] = lambda _: None,
+        kept: Callable[[list[Result]], str] = lambda _: "all is as it was",
+        *,
+        wait: bool = False,
+        aside: bool = False,
+    ) -> list[Result]:
+        """Computations one after the other, while which the tab shows that it waits.
+
+        What a person asks for while something else is computed is refused, or with ``wait`` done after it. So it is
+        after what was computed ``aside``, because nobody has asked for that.
+
+        Args:
+            works: what each computes.
+            came: receives what came of one.
+            kept: says what is left when they are stopped after some.
+
+        Returns what came of them until one was stopped or refused, which is said.
         """
-        while wait and self.busy.visible:
-            await asyncio.sleep(0.1)
+        found, problem = list[Result](), ""
+        while self.busy.visible and (wait or self._aside):
+            await asyncio.sleep(0.05)
         if not self.free():
-            return None
+            return found
+        self._stopped, self._seen, self._aside = False, time.monotonic(), aside
         self.busy.set_visibility(True)
         if self.opened.computing:
             self.say("another tab is computing: this one waits for it")
-        problem, found = "", None
         try:
-            found = await self.opened.compute(work, lambda: not self.client.is_deleted)
+            for work in works:
+                found.append(await self.opened.compute(work, self._wanted))
+                came(found[-1])
+        except Stopped:
+            self.say(f"stopped: {kept(found)}")
         except InputError as error:
             problem = str(error)
         except Exception as error:
             logger.exception("the page could not do what was asked")
             problem = f"this should not have happened: {error!r}; what it was stands where vqstack explore runs"
         if self.client.is_deleted:  # the tab was closed meanwhile
-            return None
-        self.busy.set_visibility(False)
+            return []
+        self._done += 1
+        self.busy.props(f"data-done={self._done}").set_visibility(False)
         if problem:
             self.say(problem, "negative")
         return found
+
+    def stop(self) -> None:
+        """End what is computed, before the next pass of a network."""
+        self._stopped = True
+
+    def _wanted(self) -> bool:
+        """Whether somebody waits for what is computed; asked by its thread."""
+        if self.client.has_socket_connection:
+            self._seen = time.monotonic()
+        return not self._stopped and time.monotonic() < self._seen + GONE
 
     def free(self) -> bool:
         """Whether nothing is computed; a word otherwise."""

@@ -12,7 +12,7 @@ from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
 from vqstack.explorer.fields import Number
 from vqstack.explorer.files import code_data_set
-from vqstack.explorer.look import map_picture, title_of
+from vqstack.explorer.look import map_picture, small, title_of
 from vqstack.explorer.other import Other
 from vqstack.explorer.pictures import address, of_input, stored
 from vqstack.explorer.player import Player
@@ -172,7 +172,7 @@ class Edit:
                 with ui.button(on_click=partial(self._place, level, site, choice.code)).props("flat no-caps") as button:
                     button.props(f'data-code={choice.code} aria-label="code {choice.code}, {choice.probability:.1%}"')
                     with ui.column().classes("items-center gap-0"):
-                        ui.image(address(of_input(image.model, made.pixels))).classes("thumb")
+                        small(of_input(image.model, made.pixels))
                         ui.label(f"{choice.code}: {choice.probability:.1%}")
 
     async def _place(self, level: int, site: Site, code: int) -> None:

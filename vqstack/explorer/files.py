@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,18 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from vqstack.codec.archive import Report, Restored, check_container, compress, restore
+from vqstack.codec.archive import Report, Restored, check_container, compress, restore, storing
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.container import open_container
 from vqstack.codec.layout import SUFFIX
-from vqstack.codec.pictures import Pictures, pictures_of_files, reader_of, tile_count
+from vqstack.codec.pictures import NumberFile, Pictures, Read, pictures_of_files, reader_of, tile_count
 from vqstack.codes import CodeDatasetWriter, Contents, StoredCodes, fingerprint
 from vqstack.edited import Edited
 from vqstack.errors import InputError
+from vqstack.explorer.pictures import is_video, stored
+from vqstack.images import video
+from vqstack.images.volumes import as_npy
+from vqstack.shapes import Pixels, by_axis
 
 
 def code_data_set(image: Edited, name: str) -> bytes:
@@ -70,28 +74,33 @@ class Compressed:
     Args:
         codec: of the model.
         files: what to compress, by the stems under which they come back.
+        clip: reads a video as the run would.
     """
 
-    def __init__(self, codec: BlockCodec, files: dict[Path, str]) -> None:
+    def __init__(self, codec: BlockCodec, files: dict[Path, str], clip: Callable[[Path], Pixels]) -> None:
         made = dict[str, bytes]()
+        self.codec, self.clip = codec, clip
+        self.clips = {s for path, s in files.items() if is_video(codec.model) and video.is_video(str(path))}
         with own_threads():
-            pictures = self._pictures(codec, files)
+            pictures = self._pictures(files)
             tiles = sum(tile_count(entry, codec.tile) for entry in pictures.entries)
             if tiles > MOST:
                 raise InputError(
                     f"that is {tiles:,} times an input of the model, the page takes {MOST}: vqstack compress"
                 )
             self.report: Report = compress(codec, pictures, made.__setitem__, name="explored")
-        self.codec, self.given = codec, sum(path.stat().st_size for path in files)
+        self.given = sum(path.stat().st_size for path in files)
         self.content = made[f"explored{SUFFIX}"]
 
-    @staticmethod
-    def _pictures(codec: BlockCodec, files: dict[Path, str]) -> Pictures:
+    def _pictures(self, files: dict[Path, str]) -> Pictures:
         """What to compress: of files, or all that a compressed file holds, which must stand alone."""
-        model, packed = codec.model, [path for path in files if path.suffix == SUFFIX]
+        codec, packed = self.codec, [path for path in files if path.suffix == SUFFIX]
+        channels = codec.model.stack.shape[0]
         if not packed:
-            read = partial(reader_of(model), channels=model.stack.shape[0], values=model.stack.values)
-            return pictures_of_files(files, read)
+            read = partial(reader_of(codec.model), channels=channels, values=codec.model.stack.values)
+            return pictures_of_files(
+                files, lambda path: self._frames(path) if files[path] in self.clips else read(path)
+            )
         if len(files) > 1:
             raise InputError(f"{packed[0].name} is compressed already: give it alone, or the files that are not")
         file = open_container(packed[0], codec.tile)
@@ -100,10 +109,20 @@ class Compressed:
         exact = [image.pixels for image in found if image.pixels is not None and not image.level]
         if len(exact) < len(file.entries):
             raise InputError(problem or f"{packed[0].name} is damaged: vqstack decompress reads what is left")
-        channels = model.stack.shape[0]
         return Pictures(
             file.entries, lambda i: exact[i].expand(channels, -1, -1) if file.entries[i].mode == "L" else exact[i]
         )
+
+    def _frames(self, path: Path) -> Read:
+        """A video that holds its frames as the page itself stores them: others would not come back."""
+        model, clip = self.codec.model, self.clip(path)
+        shape, values = model.stack.shape, model.stack.values
+        if stored(model, clip)[1] != path.read_bytes():
+            raise InputError(
+                f"{path}: of videos only those come back that this page or vqstack generate wrote: give a .npy of "
+                f"{by_axis(shape)} whole numbers below {values}"
+            )
+        return NumberFile(shape[1:], as_npy(shape, values, None)), clip[0]
 
     def beginning(self, size: int) -> list[Restored]:
         """The pictures as far as the first bytes of the file tell them."""
@@ -111,3 +130,17 @@ class Compressed:
             file = open_container(Path(f"explored{SUFFIX}"), self.codec.tile, self.content[:size])
             check_container(self.codec, file)
             return list(restore(self.codec, file, range(len(file.entries))))
+
+    def back(self) -> dict[str, bytes]:
+        """The files again, by their names."""
+        found, model = dict[str, bytes](), self.codec.model
+        for image in self.beginning(len(self.content)):
+            assert image.pixels is not None  # they have been read back when they were compressed
+            if image.entry.stem in self.clips:
+                ending, content = stored(model, image.pixels[None])
+            else:
+                (ending, save), stream = storing(image, model), io.BytesIO()
+                save(image.pixels, stream)
+                content = stream.getvalue()
+            found[f"{image.entry.stem}{ending}"] = content
+        return found

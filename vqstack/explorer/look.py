@@ -40,11 +40,17 @@ def bits_picture(image: Edited, level: int, bits: torch.Tensor) -> Image.Image:
     return shown if len(shape) > 2 else over(of_input(image.model, image.pixels), shown)
 
 
+def small(picture: Image.Image) -> ui.image:
+    """A small picture; it has its room before it is there, so that nothing moves under the mouse when it comes."""
+    return ui.image(address(picture)).classes("thumb").props(f"ratio={picture.width / picture.height}")
+
+
 class Look:
     """The part of the page that looks at an image."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk, self.bits, self.seen, self.shown = desk, dict[str, torch.Tensor](), True, desk.image
+        self.pointed = (0, 0)
         self.boards, self.kept = dict[int, Board](), dict[int, ui.image]()
         self.decoder = ui.select(["likelihood", "renderer"], value="likelihood", label="pixels by")
         self.decoder.on_value_change(self._again).set_visibility(desk.opened.model.renderer is not None)
@@ -82,6 +88,7 @@ class Look:
             chain = bool(desk.opened.model.stack.level(level).quantizer.chain)
             told = partial(self._tell, level)
             self.boards[level] = Board(f"codes of level {level}", variable.shape, chain, told)
+            ui.label("what it keeps").classes("note")
             self.kept[level] = ui.image("").classes("shown").props(f'alt="what level {level} keeps" data-kept={level}')
 
     def see(self, seen: bool) -> None:
@@ -116,11 +123,11 @@ class Look:
             nats = image.model.code_lengths_by_site(image.pixels, list(image.codes), image.labels, image.condition)
             return kept, {row: found * BITS for row, found in nats.items()}
 
-        if self.desk.busy.visible:  # after what is computed now
-            ui.timer(0.3, self._computed, once=True)
+        found = await self.desk.run(work, wait=True, aside=True)
+        if self.desk.image is not image:
             return
-        found = await self.desk.run(work)
-        if found is None or self.desk.image is not image:
+        if found is None:  # once more when this part is seen again
+            self.shown = None
             return
         kept, self.bits = found
         for level, pixels in kept.items():
@@ -148,7 +155,7 @@ class Look:
             {
                 "xAxis": {"type": "value", "name": "bits"},
                 "yAxis": {"type": "category", "data": [*bits][::-1]},
-                "grid": {"containLabel": True},
+                "grid": {"containLabel": True, "top": 8, "bottom": 8, "left": 8, "right": 48},
                 "textStyle": {"color": "#888"},
                 "series": [{"type": "bar", "data": [round(count, 2) for count in bits.values()][::-1]}],
             }
@@ -186,9 +193,15 @@ class Look:
         code = int(image.map(level).flatten()[site])
         row = int(quantizer.rows(image.map(level)).flatten()[site])
         bits = self.bits[self._row(level)].flatten()[site] if self.bits else None
-        if (use := await self.desk.quietly(lambda: self.desk.opened.use(level))) is None:
-            return
         said = f"level {level}, site {' '.join(str(int(n)) for n in place)}: code {code}"
         said += "" if bits is None else f", {float(bits):.2f} bits"
+        self.pointed = (level, site)
+        self.told.set_text(said)
+        self.patch.set_source("")
+        if level not in self.desk.opened.uses and not self.desk.busy.visible:
+            await self.desk.run(lambda: self.desk.opened.use(level), aside=True)
+        use = self.desk.opened.uses.get(level)
+        if use is None or self.pointed != (level, site):  # codes are not counted beside other work, or others are meant
+            return
         self.told.set_text(f"{said}; {int(use.counts[row])} of {use.rows.numel()} codes looked at. Its mean pixels:")
         self.patch.set_source(address(of_patch(image.model, use.patches[row])))

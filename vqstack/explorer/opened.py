@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from functools import cache, cached_property
+from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,18 @@ from vqstack.shapes import Pixels
 LOOKED_AT = 1000  # images of which codes are counted
 DRAWN = 64  # where the run has no images
 Result = TypeVar("Result")
+_wanted: ContextVar[Callable[[], bool]] = ContextVar("wanted", default=lambda: True)
+"""Says whether what is computed here is still wanted."""
+
+
+class Stopped(Exception):
+    """A computation ended before it was done, because nobody wants it any more."""
+
+
+def go_on(*_: object) -> None:
+    """Called before each pass of a network: there, and nowhere else, a computation is stopped."""
+    if not _wanted.get()():
+        raise Stopped
 
 
 class Opened:
@@ -34,9 +47,11 @@ class Opened:
         # The lines of Python run in any folder.
         self.run, self.artefact = run.resolve() if run.exists() else run, find_artefact(run)
         self.model: HierarchicalModel = HierarchicalModel.from_pretrained(self.artefact)
+        for part in self.model.modules():
+            part.register_forward_pre_hook(go_on)
         self._stamp = self._look()
         self._lock = threading.Lock()
-        self._use = cache(self._count)
+        self.uses = dict[int, CodeUse]()  # of levels whose codes have been counted
 
     def _look(self) -> list[tuple[int, int]]:
         """Of the model's files when they were written, and how long they are."""
@@ -51,20 +66,24 @@ class Opened:
         """Whether some tab computes."""
         return self._lock.locked()
 
-    async def compute(self, work: Callable[[], Result], wanted: Callable[[], bool] = lambda: True) -> Result | None:
+    async def compute(self, work: Callable[[], Result], wanted: Callable[[], bool] = lambda: True) -> Result:
         """Run something outside the page's own thread, one computation after the other.
 
-        None where nobody wants it any more when its turn comes. InputError where the model's files are not those that
-        were opened.
+        Stopped where nobody wants it any more. InputError where the model's files are not those that were opened.
         """
 
-        def alone() -> Result | None:
-            with self._lock, torch.inference_mode():
-                if not wanted():
-                    return None
+        def alone() -> Result:
+            _wanted.set(wanted)  # of this call: each has a context of its own
+            while not self._lock.acquire(timeout=0.1):
+                go_on()
+            try:
+                go_on()
                 if self._look() != self._stamp:
                     raise InputError(f"the model in {self.artefact} has changed: start vqstack explore again")
-                return work()
+                with torch.inference_mode():
+                    return work()
+            finally:
+                self._lock.release()
 
         return await asyncio.to_thread(alone)
 
@@ -121,10 +140,9 @@ class Opened:
 
     def use(self, level: int) -> CodeUse:
         """How the codes of a level are used, counted once; see :attr:`counted`."""
-        return self._use(level)
-
-    def _count(self, level: int) -> CodeUse:
-        return use_of_codes(self.model, self.counted, level)
+        if level not in self.uses:
+            self.uses[level] = use_of_codes(self.model, self.counted, level)
+        return self.uses[level]
 
     @cached_property
     def counted(self) -> Pixels:

@@ -34,12 +34,15 @@ STYLE = """
 .chosen { touch-action: none; }
 .draws { gap: 0.5rem !important; } .draws .number { width: 4.2rem; }
 .q-card { max-width: calc(100vw - 3rem); overflow-x: auto; }
-.thumb { width: 8rem; image-rendering: pixelated; }
+.thumb { width: 7rem; image-rendering: pixelated; }
 .patch { width: 4rem; image-rendering: pixelated; }
-.chart { width: 26rem; max-width: 90vw; height: 14rem; }
+.chart { width: 26rem; max-width: 90vw; height: 10rem; }
+.about { flex: 1 1 20rem; min-width: 0; }
 .number { width: 7rem; } .wide { width: 18rem; max-width: 90vw; } .actions { max-width: 26rem; }
 .lines { width: 44rem; max-width: 90vw; } .note { font-size: 0.85rem; opacity: 0.8; }
 .told { max-width: 18rem; min-height: 4rem; }
+@keyframes appear { from { visibility: hidden; } }
+.stop { animation: appear 0.5s step-end backwards; }  /* not for what is over in a moment */
 """
 
 
@@ -93,7 +96,11 @@ def build(opened: Opened, client: Client) -> Desk:
         ui.space()
         colours = ui.toggle({0: "light", 1: "dark", 2: "as the system"}, value=2).props("dense")
         colours.props('aria-label="colours of the page" toggle-color=white toggle-text-color=primary text-color=white')
-    desk = Desk(opened, client)
+        desk = Desk(opened, client)
+    with ui.page_sticky("bottom-right", x_offset=16, y_offset=16):
+        stop = ui.button("stop", on_click=desk.stop).props('data-do="stop" color=negative icon=stop').classes("stop")
+        stop.bind_visibility_from(desk.busy)
+        ui.keyboard(lambda event: event.key.escape and event.action.keydown and desk.stop(), ignore=[])
     Chooser(desk)
     with ui.tabs().classes("w-full") as tabs:
         for name in PARTS:
@@ -139,17 +146,23 @@ def free_port(host: str, port: int) -> int:
         raise InputError(f"--port {port}: {error.strerror}: choose another, or 0 for any that is free") from error
 
 
-def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> None:
-    """Serve the page until it is stopped."""
+def register(opened: Opened, place: str = "/") -> None:
+    """Let the server have a page of what is opened."""
 
-    @ui.page("/", title=f"vqstack: {opened.name}")
+    @ui.page(place, title=f"vqstack: {opened.name}")
     async def page(client: Client) -> None:
         desk = build(opened, client)
         with suppress(ClientConnectionTimeout):  # what fetched the page was no browser
             await desk.remember()
 
+
+def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> None:
+    """Serve the page until it is stopped."""
+    register(opened)
     app.storage.max_tab_storage_age = KEPT
     app.on_startup(lambda: say(f"http://{host}:{port}"))
+    if share:
+        app.urls.on_change(shared)
     ui.run(
         host=host,
         port=port,
@@ -160,3 +173,10 @@ def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> N
         reconnect_timeout=600,  # a laptop that slept finds its image again
         favicon="🧩",
     )
+
+
+def shared() -> None:
+    """Print the address that the relay has given the page; the others are those of this machine."""
+    for url in app.urls:
+        if not url.startswith("http:"):
+            say(f"{url}, for everybody who has this address")

@@ -107,10 +107,10 @@ def save_gif(clip: UInt8[np.ndarray, "1 t h w"], stream: io.BufferedIOBase, valu
 
 
 def save_ffv1(clip: UInt8[np.ndarray, "c t h w"], stream: io.BufferedIOBase, values: int, rate: int) -> None:
-    """Colour frames as FFV1 in Matroska, without loss."""
+    """Colour frames as FFV1 in Matroska, without loss; the same bytes whenever and wherever it is written."""
     stored = ((clip.astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8)
     library = _library()
-    with library.open(stream, "w", format="matroska") as file:
+    with library.open(stream, "w", format="matroska", options={"fflags": "bitexact"}) as file:
         kind = "gray" if len(clip) == 1 else "bgr0"
         track = file.add_stream("ffv1", rate=rate, width=clip.shape[3], height=clip.shape[2], pix_fmt=kind)
         for frame in stored.transpose(1, 2, 3, 0):
