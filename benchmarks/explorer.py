@@ -26,18 +26,13 @@ from vqstack.ending import run_command
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def settled(page: Page) -> None:
-    """Wait until nothing is computed."""
-    page.wait_for_selector("[aria-label=computing]", state="hidden", timeout=120_000)
-
-
-def edit(page: Page) -> float:
-    """Seconds of drawing the chosen sites again."""
-    before = page.inner_text("[data-lines]")
+def do(page: Page, name: str, times: int = 1) -> float:
+    """Seconds from pressing a button until what it has computed, so many times, is over."""
+    done = int(page.get_attribute("[aria-label=computing]", "data-done") or 0) + times
     began = time.perf_counter()
-    page.click("[data-do=resample]")
-    page.wait_for_function("(before) => document.querySelector('[data-lines]').innerText != before", arg=before)
-    settled(page)
+    page.click(f"[data-do={name}]")
+    over = "(done) => +document.querySelector('[aria-label=computing]').dataset.done >= done"
+    page.wait_for_function(over, arg=done, timeout=120_000)
     return time.perf_counter() - began
 
 
@@ -60,20 +55,18 @@ def main(arguments: list[str]) -> None:
             )
             page = browser.new_page()
             page.goto(address)
-            page.click("[data-do=test]")
-            page.wait_for_timeout(500)
-            settled(page)
+            do(page, "test", 2)  # the image, and what each level keeps
             page.click("[data-tab=Edit]")
             page.click("[aria-label=map] >> text=z_1")
             page.focus("[data-board^='edit z_1']")
             page.keyboard.press("Space")
             seconds, process = [], psutil.Process(server.pid)
             for number in range(options.edits):
-                seconds.append(edit(page))
+                seconds.append(do(page, "resample"))
                 page.wait_for_timeout(60_000 * options.minutes / options.edits)
                 if number == 19:
                     found["MiB after 20 edits"] = process.memory_info().rss / 2**20
-                if number % (options.edits // 10) == 0:
+                if number % max(1, options.edits // 10) == 0:
                     other = browser.new_page()
                     other.goto(address)
                     other.click("[data-do=drawn]")

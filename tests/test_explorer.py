@@ -95,6 +95,8 @@ def tab(window, address, shared, request):
     """A tab in which others may have worked before, but for tests that failed."""
     failed = request.session.testsfailed
     if shared.get("failed") != failed:
+        if "tab" in shared:
+            shared["tab"].close()  # and with it what it may still compute
         shared.update(tab=Tab(window, address), failed=failed)
     return shared["tab"]
 

@@ -25,7 +25,7 @@ class Compressing:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.made: Compressed | None = None
-        ui.label("Drop files here. They come back exactly, and cost what the ledger says.")
+        ui.label("Drop files here. They come back exactly, and cost what the ledger says, and a header.")
         dropped = ui.upload(
             multiple=True,
             on_multi_upload=self._take,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
-from nicegui import Client, app, ui
+from nicegui import Client, app, events, ui
 
 from vqstack.edited import Edited
 from vqstack.errors import InputError
@@ -149,6 +149,11 @@ class Desk:
     def stop(self) -> None:
         """End what is computed, before the next pass of a network."""
         self._stopped = True
+
+    def key(self, event: events.KeyEventArguments) -> None:
+        """Escape stops, too."""
+        if event.key.escape and event.action.keydown:
+            self.stop()
 
     def _wanted(self) -> bool:
         """Whether somebody waits for what is computed; asked by its thread."""

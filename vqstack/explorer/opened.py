@@ -51,6 +51,7 @@ class Opened:
             part.register_forward_pre_hook(go_on)
         self._stamp = self._look()
         self._lock = threading.Lock()
+        self.ended = False  # the server stops: nothing is wanted any more
         self.uses = dict[int, CodeUse]()  # of levels whose codes have been counted
 
     def _look(self) -> list[tuple[int, int]]:
@@ -73,7 +74,7 @@ class Opened:
         """
 
         def alone() -> Result:
-            _wanted.set(wanted)  # of this call: each has a context of its own
+            _wanted.set(lambda: not self.ended and wanted())  # of this call: each has a context of its own
             while not self._lock.acquire(timeout=0.1):
                 go_on()
             try:
@@ -86,6 +87,10 @@ class Opened:
                 self._lock.release()
 
         return await asyncio.to_thread(alone)
+
+    def end(self) -> None:
+        """Stop what is computed: the server would wait for it."""
+        self.ended = True
 
     @property
     def name(self) -> str:

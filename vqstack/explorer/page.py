@@ -40,6 +40,7 @@ STYLE = """
 .about { flex: 1 1 20rem; min-width: 0; }
 .number { width: 7rem; } .wide { width: 18rem; max-width: 90vw; } .actions { max-width: 26rem; }
 .lines { width: 44rem; max-width: 90vw; } .note { font-size: 0.85rem; opacity: 0.8; }
+.q-notification .q-btn { color: inherit !important; }
 .told { max-width: 18rem; min-height: 4rem; }
 @keyframes appear { from { visibility: hidden; } }
 .stop { animation: appear 0.5s step-end backwards; }  /* not for what is over in a moment */
@@ -97,10 +98,10 @@ def build(opened: Opened, client: Client) -> Desk:
         colours = ui.toggle({0: "light", 1: "dark", 2: "as the system"}, value=2).props("dense")
         colours.props('aria-label="colours of the page" toggle-color=white toggle-text-color=primary text-color=white')
         desk = Desk(opened, client)
-    with ui.page_sticky("bottom-right", x_offset=16, y_offset=16):
+    with ui.page_sticky("bottom-right", x_offset=16, y_offset=16).classes("z-top"):
         stop = ui.button("stop", on_click=desk.stop).props('data-do="stop" color=negative icon=stop').classes("stop")
         stop.bind_visibility_from(desk.busy)
-        ui.keyboard(lambda event: event.key.escape and event.action.keydown and desk.stop(), ignore=[])
+        ui.keyboard(desk.key, ignore=[])
     Chooser(desk)
     with ui.tabs().classes("w-full") as tabs:
         for name in PARTS:
@@ -154,6 +155,8 @@ def register(opened: Opened, place: str = "/") -> None:
         desk = build(opened, client)
         with suppress(ClientConnectionTimeout):  # what fetched the page was no browser
             await desk.remember()
+
+    app.on_shutdown(opened.end)
 
 
 def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> None:
