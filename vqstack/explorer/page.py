@@ -99,7 +99,11 @@ def build(opened: Opened, client: Client) -> Desk:
         colours.props('aria-label="colours of the page" toggle-color=white toggle-text-color=primary text-color=white')
         desk = Desk(opened, client)
     with ui.page_sticky("bottom-right", x_offset=16, y_offset=16).classes("z-top"):
-        stop = ui.button("stop", on_click=desk.stop).props('data-do="stop" color=negative icon=stop').classes("stop")
+        stop = (
+            ui.button("stop", on_click=desk.stop)
+            .props('data-do="stop" aria-label="stop what is computed" color=negative icon=stop')
+            .classes("stop")
+        )
         stop.bind_visibility_from(desk.busy)
         ui.keyboard(desk.key, ignore=[])
     Chooser(desk)
