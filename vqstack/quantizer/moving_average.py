@@ -84,6 +84,7 @@ class MovingAverageVQ(NearestCode):
         if not self.accumulating:
             self._pending = 0
         vectors, codes, loss = self.library(flat, accum_ema_update=self.accumulating)
+        self.library.zero.requires_grad_(False)  # marked by the library; moved to a device it would be no leaf any more
         return vectors, codes, loss.clone()  # without a commitment term the library returns a buffer of its own
 
     @torch.no_grad()
