@@ -44,6 +44,20 @@ def check_name(name: str) -> None:
     )
 
 
+def check_branch(name: str | None) -> None:
+    """InputError where git takes no branch of this name; nobody is asked (git check-ref-format). None: main."""
+    if name is None:
+        return
+    parts = name.split("/")
+    wrong = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{", name) or name.endswith(".") or name.startswith("-")
+    if wrong or name in ("@", "HEAD") or any(not x or x[0] == "." or x.endswith(".lock") for x in parts):
+        raise InputError(
+            f"revision: {name!r} is no name of a branch: take letters, digits, '-', '_', '.' and single '/'"
+        )
+    if re.fullmatch(r"[0-9a-f]{40}", name):
+        raise InputError(f"revision: {name} is the name of a commit, and a push makes a new one: name a branch")
+
+
 def fetched(place: Path | str, kind: Kind, files: Sequence[str], wanted: str, **options: Any) -> Path:
     """The folder that is named: itself, or the copy in the cache of what has this name on the hub.
 

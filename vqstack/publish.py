@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vqstack.codes import PUBLISHED, CodeDataset, holds_codes
 from vqstack.errors import InputError
-from vqstack.hub import check_name, parsed, upload
+from vqstack.hub import check_branch, check_name, parsed, upload
 from vqstack.model import HierarchicalModel
 from vqstack.phases import run_of
 from vqstack.pretrained import CARD, CONFIG, LICENCE, WEIGHTS, find_artefact, front_matter
@@ -40,6 +40,7 @@ def push(
         WriteError: the connection broke.
     """
     check_name(name)
+    check_branch(revision)
     folder = Path(folder)
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", licence):
         raise InputError(
