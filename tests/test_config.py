@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from helpers import refused
 from pydantic import BaseModel, ValidationError
 
 from vqstack.config import RunConfig, parse, read_yaml, to_yaml
@@ -419,6 +420,31 @@ def test_a_model_that_does_not_fit_is_estimated(train_stack, capsys):
     out = capsys.readouterr().out
     parameters = int(re.search(r"prior .* groups, ([\d,]+) parameters", out)[1].replace(",", ""))
     assert parameters > 40 * 12 * 65536**2
+
+
+def test_memory_is_that_of_a_process_of_so_many(train_stack, capsys):
+    """Batches are shared in any case; weights, gradients, moments and averages where there are shards."""
+
+    def mebibytes(*given):
+        train_stack.main(["--dry-run", "--prior.dim", "4096", "--prior.heads", "64", "--prior.depth", "64", *given])
+        out = capsys.readouterr().out
+        assert ("weights in shards" in out) == ("--sharded" in given)
+        parameters = int(re.search(r"prior .* groups, ([\d,]+) parameters", out)[1].replace(",", ""))
+        return int(re.search(r"memory   about ([\d,]+) MiB", out)[1].replace(",", "")), parameters / 2**20
+
+    alone, million = mebibytes()
+    whole, shards = (
+        [mebibytes("--processes", str(number), *given)[0] for number in (2, 4)] for given in ([], ["--sharded"])
+    )
+    assert 20 * million < whole[1] < whole[0] < alone
+    gathered = [20 * (1 - 1 / number) * million - w + s for number, w, s in zip((2, 4), whole, shards, strict=True)]
+    assert gathered == pytest.approx([gathered[0]] * 2, abs=2)  # MiB, of however many processes
+    assert 0 < gathered[0] < 8 * million / 10
+
+
+def test_processes_are_planned_by_a_dry_run_alone(train_stack):
+    refused(lambda: train_stack.main(["--processes", "8"]), "processes", "--dry-run")
+    refused(lambda: train_stack.main(["--dry-run", "--processes", "7"]), "batch_size", "(7)")
 
 
 def test_the_estimate_counts_the_quantizers_tables(train_stack, capsys):

@@ -1,11 +1,14 @@
 """What a configuration will cost, for --dry-run: maps, parameters, bits and an estimate of memory."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from torch import nn
 
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
+from vqstack.fit.blocks import blocks
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
 from vqstack.nets import StagedPath
@@ -46,18 +49,37 @@ def scarce_sites(settings: ModelSettings, images: int) -> Iterator[str]:
             )
 
 
-def describe(config: RunConfig, settings: ModelSettings) -> str:
-    """Map shapes, the bits each can hold, parameter counts, and an estimate of training memory a process."""
-    return "\n".join(_costs(config, settings)[0])
+def describe(config: RunConfig, settings: ModelSettings, processes: int = 1) -> str:
+    """Map shapes, the bits each can hold, parameter counts, and an estimate of training memory a process.
+
+    So many processes share each batch, and where the settings say ``sharded`` the weights too.
+    """
+    return "\n".join(_costs(config, settings, processes)[0])
 
 
-def memory_of(config: RunConfig, settings: ModelSettings) -> float:
-    """Bytes that a training process will take, estimated, its images excepted."""
-    return _costs(config, settings)[1]
+def memory_of(config: RunConfig, settings: ModelSettings, processes: int = 1) -> float:
+    """Bytes that a training process of so many will take, estimated, its images excepted."""
+    return _costs(config, settings, processes)[1]
 
 
-def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float]:
+def _held(modules: Sequence[nn.Module], shards: int) -> float:
+    """Bytes of weights, gradients, moments and averages of what is trained in a process, one of so many shards.
+
+    Where there are several, what lies outside of blocks stays gathered through a step, and two blocks while one runs,
+    each with its gradient.
+    """
+    whole = {p: p.numel() for module in modules for p in module.parameters()}  # shared ones once
+    if shards == 1:
+        return 20 * sum(whole.values())
+    parts = {block: sum(p.numel() for p in block.parameters()) for module in modules for block in blocks(module)}
+    inside = {p for block in parts for p in block.parameters()}
+    outside = sum(number for p, number in whole.items() if p not in inside)
+    return 20 * sum(whole.values()) / shards + 8 * (outside + 2 * max(parts.values(), default=0))
+
+
+def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[list[str], float]:
     """Lines for a person, and bytes."""
+    shards = processes if config.sharded else 1
     try:
         model = without_memory(lambda: HierarchicalModel(settings), TENSORS)
     except ValueError as error:
@@ -96,7 +118,7 @@ def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float
             forward += size * (4 * window.width + 10 * level.head.parameters)
         floats += 3 * sites * level.quantizer.dim  # the start by k-means has the vectors of a batch three times
         scored = max(scored, forward)
-        memory = 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate
+        memory = _held([level], shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes)
         together += memory
         peak = together if config.at_once else max(peak, memory)
     if config.sharing == "trunk":
@@ -115,21 +137,27 @@ def _costs(config: RunConfig, settings: ModelSettings) -> tuple[list[str], float
             # What a window reads is gathered, and again without the unknown.
             scored = max(scored, part.sites * (12 * part.settings.dim + 3 * part.head.parameters))
             floats += part.sites * (kept + (0 if part.window is None else 2 * part.window.mix.in_features))
-        peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
+        peak = max(peak, _held(parts, shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes))
         sites, groups = sum(part.sites for part in parts), sum(len(part.schedule) for part in parts)
         lines.append(f"{name} {sites} sites in {groups} groups, {parameters:,} parameters")
     if model.renderer is not None:
         parameters, fit = sum(p.numel() for p in model.renderer.parameters()), config.train_renderer
         floats = 2 * model.renderer.up.floats(model.stack.levels[0].map_shape)  # as many again to compare pictures
-        peak = max(peak, 20 * parameters + 4 * floats * fit.batch_size / fit.accumulate)
+        memory = _held([model.renderer], shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes)
+        peak = max(peak, memory)
         lines.append(f"renderer beside level 1, outside the ledger, {parameters:,} parameters")
     total = sum(p.numel() for p in model.parameters())
     peak = max(peak, 4 * total + 4 * scored * config.encode_batch)
     lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")
     process = PROCESS + READERS.get(config.data.source, OTHER_READERS)
+    which = f"each of {processes} processes" + ", weights in shards," * (shards > 1) if processes > 1 else "a process"
     lines.append(
-        f"memory   about {(process + peak) / 2**20:,.0f} MiB a process for the libraries, and for weights, gradients, "
+        f"memory   about {(process + peak) / 2**20:,.0f} MiB {which} for the libraries, and for weights, gradients, "
         "AdamW, averages and activations of the largest phase, or of a batch that is encoded or scored, and "
         f"{numbers * value_dtype(settings.values).itemsize / 2**20 * 1000:,.2f} MiB for each 1,000 images"
     )
+    if shards > 1:
+        lines.append(
+            f"waiting  {4 * total / 2**20:,.1f} MiB of the host for each process: whole weights, between phases"
+        )
     return lines, float(process + peak)

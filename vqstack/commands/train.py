@@ -18,7 +18,7 @@ from vqstack.fit import FitSettings
 from vqstack.images import num_classes
 from vqstack.library import prepare
 from vqstack.model import HierarchicalModel
-from vqstack.phases import Run, check_processes
+from vqstack.phases import Run, check_processes, sharding_for
 from vqstack.recipes import find_recipe
 from vqstack.report import describe
 from vqstack.reuse import check_sources
@@ -47,6 +47,9 @@ class Command(RunConfig):
     dry_run: bool = Field(
         False,
         description="Check everything but the images, print configuration, maps, parameters and memory, and leave.",
+    )
+    processes: int | None = Field(
+        None, ge=1, description="Of --dry-run: processes to plan for, count; default: those that it runs in."
     )
 
 
@@ -118,15 +121,19 @@ def main(arguments: list[str]) -> None:
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     folder = command.out or Path("runs") / path.stem
     settings, accelerator = prepare(config, folder, command.override_config)
+    if command.processes and not command.dry_run:
+        raise InputError("processes: of --dry-run alone: leave it out, and start as many with accelerate launch")
     if command.dry_run:
         warn_of_done(command, folder, accelerator)
-        check_processes(config, accelerator)
+        processes = command.processes or accelerator.num_processes
+        check_processes(config, accelerator, processes)
+        shared = config.model_copy(update={"sharded": config.sharded or sharding_for(config, accelerator) is not None})
         missing = check_sources(config, settings, folder)
         accelerator.print(lines(to_yaml(config)))
         # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
         known = config.data.source == "digits" or config.data.size is None
         classes = num_classes(config.data) if known else 0
-        accelerator.print(lines(describe(config, config.model_settings(settings.image_shape, classes))))
+        accelerator.print(lines(describe(shared, config.model_settings(settings.image_shape, classes), processes)))
         if not known:
             unknown = "labels   not counted: a prior with labels has one row of its dim more for each class"
             accelerator.print(lines(unknown))

@@ -5,7 +5,7 @@ Files in reading order: ``checks`` (what cannot be trained), ``named`` (the run 
 (what is said before the first step) and ``run``.
 """
 
-from vqstack.phases.checks import check_processes, check_trackers
+from vqstack.phases.checks import check_processes, check_trackers, sharding_for
 from vqstack.phases.forecast import forecast
 from vqstack.phases.named import (
     check_condition,
@@ -41,6 +41,7 @@ __all__ = [
     "read_images",
     "remarks",
     "run_of",
+    "sharding_for",
     "split_of_run",
     "warn_of_changes",
 ]

@@ -27,9 +27,9 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise InputError(f"trackers: {name} is not installed here (these are: {known}): install it or leave it out")
 
 
-def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
+def check_processes(config: RunConfig, accelerator: Accelerator, processes: int | None = None) -> None:
     """Processes must share batches, or weights too by FSDP 2, and every batch must split into equal parts for the
-    micro-batches of each process."""
+    micro-batches of each process: of those at hand, or of so many."""
     if accelerator.distributed_type in UNKNOWN:
         raise InputError(
             f"training under {accelerator.distributed_type.value} is not possible: launch it data parallel, as "
@@ -38,7 +38,7 @@ def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
     for name, settings in config.every_training.items():
         if any(f"{name}.".startswith(f"{idle}.") for idle in unused(config)):
             continue
-        parts = settings.accumulate * accelerator.num_processes
+        parts = settings.accumulate * (processes or accelerator.num_processes)
         if settings.batch_size % parts:
             raise InputError(
                 f"{name}.batch_size: {settings.batch_size} is not a multiple of accumulate times processes ({parts}): "

@@ -75,7 +75,7 @@ def remarks(
         if fit.batch_size > count and not config.data.streaming and name.partition(".")[0] not in config.unused():
             yield f"{name}.batch_size: {fit.batch_size} is more than the {count} images of train: choose less"
     if accelerator.device.type == "cpu":
-        needed, free = memory_of(config, settings), psutil.virtual_memory().available
+        needed, free = memory_of(config, settings, accelerator.num_processes), psutil.virtual_memory().available
         if needed > free:
             yield (
                 f"memory: about {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free: raise "
