@@ -1,13 +1,12 @@
-"""One of several processes that train in shards: torchrun … shard_report.py REPORT ARGUMENTS of vqstack train.
+"""One of several processes that train, in shards or not: arguments are REPORT and those of vqstack train.
 
 Leaves in REPORT-RANK.json, by the name of each phase, the bytes of weights, moments and averages that this process
-holds, and of all that there are. END="PHASE STEP SIGNAL" in the environment: the last process sends itself this signal
-after that step.
+holds, and of all that there are. In the environment, of the last process: END="PHASE STEP SIGNAL" sends it this signal
+after that step, FAILS="PHASE STEP" lets it read no image in the evaluation of that step.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 
 from vqstack.commands import train
@@ -15,10 +14,28 @@ from vqstack.fit import Fit
 from vqstack.shards import local
 
 
-def main(report: str, arguments: list[str]) -> None:
-    phase, step, signal = os.environ["END"].split()
+class Unreadable:
+    """A source of so many images none of which can be read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, *_):
+        raise OSError("no image")
+
+
+def main(arguments: list[str]) -> None:
+    report, *arguments = arguments
+    *end, number = os.environ.get("END", "none 0 0").split()
     held: dict[str, list[int]] = {}
-    take_step = Fit.training_step
+    take_step, evaluate = Fit.training_step, Fit.evaluation_step
+
+    def at(fit, place):
+        last = fit.accelerator.process_index == fit.accelerator.num_processes - 1
+        return last and [fit.name, str(fit.step)] == place
 
     def watched(self):
         take_step(self)
@@ -26,13 +43,16 @@ def main(report: str, arguments: list[str]) -> None:
         tensors = [*self.module.parameters(), *self.average.module.parameters(), *moments]
         held[self.name] = [sum(local(t).nbytes for t in tensors), sum(t.numel() * t.itemsize for t in tensors)]
         Path(f"{report}-{os.environ['RANK']}.json").write_text(json.dumps(held), "utf-8")
-        last = self.accelerator.process_index == self.accelerator.num_processes - 1
-        if last and (self.name, self.step) == (phase, int(step)):
-            os.kill(os.getpid(), int(signal))
+        if at(self, end):
+            os.kill(os.getpid(), int(number))
 
-    Fit.training_step = watched
+    def failing(self):
+        validation = self.validation
+        if at(self, os.environ.get("FAILS", "").split()):
+            self.validation = Unreadable(len(validation))
+        found = evaluate(self)
+        self.validation = validation
+        return found
+
+    Fit.training_step, Fit.evaluation_step = watched, failing
     train.main(arguments)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])

@@ -33,7 +33,7 @@ from vqstack.fit.optimisation import (
 from vqstack.fit.outcome import CHECKPOINTS
 from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
-from vqstack.fit.sharding import Sharding, full, give_back
+from vqstack.fit.sharding import Sharding, full
 from vqstack.fit.threads import choose_threads
 from vqstack.fit.totals import EvaluationError, Totals, evaluate
 from vqstack.pretrained import check_numbers
@@ -273,10 +273,8 @@ class Fit:
         batch, metric = self.settings.batch_size, self.chosen_by
         found = {"module": evaluate(self.runner, self.validation, batch, self.accelerator, self.seed)}
         if self.average is not None:
-            give_back(self.runner)
             averaged = self.average.current()
             found["average"] = evaluate(averaged, self.validation, batch, self.accelerator, self.seed)
-            give_back(averaged)
         better = min(found, key=lambda name: found[name][metric] if math.isfinite(found[name][metric]) else math.inf)
         score = found[better][metric]
         if not math.isfinite(score):

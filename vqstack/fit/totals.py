@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqstack.fit.batches import Source, own_batches
 from vqstack.fit.seeds import seed_everything
-from vqstack.fit.sharding import is_sharded
+from vqstack.fit.sharding import give_back, is_sharded
 from vqstack.quantizer import usage
 from vqstack.shapes import Objective, finest
 from vqstack.terminal import Progress
@@ -89,9 +89,11 @@ def evaluate(
     """Means of the objective over a whole split, each process its share; what is random in it follows from ``seed``.
 
     EvaluationError, in every process, where one could not score its share: the others must not wait for it. Where the
-    weights are sharded the error itself, in that process, which ends the run.
+    weights are sharded all read a batch before any of them runs it; amid a forward pass the others wait for weights of
+    this process, so an error there is raised in it as it is, and ends the run.
     """
-    was_training, problem = module.training, None
+    was_training, problem, sharded = module.training, None, is_sharded(module)
+    given: tuple[Any, ...] = ()
     module.eval()
     totals = Totals()
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -99,17 +101,28 @@ def evaluate(
     try:
         mine, batches = own_batches(len(source), batch_size, rank, world), math.ceil(len(source) / world / batch_size)
         for indices, weight in Progress(mine, total=batches, desc="validation", leave=False, disable=rank > 0):
+            try:
+                given = source.batch(indices, None)
+            except Exception as error:  # whatever it is, training goes on without this evaluation, which is reported
+                problem = error
+            if _anywhere(problem, accelerator) if sharded else problem is not None:
+                break
             with accelerator.autocast():
-                totals.add(module(*source.batch(indices, None)), weight)
-    except Exception as error:  # whatever it is, training goes on without this evaluation, which is reported
-        if is_sharded(module):  # the others wait for weights of this process, amid their own share
+                totals.add(module(*given), weight)
+    except Exception as error:
+        if sharded:
             raise
         problem = error
     finally:
+        give_back(module)
         module.train(was_training)
-    failed = torch.tensor(float(problem is not None), device=accelerator.device)
-    if accelerator.reduce(failed):
+    if _anywhere(problem, accelerator):
         raise EvaluationError(f"{type(problem).__name__}: {problem}" if problem else "in another process") from problem
     summary = getattr(accelerator.unwrap_model(module), "summary", None)
     moments = {name: accelerator.reduce(totals.moments[name]) for name in sorted(totals.moments)}
     return totals.read(accelerator) | ({} if summary is None else summary(moments))
+
+
+def _anywhere(problem: Exception | None, accelerator: Accelerator) -> bool:
+    """Whether some process has one; all of them ask."""
+    return bool(accelerator.reduce(torch.tensor(float(problem is not None), device=accelerator.device)))
