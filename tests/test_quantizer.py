@@ -271,7 +271,8 @@ def test_loss_is_not_an_alias(kind, training):
 def test_a_step_makes_no_buffer_a_parameter(kind):
     """Trap: the library marks a buffer as trained; once it is moved, the module could not be copied any more."""
     quantizer = make(kind).train()
-    quantizer(torch.randn(16, 6, 2, 2, requires_grad=True)).loss.backward()
+    out = quantizer(torch.randn(16, 6, 2, 2, requires_grad=True))
+    (out.loss + out.vectors.sum()).backward()
     assert not any(buffer.requires_grad or buffer.grad is not None for buffer in quantizer.buffers())
 
 

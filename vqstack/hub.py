@@ -50,7 +50,7 @@ def check_branch(name: str | None) -> None:
         return
     parts = name.split("/")
     wrong = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{", name) or name.endswith(".") or name.startswith("-")
-    if wrong or name in ("@", "HEAD") or any(not x or x[0] == "." or x.endswith(".lock") for x in parts):
+    if wrong or name == "HEAD" or any(not x or x[0] == "." or x.endswith(".lock") for x in parts):
         raise InputError(
             f"revision: {name!r} is no name of a branch: take letters, digits, '-', '_', '.' and single '/'"
         )

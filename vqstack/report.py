@@ -70,7 +70,7 @@ def _held(modules: Sequence[nn.Module], shards: int) -> float:
     """
     whole = {p: p.numel() for module in modules for p in module.parameters()}  # shared ones once
     if shards == 1:
-        return 20 * sum(whole.values())
+        return 20.0 * sum(whole.values())
     parts = {block: sum(p.numel() for p in block.parameters()) for module in modules for block in blocks(module)}
     inside = {p for block in parts for p in block.parameters()}
     outside = sum(number for p, number in whole.items() if p not in inside)
@@ -157,7 +157,5 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
         f"{numbers * value_dtype(settings.values).itemsize / 2**20 * 1000:,.2f} MiB for each 1,000 images"
     )
     if shards > 1:
-        lines.append(
-            f"waiting  {4 * total / 2**20:,.1f} MiB of the host for each process: whole weights, between phases"
-        )
+        lines.append(f"waiting  {4 * total / 2**20:,.1f} MiB of the host for each process: whole weights")
     return lines, float(process + peak)
