@@ -6,11 +6,8 @@ to it is a process of its own.
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -19,6 +16,7 @@ import pytest
 import yaml
 from helpers import TINY, files_of, refused, trained
 from hub_server import TOKEN, Hub
+from launching import program
 from test_codes import write
 from torch import nn
 
@@ -67,7 +65,7 @@ def runs(tmp_path_factory):
 
 def child(hub, cache, code, *, wait=True, **environment):
     """Runs lines of Python as a program of a user of the hub; what they leave as ``found``."""
-    environment = os.environ | {
+    environment = {
         "HF_ENDPOINT": hub.address,
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
@@ -76,20 +74,15 @@ def child(hub, cache, code, *, wait=True, **environment):
         "HF_HOME": str(cache),
         **environment,
     }
-    script = CHILD + dedent(code) + "\nprint(json.dumps(found))\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    found, printed = Path("found.json").absolute(), Path("printed").absolute()
+    process = program(
+        f"{CHILD}{dedent(code)}\nPath({str(found)!r}).write_text(json.dumps(found))\n", environment, printed
     )
     if not wait:
         return process
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    process.join(100)
+    assert process.exitcode == 0, printed.read_text("utf-8")
+    return json.loads(found.read_text("utf-8"))
 
 
 def contents(folder):
@@ -175,8 +168,8 @@ def test_a_push_that_was_killed_is_finished_with_what_is_missing(hub, cache, tmp
         repository = hub.repositories["dataset", "owner/codes"]
         assert list(repository.commits[repository.branches["main"]]) == [".gitattributes"]
     finally:
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
+        killed.kill()
+        killed.join()
         hub.stall = None
     assert len(hub.puts) - start == 4
 
@@ -250,6 +243,24 @@ def test_only_owner_and_name_are_pushed_to(monkeypatch, name):
     monkeypatch.setattr(publish, "upload", None)
     word = "OWNER/NAME" if "@" not in name else "--revision " + name.split("@")[1]
     refused(lambda: publish.push("no/folder", name), f"{name}:", word)
+
+
+NO_BRANCHES = ["", "a b", "a..b", "/a", "a/", "a//b", ".a", "a/.b", "a.lock", "a.", "a~1", "a:b", "a@{1}", "HEAD", "-a"]
+
+
+@pytest.mark.parametrize("branch", [*NO_BRANCHES, "a\\b", "main", "second/try", "v1.0", "a_b-c", "Überblick"])
+def test_a_branch_that_git_takes_not_is_refused_before_anything_is_made(monkeypatch, branch):
+    wrong = branch in (*NO_BRANCHES, "a\\b")
+    if shutil.which("git") is not None and branch:
+        asked = ["git", "check-ref-format", "--branch", branch]
+        assert bool(subprocess.run(asked, capture_output=True, check=False).returncode) == wrong
+    monkeypatch.setattr(publish, "upload", None)
+    words = ("revision", repr(branch)) if wrong else ("no such folder",)
+    refused(lambda: publish.push("no/folder", "me/digits", revision=branch), *words)
+
+
+def test_a_commit_is_no_branch():
+    refused(lambda: publish.push("no/folder", "me/digits", revision="0123456789abcdef" * 2 + "01234567"), "commit")
 
 
 def test_a_licence_that_codes_are_given_is_in_their_card(monkeypatch, tmp_path):
