@@ -19,7 +19,9 @@ import torch
 from accelerate import Accelerator
 
 import vqstack
+from vqstack.config import changed
 from vqstack.ending import run_command
+from vqstack.images import ImageSettings
 from vqstack.phases import Run
 from vqstack.quantizer import usage
 
@@ -39,10 +41,11 @@ def measured(options: argparse.Namespace, name: str, changes: dict[str, Any]) ->
     """Train one variant, and what came of it."""
     quantizer = {"codebook_size": options.size, **changes}
     level = {"map": (16, 16), "quantizer": quantizer, "decoder": {"family": "product"}}
-    fit = {"steps": options.steps, "evaluate_every": max(1, options.steps // 4)}
+    fit = {"steps": options.steps, "warmup": options.steps // 10, "evaluate_every": max(1, options.steps // 4)}
     files = {"train": str(options.train), "test": str(options.test)}
-    data = {"source": "parquet", "files": files, "limit": options.limit, "validation": 100}
-    config = vqstack.recipe(RECIPE, levels=level, train_levels=fit, data=data)
+    kept = {"size": (32, 32), "channels": 3, "values": 256, "validation": 100, "limit": options.limit}
+    data = ImageSettings(source="parquet", files=files, **kept)
+    config = changed(vqstack.recipe(RECIPE).model_copy(update={"data": data}), {"levels": level, "train_levels": fit})
     folder = options.out / name.replace(" ", "-").replace(",", "")
     run, began = Run(config, folder, Accelerator(mixed_precision=config.mixed_precision)), time.process_time()
     run.train(run.phases["level-1"])
