@@ -1,4 +1,4 @@
-"""One of several processes that train: torchrun … rank_report.py REPORT ARGUMENTS of vqstack train.
+"""One of several processes that train: arguments are REPORT and those of vqstack train.
 
 Trains and leaves in REPORT-RANK.json what this process saw: the fingerprint of the module in training before
 and after every step, of the whole model at the end, and which code maps it encoded. With STOP_AFTER="PHASE STEP" in
@@ -17,7 +17,8 @@ from vqstack.fit import Fit
 from vqstack.phases import Run
 
 
-def main(report: str, arguments: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    report, *arguments = arguments
     seen: dict = {"steps": [], "maps": []}
     begin, step, write, release = Fit.run, Fit.training_step, MapCache.write, Run.release
 
@@ -50,4 +51,4 @@ def main(report: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1:])

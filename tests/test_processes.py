@@ -4,7 +4,6 @@ ever where the images do not divide."""
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 from helpers import files_of, main
+from launching import Launch, launched
 from safetensors.torch import load_file
 
 from vqstack.codes import CodeDataset
@@ -51,36 +51,31 @@ sample_grid: 2
 COUNTS = {"train": 47, "validation": 1, "test": 3}
 
 
-def launched(*command, processes=2, stop_after=""):
-    """A command in processes that talk through gloo, ended."""
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, *map(str, command)],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        timeout=240,  # far beyond what it takes: only where one process waits for the other for ever
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        | {"STOP_AFTER": stop_after},
-    )
-
-
-def together(*command, processes=2, stop_after="") -> None:
+def together(folder, *command, processes=2, stop_after="") -> None:
     """A command that must end well; with ``stop_after`` it must leave by a signal."""
-    out = launched(*command, processes=processes, stop_after=stop_after)
-    assert (out.returncode != 0) == bool(stop_after), out.stderr[-4000:]
+    out = launched(folder, *command, processes=processes, STOP_AFTER=stop_after)
+    assert out.codes == [75 if stop_after else 0] * processes, out.printed
     if stop_after:
         phase, step = stop_after.split()
-        assert f"Stopped: after step {step} of {phase};" in out.stderr, out.stderr[-4000:]
+        assert f"stopped after step {step} of {phase};" in out.printed[0], out.printed
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A run of two processes, and what each of them reports."""
+    """A run of two processes, started by torchrun, and what each of them reports."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     arguments = ["--config", folder / "tiny.yaml", "--out", folder / "run"]
-    together(ROOT / "tests" / "rank_report.py", folder / "rank", *arguments)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    out = subprocess.run(
+        list(map(str, [*launcher, ROOT / "tests" / "rank_report.py", folder / "rank", *arguments])),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=240,  # far beyond what it takes: only where one process waits for the other for ever
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+    )
+    assert out.returncode == 0, out.stderr[-4000:]
     reports = [json.loads((folder / f"rank-{rank}.json").read_text("utf-8")) for rank in (0, 1)]
     return folder / "run", reports
 
@@ -154,7 +149,7 @@ def without_dropout(tmp_path_factory, request):
         second = recipe.index("  - {map: [2, 2]")
         recipe = recipe[:second] + CLUSTERS + recipe[recipe.index("train_levels") :]
     (folder / "same.yaml").write_text(recipe, "utf-8")
-    given = [ROOT / "tests" / "rank_report.py", folder / "rank", "--config", folder / "same.yaml", "--out"]
+    given = [folder, "rank_report", folder / "rank", "--config", folder / "same.yaml", "--out"]
     together(*given, folder / "run", processes=1)
     return given, folder / "run"
 
@@ -194,18 +189,18 @@ def test_two_processes_refuse_other_images(trained, tmp_path):
     (tmp_path / "run" / IMAGES).write_text(sealed(images), "utf-8")
     before = files_of(tmp_path / "run")
     recipe = trained[0].parent / "tiny.yaml"
-    out = launched(ROOT / "recipes" / "train_stack.py", "--config", recipe, "--out", tmp_path / "run")
-    assert out.returncode
-    (line,) = {line for line in out.stderr.splitlines() if "images.train.count: 48 → 47" in line}
-    assert "error: " in line
+    out = launched(tmp_path, "vqstack.commands.train", "--config", recipe, "--out", tmp_path / "run")
+    assert out.codes == [2, 2]
+    for printed in out.printed:
+        assert "images.train.count: 48 → 47" in next(line for line in printed.splitlines() if "error: " in line)
     assert files_of(tmp_path / "run") == before
 
 
 def test_two_processes_write_the_bytes_of_one(trained, tmp_path):
     folder, _ = trained
-    given = [ROOT / "tools" / "encode_dataset.py", folder, "--shard-size", 9, "--batch-size", 4]
-    together(*given, "--out", tmp_path / "two")
-    main(*given, "--out", tmp_path / "one", "--cpu")
+    given = [folder, "--shard-size", 9, "--batch-size", 4]
+    together(tmp_path, "vqstack.commands.encode", *given, "--out", tmp_path / "two")
+    main(ROOT / "tools" / "encode_dataset.py", *given, "--out", tmp_path / "one", "--cpu")
     one = files_of(tmp_path / "one")
     assert one == files_of(tmp_path / "two")
     assert len(one) == 1 + 6 + 1 + 1 + 3  # a folder with shards of 47, 1 and 3 images; manifest, card, checksums
@@ -216,35 +211,16 @@ def test_two_processes_write_the_bytes_of_one(trained, tmp_path):
 
 def test_a_process_whose_partner_is_killed_ends_in_one_line(tmp_path):
     (tmp_path / "long.yaml").write_text(RECIPE.replace("steps: 9,", "steps: 100000, checkpoint_every: 2,"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    script = ROOT / "recipes" / "train_stack.py"
-    command = [sys.executable, script, "--config", tmp_path / "long.yaml", "--out", tmp_path / "run"]
-    pair = [
-        subprocess.Popen(
-            list(map(str, command)),
-            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-        )
-        for rank in "01"
-    ]
-    try:
+    given = ["--config", tmp_path / "long.yaml", "--out", tmp_path / "run"]
+    with Launch(tmp_path, "vqstack.commands.train", *given) as pair:
         while not list(tmp_path.glob("run/phases/level-1/checkpoints/step-*")):
-            assert [process.poll() for process in pair] == [None, None]
+            assert [process.exitcode for process in pair.ranks] == [None, None]
             time.sleep(0.05)
-        pair[1].kill()
-        _, err = pair[0].communicate(timeout=120)
-    finally:
-        for process in pair:
-            process.kill()
-            process.communicate()
-    assert pair[0].returncode == 69, err
-    (line,) = (line for line in err.splitlines() if not line.startswith("warning: levels."))  # too few images
+        pair.ranks[1].kill()
+        out = pair.ended(120)
+    assert out.codes[0] == 69, out.printed
+    err = out.printed[0][out.printed[0].rindex("error: ") :]
+    (line,) = err.splitlines()
     assert line.startswith("error: the connection to another process of this launch broke (")
     assert "onnection" in line.partition("broke (")[2]  # reset, or closed, by peer
 
