@@ -564,6 +564,9 @@ def test_a_model_that_is_replaced_says_so(run, tmp_path):
     assert drawn.counts.sum() == 64 * 16
     (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
     refused(lambda: alone(opened, lambda: 7), "has changed", "again")
+    opened.end()  # the server does not wait for what is computed
+    with pytest.raises(Stopped):
+        alone(opened, lambda: 7)
 
 
 def test_what_nobody_wants_ends_at_the_next_pass_and_leaves_no_trace(opened):
@@ -576,6 +579,9 @@ def test_what_nobody_wants_ends_at_the_next_pass_and_leaves_no_trace(opened):
     with pytest.raises(Stopped):
         alone(opened, lambda: [image.resampled(1, seed=seed) for seed in range(100)], wanted)
     assert len(passes) == 40 and not opened.computing
+    with pytest.raises(Stopped):  # nothing is begun that nobody wants
+        alone(opened, lambda: passes.append(0), lambda: False)
+    assert len(passes) == 40
     again = alone(opened, lambda: image.resampled(1, seed=3))
     assert torch.equal(again.pixels, Opened(opened.run).image(0).resampled(1, seed=3).pixels)
 

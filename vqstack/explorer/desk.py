@@ -57,7 +57,9 @@ class Desk:
         self.history = History()
         self.returned: Callable[[], object] = lambda: None  # told of a history from before
         self.watching = list[Callable[[], None]]()
-        self.busy = ui.linear_progress(show_value=False).props('indeterminate aria-label="computing" data-done=0')
+        self.busy = ui.linear_progress(show_value=False, color="orange").props(
+            'indeterminate aria-label="computing" data-done=0'
+        )
         self.busy.classes("absolute-bottom").set_visibility(False)
         self._stopped, self._seen, self._aside, self._done = False, 0.0, False, 0
 
