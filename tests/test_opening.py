@@ -80,7 +80,7 @@ def test_a_forecast_is_near_and_changes_nothing(monkeypatch):
     assert [*forecast(config, settings, splits, Accelerator(), done=["level-1"])] == ["level-2", "prior", "ledger"]
     sizes = []
     module = import_module("vqstack.phases.forecast")  # the function of that name hides it
-    step = lambda phase, accelerator, folder: sizes.append(phase.settings.steps) or 1.0  # noqa: E731
+    step = lambda phase, *_: sizes.append(phase.settings.steps) or 1.0  # noqa: E731
     monkeypatch.setattr(module, "_seconds_of_a_step", step)
     exact = forecast(config, settings, splits, Accelerator())
     assert exact["prior"] == pytest.approx(400 + 200 / 16 / 3 * 2 * -(-400 // config.train_prior.evaluate_every))
