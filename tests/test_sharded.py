@@ -242,6 +242,14 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch, kind, together, wanted, 
         refused(lambda: sharding_of(accelerator, **given), *words)
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_channels_last_is_refused_in_shards(more, tmp_path):
+    given = ["--sharded", "--channels-last", "--out", tmp_path / "run", *more]
+    out = launched(tmp_path, "vqstack.commands.train", *given)
+    assert out.codes[0] == 2 and out.codes[1] in (2, 69), out.printed  # the other may lose the first
+    assert "channels_last is not possible" in out.printed[0] and not (tmp_path / "run").exists()
+
+
 def networks():
     """A transformer with dropout and a stack of residual blocks, both past their start at zero; inputs of each."""
     torch.manual_seed(0)

@@ -127,7 +127,8 @@ def main(arguments: list[str]) -> None:
         warn_of_done(command, folder, accelerator)
         processes = command.processes or accelerator.num_processes
         check_processes(config, accelerator, processes)
-        shared = config.model_copy(update={"sharded": config.sharded or sharding_for(config, accelerator) is not None})
+        sharding = sharding_for(config, accelerator)
+        shared = config.model_copy(update={"sharded": config.sharded or sharding is not None})
         missing = check_sources(config, settings, folder)
         accelerator.print(lines(to_yaml(config)))
         # Labels are counted in the data, which a dry run leaves alone where the recipe says enough without them.
