@@ -150,11 +150,17 @@ class Look:
         self.ledger.rows = [
             {"row": row, "bits": f"{count:,.2f}", "share": f"{count / total:.1%}"} for row, count in shown
         ]
+        label = {"color": "#888"}  # seen on light and on dark
         self.chart.options.clear()
         self.chart.options.update(
             {
-                "xAxis": {"type": "value", "name": "bits"},
-                "yAxis": {"type": "category", "data": [*bits][::-1]},
+                "xAxis": {
+                    "type": "value",
+                    "name": "bits",
+                    "axisLabel": label,
+                    "splitLine": {"lineStyle": {"color": "#8886"}},
+                },
+                "yAxis": {"type": "category", "data": [*bits][::-1], "axisLabel": label},
                 "grid": {"containLabel": True, "top": 8, "bottom": 8, "left": 8, "right": 48},
                 "textStyle": {"color": "#888"},
                 "series": [{"type": "bar", "data": [round(count, 2) for count in bits.values()][::-1]}],
