@@ -3,16 +3,18 @@
     python benchmarks/evaluations.py RUN --out FOLDER [--pixels RUN_WITHOUT_CODES] [--seconds 300]
 
 RUN has one level; its z_1 is common to all and frozen. Flat models over z_1: raster (one site at a time), wavefront
-(diagonals of slope 1) and masked (K groups, all K from one training). Hierarchies, a masked prior and a masked refiner
-of z_1 whose groups share the budget: ``clusters`` (8 clusters of the codes of z_1 on its own map) and ``thin`` (a map
-of half the sides, 16 codes). All have as many parameters above z_1 as the raster model, within what a step of the width
-allows, and the same processor seconds of training; a hierarchy's are those of its level, prior and refiner together.
+(diagonals of slope 1) and masked (K groups, all K from one training). Hierarchies, a masked prior and a masked
+refiner of z_1 whose groups share the budget: ``clusters`` (8 clusters of the codes of z_1 on its own map) and
+``thin`` (a map of half the sides, 16 codes). A hierarchy without a refiner is ``windows``: 2×2 codes of 16 for the
+whole map, and z_1 given it by a window decoder, for each budget one of its own whose tiles are as large as its steps
+allow. All have as many parameters above z_1 as the raster model, within what a step of the width allows, and the same
+processor seconds of training; a hierarchy's are those of its level, prior and refiner together.
 
-Counted are evaluations above the pixels: groups of the prior and of the refiner, and a pass of each decoder above level
-1. The pixels' own decoder is common to all, its steps are given beside. Bits are the ledger's rows above the pixels;
-samples are drawn at temperature 1. Seconds are processor seconds of drawing the codes of an image, without its pixels,
-one at a time and 64 at a time. Writes OUT/evaluations.json and OUT/evaluations.png; what is trained and measured
-already is taken as it is.
+Counted are evaluations above the pixels: groups of the prior and of the refiner, and a pass of each decoder above
+level 1, or the steps of its window. The pixels' own decoder is common to all, its steps are given beside. Bits are
+the ledger's rows above the pixels; samples are drawn at temperature 1. Seconds are processor seconds of drawing the
+codes of an image, without its pixels, one at a time and 64 at a time. Writes OUT/evaluations.json and
+OUT/evaluations.png; what is trained and measured already is taken as it is.
 """
 
 import argparse
@@ -45,7 +47,10 @@ from vqstack.terms import descend
 
 MASKED = {"family": "masked", "masks": "random"}
 FLAT = {"raster": {}, "wavefront": {"wavefront": 1}, "masked": MASKED}
+WINDOWS = {"windows-8": (1, 4), "windows-16": (1, 8), "windows-32": (1, 16), "windows-64": (2, 16)}  # slope, tile
 SHARE = {"clusters": 0.5, "thin": 0.25}  # of the evaluations, for the prior
+PRIOR = 3.0  # seconds of training of a prior of four codes
+EVERY = [*FLAT, *SHARE, *WINDOWS]
 CODES = SamplingSettings(temperature=(1.0,))
 
 
@@ -57,13 +62,26 @@ def variant(base: RunConfig, name: str, dim: int) -> RunConfig:
     first = base.levels[0]
     below = first.map
     above = {"map": below, "width": 32, "encoder_blocks": 1, "decoder_blocks": 1}
+    if name in WINDOWS:
+        slope, tile = WINDOWS[name]
+        window = {"family": "window", "radius": 3, "slope": slope, "width": dim, "blocks": 2}
+        window["tile"] = tuple(min(tile, side) for side in below)
+        above |= {
+            "map": (2,) * len(below),
+            "width": 16,
+            "networks": {"kind": "staged"},
+            "decoder_blocks": 0,
+            "decoder": window,
+        }
+        prior |= {"family": "autoregressive", "groups": 1, "depth": 1, "dim": 8 * base.prior.heads}
     size = {"kind": "cluster", "codebook_size": 8} if name == "clusters" else {"codebook_size": 16}
     if name == "thin":
         above["map"] = (below[0] // 2, below[1] // 2)
     levels = [first.model_dump(), above | {"quantizer": {"dim": first.quantizer.dim, **size}}]
     fit = {"steps": 300, "batch_size": 32, "learning_rate": 2e-3, "evaluate_every": 300, "warmup": 50}
     fits = [base.train_levels[0].model_dump(), fit]
-    changes = {"levels": levels, "train_levels": fits, "prior": prior, "refiners": [{**prior, "level": 2}]}
+    refiners = [] if name in WINDOWS else [{**prior, "level": 2}]
+    changes = {"levels": levels, "train_levels": fits, "prior": prior, "refiners": refiners}
     return RunConfig.model_validate({**base.model_dump(), **changes})
 
 
@@ -88,20 +106,34 @@ def trained(config: RunConfig, folder: Path, codes: Path, seconds: float) -> tup
         return model, run, time.process_time() - started
 
     levels = folder.with_name(f"{folder.name}-levels")
+    windows = config.levels[-1].decoder.family == "window" and len(config.levels) > 1
+    if windows:  # nearly all of it is the level
+        few, more = (
+            spent(level_for(config, steps), folder.with_name(f"{folder.name}-{steps}"), None)[2] for steps in (20, 80)
+        )
+        step = (more - few) / 60
+        config = level_for(config, max(20, round((seconds - PRIOR - few) / step) + 20))
     _, run, used = spent(config, levels, None)
     if len(config.levels) == 1:
         used = 0.0
     each = step_seconds(run, config.train_prior, time.process_time)
-    steps = max(1, round((seconds - used) / sum(each)))
+    steps = max(20, round((PRIOR if windows else seconds - used) / sum(each)))
     model, _, more = spent(changed(config, {"levels_from": levels}), folder, steps)
     about = {"steps": steps, "level_seconds": used, "seconds": used + more, "dim": config.prior.dim}
     (folder / "training.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return model, about
 
 
+def level_for(config: RunConfig, steps: int) -> RunConfig:
+    """The settings with this many steps of level 2."""
+    first, second = config.train_levels
+    fit = second.model_copy(update={"steps": steps, "evaluate_every": steps, "warmup": min(50, steps // 4)})
+    return changed(config, {"train_levels": (first, fit)})
+
+
 def points(model: HierarchicalModel, name: str, budgets: list[int]) -> list[HierarchicalModel]:
     """The model at each number of evaluations that it can have; masked parts keep their weights."""
-    if name in ("raster", "wavefront"):
+    if name in ("raster", "wavefront", *WINDOWS):
         return [model]
     if name in FLAT:
         return [with_groups(model, 0, budget) for budget in budgets]
@@ -114,7 +146,10 @@ def points(model: HierarchicalModel, name: str, budgets: list[int]) -> list[Hier
 
 def above(model: HierarchicalModel) -> int:
     """Sequential evaluations above the pixels."""
-    return evaluations(model) - 1
+    windows = [
+        level.decoder.window for level in list(model.stack.levels)[1:] if level.settings.decoder.family == "window"
+    ]
+    return evaluations(model) - 1 + sum(len(window.schedule) - 1 for window in windows)
 
 
 def code_seconds(model: HierarchicalModel, batch: int) -> float:
@@ -130,8 +165,8 @@ def plot(results: list[dict], pixels: dict | None):
     for panel, key, label in zip(
         panels, ("bits", "distance"), ("bits above the pixels", "Fréchet distance"), strict=True
     ):
-        for name in dict.fromkeys(row["name"] for row in results):
-            rows = [row for row in results if row["name"] == name]
+        for name in dict.fromkeys(row["name"].partition("-")[0] for row in results):
+            rows = [row for row in results if row["name"].partition("-")[0] == name]
             style = {"linestyle": "--" if name in FLAT else "-", "marker": "s" if name in FLAT else "o"}
             panel.plot([row["evaluations"] for row in rows], [row[key] for row in rows], label=name, **style)
         panel.set_xscale("log", base=2)
@@ -154,7 +189,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256], help="evaluations")
     parser.add_argument("--images", type=int, default=1000, help="of the test split, for bits")
     parser.add_argument("--num", type=int, default=500, help="images a side of each comparison of samples; 0: none")
-    parser.add_argument("--variants", nargs="+", default=[*FLAT, *SHARE], choices=[*FLAT, *SHARE], help="which models")
+    parser.add_argument("--variants", nargs="+", default=EVERY, choices=EVERY, help="which models")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps the trained classifier")
     options = parser.parse_args(arguments)
     base = config_of_run(options.run)

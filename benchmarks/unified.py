@@ -56,7 +56,8 @@ def transformers(model: HierarchicalModel) -> list[nn.Module]:
     """What is trained on the frozen codes, phase by phase."""
     if model.unified is not None:
         return [model.unified]
-    return [*(model.refiner(n) for n in range(2, len(model.stack) + 1)), model.prior]  # type: ignore[list-item]
+    refiners = [model.refiner(number) for number in range(2, len(model.stack) + 1)]
+    return [*(refiner for refiner in refiners if refiner is not None), model.prior]
 
 
 def parameters(model: HierarchicalModel) -> int:
