@@ -1,6 +1,6 @@
 """A large photograph through level 1 of a model, by tiles: seconds, memory, and whether seams show.
 
-    python benchmarks/any_size.py RUN --out FOLDER [--size 3072 4096] [--tiles 0 128] [--decoder renderer]
+    python benchmarks/any_size.py RUN --out FOLDER [--size 3072 4096] [--tiles 0 128] [--decoder renderer] [--whole]
 
 The photograph is one of the two that come with scikit-learn, enlarged (Lanczos). A tile of 0 has the model's own size.
 Encoding and decoding are timed, and beside them the bare networks on tiles that do not overlap. A seam would be a step
@@ -67,10 +67,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[3072, 4096], help="rows and columns, pixels")
     parser.add_argument("--tiles", type=int, nargs="+", default=[0, 128], help="sides, pixels; 0: the model's own")
     parser.add_argument("--decoder", choices=("likelihood", "renderer"), default="renderer", help="what draws pixels")
+    parser.add_argument("--whole", action="store_true", help="compare with a single tile, which must fit into memory")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(options.run))
     pixels, results = photograph(options.size), []
+    if options.whole:
+        one = Tokenizer(model, tuple(options.size))
+        whole = one.encode(pixels)
+        shown = one.decode(whole, pixels.shape[2:], options.decoder)
     for side in options.tiles:
         for overlap in (None, 0):
             tokenizer = Tokenizer(model, (side, side) if side else None, overlap)
@@ -96,7 +101,11 @@ def main(arguments: list[str]) -> None:
                     "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 }
             )
-            print({k: round(v, 3) for k, v in results[-1].items()}, flush=True)
+            if options.whole:
+                off = (picture.int() - shown.int()).abs()
+                results[-1]["codes_differ"] = float((codes != whole).float().mean())
+                results[-1] |= {"pixels_differ": float((off > 0).float().mean()), "at_most": int(off.max())}
+            print({k: round(v, 6) for k, v in results[-1].items()}, flush=True)
             save_png(picture[0], options.out / f"tile-{tokenizer.tile[0]}-overlap-{tokenizer.overlap}.png", 256)
     (options.out / "any_size.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
