@@ -29,7 +29,7 @@ class Compressing:
         dropped = ui.upload(
             multiple=True,
             on_multi_upload=self._take,
-            on_rejected=lambda: too_large(desk),
+            on_rejected=lambda: too_large(desk, "use vqstack compress"),
             max_total_size=LARGEST,
             label="images, or what else the model knows; or a compressed file",
         )
@@ -133,6 +133,6 @@ class Compressing:
             ui.download.content(zipped(named), "back.zip")
 
 
-def too_large(desk: Desk) -> None:
-    """What is said of a file that is not taken."""
-    desk.say(f"that is more than {LARGEST // 2**20} MB: use vqstack compress", "warning")
+def too_large(desk: Desk, remedy: str) -> None:
+    """What is said of files that are not taken; their names are not told."""
+    desk.say(f"files of more than {LARGEST // 2**20} MB are not taken here: {remedy}", "warning")

@@ -233,13 +233,15 @@ class Desk:
 
     def undo(self) -> None:
         """Back to what was before the last change."""
-        self._step(self.history.past, self.history.future)
+        self._step(self.history.past, self.history.future, "undo")
 
     def redo(self) -> None:
         """The change that was undone."""
-        self._step(self.history.future, self.history.past)
+        self._step(self.history.future, self.history.past, "redo")
 
-    def _step(self, there: list[Edited], here: list[Edited]) -> None:
-        if there and self.image is not None and self.free():
+    def _step(self, there: list[Edited], here: list[Edited], name: str) -> None:
+        if not there:
+            self.say(f"there is nothing to {name}")
+        elif self.image is not None and self.free():
             here.append(self.image)
             self._put(there.pop())

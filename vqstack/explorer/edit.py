@@ -155,8 +155,10 @@ class Edit:
 
     async def _choices(self) -> None:
         """The likeliest codes of the chosen site, each with the picture that it makes."""
-        image, sites, level, how = self.desk.image, self.sites or [], self.level, self._how
-        if not level or len(self.board.selected) != 1 or image is None:
+        if (image := self.desk.opened_image()) is None:
+            return
+        sites, level, how = self.sites or [], self.level, self._how
+        if not level or len(self.board.selected) != 1:
             self.desk.say("choose one site of a map of codes", "warning")
             return
         site = sites[0] if sites else (0,) * len(image.map(level)[0].shape)
@@ -252,14 +254,14 @@ class Edit:
         self.code = ui.code("", language="python").classes("lines").props('data-lines=""')
 
     def _image(self) -> None:
-        if (image := self.desk.image) is not None:
+        if (image := self.desk.opened_image()) is not None:
             ending, content = stored(image.model, image.pixels)
             ui.download.content(content, f"edited{ending}")
 
     def _codes(self) -> None:
-        if (image := self.desk.image) is not None:
+        if (image := self.desk.opened_image()) is not None:
             ui.download.content(code_data_set(image, "edited"), "edited-codes.zip")
 
     def _lines(self) -> None:
-        if (image := self.desk.image) is not None:
+        if (image := self.desk.opened_image()) is not None:
             ui.download.content(self.desk.opened.script(image), "edited.py")

@@ -58,7 +58,9 @@ class Chooser:
                 ui.button("open", on_click=self._test).props('data-do="test"')
             self.seed, self.label = Number("seed", 0), Class(opened.classes).classes("number")
             ui.button("draw one", on_click=self._sample).props('data-do="drawn"')
-            own = ui.upload(on_upload=self._file, on_rejected=lambda: too_large(desk), max_file_size=LARGEST)
+            own = ui.upload(
+                on_upload=self._file, on_rejected=lambda: too_large(desk, "make it smaller"), max_file_size=LARGEST
+            )
             own.props('auto-upload flat bordered label="own file" data-own=""').classes("wide")
         self.said = ui.label("No image is open yet: open one of the test split, draw one, or drop a file of your own.")
         self.said.props('aria-live=polite data-open=""')
