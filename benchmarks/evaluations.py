@@ -189,6 +189,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256], help="evaluations")
     parser.add_argument("--images", type=int, default=1000, help="of the test split, for bits")
     parser.add_argument("--num", type=int, default=500, help="images a side of each comparison of samples; 0: none")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the samples")
     parser.add_argument("--variants", nargs="+", default=EVERY, choices=EVERY, help="which models")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps the trained classifier")
     options = parser.parse_args(arguments)
@@ -211,7 +212,7 @@ def main(arguments: list[str]) -> None:
         trained_judge(splits["train"], splits["validation"], options.cache, first.accelerator) if options.num else None
     )
     results: list[dict] = []
-    pixels = None
+    pixels, seeds = None, "" if len(options.seeds) == 1 else f"-{len(options.seeds)}-seeds"
 
     def measured(model: HierarchicalModel, kept: Path) -> dict:
         if kept.exists():
@@ -219,8 +220,12 @@ def main(arguments: list[str]) -> None:
         rows = row_bits(model, test, min(options.images, len(test)), refined=True)
         found = {"rows": rows, "bits": above_pixels(rows)}
         if judge is not None:
-            quality = score(model, CODES, test, options.num, [0], judge)
-            found |= {"distance": quality.mean("distance"), "floor": quality.mean("floor")}
+            quality = score(model, CODES, test, options.num, options.seeds, judge)
+            found |= {
+                "distance": quality.mean("distance"),
+                "distances": [c.distance for c in quality.comparisons],
+                "floor": quality.mean("floor"),
+            }
         found["seconds"] = {batch: code_seconds(model, batch) for batch in (1, 64)}
         kept.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return found
@@ -231,7 +236,7 @@ def main(arguments: list[str]) -> None:
     for name, (model, training) in models.items():
         for at in points(model, name, options.budgets):
             row = {"name": name, "evaluations": above(at), "parameters": parameters_above(at), **training}
-            results.append(row | measured(at, options.out / name / f"measured-{above(at)}.json"))
+            results.append(row | measured(at, options.out / name / f"measured-{above(at)}{seeds}.json"))
             print(
                 {k: v for k, v in results[-1].items() if k in ("name", "evaluations", "bits", "distance", "seconds")},
                 flush=True,
