@@ -44,8 +44,15 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     return sheet
 
 
+def whole(page: Page, path: Path) -> None:
+    """The page from its head to its end."""
+    page.mouse.wheel(0, -100_000)  # the head stays in sight: else it would lie amid the picture
+    page.wait_for_timeout(400)
+    page.screenshot(path=str(path), full_page=True)
+
+
 def look(page: Page, out: Path) -> None:
-    page.screenshot(path=str(out / "explorer_look.png"), full_page=True)
+    whole(page, out / "explorer_look.png")
 
 
 def digit(page: Page, out: Path) -> None:
@@ -53,7 +60,7 @@ def digit(page: Page, out: Path) -> None:
     page.click("text=whole map")
     page.click("[data-do=choices]")
     settled(page)
-    page.screenshot(path=str(out / "explorer_digit.png"), full_page=True)
+    whole(page, out / "explorer_digit.png")
 
 
 def sky(page: Page, out: Path) -> None:
@@ -74,7 +81,6 @@ def sky(page: Page, out: Path) -> None:
         page.click("[data-do=resample]")
         settled(page)
         shown.append(picture(page, "[data-edited]"))
-        page.screenshot(path=str(out / "explorer_edit.png"), full_page=True)
         page.click("[data-do=undo]")
         page.wait_for_timeout(300)
     side_by_side(shown).save(out / "explorer_sky.png")
