@@ -4,7 +4,8 @@
 
 Starts the page of a run, opens a test image, and draws one site of the lowest map again, over and over, by clicks in
 headless Chromium. Prints the seconds to the page, the seconds of an edit (from the click until the line that says
-"computing" is gone: median, 95th percentile), and the memory of the server after 20 edits and after all of them, with
+"computing" is gone: median, 95th percentile), of ``codes for this site`` and of a whole map drawn again (medians of
+five), and the memory of the server after 20 edits and after all of them, with
 ten tabs opened and closed on the way. With --minutes the edits are spread over so long.
 """
 
@@ -73,6 +74,9 @@ def main(arguments: list[str]) -> None:
                     other.close()
             found["seconds of an edit, median"] = statistics.median(seconds)
             found["seconds of an edit, 95 %"] = sorted(seconds)[int(0.95 * len(seconds))]
+            found["seconds of codes for this site"] = statistics.median(do(page, "choices") for _ in range(5))
+            page.click("text=whole map")
+            found["seconds of the whole map"] = statistics.median(do(page, "resample") for _ in range(5))
             found["MiB after all"] = process.memory_info().rss / 2**20
     finally:
         server.terminate()

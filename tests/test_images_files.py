@@ -207,7 +207,7 @@ KINDS = [
     Kind("ICO", REFUSED, lambda: stored(RGB, "ICO"), "none of PNG"),
     Kind("SVG", REFUSED, lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "cannot be read"),
     Kind("zeros", REFUSED, lambda: bytes(500), "cannot be read"),
-    Kind("no such file", REFUSED, None, "No such file"),
+    Kind("no such file", REFUSED, None, "no such file"),
 ]
 SETTINGS = ImageSettings(source="imagefolder", files={"train": "x"}, size=(8, 8), channels=3, validation=0, test=0)
 
