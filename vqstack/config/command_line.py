@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from vqstack.code_model import RefinerSettings
 from vqstack.config.options import Option, help_of, options_of
-from vqstack.config.run import Given, RunConfig, filled_in
+from vqstack.config.run import AnySettings, RunConfig, filled_in
 from vqstack.config.unused import check_given
 from vqstack.errors import InputError, explain
 from vqstack.images import ImageSettings
@@ -26,11 +26,11 @@ HELP = {"-h", "--help"}
 
 
 def parse(
-    settings: type[Given],
+    settings: type[AnySettings],
     arguments: list[str],
-    default: Given | Mapping[str, Any] | None = None,
+    default: AnySettings | Mapping[str, Any] | None = None,
     prog: str = "",
-) -> Given:
+) -> AnySettings:
     """Settings from the command line over ``default``. ``--help`` prints every field and leaves."""
     values = dict(default or {})
     if isinstance(default, RunConfig):

@@ -21,7 +21,7 @@ from vqstack.renderer import RendererSettings
 from vqstack.shapes import by_axis
 from vqstack.stack import StackSettings
 
-Given = TypeVar("Given", bound=BaseModel)
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 
 class RunConfig(StackSettings):
@@ -263,7 +263,7 @@ def to_yaml(config: BaseModel) -> str:
     return to_yaml_text(config.model_dump(mode="json"))
 
 
-def read_yaml(path: Path, settings: type[Given]) -> Given:
+def read_yaml(path: Path, settings: type[AnySettings]) -> AnySettings:
     """Settings from a YAML file; unknown or repeated fields, wrong values and broken files are errors of one line."""
     try:
         values = read_yaml_values(path) or {}
@@ -313,7 +313,7 @@ def _merged(before: Any, changes: Any) -> Any:
     return [_merged(entry, changes) for entry in before]
 
 
-def filled_in(settings: Given) -> Given:
+def filled_in(settings: AnySettings) -> AnySettings:
     """The settings with ``~`` and ``$NAME`` filled in, in every path."""
     changes: dict[str, Any] = {}
     for name in type(settings).model_fields:

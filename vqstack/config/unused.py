@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings
 
-Settings = TypeVar("Settings", bound=BaseModel)
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ def check_given(settings: BaseModel, given: Iterable[str]) -> None:
                 raise InputError(f"--{option.replace('_', '-')}: {why}")
 
 
-def without_unused(settings: Settings, default: Settings) -> Settings:
+def without_unused(settings: AnySettings, default: AnySettings) -> AnySettings:
     """The settings with what is unused as it is without a word: earlier versions took it in silence."""
     changes: dict[str, Any] = {}
     for name in unused(settings):
