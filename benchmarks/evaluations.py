@@ -7,8 +7,9 @@ RUN has one level; its z_1 is common to all and frozen. Flat models over z_1: ra
 refiner of z_1 whose groups share the budget: ``clusters`` (8 clusters of the codes of z_1 on its own map) and
 ``thin`` (a map of half the sides, 16 codes). A hierarchy without a refiner is ``windows``: 2×2 codes of 16 for the
 whole map, and z_1 given it by a window decoder, for each budget one of its own whose tiles are as large as its steps
-allow. All have as many parameters above z_1 as the raster model, within what a step of the width allows, and the same
-processor seconds of training; a hierarchy's are those of its level, prior and refiner together.
+allow; ``alone`` are the same windows under one code of 2, which says a bit at most: flat models that are windows. All
+have as many parameters above z_1 as the raster model, within what a step of the width allows, and the same processor
+seconds of training; a hierarchy's are those of its level, prior and refiner together.
 
 Counted are evaluations above the pixels: groups of the prior and of the refiner, and a pass of each decoder above
 level 1, or the steps of its window. The pixels' own decoder is common to all, its steps are given beside. Bits are
@@ -47,7 +48,9 @@ from vqstack.terms import descend
 
 MASKED = {"family": "masked", "masks": "random"}
 FLAT = {"raster": {}, "wavefront": {"wavefront": 1}, "masked": MASKED}
-WINDOWS = {"windows-8": (1, 4), "windows-16": (1, 8), "windows-32": (1, 16), "windows-64": (2, 16)}  # slope, tile
+STEPS = {8: (1, 4), 16: (1, 8), 32: (1, 16), 64: (2, 16)}  # evaluations: slope, tile
+ABOVE = {"windows": (2, 16), "alone": (1, 2)}  # side of the map above a window, its codes
+WINDOWS = {f"{name}-{budget}": (*ABOVE[name], *STEPS[budget]) for name in ABOVE for budget in STEPS}
 SHARE = {"clusters": 0.5, "thin": 0.25}  # of the evaluations, for the prior
 PRIOR = 3.0  # seconds of training of a prior of four codes
 EVERY = [*FLAT, *SHARE, *WINDOWS]
@@ -62,19 +65,22 @@ def variant(base: RunConfig, name: str, dim: int) -> RunConfig:
     first = base.levels[0]
     below = first.map
     above = {"map": below, "width": 32, "encoder_blocks": 1, "decoder_blocks": 1}
+    codes = 8 if name == "clusters" else 16
     if name in WINDOWS:
-        slope, tile = WINDOWS[name]
+        side, codes, slope, tile = WINDOWS[name]
         window = {"family": "window", "radius": 3, "slope": slope, "width": dim, "blocks": 2}
-        window["tile"] = tuple(min(tile, side) for side in below)
+        window["tile"] = tuple(min(tile, sites) for sites in below)
         above |= {
-            "map": (2,) * len(below),
+            "map": (side,) * len(below),
             "width": 16,
             "networks": {"kind": "staged"},
             "decoder_blocks": 0,
             "decoder": window,
         }
         prior |= {"family": "autoregressive", "groups": 1, "depth": 1, "dim": 8 * base.prior.heads}
-    size = {"kind": "cluster", "codebook_size": 8} if name == "clusters" else {"codebook_size": 16}
+    size = {"codebook_size": codes}
+    if name == "clusters":
+        size["kind"] = "cluster"
     if name == "thin":
         above["map"] = (below[0] // 2, below[1] // 2)
     levels = [first.model_dump(), above | {"quantizer": {"dim": first.quantizer.dim, **size}}]
@@ -167,7 +173,8 @@ def plot(results: list[dict], pixels: dict | None):
     ):
         for name in dict.fromkeys(row["name"].partition("-")[0] for row in results):
             rows = [row for row in results if row["name"].partition("-")[0] == name]
-            style = {"linestyle": "--" if name in FLAT else "-", "marker": "s" if name in FLAT else "o"}
+            flat = name in (*FLAT, "alone")
+            style = {"linestyle": "--" if flat else "-", "marker": "s" if flat else "o"}
             panel.plot([row["evaluations"] for row in rows], [row[key] for row in rows], label=name, **style)
         panel.set_xscale("log", base=2)
         panel.set_xlabel("sequential evaluations above the pixels")
