@@ -281,10 +281,10 @@ def test_wrong_wishes_are_refused(tmp_path):
     wrong(lambda: Exported(tmp_path).encode(np.zeros((1, 1, 8), int)), "encode.pt2", "torch.export.load")
 
 
-@pytest.fixture
-def told_to(tmp_path, monkeypatch):
+@pytest.fixture(params=["classes, product decoders"])
+def told_to(request, tmp_path, monkeypatch):
     """The command line of the runner, over the modules of a model; its exit code."""
-    exported = eager(model_of("classes, product decoders"), tmp_path)
+    exported = eager(model_of(request.param), tmp_path)
     monkeypatch.setattr(run, "Exported", lambda folder: exported)
     monkeypatch.chdir(tmp_path)
 
@@ -312,6 +312,19 @@ def test_the_command_line_scores_what_it_draws(told_to):
         assert list(found) == list(rows) and all(np.array_equal(found[row], rows[row]) for row in rows)
 
 
+@pytest.mark.parametrize("told_to", ["stages, renderer"], indirect=True)
+def test_the_command_line_decodes_by_either_decoder(told_to):
+    exported, tell = told_to
+    codes = np.random.default_rng(0).integers(0, 4, (3, 2, 2))
+    np.savez("codes.npz", z_1=codes)
+    drawn = {}
+    for decoder, more in (("likelihood", ()), ("renderer", ("--decoder", "renderer"))):
+        assert tell("decode", "codes.npz", "x.npy", *more) == 0
+        drawn[decoder] = np.load("x.npy")
+        assert np.array_equal(drawn[decoder], exported.decode(codes, 1, decoder))
+    assert not np.array_equal(*drawn.values())
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -332,6 +345,7 @@ def test_the_command_line_scores_what_it_draws(told_to):
         ("decode z.npz y.npy", "z.npz holds other"),
         ("decode w.npz y.npy --level 1", "w.npz holds z_2"),
         ("decode w.npz y.npy --level 0", "w.npz holds z_2"),
+        ("decode v.npz y.npy --decoder renderer", "render was not exported"),
         ("score x.npy y.npz", "label is missing"),
     ],
 )
@@ -342,6 +356,7 @@ def test_the_command_line_says_what_is_wrong_in_a_line(told_to, arguments, words
     np.save("one.npy", pixels[0])
     np.savez("z.npz", other=pixels)
     np.savez("w.npz", z_2=np.zeros((1, 2, 2), np.uint8))
+    np.savez("v.npz", z_1=np.zeros((1, 4, 4), np.uint8))
     Path("text.npy").write_text("no array", "utf-8")
     assert tell(*arguments.split()) == 2
     said = capsys.readouterr().err

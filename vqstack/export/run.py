@@ -1,7 +1,7 @@
 """An exported hierarchy, run with numpy and onnxruntime alone: encode, decode, sample, score.
 
     python run.py encode images.npy codes.npz          # z_1, z_2, …
-    python run.py decode codes.npz images.npy          # of the highest map in the file; or --level 1
+    python run.py decode codes.npz images.npy          # of the highest map in the file; or --level 1, --decoder renderer
     python run.py sample 16 images.npy --seed 1 --label 3
     python run.py score images.npy nats.npz --label labels.npy   # of each image by row of the ledger, with its codes
 
@@ -21,6 +21,7 @@ Choose = Callable[[dict[str, Any], np.ndarray, np.ndarray], np.ndarray]
 """A walk, numbers [b, n, P] and sites [n] of a step to their values, [b, n, c]."""
 PART = 4096  # sites whose tables are made at a time
 COLDEST = 0.001  # temperature
+DECODERS = "likelihood", "renderer"
 LACKS = {"top_k": None, "top_p": 1.0, "guidance": 1.0, "confidence": False}
 """Settings of sampling that are not here, and the values that ask for nothing."""
 
@@ -120,8 +121,8 @@ class Exported:
         """The mean picture below the most likely maps below ``z_level``; or what the renderer draws of z_1."""
         if f"z_{level}" not in self.card["maps"]:
             raise Wrong(f"level {level} is not there: give 1 … {len(self.card['maps'])}")
-        if decoder not in ("likelihood", "renderer"):
-            raise Wrong(f"decoder {decoder!r} is not there: give likelihood or renderer")
+        if decoder not in DECODERS:
+            raise Wrong(f"decoder {decoder!r} is not there: give {' or '.join(DECODERS)}")
         for number in range(level, 1, -1):
             codes = self.walk(f"level-{number}", {f"z_{number}": codes}, self.likeliest)
         if decoder == "renderer":
@@ -304,7 +305,7 @@ def result_of(asked: argparse.Namespace, exported: Exported) -> Any:
             raise Wrong(
                 f"{asked.source} holds {has}: give codes {', '.join(exported.card['maps'])}, and a --level of them"
             )
-        return exported.decode(codes[f"z_{level}"], level)
+        return exported.decode(codes[f"z_{level}"], level, asked.decoder)
     if asked.what == "encode":
         return dict(zip(exported.card["maps"], exported.encode(opened(asked.source, ".npy")), strict=True))
     condition = None if asked.condition is None else opened(asked.condition, ".npy")
@@ -324,6 +325,7 @@ def main() -> None:
         command.add_argument("source", help=".npy of pixels [b, c, …]")
     decode.add_argument("source", help=".npz of codes z_1, z_2, …")
     decode.add_argument("--level", type=int, help="from this map; default: the highest in the file")
+    decode.add_argument("--decoder", choices=DECODERS, default=DECODERS[0], help="mean of the likelihood (default), …")
     sample.add_argument("num", type=int, help="how many")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--temperature", type=float, help="of all parts; default: the model's own settings")
