@@ -1,5 +1,6 @@
 """Codes that many hosts write together: the bytes of one that wrote alone, whoever is lost, late or slow."""
 
+import errno
 import threading
 import time
 from itertools import count
@@ -12,6 +13,7 @@ from test_codes import SHAPES, SIZES, fill, part, random_images, writer_of
 from vqstack.codes import CodeDataset, Contents, SharedWriter
 from vqstack.codes.store import ASIDE
 from vqstack.commands import encode
+from vqstack.errors import WriteError
 from vqstack.library import recipe
 
 NUMBERS = count()
@@ -121,6 +123,42 @@ def test_who_comes_late_finds_it_finished(address, images, alone):
     assert list(shared(address, images).work(encoder(images))) == []
     assert there(address) == alone
     refused(lambda: shared(address, {"train": random_images(3)}), "is not empty")
+
+
+def test_a_read_that_fails_is_not_taken_for_a_file_that_is_gone(address, images, alone, monkeypatch):
+    """A missing mark would mean that others have finished, and a host with other settings would join where it fails."""
+    writer = shared(address, images)
+    files, read = type(writer.store._files), type(writer.store._files).cat_file
+
+    def failing(self, path, *given, **options):
+        if path.endswith(".vqstack-unfinished"):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, path, *given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "cat_file", failing)
+        for does in (lambda: list(writer.work(encoder(images))), lambda: shared(address, images, settings={"a": 1})):
+            with pytest.raises(WriteError, match="Input/output error"):
+                does()
+    assert list(there(address)) == [".vqstack-unfinished"]
+    assert len(list(writer.work(encoder(images)))) == len(writer.shards)
+    assert there(address) == alone
+
+
+def test_a_seal_that_is_read_too_early_is_read_again(address, images, alone, monkeypatch):
+    """As NFS may show it: in the list, and not to be opened yet. Nobody leaves before the manifest is there."""
+    writer, late = shared(address, images, lease=0.05), []
+    read = writer.store.read
+
+    def without_one(names):
+        found = read(names)
+        if len(found) == len(writer.shards) and not late:
+            late.append(found.popitem())
+        return found
+
+    monkeypatch.setattr(writer.store, "read", without_one)
+    assert len(list(writer.work(encoder(images)))) == len(writer.shards)
+    assert late and there(address) == alone
 
 
 def test_a_kill_keeps_what_is_written(address, images, alone):

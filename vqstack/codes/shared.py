@@ -108,8 +108,7 @@ class SharedWriter:
             if not self._open():
                 return
             missing = [shard for shard in self.shards if shard.file + SEAL not in names]
-            if not missing:
-                self._finish(names)
+            if not missing and self._finish(names):
                 return
             shard = self._take(missing, names)
             if shard is None:
@@ -186,14 +185,18 @@ class SharedWriter:
         self.store.write(seal, hashlib.sha256(content).hexdigest().encode())
         return True
 
-    def _finish(self, names: set[str]) -> None:
-        """Manifest, card and checksums, then the mark goes, then the seals, claims and what a lost host left aside."""
+    def _finish(self, names: set[str]) -> bool:
+        """Manifest, card and checksums, then the mark goes, then the seals, claims and what a lost host left aside.
+
+        False where not all seals are there: another one has finished, and removed them.
+        """
         seals = self.store.read([f"{DATA}/{shard.file}{SEAL}" for shard in self.shards])
         checksums = {Path(name).name.removesuffix(SEAL): text for name, text in seals.items()}
         if len(checksums) < len(self.shards):
-            return  # another one has finished, and removed them
+            return False
         for name, text in closing_files(self.contents, self.shards, checksums).items():
             self.store.write(name, text.encode())
         self.store.remove([UNFINISHED])
         left = {name for name in {*names, *self.store.names(DATA)} if name.endswith((SEAL, CLAIM, ASIDE))}
         self.store.remove([f"{DATA}/{name}" for name in sorted(left)])
+        return True

@@ -3,11 +3,13 @@
 A file is there whole or not at all. Object stores are like that; elsewhere a file is written aside and renamed.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -50,11 +52,15 @@ class Store:
         return []
 
     def read(self, names: Sequence[str]) -> dict[str, str]:
-        """The texts of those files that are there, all at once where the store can do that."""
+        """The texts of those files that are there, all at once where the store can do that. WriteError if one fails."""
         places = {self._path(name): name for name in names}
         with self._telling(self.address):
-            found = self._files.cat(list(places), on_error="omit") if places else {}
-        return {places[path]: content.decode(errors="replace") for path, content in found.items()}
+            found = self._files.cat(list(places), on_error="return") if places else {}
+            there = {places[path]: content for path, content in found.items() if not _missing(content)}
+            for content in there.values():  # what cannot be read is not what is not there
+                if isinstance(content, BaseException):
+                    raise content
+        return {name: content.decode(errors="replace") for name, content in there.items()}
 
     def write(self, name: str, content: bytes) -> None:
         """A file, in the place of one of that name. WriteError if it cannot be written."""
@@ -83,3 +89,8 @@ class Store:
             yield
         except Exception as error:
             raise failed_write(os.path.join(self.address, name), error) from error
+
+
+def _missing(found: Any) -> bool:
+    """Whether what was found of a file is that there is none; on NFS, that another host has just replaced it."""
+    return isinstance(found, FileNotFoundError) or (isinstance(found, OSError) and found.errno == errno.ESTALE)
