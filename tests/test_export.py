@@ -262,6 +262,12 @@ def test_wrong_arrays_are_refused(tmp_path):
     wrong(lambda: exported.score(pixels, codes, label, np.zeros((2, 3))), "condition", "leave it out")
 
 
+def test_images_of_any_size_divide_into_codes(tmp_path):
+    exported = eager(model_of("stages, renderer"), tmp_path)
+    assert exported.encode(np.zeros((2, 1, 12, 20), np.uint8))[0].shape == (2, 3, 5)
+    wrong(lambda: exported.encode(np.zeros((2, 1, 13, 20), np.uint8)), "13 × 20", "4 × 4")
+
+
 def test_wrong_wishes_are_refused(tmp_path):
     exported = eager(model_of("series"), tmp_path)
     told = np.zeros((1, 3), np.float32)
@@ -465,6 +471,18 @@ def test_a_code_is_searched_among_all_vectors(tmp_path):
     written(model, tmp_path / "out", parts=("encode",))
     pixels = torch.randint(0, 4, (300, 1, 8), dtype=torch.uint8)  # 1,200 vectors, 512 a part
     assert np.array_equal(Exported(tmp_path / "out").encode(pixels.numpy())[0], model.encode(pixels)[0].numpy())
+
+
+def test_weights_that_are_too_many_for_one_file_lie_beside_it(tmp_path, monkeypatch):
+    """More than protobuf takes, two gigabytes; here already a few numbers."""
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    model = model_of("series", stack={"levels": [level(4, size=300)]}, values=4)
+    out = tmp_path / "out"
+    graph = written(model, out, parts=("encode",))["graphs"]["encode"]
+    assert graph["weights"] == "encode.onnx.data" and "`encode.onnx.data`" in (out / "README.md").read_text("utf-8")
+    assert graph["bytes"] == sum(path.stat().st_size for path in out.glob("*.onnx*"))
+    pixels = torch.randint(0, 4, (5, 1, 8), dtype=torch.uint8)
+    assert np.array_equal(Exported(out).encode(pixels.numpy())[0], model.encode(pixels)[0].numpy())
 
 
 def test_a_tie_is_counted_and_anything_else_refused():

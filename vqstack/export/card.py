@@ -108,7 +108,9 @@ def _of_graph(graph: dict[str, Any]) -> list[str]:
             shape = " × ".join(map(str, port["shape"]))
             lines.append(f"| {way[:-1]} | {port['name']} | {port['dtype']} | {shape} | {port['says']} |")
     whole = f", {check['ties']} ties of {check['whole_numbers']} whole numbers" if check["whole_numbers"] else ""
-    return [*lines, "", f"{graph['bytes']} bytes. Largest difference from torch {check['difference']:.1e}{whole}.", ""]
+    beside = f", with its weights in `{graph['weights']}`" if graph["weights"] else ""
+    found = f"Largest difference from torch {check['difference']:.1e}{whole}."
+    return [*lines, "", f"{graph['bytes']} bytes{beside}. {found}", ""]
 
 
 def _of_walks(card: dict[str, Any]) -> list[str]:

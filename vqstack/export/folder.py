@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -47,7 +48,9 @@ def export(
                 save(graph, folder / f"{graph.name}{ENDINGS[kind]}", kind, opset)
                 entry = card["graphs"][graph.name]
                 entry["seconds"] = round(time.perf_counter() - begun, 2)
-                entry["bytes"] = (folder / entry["file"]).stat().st_size
+                written = sorted(folder.glob(f"{entry['file']}*"))
+                entry["bytes"] = sum(path.stat().st_size for path in written)
+                entry["weights"] = next((path.name for path in written[1:]), None)
         write_card(card, folder)
         exported = Exported(folder, load(kind))
         for graph in plan.graphs:
@@ -58,9 +61,10 @@ def export(
         (folder / RUN).write_bytes((Path(__file__).parent / RUN).read_bytes())
         (folder / ABOUT).write_text(readme(card), "utf-8")
         output = Output(out, "export")
-        for path in sorted(folder.iterdir()):
-            output.write(path.name, path.read_bytes())
-        output.finish()
+        with ExitStack() as files:
+            for path in sorted(folder.iterdir()):  # open, not read: weights may be as large as memory
+                output.write(path.name, files.enter_context(path.open("rb")))
+            output.finish()
     return card
 
 

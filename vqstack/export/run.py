@@ -1,7 +1,7 @@
 """An exported hierarchy, run with numpy and onnxruntime alone: encode, decode, sample, score.
 
     python run.py encode images.npy codes.npz          # z_1, z_2, …
-    python run.py decode codes.npz images.npy          # of the highest map in the file; or --level 1, --decoder renderer
+    python run.py decode codes.npz images.npy          # of the highest map in it; or --level 1; or --decoder renderer
     python run.py sample 16 images.npy --seed 1 --label 3
     python run.py score images.npy nats.npz --label labels.npy   # of each image by row of the ledger, with its codes
 
@@ -115,7 +115,18 @@ class Exported:
 
     def encode(self, pixels: np.ndarray) -> list[np.ndarray]:
         """``[z_1, …, z_L]``."""
+        scale, images = self.scale(), np.shape(pixels)[2:]
+        if len(images) == len(scale) and any(size % step for size, step in zip(images, scale, strict=True)):
+            wanted = " × ".join(map(str, scale))
+            raise Wrong(f"pixels: {' × '.join(map(str, images))} do not divide into codes of {wanted}: crop them")
         return list(self.run("encode", {"pixels": pixels}).values())
+
+    def scale(self) -> list[int]:
+        """Pixels under a code of the highest map along each axis, where images may have any size; else nothing."""
+        port = self.card["graphs"].get("encode", {"inputs": [{"shape": []}]})["inputs"][0]
+        top = list(self.card["maps"].values())[-1]["shape"]
+        shape = self.card["images"]["shape"][1:] if any(isinstance(n, str) for n in port["shape"][1:]) else []
+        return [size // sites for size, sites in zip(shape, top[len(top) - len(shape) :], strict=True)]
 
     def decode(self, codes: np.ndarray, level: int = 1, decoder: str = "likelihood") -> np.ndarray:
         """The mean picture below the most likely maps below ``z_level``; or what the renderer draws of z_1."""

@@ -39,7 +39,7 @@ def traced(graph: Graph) -> torch.export.ExportedProgram:
 
 
 def save(graph: Graph, path: Path, kind: Format, opset: int) -> None:
-    """Write one graph."""
+    """Write one graph; of ONNX, weights of more than two gigabytes lie in a file of their own, ``NAME.onnx.data``."""
     program = traced(graph)
     with _quiet(), torch.no_grad():
         if kind == "torch":
