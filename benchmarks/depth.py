@@ -41,11 +41,15 @@ BATCH = 64
 class Command(RunConfig):
     """Train stacks of several depths and compare them."""
 
-    out: Path = Field(Path("runs/depth"), description="Folder of the runs.")
-    depths: tuple[int, ...] = Field((2, 4, 8), min_length=1, description="Levels of each stack, count, 2 or more.")
-    groups: tuple[int, ...] = Field((1, 2, 4, 8, 16), description="Groups of the refiners, count; 0: one site each.")
-    num: int = Field(500, ge=5, description="Images a side of each comparison, count.")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Seeds of the samples, no unit.")
+    out: Path = Field(default=Path("runs/depth"), description="Folder of the runs.")
+    depths: tuple[int, ...] = Field(
+        default=(2, 4, 8), min_length=1, description="Levels of each stack, count, 2 or more."
+    )
+    groups: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8, 16), description="Groups of the refiners, count; 0: one site each."
+    )
+    num: int = Field(default=500, ge=5, description="Images a side of each comparison, count.")
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1, description="Seeds of the samples, no unit.")
 
 
 def capacity(level: LevelSettings) -> float:

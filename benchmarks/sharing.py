@@ -27,7 +27,7 @@ from vqstack.run_folder import check_run_folder
 class Command(RunConfig):
     """Train the four variants and tabulate them."""
 
-    out: Path = Field(Path("runs/sharing"), description="Folder of the runs.")
+    out: Path = Field(default=Path("runs/sharing"), description="Folder of the runs.")
 
 
 def changed(config: RunConfig, changes: dict) -> RunConfig:

@@ -44,12 +44,12 @@ from vqstack.sources import CodeSource, RefinerSource, UnifiedSource
 class Command(RunConfig):
     """Train both sides and compare them."""
 
-    out: Path = Field(Path("runs/unified"), description="Folder of the runs; new.")
-    seconds: float = Field(600.0, gt=0, description="Training of the transformers of each side, seconds.")
-    images: int = Field(1000, ge=1, description="Test images whose bits are counted.")
-    num: int = Field(500, ge=1, description="Images a side of each comparison of samples.")
-    seeds: tuple[int, ...] = Field((0, 1, 2), description="Seeds of the samples.")
-    cache: Path = Field(default_cache(), description="Folder that keeps the trained classifier.")
+    out: Path = Field(default=Path("runs/unified"), description="Folder of the runs; new.")
+    seconds: float = Field(default=600.0, gt=0, description="Training of the transformers of each side, seconds.")
+    images: int = Field(default=1000, ge=1, description="Test images whose bits are counted.")
+    num: int = Field(default=500, ge=1, description="Images a side of each comparison of samples.")
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), description="Seeds of the samples.")
+    cache: Path = Field(default=default_cache(), description="Folder that keeps the trained classifier.")
 
 
 def transformers(model: HierarchicalModel) -> list[nn.Module]:

@@ -587,7 +587,7 @@ def test_generating_refuses_images_that_cannot_be_read(call, run_folder, tmp_pat
 
 @pytest.mark.parametrize("program", [GENERATE, ENCODE], ids=lambda path: path.name)
 def test_tools_refuse_what_is_no_run(call, tmp_path, program):
-    refused(*call(program, tmp_path / "missing", "--out", tmp_path / "out"), "holds no trained model")
+    refused(*call(program, tmp_path / "missing", "--out", tmp_path / "out"), "missing: no such folder")
     refused(*call(program, tmp_path, "--out", tmp_path / "out"), "holds no trained model")
     refused(*call(program, "--out", tmp_path / "out"), "run")
     refused(*call(program, tmp_path), "out")

@@ -1,5 +1,6 @@
 """Recipes and overrides: strict, complete, one line when wrong."""
 
+import ast
 import math
 import re
 from pathlib import Path
@@ -10,13 +11,13 @@ from accelerate.state import AcceleratorState
 from helpers import refused
 from pydantic import BaseModel, ValidationError
 
-from vqstack.config import RunConfig, parse, read_yaml, to_yaml
+from vqstack.config import RunConfig, parse, read_recipe, read_yaml, to_yaml
 from vqstack.config.unused import unused
 from vqstack.errors import InputError
 from vqstack.fit import FitSettings
 from vqstack.images import ImageSettings
 from vqstack.likelihood import Draw
-from vqstack.model_settings import ModelSettings
+from vqstack.model_settings import ModelSettings, SamplingSettings
 from vqstack.quantizer import QuantizerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -492,3 +493,26 @@ def test_help_of_settings_starts_with_their_fields():
     about = FitSettings.__doc__
     told = [line.strip().partition(": ") for line in about.partition("Fields:\n")[2].splitlines()]
     assert [(name, text) for name, _, text in told] == [(n, f.description) for n, f in FitSettings.model_fields.items()]
+
+
+def test_checkers_see_every_default_without_a_plugin():
+    """They know of ``Field`` what the standard says (dataclass_transform): a default is a keyword, or it is none."""
+    for path in sorted((ROOT / "vqstack").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":
+                assert not node.args, f"{path}:{node.lineno}: write Field(default=…)"
+
+
+def test_what_checkers_are_told_of_sampling_are_its_fields():
+    for node in ast.walk(ast.parse((ROOT / "vqstack/model_settings.py").read_bytes())):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            assert [argument.arg for argument in node.args.kwonlyargs] == list(SamplingSettings.model_fields)
+            break
+    else:
+        pytest.fail("SamplingSettings tells them nothing")
+
+
+def test_an_empty_list_of_refiners_and_of_their_training_is_as_none_given(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("refiners: []\ntrain_refiners: []\n")
+    assert read_recipe(recipe) == RunConfig()

@@ -236,6 +236,20 @@ def test_a_folder_comes_before_a_name(tmp_path, place, name):
     assert named.parsed(place) == name
 
 
+def test_what_is_missing_in_a_folder_that_is_here_is_looked_for_nowhere_else(monkeypatch, tmp_path):
+    """`runs/x` looks like a name of the hub; whoever means the hub can say so."""
+    monkeypatch.chdir(tmp_path)
+    asked = list[str]()
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.append(name) or str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="runs/x: no such folder: .* runs/x@main"):
+        hub.fetched("runs/x", "model", (), "a run")
+    assert asked == []
+    for place in ("runs/x@main", "other/x"):
+        hub.fetched(place, "model", (), "a run")
+    assert asked == ["runs/x", "other/x"]
+
+
 @pytest.mark.parametrize(
     "name", ["digits", "/digits", "me/", "me/a/b", "me/a--b", "me/a.git", "me/digits@v3", "a@b", ""]
 )

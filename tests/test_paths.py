@@ -24,8 +24,8 @@ class Command(BaseModel):
     """A command line."""
 
     out: Path = Field(description="a path")
-    images: tuple[Path, ...] = Field((), description="paths")
-    data: ImageSettings = Field(ImageSettings(), description="images")
+    images: tuple[Path, ...] = Field(default=(), description="paths")
+    data: ImageSettings = Field(default=ImageSettings(), description="images")
 
 
 def test_paths_are_filled_in_on_the_command_line_and_in_yaml(tmp_path, monkeypatch):

@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_refused(source, tmp_path, changes, message):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no trained model"):
+    with pytest.raises(InputError, match="missing: no such folder"):
         Run(config(levels_from=tmp_path / "missing"), tmp_path / "run", Accelerator(cpu=True))
     assert not list(tmp_path.iterdir())
 

@@ -37,7 +37,9 @@ class _Mark(Settings):
         description="Of the validation split, nats per image or another metric, the less the better; none: not scored.",
     )
     sha256: str = Field(description="Checksum of state.pt.")
-    shards: dict[str, str] = Field({}, description="Checksum of each file in shards/, by its name; none: no shards.")
+    shards: dict[str, str] = Field(
+        default={}, description="Checksum of each file in shards/, by its name; none: no shards."
+    )
 
 
 @dataclass(frozen=True)

@@ -94,13 +94,13 @@ class ReaderSettings(Settings):
     """What reads the floats that are given with each image."""
 
     kind: str = Field(
-        "",
+        default="",
         max_length=80,
         description="vector, sequence, or the name under which a class of yours is registered (register_condition); "
         "empty: as the floats are.",
     )
     options: dict[str, int | float | str | bool] = Field(
-        {}, description="What a class of yours is given beside shape and dim; any unit."
+        default={}, description="What a class of yours is given beside shape and dim; any unit."
     )
 
 
@@ -111,7 +111,7 @@ class ConditionSettings(ReaderSettings):
     shape: tuple[int, ...] = Field(
         min_length=1, max_length=2, description="Of one image's floats: count of a vector, or of vectors and of each."
     )
-    text: TextSettings | None = Field(None, description="What made them of texts, where that is known.")
+    text: TextSettings | None = Field(default=None, description="What made them of texts, where that is known.")
 
 
 class GivenCondition(Condition, ABC):

@@ -1,6 +1,7 @@
 """Models and code data sets on the hub: their names, what is fetched, what is uploaded. huggingface_hub does both.
 
-A name is OWNER/NAME or OWNER/NAME@REVISION, a branch, a tag or a commit. A folder of that name comes first.
+A name is OWNER/NAME or OWNER/NAME@REVISION, a branch, a tag or a commit. A folder of that name comes first. Where a
+folder OWNER is here, NAME alone is missing in it, and the hub is asked for OWNER/NAME@main only.
 """
 
 import os
@@ -76,6 +77,8 @@ def fetched(place: Path | str, kind: Kind, files: Sequence[str], wanted: str, **
     name = parsed(place)
     if name is None:
         return Path(place)
+    if name[1] is None and "revision" not in options and os.path.isdir(name[0].partition("/")[0]):
+        raise InputError(f"{place}: no such folder: give the folder of {wanted}; or {place}@main, if it is of the hub")
     options = {name: value for name, value in options.items() if value is not None}
     options.setdefault("revision", name[1])
     try:

@@ -29,13 +29,13 @@ class NetworkSettings(Settings):
     """Which classes a level's encoder and decoder are built of."""
 
     kind: str = Field(
-        "residual",
+        default="residual",
         max_length=80,
         description="residual (one fold), staged (convolutions at every resolution), or the name under which "
         "classes of yours are registered (register_networks).",
     )
     options: dict[str, int | float | str | bool] = Field(
-        {},
+        default={},
         description="What the classes are given beside width, blocks and dropout, any unit. staged: least (channels), "
         "each (blocks of a stage), attention (blocks), norm (group, site).",
     )
@@ -45,20 +45,24 @@ class LevelSettings(Settings):
     """Settings of one level: its map, its quantizer and its two networks."""
 
     map: tuple[int, ...] = Field(
-        (4, 4),
+        default=(4, 4),
         min_length=1,
         max_length=3,
         description="Sites of the code map along each axis (of images: rows and columns); divides the map below.",
     )
-    quantizer: QuantizerSettings = Field(QuantizerSettings(), description="The codebook.")
-    networks: NetworkSettings = Field(NetworkSettings(), description="Encoder and decoder.")
-    width: int = Field(64, ge=1, description="Channels of the residual blocks, count.")
-    encoder_blocks: int = Field(2, ge=0, description="Residual blocks of the encoder, count.")
-    decoder_blocks: int = Field(2, ge=0, description="Residual blocks of the decoder, count.")
-    decoder: DecoderSettings = Field(DecoderSettings(), description="What the decoder sees beside the code map.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of features dropped in residual blocks, training only.")
+    quantizer: QuantizerSettings = Field(default=QuantizerSettings(), description="The codebook.")
+    networks: NetworkSettings = Field(default=NetworkSettings(), description="Encoder and decoder.")
+    width: int = Field(default=64, ge=1, description="Channels of the residual blocks, count.")
+    encoder_blocks: int = Field(default=2, ge=0, description="Residual blocks of the encoder, count.")
+    decoder_blocks: int = Field(default=2, ge=0, description="Residual blocks of the decoder, count.")
+    decoder: DecoderSettings = Field(
+        default=DecoderSettings(), description="What the decoder sees beside the code map."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of features dropped in residual blocks, training only."
+    )
     embedding: Literal["codebook", "random"] = Field(
-        "codebook", description="What the embedding of the codes below starts from (levels above 1)."
+        default="codebook", description="What the embedding of the codes below starts from (levels above 1)."
     )
 
 

@@ -1,7 +1,8 @@
 """Everything that is needed to build a model again, and how it draws: settings only."""
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from unicodedata import normalize
 
 from pydantic import Field, field_validator, model_validator
@@ -24,28 +25,44 @@ class SamplingSettings(Settings):
     """How images are drawn: one value for the prior and all levels, or one each, prior first, level 1 last."""
 
     temperature: tuple[float, ...] = Field(
-        (1.0,), description="Temperature above 0, no unit; one, or one a level, prior first."
+        default=(1.0,), description="Temperature above 0, no unit; one, or one a level, prior first."
     )
     top_k: tuple[int, ...] = Field(
-        (0,), description="Draw among the k most likely values, count; 0: all. One, or one a level."
+        default=(0,), description="Draw among the k most likely values, count; 0: all. One, or one a level."
     )
-    top_p: tuple[float, ...] = Field((1.0,), description="Nucleus probability in (0, 1]. One, or one a level.")
-    mode: tuple[bool, ...] = Field((False,), description="Most likely value instead of drawing. One, or one a level.")
+    top_p: tuple[float, ...] = Field(default=(1.0,), description="Nucleus probability in (0, 1]. One, or one a level.")
+    mode: tuple[bool, ...] = Field(
+        default=(False,), description="Most likely value instead of drawing. One, or one a level."
+    )
     mean: tuple[bool, ...] = Field(
-        (False,),
+        default=(False,),
         description="Show the mean of the pixels, rounded, instead of drawing them or taking their mode; codes have no "
         "mean. One (for the pixels), or one a level.",
     )
     guidance: tuple[float, ...] = Field(
-        (1.0,),
+        default=(1.0,),
         description="Classifier-free guidance, no unit; 1: none, 0: without the label. One (for all parts that were "
         "trained with label_dropout), or one a level.",
     )
     confidence: tuple[bool, ...] = Field(
-        (False,),
+        default=(False,),
         description="Keep the most confident draws of each pass in place of the schedule's sites; such samples do not "
         "follow the likelihood. One (for all masked models), or one a level.",
     )
+
+    if TYPE_CHECKING:  # what checkers and editors cannot see without pydantic's plugin: a single value will do
+
+        def __init__(
+            self,
+            *,
+            temperature: float | Sequence[float] = ...,
+            top_k: int | Sequence[int] = ...,
+            top_p: float | Sequence[float] = ...,
+            mode: bool | Sequence[bool] = ...,
+            mean: bool | Sequence[bool] = ...,
+            guidance: float | Sequence[float] = ...,
+            confidence: bool | Sequence[bool] = ...,
+        ) -> None: ...
 
     @field_validator("*", mode="before")
     @classmethod
@@ -85,16 +102,18 @@ class Geometry(Settings):
     size: tuple[Side, ...] | None = Field(
         description="Sites along each axis, of images rows and columns; none: they came as they are."
     )
-    resize: tuple[Side, ...] | None = Field(None, description="Rows and columns of which `size` is the centre, pixels.")
+    resize: tuple[Side, ...] | None = Field(
+        default=None, description="Rows and columns of which `size` is the centre, pixels."
+    )
     rate: int | None = Field(
-        None, ge=1, description="Count of numbers or frames a second; none: these are no sounds and no videos."
+        default=None, ge=1, description="Count of numbers or frames a second; none: these are no sounds and no videos."
     )
     range: tuple[float, float] | None = Field(
-        None, description="Numbers that values 0 and V-1 stand for, any unit; none: the values themselves."
+        default=None, description="Numbers that values 0 and V-1 stand for, any unit; none: the values themselves."
     )
-    companding: Literal["linear", "mu-law"] = Field("linear", description="Steps between the values of sounds.")
+    companding: Literal["linear", "mu-law"] = Field(default="linear", description="Steps between the values of sounds.")
     background: str = Field(
-        "#000000", pattern="^#[0-9a-f]{6}$", description="Colour that transparent parts were laid on, #rrggbb."
+        default="#000000", pattern="^#[0-9a-f]{6}$", description="Colour that transparent parts were laid on, #rrggbb."
     )
 
     def stored(self) -> dict[str, Any]:
@@ -105,25 +124,32 @@ class Geometry(Settings):
 class ModelSettings(Settings):
     """Everything that is needed to build the model again: the ``config.json`` of an artefact."""
 
-    stack: StackSettings = Field(StackSettings(), description="The levels.")
-    prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
-    refiners: tuple[RefinerSettings, ...] = Field((), description="Corrections to the decoders of chosen levels.")
-    unified: bool = Field(False, description="The prior's transformer also refines every level above 1.")
-    renderer: RendererSettings | None = Field(
-        None, description="A second decoder of level 1, to look at, outside the likelihood; none: none."
+    stack: StackSettings = Field(default=StackSettings(), description="The levels.")
+    prior: CodeModelSettings = Field(default=CodeModelSettings(), description="The transformer over the top map.")
+    refiners: tuple[RefinerSettings, ...] = Field(
+        default=(), description="Corrections to the decoders of chosen levels."
     )
-    sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
+    unified: bool = Field(default=False, description="The prior's transformer also refines every level above 1.")
+    renderer: RendererSettings | None = Field(
+        default=None, description="A second decoder of level 1, to look at, outside the likelihood; none: none."
+    )
+    sampling: SamplingSettings = Field(default=SamplingSettings(), description="Default settings of generation.")
     image_shape: tuple[int, ...] = Field(
         min_length=2,
         max_length=4,
         description="Channels (count), then sites along each axis: of images rows and columns, pixels.",
     )
-    values: int = Field(256, ge=2, le=2**16, description="V, count of values a channel: pixels are 0 … V-1.")
-    geometry: Geometry | None = Field(None, description="How images are prepared; none: not known, as in older models.")
-    classes: int = Field(0, ge=0, le=10**6, description="Count of class labels; 0: none.")
-    condition: ConditionSettings | None = Field(None, description="Floats that are given with each image; none: none.")
+    values: int = Field(default=256, ge=2, le=2**16, description="V, count of values a channel: pixels are 0 … V-1.")
+    geometry: Geometry | None = Field(
+        default=None, description="How images are prepared; none: not known, as in older models."
+    )
+    classes: int = Field(default=0, ge=0, le=10**6, description="Count of class labels; 0: none.")
+    condition: ConditionSettings | None = Field(
+        default=None, description="Floats that are given with each image; none: none."
+    )
     class_names: tuple[str, ...] = Field(
-        (), description="Names of the classes in the order of their numbers; empty: not known, as in older models."
+        default=(),
+        description="Names of the classes in the order of their numbers; empty: not known, as in older models.",
     )
 
     @model_validator(mode="after")

@@ -58,7 +58,8 @@ def find_artefact(folder: Path, **hub: Any) -> Path:
         for path in (folder / "model", folder):
             if (path / CONFIG).is_file():
                 return path
-    raise InputError(f"{folder} holds no trained model: give the folder of a finished run or of a released model")
+    problem = " holds no trained model" if os.path.lexists(folder) else ": no such folder"
+    raise InputError(f"{folder}{problem}: give the folder of a finished run or of a released model")
 
 
 Module = TypeVar("Module", bound=nn.Module)

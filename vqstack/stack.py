@@ -23,7 +23,7 @@ class StackSettings(Settings):
     """Settings of the levels."""
 
     levels: tuple[LevelSettings, ...] = Field(
-        (
+        default=(
             LevelSettings(map=(4, 4), quantizer=QuantizerSettings(codebook_size=32)),
             LevelSettings(map=(2, 2), quantizer=QuantizerSettings(codebook_size=16)),
         ),
@@ -31,14 +31,14 @@ class StackSettings(Settings):
         description="The levels, level 1 (the one that reads pixels) first. On the command line they count from 0; "
         "naming one more than there are adds a copy of the last.",
     )
-    pixels: PixelSettings = Field(PixelSettings(), description="The likelihood of the pixels.")
+    pixels: PixelSettings = Field(default=PixelSettings(), description="The likelihood of the pixels.")
     pad_to: tuple[int, ...] | None = Field(
-        None,
+        default=None,
         description="Sites along each axis (of images: rows and columns, pixels) to which images are padded, cropped "
         "again before scoring; none: as is.",
     )
     sharing: Literal["none", "trunk"] = Field(
-        "none",
+        default="none",
         description="trunk: residual blocks of equal width are one instance for all levels (encoders and decoders each "
         "among themselves), with an offset for each level; all else stays each level's own. With joint all levels "
         "train them; without, the lowest level that has them does.",

@@ -20,11 +20,14 @@ class TextSettings(Settings):
     """Which encoder turns texts into floats."""
 
     name: str = Field(max_length=400, description="OWNER/NAME on the hub, or a folder, of a model for transformers.")
-    revision: str | None = Field(None, max_length=400, description="Branch, tag or commit; empty: the newest.")
+    revision: str | None = Field(default=None, max_length=400, description="Branch, tag or commit; empty: the newest.")
     pooled: bool = Field(
-        True, description="The mean of the vectors of a text's tokens; switched off: the sequence of these vectors."
+        default=True,
+        description="The mean of the vectors of a text's tokens; switched off: the sequence of these vectors.",
     )
-    length: int = Field(64, ge=1, le=4096, description="Tokens that are read of a text, count; more are cut off.")
+    length: int = Field(
+        default=64, ge=1, le=4096, description="Tokens that are read of a text, count; more are cut off."
+    )
 
 
 def encode_texts(settings: TextSettings, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -47,37 +47,39 @@ class DecoderSettings(Settings):
     """Settings of what a level's decoder sees beside the map above; its network is sized in the level's settings."""
 
     family: Annotated[str, AfterValidator(FAMILIES.check)] = Field(
-        "product",
+        default="product",
         max_length=80,
         description="product: sites are independent given the code map, drawn in one pass; window: each site also sees "
         "the known values near it, drawn diagonal by diagonal; or the name under which a class of yours is registered "
         "(register_family).",
     )
     options: dict[str, int | float | str | bool] = Field(
-        {}, description="What a family of yours is given beside the other settings; any unit."
+        default={}, description="What a family of yours is given beside the other settings; any unit."
     )
     radius: int = Field(
-        3, ge=1, le=256, description="Sites of a window on each side of its own, along each axis, count."
+        default=3, ge=1, le=256, description="Sites of a window on each side of its own, along each axis, count."
     )
     slope: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Columns by which a row runs ahead of the next while drawing; a site sees values with a smaller "
         "slope * row + column. 1: fewest steps; radius + 1, or 0: all that comes before it row by row.",
     )
     tile: tuple[int, ...] = Field(
-        (0, 0),
+        default=(0, 0),
         description="Sites along each axis (of images: rows and columns) of tiles that are drawn side by side; they "
         "divide the map. A window ends at the border of its tile. Zeros: the map is one tile.",
     )
     adaptive: bool = Field(
-        False,
+        default=False,
         description="Known values are read, and widths of logistics given, in units of how much neighbours in the "
         "window differ: for sounds, which are loud and quiet (pixels or numbers of a logistic_mixture only).",
     )
-    features: int = Field(24, ge=1, description="Features that the code map gives to each site below, count.")
-    width: int = Field(64, ge=1, description="Features of a site between masked convolution and likelihood, count.")
-    blocks: int = Field(1, ge=0, description="Residual blocks of two 1x1 convolutions, count.")
+    features: int = Field(default=24, ge=1, description="Features that the code map gives to each site below, count.")
+    width: int = Field(
+        default=64, ge=1, description="Features of a site between masked convolution and likelihood, count."
+    )
+    blocks: int = Field(default=1, ge=0, description="Residual blocks of two 1x1 convolutions, count.")
 
     @property
     def steepness(self) -> int:

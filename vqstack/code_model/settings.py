@@ -14,53 +14,57 @@ class CodeModelSettings(Settings):
     """Settings of a transformer over codes."""
 
     family: Literal["autoregressive", "masked"] = Field(
-        "autoregressive",
+        default="autoregressive",
         description="autoregressive: exact likelihood in one pass, cached steps; masked: order-agnostic, one pass a "
         "group for both.",
     )
     groups: int = Field(
-        0, ge=0, description="K, count of groups of sites drawn one after the other, at most one a site; 0: one a site."
+        default=0,
+        ge=0,
+        description="K, count of groups of sites drawn one after the other, at most one a site; 0: one a site.",
     )
     wavefront: int = Field(
-        0,
+        default=0,
         ge=0,
         le=17,
         description="s, columns by which a row runs ahead of the next: all sites with the same s * row + column are "
         "one group, in place of groups; 0: groups as said there. Learns nearly as fast as one site a group.",
     )
-    depth: int = Field(4, ge=1, le=1000, description="Transformer blocks, count.")
-    dim: int = Field(128, ge=1, description="Features a site, count.")
-    heads: int = Field(4, ge=1, description="Attention heads, count; divides dim.")
+    depth: int = Field(default=4, ge=1, le=1000, description="Transformer blocks, count.")
+    dim: int = Field(default=128, ge=1, description="Features a site, count.")
+    heads: int = Field(default=4, ge=1, description="Attention heads, count; divides dim.")
     window: int = Field(
-        0,
+        default=0,
         ge=0,
         le=16,
         description="Sites on each side of a site, along each axis, whose known values it reads directly, before any "
         "attention, count; 0: none. Large maps learn in fewer steps with 1 or 2.",
     )
     codebook: bool = Field(
-        False,
+        default=False,
         description="Read codes as their codebook vectors too, and score them by inner products with these too, so "
         "that what is learned of one holds for those near it (codes only). Large codebooks learn in fewer steps.",
     )
     dropout: float = Field(
-        0.1, ge=0, lt=1, description="Share of features and attention weights dropped, training only."
+        default=0.1, ge=0, lt=1, description="Share of features and attention weights dropped, training only."
     )
-    labels: bool = Field(True, description="Condition on the class label where the data set has one.")
-    condition: bool = Field(True, description="Condition on the floats that data.condition names, where it does.")
+    labels: bool = Field(default=True, description="Condition on the class label where the data set has one.")
+    condition: bool = Field(
+        default=True, description="Condition on the floats that data.condition names, where it does."
+    )
     label_dropout: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="Share of training images whose label and condition are hidden, both at once; guidance needs some.",
     )
     masks: Literal["schedule", "random"] = Field(
-        "schedule",
+        default="schedule",
         description="Sites hidden in training (masked): from a random group of the schedule on, or any number of any "
         "sites.",
     )
     soft_targets: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Temperature of training targets that share their mass with codes nearby, in mean squared "
         "distances between a code and its nearest neighbour (codes only); 0: hard targets.",
@@ -86,26 +90,28 @@ class RefinerSettings(CodeModelSettings):
 
     level: int = Field(ge=1, description="l, no unit: the refiner models z_{l-1} given z_l; 1: pixels.")
     groups: int = Field(
-        16,
+        default=16,
         ge=0,
         description="K, count of groups of sites drawn one after the other, at most one a site; 0: one a site.",
     )
-    labels: bool = Field(False, description="Condition on the class label too, where the data set has one.")
-    condition: bool = Field(False, description="Condition on the floats that data.condition names too, if it does.")
+    labels: bool = Field(default=False, description="Condition on the class label too, where the data set has one.")
+    condition: bool = Field(
+        default=False, description="Condition on the floats that data.condition names too, if it does."
+    )
     corruption: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="Largest share of the parent codes replaced in training; half of the images stay clean.",
     )
     corrupt_by: Literal["neighbours", "samples"] = Field(
-        "neighbours",
+        default="neighbours",
         description="What replaces a parent code: one of its 8 nearest in the codebook, or a sample of the "
         "feed-forward decoder above (the top level has none and takes neighbours).",
     )
 
     joint_encoder: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Weight of this refiner's nats (masked) beside the decoder's 1 while the level is trained, so that "
         "its codes hold what neighbours cannot tell; 0: the encoder is trained with the decoder alone.",

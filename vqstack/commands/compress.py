@@ -43,20 +43,29 @@ class Command(Settings):
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     images: Positional[tuple[Path, ...]] = Field(
-        (), description="Image files, and folders of them, inner folders included."
+        default=(), description="Image files, and folders of them, inner folders included."
     )
     out: Path = Field(description="Folder that receives the files; new or empty.")
-    single: bool = Field(False, description="One file an image instead of one archive.")
-    name: str = Field("images", description="Stem of the archive's file name.")
-    split: Split | None = Field(None, description="Compress a split of --data instead of image files.")
-    data: ImageSettings = Field(ImageSettings(), description="Where --split is taken from; default: data of the run.")
-    label: str | None = Field(None, description="Class of all images, a name or number; default: what costs least.")
-    check: bool = Field(True, description="Decode before writing and compare; what fails is stored without the model.")
-    threads: int = Field(1, ge=1, le=255, description="Threads of torch, count; whoever decompresses will use as many.")
-    portable: bool = Field(
-        False, description="Make files that any processor decompresses, in float64: slower, and a little longer."
+    single: bool = Field(default=False, description="One file an image instead of one archive.")
+    name: str = Field(default="images", description="Stem of the archive's file name.")
+    split: Split | None = Field(default=None, description="Compress a split of --data instead of image files.")
+    data: ImageSettings = Field(
+        default=ImageSettings(), description="Where --split is taken from; default: data of the run."
     )
-    report: Path | None = Field(None, description="Receives the summary as JSON.")
+    label: str | None = Field(
+        default=None, description="Class of all images, a name or number; default: what costs least."
+    )
+    check: bool = Field(
+        default=True, description="Decode before writing and compare; what fails is stored without the model."
+    )
+    threads: int = Field(
+        default=1, ge=1, le=255, description="Threads of torch, count; whoever decompresses will use as many."
+    )
+    portable: bool = Field(
+        default=False,
+        description="Make files that any processor decompresses, in float64: slower, and a little longer.",
+    )
+    report: Path | None = Field(default=None, description="Receives the summary as JSON.")
 
 
 def command_of(arguments: list[str]) -> Command:

@@ -38,13 +38,17 @@ class Command(Settings):
     )
     files: Positional[tuple[Path, ...]] = Field(description="Files of vqstack compress, and folders of them.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
-    levels: int | None = Field(None, ge=1, description="Code maps to read, from the top; default: all and the pixels.")
-    sample: bool = Field(
-        False, description="Draw what is not read as vqstack generate does, not as the model decodes codes."
+    levels: int | None = Field(
+        default=None, ge=1, description="Code maps to read, from the top; default: all and the pixels."
     )
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Names the random numbers of --sample; no unit.")
-    first: int = Field(0, ge=0, description="First image of each file to get back, a count from 0.")
-    num: int | None = Field(None, ge=1, description="Images of each file to get back; default: all from --first on.")
+    sample: bool = Field(
+        default=False, description="Draw what is not read as vqstack generate does, not as the model decodes codes."
+    )
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Names the random numbers of --sample; no unit.")
+    first: int = Field(default=0, ge=0, description="First image of each file to get back, a count from 0.")
+    num: int | None = Field(
+        default=None, ge=1, description="Images of each file to get back; default: all from --first on."
+    )
 
 
 def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Opened], list[str]]:

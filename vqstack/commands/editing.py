@@ -27,16 +27,19 @@ class Editing(Settings):
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     images: Positional[tuple[Path, ...]] = Field(description="Image files.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
-    level: int | None = Field(None, ge=1, description="Number of the level whose codes are meant; default: the top.")
-    sample: bool = Field(False, description="Draw what lies below the codes, instead of its mean.")
+    level: int | None = Field(
+        default=None, ge=1, description="Number of the level whose codes are meant; default: the top."
+    )
+    sample: bool = Field(default=False, description="Draw what lies below the codes, instead of its mean.")
     label: str | None = Field(
-        None, description="Class of what is drawn with --sample, its name or number, where a refiner reads it."
+        default=None, description="Class of what is drawn with --sample, its name or number, where a refiner reads it."
     )
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Of what is drawn with --sample, no unit.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Of what is drawn with --sample, no unit.")
     decoder: Decoder = Field(
-        "likelihood", description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer."
+        default="likelihood",
+        description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer.",
     )
-    device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
+    device: str | None = Field(default=None, description="cpu, cuda, mps …; default: the best there is.")
 
 
 def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalModel, int, Pixels]:

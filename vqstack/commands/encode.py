@@ -48,18 +48,19 @@ class Command(Settings):
         description="Folder that receives the codes; new, empty, or unfinished output of the same. An address that "
         "fsspec knows (s3://…) is shared."
     )
-    data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
-    batch_size: int = Field(256, ge=1, description="Images at a time, count on each process.")
-    shard_size: int = Field(SHARD_SIZE, ge=1, description="Images a file, count.")
+    data: ImageSettings = Field(default=ImageSettings(), description="The images; default: those of the run.")
+    batch_size: int = Field(default=256, ge=1, description="Images at a time, count on each process.")
+    shard_size: int = Field(default=SHARD_SIZE, ge=1, description="Images a file, count.")
     shared: bool = Field(
-        False, description="The same command on other hosts writes there too; each takes files that no other has."
+        default=False,
+        description="The same command on other hosts writes there too; each takes files that no other has.",
     )
     lease: float = Field(
-        LEASE / 60,
+        default=LEASE / 60,
         gt=0,
         description="With --shared, how long a lost host is waited for, minutes.",
     )
-    cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
+    cpu: bool = Field(default=False, description="Stay on the CPU even where there is an accelerator.")
 
 
 @torch.no_grad()

@@ -56,35 +56,35 @@ class Command(Settings):
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: Path = Field(description="Folder that receives the results; new or empty.")
-    split: Split = Field("test", description="Split that is scored and that samples are compared with.")
-    data: ImageSettings = Field(ImageSettings(), description="The images; default: those of the run.")
-    samples: bool = Field(True, description="Draw samples and compare them with the split.")
+    split: Split = Field(default="test", description="Split that is scored and that samples are compared with.")
+    data: ImageSettings = Field(default=ImageSettings(), description="The images; default: those of the run.")
+    samples: bool = Field(default=True, description="Draw samples and compare them with the split.")
     leaks: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="Count of images, at most, below whose codes every level draws; what it drew is encoded again and "
         "must have the same codes, or mass is lost. 0: leave that out; default: 1,000, fewer above 32x32 pixels.",
     )
     num: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Count of samples, and of real images they are compared with; default: half of the split, 1,000 "
         "at most, fewer above 32x32 pixels.",
     )
     seeds: tuple[int, ...] = Field(
-        (0, 1, 2), min_length=1, description="Seeds of the samples, no unit; one comparison each."
+        default=(0, 1, 2), min_length=1, description="Seeds of the samples, no unit; one comparison each."
     )
     features: Literal["classifier", "efficientnet-lite0", "inception"] = Field(
-        "classifier",
+        default="classifier",
         description="Features that are compared: of a small classifier, trained once on the labelled training split, "
         "of EfficientNet-Lite0 (extra perceptual), or of Inception v3 (needs the extra fid and its weights).",
     )
     sampling: Unprefixed[SamplingSettings] = Field(
-        SamplingSettings(), description="How samples are drawn; default: the model's own settings."
+        default=SamplingSettings(), description="How samples are drawn; default: the model's own settings."
     )
-    cache: Path = Field(default_cache(), description="Folder that keeps the trained classifier for other runs.")
-    batch_size: int = Field(64, ge=1, description="Images at a time, count; does not change the results.")
-    cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
+    cache: Path = Field(default=default_cache(), description="Folder that keeps the trained classifier for other runs.")
+    batch_size: int = Field(default=64, ge=1, description="Images at a time, count; does not change the results.")
+    cpu: bool = Field(default=False, description="Stay on the CPU even where there is an accelerator.")
 
     def unused(self) -> dict[str, str]:
         """Options that are about samples, where none are drawn."""

@@ -17,11 +17,13 @@ class Command(Settings):
     """Look at codes and edit them in the browser."""
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
-    port: int = Field(8321, ge=0, le=65535, description="Port of the page, no unit; 0: any that is free.")
-    host: str = Field("127.0.0.1", description="Address to listen at; 0.0.0.0 lets everybody in the network in.")
-    open: bool = Field(False, description="Open the page in this machine's browser.")
+    port: int = Field(default=8321, ge=0, le=65535, description="Port of the page, no unit; 0: any that is free.")
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen at; 0.0.0.0 lets everybody in the network in."
+    )
+    open: bool = Field(default=False, description="Open the page in this machine's browser.")
     share: bool = Field(
-        False,
+        default=False,
         description="Let others in through NiceGUI's relay on the internet, for an hour: whoever has the address that "
         "is printed can use the model and send files. Without a relay: ssh -L 8321:localhost:8321 THIS_MACHINE.",
     )

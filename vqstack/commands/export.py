@@ -27,11 +27,12 @@ class Command(Settings):
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model.")
     out: Path = Field(description="Folder that receives the files; new or empty.")
-    format: Format = Field("onnx", description="onnx: for onnxruntime; torch: programs of torch.export (.pt2).")
+    format: Format = Field(default="onnx", description="onnx: for onnxruntime; torch: programs of torch.export (.pt2).")
     parts: tuple[Part, ...] = Field(
-        (), description="Of encode, decode, render, walk (steps, to sample), score; default: all that the model has."
+        default=(),
+        description="Of encode, decode, render, walk (steps, to sample), score; default: all that the model has.",
     )
-    opset: int = Field(OPSET, ge=18, le=23, description="Version of the operators of ONNX, no unit.")
+    opset: int = Field(default=OPSET, ge=18, le=23, description="Version of the operators of ONNX, no unit.")
 
 
 def main(arguments: list[str]) -> None:

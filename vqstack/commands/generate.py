@@ -39,55 +39,63 @@ class Command(Settings):
 
     run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
-    num: int | None = Field(None, ge=1, description="Count of images; default: 16, or one for each image or code map.")
+    num: int | None = Field(
+        default=None, ge=1, description="Count of images; default: 16, or one for each image or code map."
+    )
     label: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="Class of the images, its name, else its number; several are cycled. Default: drawn from P(label). "
         "With --images or --codes only where a refiner below reads it.",
     )
     condition: Path | None = Field(
-        None,
+        default=None,
         description="File .npy of the floats that the model is given: of one image, for all, or a row for each image.",
     )
     text: tuple[str, ...] = Field(
-        (), description="Text that the model is given, encoded as in training: of all images, or one for each."
+        default=(), description="Text that the model is given, encoded as in training: of all images, or one for each."
     )
     seed: int = Field(
-        0, ge=0, le=2**63 - 1, description="With the image's number it names all random numbers; no unit."
+        default=0, ge=0, le=2**63 - 1, description="With the image's number it names all random numbers; no unit."
     )
     temperature: tuple[float, ...] = Field(
-        (), description="Temperature above 0, no unit; one, or one a level, prior first. Default: the model's."
+        default=(), description="Temperature above 0, no unit; one, or one a level, prior first. Default: the model's."
     )
     top_k: tuple[int, ...] = Field(
-        (), description="Draw among the k most likely values, count; 0: all. One, or one a level."
+        default=(), description="Draw among the k most likely values, count; 0: all. One, or one a level."
     )
-    top_p: tuple[float, ...] = Field((), description="Nucleus probability in (0, 1]. One, or one a level.")
+    top_p: tuple[float, ...] = Field(default=(), description="Nucleus probability in (0, 1]. One, or one a level.")
     mode: tuple[bool, ...] = Field(
-        (), description="Most likely value instead of a draw; alone it means True. One, or one a level."
+        default=(), description="Most likely value instead of a draw; alone it means True. One, or one a level."
     )
     mean: tuple[bool, ...] = Field(
-        (), description="The mean of the pixels instead of a draw or their mode; alone it means True. Level 1 only."
+        default=(),
+        description="The mean of the pixels instead of a draw or their mode; alone it means True. Level 1 only.",
     )
     guidance: tuple[float, ...] = Field(
-        (), description="Scale of classifier-free guidance, no unit; 1: none. One, or one a level."
+        default=(), description="Scale of classifier-free guidance, no unit; 1: none. One, or one a level."
     )
     confidence: tuple[bool, ...] = Field(
-        (), description="Masked models keep their most confident draws; alone it means True. One, or one a level."
+        default=(),
+        description="Masked models keep their most confident draws; alone it means True. One, or one a level.",
     )
     from_level: int | None = Field(
-        None,
+        default=None,
         description="Number of the level, 1 to L, whose codes (of --images or --codes) are kept; the rest is drawn.",
     )
-    images: tuple[Path, ...] = Field((), description="Image files to make variations of.")
+    images: tuple[Path, ...] = Field(default=(), description="Image files to make variations of.")
     codes: Path | None = Field(
-        None, description="Code data set to turn back into images, in its order; a folder or OWNER/NAME on the hub."
+        default=None,
+        description="Code data set to turn back into images, in its order; a folder or OWNER/NAME on the hub.",
     )
-    split: str | None = Field(None, description="Split of --codes; default: test.")
+    split: str | None = Field(default=None, description="Split of --codes; default: test.")
     decoder: Decoder = Field(
-        "likelihood", description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer."
+        default="likelihood",
+        description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer.",
     )
-    batch_size: int = Field(64, ge=1, description="Images at a time, count; does not change which images come out.")
-    device: str | None = Field(None, description="cpu, cuda, mps …; default: the best there is.")
+    batch_size: int = Field(
+        default=64, ge=1, description="Images at a time, count; does not change which images come out."
+    )
+    device: str | None = Field(default=None, description="cpu, cuda, mps …; default: the best there is.")
 
     @property
     def given(self) -> bool:

@@ -13,7 +13,7 @@ from vqstack.editing import interpolate
 class Command(Editing):
     """Go from one image to another by mixing the vectors of their codes."""
 
-    num: int = Field(8, ge=2, le=1000, description="Count of images on the way, both ends included.")
+    num: int = Field(default=8, ge=2, le=1000, description="Count of images on the way, both ends included.")
 
 
 def main(arguments: list[str]) -> None:

@@ -18,10 +18,10 @@ class Command(Settings):
 
     folder: Positional[Path] = Field(description="Folder of a finished run, a released model or a code data set.")
     name: Positional[str] = Field(description="OWNER/NAME on the hub; made where it is missing.")
-    revision: str | None = Field(None, description="Branch, made where it is missing; default: main.")
-    private: bool = Field(False, description="Only its owner can see it.")
+    revision: str | None = Field(default=None, description="Branch, made where it is missing; default: main.")
+    private: bool = Field(default=False, description="Only its owner can see it.")
     licence: str | None = Field(
-        None,
+        default=None,
         description="Its name on the hub, which refuses what it does not know; default: apache-2.0 for a model, for "
         "codes what their card says.",
     )

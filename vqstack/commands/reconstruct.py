@@ -20,9 +20,9 @@ from vqstack.tokenizer import Tokenizer
 class Command(Editing):
     """Show what each level keeps of images."""
 
-    own_size: bool = Field(False, description="Images keep their size, whatever it is; only level 1 is shown.")
+    own_size: bool = Field(default=False, description="Images keep their size, whatever it is; only level 1 is shown.")
     tile: tuple[int, ...] | None = Field(
-        None, description="With --own-size: rows and columns of a tile, pixels; default: the model's own size."
+        default=None, description="With --own-size: rows and columns of a tile, pixels; default: the model's own size."
     )
 
     @model_validator(mode="after")

@@ -32,24 +32,27 @@ class Command(RunConfig):
     """Train a stack of levels and a prior."""
 
     config: Path | None = Field(
-        None, description="YAML file, or a name of vqstack recipes; default: digits, with --images folder."
+        default=None, description="YAML file, or a name of vqstack recipes; default: digits, with --images folder."
     )
     images: Path | None = Field(
-        None, description="Folder of images to train on, with a folder for each class or without; data.files in short."
+        default=None,
+        description="Folder of images to train on, with a folder for each class or without; data.files in short.",
     )
     steps: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Steps of every phase, count; warm-up and evaluations in proportion. Default: the recipe's.",
     )
-    out: Path | None = Field(None, description="Folder of the run; default: runs/NAME, after the recipe.")
-    override_config: bool = Field(False, description="Go on with other settings than the run began with; recorded.")
+    out: Path | None = Field(default=None, description="Folder of the run; default: runs/NAME, after the recipe.")
+    override_config: bool = Field(
+        default=False, description="Go on with other settings than the run began with; recorded."
+    )
     dry_run: bool = Field(
-        False,
+        default=False,
         description="Check everything but the images, print configuration, maps, parameters and memory, and leave.",
     )
     processes: int | None = Field(
-        None, ge=1, description="Of --dry-run: processes to plan for, count; default: those that it runs in."
+        default=None, ge=1, description="Of --dry-run: processes to plan for, count; default: those that it runs in."
     )
 
 

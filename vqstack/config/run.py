@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from PIL import ImageColor
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings, check_refiners, check_unified
 from vqstack.conditions import ConditionSettings, ReaderSettings
@@ -27,92 +27,106 @@ AnySettings = TypeVar("AnySettings", bound=BaseModel)
 class RunConfig(StackSettings):
     """Everything that defines a training run."""
 
-    data: ImageSettings = Field(ImageSettings(), description="The images.")
+    data: ImageSettings = Field(default=ImageSettings(), description="The images.")
     augment: AugmentSettings = Field(
-        AugmentSettings(), description="Changes to training images on the fly; higher levels then encode as they go."
+        default=AugmentSettings(),
+        description="Changes to training images on the fly; higher levels then encode as they go.",
     )
     levels_from: Path | None = Field(
-        None,
+        default=None,
         description="Folder of a finished run or released model whose first levels are taken frozen: as many as both "
         "have, with the same settings. Only what lies above them is trained.",
     )
     encoders_from: Path | None = Field(
-        None,
+        default=None,
         description="Folder of a finished run or released model whose encoders and codebooks are taken frozen, for all "
         "levels, with the same settings. New decoders are trained on their codes (train_decoders).",
     )
     start_from: dict[Literal["all", "levels", "refiners", "prior", "renderer"], Path] = Field(
-        {},
+        default={},
         description="Part (levels, refiners, prior, renderer, or all) -> folder of a finished run or released model "
         "with whose weights its training starts, codebooks and rows of classes of the same name included.",
     )
-    condition: ReaderSettings = Field(ReaderSettings(), description="What reads the floats of data.condition.")
-    prior: CodeModelSettings = Field(CodeModelSettings(), description="The transformer over the top map.")
+    condition: ReaderSettings = Field(default=ReaderSettings(), description="What reads the floats of data.condition.")
+    prior: CodeModelSettings = Field(default=CodeModelSettings(), description="The transformer over the top map.")
     refiners: tuple[RefinerSettings, ...] = Field(
-        (), description="Transformers that correct the decoders of chosen levels, trained on the frozen codes."
+        default=(), description="Transformers that correct the decoders of chosen levels, trained on the frozen codes."
     )
     unified: bool = Field(
-        False,
+        default=False,
         description="One transformer, with the settings of the prior, for the maps of codes of all levels: prior and "
         "refiners of the levels above 1 in one, trained with train_prior on all of them at once.",
     )
-    sampling: SamplingSettings = Field(SamplingSettings(), description="Default settings of generation.")
+    sampling: SamplingSettings = Field(default=SamplingSettings(), description="Default settings of generation.")
     train_levels: tuple[FitSettings, ...] = Field(
-        (FitSettings(),),
+        default=(FitSettings(),),
         min_length=1,
         description="Training of the levels: one entry for all, or one each, level 1 first.",
     )
     joint: bool = Field(
-        False, description="Train all levels at once on the sum of their losses, then all decoders on the final codes."
+        default=False,
+        description="Train all levels at once on the sum of their losses, then all decoders on the final codes.",
     )
-    train_joint: FitSettings = Field(FitSettings(), description="Training of all levels at once (joint).")
+    train_joint: FitSettings = Field(default=FitSettings(), description="Training of all levels at once (joint).")
     train_decoders: FitSettings = Field(
-        FitSettings(steps=500),
+        default=FitSettings(steps=500),
         description="Training of all decoders at once on codes that no longer change (joint, encoders_from).",
     )
     train_refiners: tuple[FitSettings, ...] = Field(
-        (FitSettings(),),
+        default=(FitSettings(),),
         min_length=1,
-        description="Training of the refiners: one entry for all, or one each, in order.",
+        description="Training of the refiners: one entry for all, or one each, in order; an empty list: as if left out.",
     )
-    train_prior: FitSettings = Field(FitSettings(), description="Training of the prior.")
+    train_prior: FitSettings = Field(default=FitSettings(), description="Training of the prior.")
     renderer: RendererSettings | None = Field(
-        None, description="A second decoder of level 1, to look at, outside the ledger; none: none."
+        default=None, description="A second decoder of level 1, to look at, outside the ledger; none: none."
     )
-    train_renderer: FitSettings = Field(FitSettings(), description="Training of the renderer, on the frozen codes.")
+    train_renderer: FitSettings = Field(
+        default=FitSettings(), description="Training of the renderer, on the frozen codes."
+    )
     seed: int = Field(
-        0,
+        default=0,
         ge=0,
         le=2**63 - 1,
         description="Seed of weights, order of images and everything random in training, no unit.",
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
-        "no", description="Number format of the networks in training: float32, float16 or bfloat16."
+        default="no", description="Number format of the networks in training: float32, float16 or bfloat16."
     )
-    compile: bool = Field(False, description="Run networks through torch.compile in training.")
+    compile: bool = Field(default=False, description="Run networks through torch.compile in training.")
     sharded: bool = Field(
-        False,
+        default=False,
         description="Share weights, gradients, moments and averages among the processes (FSDP 2): each holds its part.",
     )
     cpu_offload: bool = Field(
-        False, description="Keep the shards in the memory of the host, where the optimiser steps then (sharded)."
+        default=False,
+        description="Keep the shards in the memory of the host, where the optimiser steps then (sharded).",
     )
     channels_last: bool = Field(
-        False, description="Keep the levels' convolutions with channels last in memory, which tensor cores prefer."
+        default=False,
+        description="Keep the levels' convolutions with channels last in memory, which tensor cores prefer.",
     )
     trackers: tuple[str, ...] = Field(
-        (), description="Names of experiment trackers, such as tensorboard; events go into the run's folder."
+        default=(), description="Names of experiment trackers, such as tensorboard; events go into the run's folder."
     )
     deterministic: bool = Field(
-        False, description="Let GPUs use only algorithms that give the same bits each time; slower."
+        default=False, description="Let GPUs use only algorithms that give the same bits each time; slower."
     )
     encode_batch: int = Field(
-        256, ge=1, description="Images at a time when encoding and scoring, count on each process."
+        default=256, ge=1, description="Images at a time when encoding and scoring, count on each process."
     )
     ledger_images: int = Field(
-        10_000, ge=0, description="Training images in the ledger, count, evenly spread; 0: all. Test is scored whole."
+        default=10_000,
+        ge=0,
+        description="Training images in the ledger, count, evenly spread; 0: all. Test is scored whole.",
     )
-    sample_grid: int = Field(10, ge=1, description="Images in each picture written during training, count.")
+    sample_grid: int = Field(default=10, ge=1, description="Images in each picture written during training, count.")
+
+    @field_validator("train_refiners", mode="before")
+    @classmethod
+    def _none_given(cls, value: Any) -> Any:
+        """An empty list beside ``refiners: []`` says nothing, as that does."""
+        return cls.model_fields["train_refiners"].default if value in ([], ()) else value
 
     @model_validator(mode="after")
     def check(self) -> "RunConfig":

@@ -41,63 +41,70 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     """Where images, sounds or other signals come from, their geometry, and which of them are held out."""
 
     source: Annotated[str, AfterValidator(SOURCES.check)] = Field(
-        "digits",
+        default="digits",
         max_length=80,
         description="kind of source: digits (the 1,797 images of 8x8 inside scikit-learn), hub, parquet, webdataset, "
         "imagefolder, array, audiofolder, volumefolder, videofolder, moving_mnist, or the name under which a function "
         "of yours is registered (register_source)",
     )
     options: dict[str, int | float | str | bool] = Field(
-        {},
+        default={},
         description="what a source of yours is given beside the other settings, any unit; moving_mnist: counts of "
         "digits in a clip, and of clips of train, validation and test",
     )
-    name: str | None = Field(None, description="hub: data set as OWNER/NAME or OWNER/NAME:CONFIGURATION")
-    revision: str | None = Field(None, description="hub: branch, tag or commit; empty: main, as it was when first read")
+    name: str | None = Field(default=None, description="hub: data set as OWNER/NAME or OWNER/NAME:CONFIGURATION")
+    revision: str | None = Field(
+        default=None, description="hub: branch, tag or commit; empty: main, as it was when first read"
+    )
     splits: dict[Split, str] = Field(
-        {}, description="hub: split -> its name in the data set; empty: the usual names, what is not named is not used"
+        default={},
+        description="hub: split -> its name in the data set; empty: the usual names, what is not named is not used",
     )
     files: dict[Split, str] = Field(
-        {},
+        default={},
         description="split -> parquet or tar file, glob or URL, folder of images, sounds, volumes or videos, .npy or "
         ".npz file",
     )
-    image_column: str | None = Field(None, description="column of the images; empty: the only one of an image type")
+    image_column: str | None = Field(
+        default=None, description="column of the images; empty: the only one of an image type"
+    )
     label_column: str | None = Field(
-        None,
+        default=None,
         description="column of the labels, or COLUMN.MEMBER; left out: the only one of a class type; '': no labels",
     )
     condition: str | None = Field(
-        None,
+        default=None,
         description="column of the floats that are given with each image, or COLUMN.MEMBER: lists of one length, or "
         "lists of such lists; of .npz files an array",
     )
     text_encoder: str | None = Field(
-        None,
+        default=None,
         max_length=400,
         description="where the column of condition holds texts, what makes floats of them: OWNER/NAME on the hub, or a "
         "folder, of a model for transformers (vqstack[text])",
     )
     text_revision: str | None = Field(
-        None, max_length=400, description="branch, tag or commit of text_encoder on the hub; empty: the newest"
+        default=None, max_length=400, description="branch, tag or commit of text_encoder on the hub; empty: the newest"
     )
     text_pooled: bool = Field(
-        True, description="the mean of the vectors of a text's tokens; off: the sequence of these vectors"
+        default=True, description="the mean of the vectors of a text's tokens; off: the sequence of these vectors"
     )
-    text_length: int = Field(64, ge=1, le=4096, description="tokens that are read of a text, count; more are cut off")
+    text_length: int = Field(
+        default=64, ge=1, le=4096, description="tokens that are read of a text, count; more are cut off"
+    )
     classes: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=2**15,
         description="count of classes where the source does not name them; empty: largest label of train + 1",
     )
     class_names: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="names of the classes in the order of their numbers, where the source has numbers alone or "
         "another order; empty: those of the source",
     )
     size: Size | None = Field(
-        None,
+        default=None,
         min_length=1,
         max_length=3,
         description="height and width in pixels, covered and cropped; of sounds and series the count of numbers of an "
@@ -105,60 +112,71 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         "empty: native size",
     )
     rate: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=10**6,
         description="numbers or frames a second, count: audiofolder, files of other rates are resampled; videofolder, "
         "of each moment the frame that is shown; moving_mnist, of what is drawn",
     )
     range: tuple[float, float] | None = Field(
-        None,
+        default=None,
         description="volumefolder and series: the numbers that become values 0 and values - 1, any unit; those between "
         "are scaled and rounded, what lies beyond is cut. Empty: whole numbers from 0, as they are",
     )
     companding: Literal["linear", "mu-law"] = Field(
-        "linear", description="audiofolder: steps between values; mu-law: fine near silence, coarse where it is loud"
+        default="linear",
+        description="audiofolder: steps between values; mu-law: fine near silence, coarse where it is loud",
     )
     resize: Size | None = Field(
-        None,
+        default=None,
         description="height and width kept, pixels; size is its centre, or a random crop of it; empty: size",
     )
     channels: int = Field(
-        1, ge=1, le=16, description="channels, count: of images 1 grey or 3 RGB, of sounds 1 mono or 2 stereo, …"
+        default=1,
+        ge=1,
+        le=16,
+        description="channels, count: of images 1 grey or 3 RGB, of sounds 1 mono or 2 stereo, …",
     )
     background: str = Field(
-        "black", description="colour that transparent parts are laid on: a name, or #rrggbb; icons and drawings: white"
+        default="black",
+        description="colour that transparent parts are laid on: a name, or #rrggbb; icons and drawings: white",
     )
     values: int = Field(
-        256,
+        default=256,
         ge=2,
         le=2**16,
         description="values per channel, count V; pixels are 0 … V-1, 256 at most (digits: 17; audiofolder: 65,536)",
     )
-    validation: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
-    test: int | float = Field(0.1, ge=0, description="held out if missing: share of train below 1 or image count")
+    validation: int | float = Field(
+        default=0.1, ge=0, description="held out if missing: share of train below 1 or image count"
+    )
+    test: int | float = Field(
+        default=0.1, ge=0, description="held out if missing: share of train below 1 or image count"
+    )
     limit: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="largest count of images in each split; a seeded choice of them. Empty: all; of a stream "
         f"{STREAM_LIMIT:,}, except where all of it is encoded",
     )
     seed: int = Field(
-        0, ge=0, le=2**63 - 1, description="seed of the held-out splits and of the choice under limit, no unit"
+        default=0, ge=0, le=2**63 - 1, description="seed of the held-out splits and of the choice under limit, no unit"
     )
     on_error: Literal["refuse", "skip"] = Field(
-        "refuse", description="an image that cannot be read ends the command, or is left out, counted and named"
+        default="refuse", description="an image that cannot be read ends the command, or is left out, counted and named"
     )
     resident: Literal["auto", "device", "host"] = Field(
-        "auto",
+        default="auto",
         description="where images lie while training; auto: the device where they take at most half of its free memory",
     )
     streaming: bool = Field(
-        False, description="train on a stream; of each split only `limit` images are kept, for scoring"
+        default=False, description="train on a stream; of each split only `limit` images are kept, for scoring"
     )
-    shuffle_buffer: int = Field(10_000, ge=1, description="streaming: encoded images among which the next is drawn")
+    shuffle_buffer: int = Field(
+        default=10_000, ge=1, description="streaming: encoded images among which the next is drawn"
+    )
     workers: int = Field(
-        2, ge=0, description="streaming: count of processes that read and decode, for each training process"
+        default=2, ge=0, description="streaming: count of processes that read and decode, for each training process"
     )
 
     @property
@@ -323,13 +341,15 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Random changes of the training images, drawn anew each time an image is seen."""
 
-    shift: int = Field(0, ge=0, description="largest shift along each axis, pixels; beyond the edge lies value 0")
-    flip: bool = Field(False, description="mirror left and right with probability one half, no unit")
+    shift: int = Field(
+        default=0, ge=0, description="largest shift along each axis, pixels; beyond the edge lies value 0"
+    )
+    flip: bool = Field(default=False, description="mirror left and right with probability one half, no unit")
     crop: Literal["center", "random"] = Field(
-        "center", description="where the crop of data.size lies inside data.resize; random: anywhere, evenly"
+        default="center", description="where the crop of data.size lies inside data.resize; random: anywhere, evenly"
     )
     views: int = Field(
-        0,
+        default=0,
         ge=0,
         description="views of each training image whose codes are stored for the levels above 1 and the prior, count; "
         "0: a new view is encoded each time an image is seen",

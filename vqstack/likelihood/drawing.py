@@ -14,21 +14,22 @@ class Draw(Settings):
     """How values are drawn from a table of probabilities. The defaults draw from the distribution as it is."""
 
     temperature: float = Field(
-        1.0, gt=0, description="Log-probabilities are divided by it, no unit; 1 draws true samples."
+        default=1.0, gt=0, description="Log-probabilities are divided by it, no unit; 1 draws true samples."
     )
-    top_k: int | None = Field(None, ge=1, description="Draw among the k most likely values, count; none: all.")
+    top_k: int | None = Field(default=None, ge=1, description="Draw among the k most likely values, count; none: all.")
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Nucleus: the fewest values whose probability together reaches this share."
+        default=1.0, gt=0, le=1, description="Nucleus: the fewest values whose probability together reaches this share."
     )
-    mode: bool = Field(False, description="Take the most likely value instead of drawing.")
-    mean: bool = Field(False, description="Pixels: take the mean grey value, rounded; goes before mode.")
+    mode: bool = Field(default=False, description="Take the most likely value instead of drawing.")
+    mean: bool = Field(default=False, description="Pixels: take the mean grey value, rounded; goes before mode.")
     guidance: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         description="Classifier-free guidance, no unit: 1 none, 0 without the label, above 1 away from it.",
     )
     confidence: bool = Field(
-        False, description="Masked models: keep what was drawn with most confidence, in place of the schedule's sites."
+        default=False,
+        description="Masked models: keep what was drawn with most confidence, in place of the schedule's sites.",
     )
 
     @property

@@ -34,16 +34,16 @@ class PixelSettings(Settings):
     """Settings of the likelihood of the pixels."""
 
     kind: Annotated[str, AfterValidator(PIXELS.check)] = Field(
-        "auto",
+        default="auto",
         max_length=80,
         description="bernoulli, categorical or logistic_mixture; auto: bernoulli for 2 grey values, categorical up to "
         "32, mixed discretized logistics above; or the name under which a class of yours is registered "
         "(register_pixels).",
     )
     options: dict[str, int | float | str | bool] = Field(
-        {}, description="What a class of yours is given beside the other settings; any unit."
+        default={}, description="What a class of yours is given beside the other settings; any unit."
     )
-    components: int = Field(10, ge=1, description="Logistics per pixel, count (logistic_mixture).")
+    components: int = Field(default=10, ge=1, description="Logistics per pixel, count (logistic_mixture).")
 
 
 class Head(ABC):

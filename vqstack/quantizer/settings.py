@@ -18,7 +18,7 @@ class QuantizerSettings(Settings):
     """Settings of one level's quantizer."""
 
     kind: Annotated[str, AfterValidator(QUANTIZERS.check)] = Field(
-        "vq",
+        default="vq",
         max_length=80,
         description="vq: nearest code, codebook by moving average; cosine: the same on the unit sphere; fsq: finite "
         "scalar quantization; lfq: lookup-free, one bit a dimension; simvq: a linear map of a frozen codebook; "
@@ -27,52 +27,55 @@ class QuantizerSettings(Settings):
         "the name under which a class of yours is registered (register_quantizer).",
     )
     options: dict[str, int | float | str | bool] = Field(
-        {}, description="What a class of yours is given beside the other settings; any unit."
+        default={}, description="What a class of yours is given beside the other settings; any unit."
     )
-    codebook_size: int = Field(64, ge=2, le=2**20, description="K, count of codes.")
+    codebook_size: int = Field(default=64, ge=2, le=2**20, description="K, count of codes.")
     codes: int = Field(
-        1,
+        default=1,
         ge=1,
         le=64,
         description="D, count of codes a site, from a codebook of codebook_size each (residual, product).",
     )
-    dim: int = Field(32, ge=1, description="d, count of features of a code vector.")
+    dim: int = Field(default=32, ge=1, description="d, count of features of a code vector.")
     commitment: float = Field(
-        0.25,
+        default=0.25,
         ge=0,
         description="Weight of the commitment loss (unused by fsq), nats per site per mean squared error of a feature.",
     )
     decay: float = Field(
-        0.99, ge=0, lt=1, description="Share of the codebook's moving average kept at each step (vq, cosine)."
+        default=0.99, ge=0, lt=1, description="Share of the codebook's moving average kept at each step (vq, cosine)."
     )
     revival: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         lt=1,
         description="A code whose average use falls below this share of the mean use is moved to an encoder output "
         "(vq, cosine); 0 switches revival off.",
     )
-    kmeans: bool = Field(True, description="Start the codebook by k-means on the first training batch (vq, cosine).")
+    kmeans: bool = Field(
+        default=True, description="Start the codebook by k-means on the first training batch (vq, cosine)."
+    )
     stochastic: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Temperature T at which training draws codes, P(k) ~ exp(-|x - c_k| / T), in units of a feature "
         "(vq; cosine: exp(x·c_k / T), no unit); 0: always the nearest, as in everything but training.",
     )
     gradient: Literal["identity", "rotation"] = Field(
-        "identity", description="How gradients pass the quantizer: copied, or rotated and scaled (vq, cosine, simvq)."
+        default="identity",
+        description="How gradients pass the quantizer: copied, or rotated and scaled (vq, cosine, simvq).",
     )
     fsq_levels: tuple[int, ...] | None = Field(
-        None,
+        default=None,
         description="Values of each dimension, count (fsq); their product is codebook_size. Default: balanced.",
     )
     merge: Literal["neighbours", "vectors"] = Field(
-        "neighbours",
+        default="neighbours",
         description="Which codes come into one cluster (cluster): those found beside the same codes, or those whose "
         "vectors are near.",
     )
     entropy: float = Field(
-        0.1, ge=0, description="Weight of the entropy loss, which is in nats per site (lfq), no unit."
+        default=0.1, ge=0, description="Weight of the entropy loss, which is in nats per site (lfq), no unit."
     )
 
     @model_validator(mode="after")

@@ -12,50 +12,54 @@ class AdversarySettings(Settings):
     """The discriminator that a renderer is trained against."""
 
     weight: float = Field(
-        0.0, ge=0, description="Of the adversarial term, beside the adaptive weight, no unit; 0: there is none."
+        default=0.0, ge=0, description="Of the adversarial term, beside the adaptive weight, no unit; 0: there is none."
     )
-    start: int = Field(1000, ge=0, description="Steps before the discriminator takes part, count.")
-    width: int = Field(64, ge=1, description="Channels of its first layer; they double with every further one, count.")
-    layers: int = Field(3, ge=1, le=8, description="Layers that halve the resolution, count.")
-    rate: float = Field(1.0, gt=0, description="Its learning rate as a multiple of the renderer's, no unit.")
-    lecam: float = Field(0.05, ge=0, description="Weight of LeCAM regularisation, no unit; 0: none.")
+    start: int = Field(default=1000, ge=0, description="Steps before the discriminator takes part, count.")
+    width: int = Field(
+        default=64, ge=1, description="Channels of its first layer; they double with every further one, count."
+    )
+    layers: int = Field(default=3, ge=1, le=8, description="Layers that halve the resolution, count.")
+    rate: float = Field(default=1.0, gt=0, description="Its learning rate as a multiple of the renderer's, no unit.")
+    lecam: float = Field(default=0.05, ge=0, description="Weight of LeCAM regularisation, no unit; 0: none.")
     r1: float = Field(
-        0.0, ge=0, description="Weight of R1 regularisation, no unit; 0: none. Its steps take twice as long."
+        default=0.0, ge=0, description="Weight of R1 regularisation, no unit; 0: none. Its steps take twice as long."
     )
 
 
 class RendererSettings(Settings):
     """A second decoder of level 1, to look at; it is no likelihood and no row of the ledger."""
 
-    width: int = Field(128, ge=1, description="Channels at the code map's resolution; halved at each stage, count.")
-    least_width: int = Field(32, ge=1, description="Channels that no stage falls below, count.")
-    blocks: int = Field(1, ge=0, description="Residual blocks at the code map, and of each stage, count.")
+    width: int = Field(
+        default=128, ge=1, description="Channels at the code map's resolution; halved at each stage, count."
+    )
+    least_width: int = Field(default=32, ge=1, description="Channels that no stage falls below, count.")
+    blocks: int = Field(default=1, ge=0, description="Residual blocks at the code map, and of each stage, count.")
     attention: int = Field(
-        0, ge=0, description="After how many of the blocks at the code map all its sites see each other, count."
+        default=0, ge=0, description="After how many of the blocks at the code map all its sites see each other, count."
     )
     norm: Literal["group", "site"] = Field(
-        "group",
+        default="group",
         description="Statistics of the normalisation: of groups of channels over the whole map, or of each site by "
         "itself, with which the tiles of large images agree.",
     )
-    pixel: float = Field(2.0, ge=0, description="Weight of the mean absolute error, no unit.")
+    pixel: float = Field(default=2.0, ge=0, description="Weight of the mean absolute error, no unit.")
     perceptual: str = Field(
-        "classifier",
+        default="classifier",
         max_length=80,
         description="Features that pictures are compared by: of a small classifier of the training images, of their "
         "labels or else of ways to turn them, trained in the run; efficientnet-lite0 (extra perceptual); lpips, where "
         "package and weights are there; none; or what is registered under a name.",
     )
-    perceptual_weight: float = Field(1.0, ge=0, description="Weight of the perceptual distance, no unit.")
-    adversary: AdversarySettings = Field(AdversarySettings(), description="The discriminator.")
+    perceptual_weight: float = Field(default=1.0, ge=0, description="Weight of the perceptual distance, no unit.")
+    adversary: AdversarySettings = Field(default=AdversarySettings(), description="The discriminator.")
     choose: Literal["auto", "distance", "frechet"] = Field(
-        "auto",
+        default="auto",
         description="By what of the validation split the best weights are chosen: the distance of pictures to their "
         "images, or the Fréchet distance of all pictures to all images. auto: frechet against a discriminator, which "
         "makes single pictures less faithful, else distance.",
     )
     joint_encoder: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Weight of the pictures' distance beside the likelihood in the training of level 1, nats per site "
         "and unit of distance; 0: the encoder is trained with the likelihood alone.",
