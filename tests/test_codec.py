@@ -653,7 +653,26 @@ def test_more_levels_than_the_header_of_a_single_file_can_count(grey):
         single_header(Entry("a", 8, 8, "L"), False, 32, grey.fingerprint, where)
 
 
-@pytest.mark.parametrize("stem", ["../a", "a/b", "", ".", "..", "a\0", "a\\b", "a.level-1", "ä" * 150, "a\udcff"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "../a",
+        "a/../b",
+        "a//b",
+        "/a",
+        "a/",
+        ".a/b",
+        "",
+        ".",
+        "..",
+        "a\0",
+        "a\\b",
+        "a.level-1",
+        "a/b.level-1",
+        "ä" * 150,
+        "a\udcff",
+    ],
+)
 def test_names_cannot_leave_the_folder(grey, tmp_path, stem):
     seed = layout.block_seed(0, [Entry("a", 8, 8, "L")])
     block = grey.encode(images(grey, 1), None, batch=32, seed=seed)

@@ -265,9 +265,7 @@ def test_a_folder_is_what_it_is_in_data_sets(run, call, tmp_path):
     assert f"{tmp_path}/f.heic" in err
 
 
-def test_folders_inside_folders_come_back_by_name_and_bytes_stand_beside_those_of_the_files(
-    run, call, folder, tmp_path
-):
+def test_folders_inside_folders_come_back_and_bytes_stand_beside_those_of_the_files(run, call, folder, tmp_path):
     nested = tmp_path / "photos"
     for kind in ("cats", "wild/big cats", ".hidden"):
         (nested / kind).mkdir(parents=True)
@@ -279,10 +277,14 @@ def test_folders_inside_folders_come_back_by_name_and_bytes_stand_beside_those_o
     size = sum(p.stat().st_size for p in (tmp_path / "small").iterdir())
     assert code == 0 and f"{size} bytes, {size / given:.0%} of the {given} bytes" in out
     assert ("not smaller" in err) == (size >= given)
-    assert call("decompress", run, tmp_path / "small", "--out", tmp_path / "back")[0] == 0
-    back = {p.stem: p for p in (tmp_path / "back").iterdir()}
-    assert back.keys() == {"cats__one", "wild__big cats__one", "two"}
-    assert same(back["cats__one"], folder / "digit 0.png") and same(back["two"], folder / "digit 1.png")
+    assert call("compress", run, nested, "--out", tmp_path / "each", "--single")[0] == 0
+    assert (tmp_path / "each" / "wild" / "big cats" / "one.vqs").is_file()
+    for made in ("small", "each"):
+        out = tmp_path / f"from {made}"
+        assert call("decompress", run, tmp_path / made, "--out", out)[0] == 0
+        back = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file()}
+        assert back.keys() == {"cats/one.png", "wild/big cats/one.png", "two.png"}
+        assert same(back["cats/one.png"], folder / "digit 0.png") and same(back["two.png"], folder / "digit 1.png")
 
 
 def test_what_is_larger_or_far_from_the_training_is_said(run, call, tmp_path):

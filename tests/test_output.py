@@ -60,7 +60,7 @@ def test_a_folder_with_nothing_but_a_lock_is_free(tmp_path):
 
 
 def test_own_unfinished_output_is_removed(tmp_path):
-    killed(tmp_path, **{"1.png": b"x", "2.png": b"x"})
+    killed(tmp_path, **{"1.png": b"x", "2.png": b"x", "cats/big/3.png": b"x"})
     for name in (".tmp", ".0", ".63"):  # what it was writing
         (tmp_path / f"{UNFINISHED}{name}").write_text("x")
     with (tmp_path / UNFINISHED).open("a") as file:
@@ -69,16 +69,17 @@ def test_own_unfinished_output_is_removed(tmp_path):
     again = Output(tmp_path, "generate")
     assert {path.name for path in tmp_path.iterdir()} == {UNFINISHED, LOCK}
     again.write("1.png", b"y")
+    again.write("cats/3.png", b"z")
     again.finish()
-    assert files_of(tmp_path) == {"1.png": b"y"}
+    assert files_of(tmp_path) == {"1.png": b"y", "cats": None, "cats/3.png": b"z"}
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", "chapters", "last.png", "0.png", "link.png"])
+@pytest.mark.parametrize("name", ["thesis.tex", "chapters", "last.png", "0.png", "link.png", "cats/mine.png"])
 def test_what_others_put_into_unfinished_output_is_kept(tmp_path, name):
     """The command wrote 0.png: another file of that name is not its own, nor one that it was still going to write."""
     folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere.png"
     elsewhere.write_bytes(b"x")
-    killed(folder, **{"0.png": b"x", "link.png": b"x"})
+    killed(folder, **{"0.png": b"x", "link.png": b"x", "cats/1.png": b"x"})
     if name == "chapters":
         (folder / name).mkdir()
         (folder / name / "1.png").write_text("x")

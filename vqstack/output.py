@@ -112,8 +112,10 @@ def _leftovers(path: Path, command: str, plan: str) -> Iterator[Path]:
                 f"{path}: holds unfinished output of {command} with other settings, data or weights; repeat that "
                 "command as it was, name another output folder or remove it"
             )
+        if mark is not None and not plan:  # all that lies in inner folders too, those last that hold others
+            others = [inner for child in others for inner in _below(child)]
         for child in others:
-            if mark is not None and not plan and not _written(child, mark):
+            if mark is not None and not plan and not _written(path, child, mark):
                 raise InputError(
                     f"{child}: lies in unfinished output of {command}, which did not write it; move it away or name "
                     "another output folder"
@@ -123,9 +125,22 @@ def _leftovers(path: Path, command: str, plan: str) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be used as output folder ({error}); name another one") from error
 
 
-def _written(path: Path, mark: Unfinished) -> bool:
-    """Whether a file is one that the command wrote, as it wrote it."""
-    return path.is_file() and not path.is_symlink() and _line(digest(path), path.name) in mark.record
+def _below(path: Path) -> Iterator[Path]:
+    """What lies in a folder, links not followed, and then itself."""
+    if path.is_dir() and not path.is_symlink():
+        for child in path.iterdir():
+            yield from _below(child)
+    yield path
+
+
+def _written(folder: Path, path: Path, mark: Unfinished) -> bool:
+    """Whether a file is one that the command wrote, as it wrote it, or a folder that one needs."""
+    name = path.relative_to(folder).as_posix()
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return any(line.partition("  ")[2].startswith(f"{name}/") for line in mark.record)
+    return path.is_file() and _line(digest(path), name) in mark.record
 
 
 def _line(checksum: str, name: str) -> str:
@@ -150,6 +165,7 @@ class Output:
         check_folder(folder, command, plan)
         self.folder = folder
         self._waiting: dict[str, bytes | Readable] = {}
+        self._inner = set[Path]()  # folders inside, which files have been put into
         text = f"{command}\n{plan}\n{json.dumps(list(expected)) if expected else ''}\n"
         try:
             make_folder(folder)
@@ -157,7 +173,7 @@ class Output:
             # Again: another process may have begun, or finished, in between.
             leftovers = list(_leftovers(folder, command, plan))
             for child in leftovers if not plan else []:
-                child.unlink()
+                child.rmdir() if child.is_dir() else child.unlink()
             for aside in folder.glob(f"{UNFINISHED}.*"):
                 aside.unlink()
             write_text(folder / UNFINISHED, text)
@@ -165,7 +181,7 @@ class Output:
             raise InputError(f"{folder}: cannot be used as output folder ({error}); name another one") from error
 
     def write(self, name: str, content: bytes | Readable) -> None:
-        """A file of the output; it may appear with later ones. WriteError if it cannot be written.
+        """A file of the output, maybe in an inner folder; it may appear with later ones. WriteError if it cannot.
 
         A stream is read to its end, part by part: what it holds need not fit into memory.
         """
@@ -189,6 +205,9 @@ class Output:
                 list(pool.map(sync, asides))
             append(self.folder / UNFINISHED, "".join(lines))
             for aside, path in asides.items():
+                if path.parent not in self._inner and path.parent != self.folder:
+                    make_folder(path.parent)
+                    self._inner.add(path.parent)
                 if path.exists():
                     raise WriteError(f"{path} was put there meanwhile: move it away, then run the same command again")
                 os.rename(aside, path)
@@ -200,7 +219,8 @@ class Output:
         """Marks the output as finished, once all of it is on the disk: from now on no command writes there."""
         self._settle()
         with writing(self.folder):
-            sync(self.folder)
+            for folder in (*self._inner, self.folder):
+                sync(folder)
             remove(self.folder / UNFINISHED)
             remove(self.folder / LOCK)  # second: who takes this lock or a new one finds a finished folder
             sync(self.folder)

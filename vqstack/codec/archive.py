@@ -4,7 +4,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,10 @@ class _Draft(ABC):
     def __init__(self, codec: BlockCodec) -> None:
         self.codec = codec
 
+    def told(self, entry: Entry) -> Entry:
+        """What the file alone says of a picture."""
+        return entry
+
     @abstractmethod
     def seed(self, number: int, raw: bool) -> int:
         """What the checks of a block start from."""
@@ -190,6 +194,10 @@ class _Single(_Draft):
         self.ranges = [range(number, number + 1)]
         self.where = environment(threads, self.batch, codec.probe(threads, self.batch), codec.portable)
 
+    def told(self, entry: Entry) -> Entry:
+        """The name is that of the file, which the folders that it lies in are no part of."""
+        return replace(entry, stem=entry.stem.rpartition("/")[2])
+
     def header(self, raw: bool) -> bytes:
         sections = 1 if raw else self.codec.sections
         return single_header(self.entry, raw, sections, self.codec.fingerprint, self.where)
@@ -217,14 +225,14 @@ def _lost(draft: _Draft, pictures: Pictures, content: bytes) -> list[int]:
     many = None if len(file.entries) > 1 else True
     with Progress(total=len(file.entries), desc="check", unit="img", disable=many, leave=False) as progress:
         for number, numbers in enumerate(draft.ranges):
-            came_back = [_same(next(restored, None), pictures, i) for i in numbers]
+            came_back = [_same(next(restored, None), pictures, i, draft.told(pictures.entries[i])) for i in numbers]
             lost += [] if all(came_back) else [number]
             progress.update(len(numbers))
     return lost
 
 
-def _same(image: "Restored | None", pictures: Pictures, number: int) -> bool:
-    entry, wanted = pictures.entries[number], pictures.load(number)
+def _same(image: "Restored | None", pictures: Pictures, number: int, entry: Entry) -> bool:
+    wanted = pictures.load(number)
     if image is None or image.entry != entry or image.level or image.pixels is None:
         return False
     if entry.mode in ("L", "RGB"):

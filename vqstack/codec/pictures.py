@@ -42,7 +42,10 @@ _PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py call
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture as it comes back: the stem of its file name, its rows and columns, what it is; the file of a volume."""
+    """A picture as it comes back: its name, its rows and columns, what it is; the file of a volume.
+
+    The name is the stem of the file, after the inner folders that it is in: ``cats/one``.
+    """
 
     stem: str
     height: int
@@ -78,12 +81,17 @@ class Pictures:
 
 
 def safe_stem(stem: str) -> bool:
-    """Whether a name can be a file name in the folder that it is meant for, and not that of a partial image."""
+    """Whether a name, after those of inner folders, leads to a file inside of the folder that it is meant for.
+
+    Nothing on the way is hidden or leads out, and it is not the name of a partial image.
+    """
     encoded = stem.encode(errors="surrogateescape")  # not UTF-8: a name that cannot be written into a file
-    if encoded != stem.encode(errors="replace"):
+    if encoded != stem.encode(errors="replace") or len(encoded) > 1000:
         return False
-    named = _NAME.fullmatch(stem) is not None and stem not in (".", "..") and len(encoded) <= 200
-    return named and _PARTIAL.fullmatch(stem) is None
+    *folders, name = stem.split("/")
+    named = all(_NAME.fullmatch(part) is not None and len(part.encode()) <= 200 for part in (*folders, name))
+    inside = name not in (".", "..") and not any(folder.startswith(".") for folder in folders)
+    return named and inside and _PARTIAL.fullmatch(name) is None
 
 
 def pictures_of_split(split: ImageSplit, sound: bool = False, limits: Range = None) -> Pictures:

@@ -34,7 +34,6 @@ from vqstack.reading import read_json, reading
 from vqstack.settings import Settings
 from vqstack.terminal import say, warn
 
-BETWEEN = "__"  # stands for the slash in what files of inner folders are called
 FAR = 1.5  # times the bits of the model's own test images that are called out of the ordinary
 
 
@@ -121,7 +120,7 @@ def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:
         if problem and (path.is_dir() or wanted(name)):
             raise InputError(f"{name}: {problem}: mend or remove it, or name files")
         if not problem and wanted(name) and not any(part.startswith(".") for part in parts[:-1]):
-            found[path] = BETWEEN.join([*parts[:-1], stem_of(path)])
+            found[path] = "/".join([*parts[:-1], stem_of(path)])
         elif not problem:
             left.append("/".join(parts))
     if not found:
@@ -146,7 +145,7 @@ def check_flags(command: Command, arguments: list[str]) -> None:
 def main(arguments: list[str]) -> None:
     command = command_of(arguments)
     check_flags(command, arguments)
-    if not safe_stem(command.name):
+    if "/" in command.name or not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     if command.single and not is_of_images(model):

@@ -1,12 +1,14 @@
 """Get images back: vqstack decompress RUN FILES|FOLDER… --out FOLDER [--levels K] [--sample].
 
-Every image comes back as STEM.png, exact. Where a file is cut short or damaged, or only its first levels are asked for,
-it comes as STEM.level-L.png, which shows what the model makes of the maps down to z_L. Exit code 0: all that was asked
-for; 65: images are missing or come from their upper levels only, and standard error says which; 2: nothing written.
+Every image comes back as STEM.png, exact, in the inner folder that it was in. Where a file is cut short or damaged, or
+only its first levels are asked for, it comes as STEM.level-L.png, which shows what the model makes of the maps down to
+z_L. Exit code 0: all that was asked for; 65: images are missing or come from their upper levels only, and standard
+error says which; 2: nothing written.
 """
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,19 @@ from vqstack.reading import reading
 from vqstack.settings import Settings
 from vqstack.terminal import Progress, say, warn
 
-Opened = tuple[Container, str | None]  # a file, and why it may not come back here whole
+
+@dataclass(frozen=True)
+class Opened:
+    """A file, the inner folder that its images go into, ending in a slash, and why they may not come back whole."""
+
+    file: Container
+    inner: str
+    elsewhere: str | None
+
+    @property
+    def names(self) -> Iterable[tuple[str, int]]:
+        """Of its images, as runs."""
+        return ((self.inner + name, count) for name, count in self.file.names)
 
 
 class Command(Settings):
@@ -55,7 +69,7 @@ def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Opened], list[str]]:
     """The files in a folder that can be read, and what else should be there; all of them useless is an error."""
     opened, refused = list[Opened](), list[InputError]()
     with reading(folder):
-        inside = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX))
+        inside = sorted(path for path in folder.rglob(f"*{SUFFIX}") if path.is_file())
     if (mark := unfinished(folder)) is not None and (not mark.expected or mark.missing(folder)):
         names = mark.missing(folder)
         known = f"{len(names)} of {len(mark.expected)} files, {spanned(names[0], names[-1])}" if names else ""
@@ -64,7 +78,8 @@ def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Opened], list[str]]:
         refused.append(InputError(problem))
     for path in inside:
         try:
-            opened.append(checked(path, codec))
+            inner = "".join(f"{part}/" for part in path.relative_to(folder).parts[:-1])
+            opened.append(checked(path, codec, inner))
         except InputError as error:  # one bad file does not keep the others back
             refused.append(error)
     if not opened:
@@ -81,10 +96,10 @@ def spanned(first: str, last: str) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def checked(path: Path, codec: BlockCodec) -> Opened:
+def checked(path: Path, codec: BlockCodec, inner: str = "") -> Opened:
     """A file of this model whose header is whole, and what differs where it was made."""
     file = open_container(path, codec.tile)
-    return file, check_container(codec, file)
+    return Opened(file, inner, check_container(codec, file))
 
 
 def open_files(command: Command, codec: BlockCodec) -> tuple[list[Opened], list[str]]:
@@ -95,10 +110,10 @@ def open_files(command: Command, codec: BlockCodec) -> tuple[list[Opened], list[
             folder = path.is_dir()
         opened, left = files_of(path, codec) if folder else ([checked(path, codec)], [])
         found, refused = found + opened, refused + left
-    for file, _ in found:
-        if command.first >= len(file.entries):
-            raise InputError(f"--first {command.first}: {file.path} holds images 0 … {len(file.entries) - 1}")
-    stem = twice(name for file, _ in found for name in file.names)
+    for one in found:
+        if command.first >= len(one.file.entries):
+            raise InputError(f"--first {command.first}: {one.file.path} holds images 0 … {len(one.file.entries) - 1}")
+    stem = twice(name for one in found for name in one.names)
     if stem is not None:
         paths = ", ".join(dict.fromkeys(str(path) for path in command.files))
         raise InputError(f"two of the files in {paths} both hold {stem}: decompress them one by one")
@@ -110,12 +125,12 @@ def chosen_images(command: Command, file: Container) -> range:
     return range(len(file.entries))[command.first :][: command.num]
 
 
-def write(image: Restored, output: Output, model: HierarchicalModel) -> None:
+def write(image: Restored, inner: str, output: Output, model: HierarchicalModel) -> None:
     """Store what there is of an image or a sound."""
     if image.pixels is not None:
         ending, save = storing(image, model)
         end = f".level-{image.level}{ending}" if image.level else ending
-        output.write(f"{image.entry.stem}{end}", saved(partial(save, image.pixels)))
+        output.write(f"{inner}{image.entry.stem}{end}", saved(partial(save, image.pixels)))
 
 
 @dataclass
@@ -158,23 +173,22 @@ def main(arguments: list[str]) -> None:
     sampling = model.settings.sampling if command.sample else None
     damaged, numbers, exact, shown, began = list[Partial](), 0, 0, 0, time.perf_counter()
     output = Output(command.out, "decompress")
-    total = sum(len(chosen_images(command, file)) for file, _ in files)
+    total = sum(len(chosen_images(command, one.file)) for one in files)
     with Progress(total=total, desc="decompress", unit="img", disable=None) as progress:
-        for file, elsewhere in files:
-            why = "damaged or cut short" + (", or computed otherwise here," if elsewhere else "")
-            images = restore(
-                codec, file, chosen_images(command, file), levels=command.levels, sampling=sampling, seed=command.seed
-            )
+        for one in files:
+            why = "damaged or cut short" + (", or computed otherwise here," if one.elsewhere else "")
+            chosen = chosen_images(command, one.file)
+            images = restore(codec, one.file, chosen, levels=command.levels, sampling=sampling, seed=command.seed)
             for image in images:
-                write(image, output, model)
+                write(image, one.inner, output, model)
                 if image.damaged:
-                    note(damaged, image, file.path, why)
+                    note(damaged, image, one.file.path, why)
                 shown += image.pixels is not None
                 exact += image.level == 0 and image.pixels is not None
                 numbers += image.entry.size
                 progress.update()
     output.finish()
-    for complaint in [*refused, *(elsewhere for _, elsewhere in files if elsewhere), *damaged]:
+    for complaint in [*refused, *(one.elsewhere for one in files if one.elsewhere), *damaged]:
         warn(complaint)
     seconds = time.perf_counter() - began
     say(

@@ -75,7 +75,7 @@ class RunConfig(StackSettings):
     train_refiners: tuple[FitSettings, ...] = Field(
         default=(FitSettings(),),
         min_length=1,
-        description="Training of the refiners: one entry for all, or one each, in order; an empty list: as if left out.",
+        description="Training of the refiners: one entry for all, or one each, in order; empty: as if left out.",
     )
     train_prior: FitSettings = Field(default=FitSettings(), description="Training of the prior.")
     renderer: RendererSettings | None = Field(
