@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -432,6 +433,20 @@ def test_a_hundred_failures_are_told_apart(tmp_path, capsys):
     assert len(fit.journal.failures) == capsys.readouterr().err.count("\n") == 101
     assert sum(fit.journal.failures.values()) == 150
     assert max(map(len, fit.journal.failures)) < 600
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard", "trackio"])
+def test_no_phase_is_lost_in_a_tracker_that_knows_no_way_back(tmp_path, name):
+    """W&B ignores a step below the last one, and every phase counts from 0."""
+    axes = list[tuple[int | None, float | None]]()
+
+    def log(values, step=None):
+        axes.append((step, values.get("tiny/step")))
+
+    fit = build(tmp_path)
+    fit.accelerator.trackers = [SimpleNamespace(name=name, log=log)]
+    fit.journal.write(4, {"train/nats": 1.0}, 0)
+    assert axes == [(None, 4) if name == "wandb" else (4, None)] and not fit.journal.failures
 
 
 @pytest.mark.parametrize("steps", [[8], [4, 8, 12]])

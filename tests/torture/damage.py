@@ -317,7 +317,7 @@ def encodings(trials: Trials) -> None:
 
     for name in ("data/test-*.parquet", "data/test-*.sha256", ".vqstack-unfinished"):
         trials.run(f"unfinished code data set: {name}", lambda name=name: going_on(name))
-    trials.run("config.yaml, read by encode_dataset.py", settings)
+    trials.run("config.yaml, read by vqstack encode", settings)
 
 
 def sources(trials: Trials) -> None:

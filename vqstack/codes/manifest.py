@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, ValidationError, model_validator
 
-from vqstack.errors import InputError
+from vqstack.errors import InputError, reason
 from vqstack.output import unfinished
 from vqstack.reading import read_json
 
 FORMAT_VERSION = 2
-ENCODE = "encode_dataset"  # the command that writes code data sets, as named in the marker of unfinished output
+ENCODE = "encode"  # the command that writes code data sets, as named in the marker of unfinished output
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 2**28  # bytes; that of 100,000 shards has 15 million
 MAX_SHARDS = 99_999  # of one split: with more, five digits no longer sort by number
@@ -150,7 +150,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = read_json(path, LARGEST_MANIFEST)
     except OSError as error:
-        raise InputError(f"{folder}: no code data set there ({error}); name a folder of {ENCODE}") from error
+        raise InputError(
+            f"{folder}: no code data set there ({reason(error)}); name a folder that vqstack {ENCODE} wrote"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); encode the data set again") from error
     if not isinstance(content, dict):

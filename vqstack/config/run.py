@@ -107,7 +107,9 @@ class RunConfig(StackSettings):
         description="Keep the levels' convolutions with channels last in memory, which tensor cores prefer.",
     )
     trackers: tuple[str, ...] = Field(
-        default=(), description="Names of experiment trackers, such as tensorboard; events go into the run's folder."
+        default=(),
+        description="Names of experiment trackers: tensorboard, wandb (events in the run's folder), trackio (where it "
+        "keeps its projects), or others that accelerate knows.",
     )
     deterministic: bool = Field(
         default=False, description="Let GPUs use only algorithms that give the same bits each time; slower."

@@ -37,11 +37,19 @@ class Journal:
         counts = {"bad_steps": bad_steps, "failures": sum(self.failures.values())}
         values |= {f"train/{name}": count for name, count in counts.items() if count}
         try:
-            self.accelerator.log({f"{self.name}/{k}": v for k, v in values.items()}, step=step)
+            self._track(step, {f"{self.name}/{k}": v for k, v in values.items()})
         except Exception as error:  # trackers are other people's programs, some of them over a network
             self.failed(step, "a tracker", error)
         row = json.dumps({"step": step, **values}) + "\n"
         on_main(self.accelerator, lambda: append(self.folder / "metrics.jsonl", row))
+
+    def _track(self, step: int, values: dict[str, float]) -> None:
+        """Tell the trackers. W&B drops a step below the last one, so there each phase has an axis of its own."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb":
+                tracker.log({**values, f"{self.name}/step": step})
+            else:
+                tracker.log(values, step=step)
 
     def failed(self, step: int, what: str, error: Exception) -> None:
         """Count a failure that does not end training; each of the first hundred reasons is printed once."""

@@ -180,6 +180,10 @@ class Run:
         if self.config.trackers:
             inside = {"wandb": {"dir": str(self.folder)}}  # beside what goes into the run's folder by itself
             self.accelerator.init_trackers(self.folder.name, init_kwargs=inside)
+            if "wandb" in self.config.trackers and self.accelerator.is_main_process:
+                board = self.accelerator.get_tracker("wandb", unwrap=True)
+                for name in self.phases:
+                    board.define_metric(f"{name}/*", step_metric=f"{name}/step")
         for phase in self.phases.values():
             self.train(phase)
         self.release()
