@@ -205,14 +205,11 @@ def main(arguments: list[str]) -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     found = {"device": name, "torch": torch.__version__, "toy": toy, "rows": list[dict](), "short": list[str]()}
 
-    def keep(row: dict, fine: bool) -> None:
-        found["rows"].append(row)
-        found["short"] += [] if fine else [row["what"]]
+    def write() -> None:
         found["seconds"] = time.perf_counter() - began
         if device.type == "cuda":
             found["peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(row, flush=True)
 
     def stop(*_: object) -> None:
         raise TimeIsUp
@@ -221,12 +218,15 @@ def main(arguments: list[str]) -> None:
     signal.alarm(options.seconds)
     try:
         for row, fine in measured(size, device):
-            keep(row, fine)
+            found["rows"].append(row)
+            found["short"] += [] if fine else [row["what"]]
+            write()
+            print(row, flush=True)
+        signal.alarm(0)
     except TimeIsUp:
-        print(f"cut off after {options.seconds} s: what follows the last line was not measured")
-    signal.alarm(0)
-    short = ", ".join(found["short"]) or "nothing that was measured"
-    print(f"{time.perf_counter() - began:.0f} s; falls short: {short}")
+        found["short"].append(f"what follows, cut off after {options.seconds} s")
+    write()
+    print(f"{found['seconds']:.0f} s; falls short: {', '.join(found['short']) or 'nothing'}")
 
 
 if __name__ == "__main__":

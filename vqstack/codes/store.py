@@ -93,4 +93,4 @@ class Store:
 
 def _missing(found: Any) -> bool:
     """Whether what was found of a file is that there is none; on NFS, that another host has just replaced it."""
-    return isinstance(found, FileNotFoundError) or (isinstance(found, OSError) and found.errno == errno.ESTALE)
+    return isinstance(found, FileNotFoundError) or getattr(found, "errno", None) in (errno.ENOENT, errno.ESTALE)
