@@ -1,7 +1,9 @@
 """What several tests share: a refusal in one line, the files of a folder, finished phases, a program as a module."""
 
 import importlib
+import itertools
 import json
+import math
 import re
 from contextlib import closing, contextmanager
 from functools import cache
@@ -41,6 +43,24 @@ def toy(data, *maps, steps=3, window=(), **changes):
         "train_prior": fit,
     }
     return RunConfig.model_validate(settings | changes)
+
+
+def every_map(shape, size, dtype=torch.int64):
+    """Every map of a shape: [size ** sites, *shape]."""
+    return torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape))), dtype=dtype).view(-1, *shape)
+
+
+def every_world(*worlds):
+    """What goes together in every combination, as one batch of each."""
+    index = torch.cartesian_prod(*(torch.arange(len(world)) for world in worlds))
+    return [world[i] for world, i in zip(worlds, index.unbind(1), strict=True)]
+
+
+def assert_near(one, other):
+    """Two states have the same tensors, up to rounding; tables of clusters to the bit."""
+    for name, tensor in one.items():
+        exact = {"rtol": 0, "atol": 0} if name.endswith(".table") else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(other[name], tensor, **exact, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def equal(one, other):

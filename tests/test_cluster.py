@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same_run, killed, main
+from helpers import assert_same_run, every_map, every_world, killed, main
 from pydantic import ValidationError
 
 from vqstack.cluster import ClusterLevel, merged, neighbours
@@ -50,18 +50,13 @@ def build(family="product", table=(0, 1, 1, 0, 1), seed=0, map_shape=(1, 2)):
     return model
 
 
-def all_maps(size, shape):
-    sites = torch.Size(shape).numel()
-    return torch.tensor(list(itertools.product(range(size), repeat=sites))).view(-1, *shape)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_draw_encodes_back_and_the_support_sums_to_one(family):
     model, count = build(family), 300
     level, labels = model.stack.level(2), torch.arange(count) % 2
-    maps = all_maps(CODES, (1, 2))
-    for codes in all_maps(CLUSTERS, (1, 2)):
+    maps = every_map((1, 2), CODES)
+    for codes in every_map((1, 2), CLUSTERS):
         guidance = 2.0 if family == "guided" else 1.0
         of = model.conditional(2, codes.expand(len(maps), 1, 2), labels[: len(maps)] * 0, guidance=guidance)
         probabilities = of.log_prob(maps).exp()
@@ -78,16 +73,11 @@ def test_every_draw_encodes_back_and_the_support_sums_to_one(family):
 @torch.no_grad()
 def test_the_whole_model_sums_to_one_and_the_codes_of_an_image_are_possible():
     model = build()
-    worlds = [
-        all_maps(2, (1, 1, 2)).to(torch.uint8),
-        all_maps(CODES, (1, 2)),
-        all_maps(CLUSTERS, (1, 2)),
-        torch.arange(2),
-    ]
-    index = torch.cartesian_prod(*(torch.arange(len(world)) for world in worlds))
-    pixels, one, two, labels = (world[i] for world, i in zip(worlds, index.unbind(1), strict=True))
+    images = every_map((1, 1, 2), 2, torch.uint8)
+    maps = every_map((1, 2), CODES), every_map((1, 2), CLUSTERS)
+    pixels, one, two, labels = every_world(images, *maps, torch.arange(2))
     assert model.joint_log_prob(pixels, [one, two], labels).exp().sum() == pytest.approx(1, abs=1e-5)
-    images = worlds[0].repeat(2, 1, 1, 1)
+    images = images.repeat(2, 1, 1, 1)
     assert model.joint_log_prob(images, model.encode(images), torch.arange(8) // 4).isfinite().all()
     found = leaks(model, images, torch.arange(8) // 4)
     assert found[2].maps == len(images)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import every_map
 
 from vqstack.code_model import (
     AutoregressiveCodeModel,
@@ -151,7 +152,7 @@ def test_all_maps_sum_to_one(family, groups, classes, window, codebook, wavefron
     model = build(
         family, groups, map_shape=(2, 2), size=3, classes=classes, window=window, codebook=codebook, wavefront=wavefront
     )
-    codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
+    codes = every_map((2, 2), 3)
     for label in [*range(classes), *([NO_LABEL] if classes else [0])]:
         labels = {"label": torch.full((len(codes),), label)} if classes else {}
         assert model.log_prob(codes, labels).double().exp().sum().item() == pytest.approx(1, abs=1e-6)
@@ -218,7 +219,7 @@ def test_frequencies_of_samples(family, groups, window, codebook):
     model, parent = with_parent(family, groups, map_shape=(2, 2), head=CodeHead(3), window=window, codebook=codebook)
     above = Parent(*(x.expand(4000, *x.shape[1:]) for x in parent(1)[:3]))
     drawn = model.distribution(4000, {}, torch.device("cpu"), above).sample(noise(0, range(4000), 1, 4))
-    maps = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
+    maps = every_map((2, 2), 3)
     probs = model.log_prob(maps, {}, Parent(*(x[:1].expand(81, *x.shape[1:]) for x in above[:3]))).exp()
     numbers = (drawn.flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1)
     frequencies = torch.bincount(numbers, minlength=81) / 4000
@@ -316,7 +317,7 @@ def test_guidance_mixes_the_tables(family, groups):
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 def test_guided_maps_sum_to_one(family, groups):
     model = build(family, groups, map_shape=(2, 2), size=3)
-    codes = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
+    codes = every_map((2, 2), 3)
     labels = {"label": torch.ones(81, dtype=torch.int64)}
     guided = model.distribution(81, labels, torch.device("cpu"), guidance=2.5)
     assert guided.log_prob(codes).double().exp().sum().item() == pytest.approx(1, abs=1e-5)
@@ -521,7 +522,7 @@ def test_all_images_given_a_parent_sum_to_one(family, groups, kind, values, wind
     channels = 2
     head = PixelHead(PixelSettings(kind=kind, components=2), channels, values)
     model, parent = with_parent(family, groups, head, map_shape=(2, 2), window=window)
-    images = torch.tensor(list(itertools.product(range(values), repeat=8)), dtype=torch.uint8).view(-1, 2, 2, 2)
+    images = every_map((2, 2, 2), values, torch.uint8)
     above = Parent(*(x.expand(len(images), *x.shape[1:]) for x in parent(1)[:3]))
     log_probs = model.log_prob(images, {}, above)
     assert log_probs.double().exp().sum().item() == pytest.approx(1, abs=1e-5)

@@ -42,12 +42,6 @@ class Interrupted(BaseException):
     """What kills a run in these tests."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These networks are too small for two."""
-    torch.set_num_threads(1)
-
-
 class Images:
     """Structured binary images; in training every second image, another each epoch, is inverted."""
 
@@ -105,6 +99,16 @@ def checkpoint(folder):
     return Checkpoints(folder / "checkpoints", 1).intact()[-1].read()
 
 
+def interrupt(first):
+    """An evaluation that kills the run, from this step on."""
+
+    def kill(module, step):
+        if step >= first:
+            raise Interrupted
+
+    return kill
+
+
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -127,13 +131,10 @@ def test_a_run_whose_folder_was_renamed_writes_nothing_into_the_one_at_its_path(
 
 
 def test_a_phase_goes_on_with_the_threads_it_began_with(tmp_path, capsys):
-    def stop(module, step):
-        raise Interrupted
-
     few = {"steps": 2, "evaluate_every": 1}
     torch.set_num_threads(2)
     with pytest.raises(Interrupted):
-        build(tmp_path, on_evaluation=lambda module, step: step == 2 and stop(module, step), **few).run()
+        build(tmp_path, on_evaluation=interrupt(2), **few).run()
     torch.set_num_threads(1)
     seen = []
     build(tmp_path, on_evaluation=lambda module, step: seen.append(torch.get_num_threads()), **few).run()
@@ -273,11 +274,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, family, accumul
     whole = build(tmp_path / "whole", level(kind, family=family), accumulate=accumulate)
     best = whole.run()
 
-    def kill(module, step):
-        if step == 8:
-            raise Interrupted
-
-    killed = build(tmp_path / "parts", level(kind, family=family), on_evaluation=kill, accumulate=accumulate)
+    killed = build(tmp_path / "parts", level(kind, family=family), on_evaluation=interrupt(8), accumulate=accumulate)
     with pytest.raises(Interrupted):
         killed.run()
     assert checkpoint(tmp_path / "parts")["step"] == 4
@@ -292,13 +289,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, family, accumul
 def test_a_run_goes_on_with_the_options_of_the_optimiser_that_it_is_given(tmp_path):
     """The state of a checkpoint has those it was written with, too."""
 
-    def kill(module, step):
-        if step == 8:
-            raise Interrupted
-
     for name in ("same", "other"):
         with pytest.raises(Interrupted):
-            build(tmp_path / name, on_evaluation=kill, weight_decay=0.01).run()
+            build(tmp_path / name, on_evaluation=interrupt(8), weight_decay=0.01).run()
     before = checkpoint(tmp_path / "other")
     for name, changes in {"same": {"weight_decay": 0.01}, "other": {"weight_decay": 0.5, "fused": False}}.items():
         build(tmp_path / name, **changes).run()
@@ -315,12 +308,8 @@ def test_a_run_goes_on_with_the_options_of_the_optimiser_that_it_is_given(tmp_pa
 
 
 def test_an_average_begins_where_a_run_without_one_goes_on(tmp_path):
-    def kill(module, step):
-        if step == 8:
-            raise Interrupted
-
     with pytest.raises(Interrupted):
-        build(tmp_path, on_evaluation=kill, ema=0).run()
+        build(tmp_path, on_evaluation=interrupt(8), ema=0).run()
     fit = build(tmp_path, level(seed=5), ema=0.9)
     fit._resume()
     assert fit.average.updates == 0
@@ -578,11 +567,8 @@ def test_killed_before_the_first_checkpoint(tmp_path):
     whole = build(tmp_path / "whole")
     whole.run()
 
-    def kill(module, step):
-        raise Interrupted
-
     with pytest.raises(Interrupted):
-        build(tmp_path / "parts", on_evaluation=kill).run()
+        build(tmp_path / "parts", on_evaluation=interrupt(0)).run()
     resumed = build(tmp_path / "parts")
     resumed.run()
     assert equal(resumed.module.state_dict(), whole.module.state_dict())

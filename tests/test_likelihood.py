@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import every_map
 from pydantic import ValidationError
 
 from vqstack.errors import InputError
@@ -43,12 +44,6 @@ def mixture(batch=2, spread=1.0, channels=3, size=8, components=4, rows=1, colum
 
 
 FAMILIES = {"categorical": categorical, "bernoulli": bernoulli, "mixture": mixture}
-
-
-def every_map(shape, size, dtype):
-    """Every map of this shape, [size ** sites, *shape]."""
-    values = torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape))))
-    return values.view(-1, *shape).to(dtype)
 
 
 def all_log_probs(distribution_of):

@@ -1,12 +1,12 @@
 """The whole model on worlds small enough to enumerate: every image, every code map, every label."""
 
-import itertools
 import json
 import math
 import re
 
 import pytest
 import torch
+from helpers import every_map, every_world
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.errors import InputError
@@ -65,19 +65,13 @@ def tiny(
     return model
 
 
-def all_maps(shape, size, dtype=torch.int64):
-    """Every map of a shape: [size ** sites, *shape]."""
-    return torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape))), dtype=dtype).view(-1, *shape)
-
-
 def everything(model):
     """Every (y, [z_1 … z_L], label) of a model's world, as one batch."""
     stack = model.stack
-    worlds = [all_maps(stack.shape, stack.values, torch.uint8)]
-    worlds += [all_maps(m, k) for m, k in zip(stack.map_shapes, stack.codebook_sizes, strict=True)]
+    worlds = [every_map(stack.shape, stack.values, torch.uint8)]
+    worlds += [every_map(m, k) for m, k in zip(stack.map_shapes, stack.codebook_sizes, strict=True)]
     worlds.append(torch.arange(max(model.classes, 1)))
-    index = torch.cartesian_prod(*(torch.arange(len(world)) for world in worlds))
-    pixels, *codes, labels = (world[i] for world, i in zip(worlds, index.unbind(1), strict=True))
+    pixels, *codes, labels = every_world(*worlds)
     return pixels, codes, labels if model.classes else None
 
 
@@ -89,7 +83,7 @@ def total(model):
 @torch.no_grad()
 def total_of_encoded(model):
     """Kraft's sum: code lengths with z = enc(y), over all images and labels."""
-    pixels = all_maps(model.stack.shape, model.stack.values, torch.uint8).repeat(max(model.classes, 1), 1, 1, 1)
+    pixels = every_map(model.stack.shape, model.stack.values, torch.uint8).repeat(max(model.classes, 1), 1, 1, 1)
     labels = torch.arange(model.classes).repeat_interleave(len(pixels) // model.classes) if model.classes else None
     return model.joint_log_prob(pixels, model.encode(pixels), labels).exp().sum().item()
 
@@ -455,10 +449,10 @@ def test_mean_draws_the_same_codes_and_averages_the_pixels():
 def test_leaks_are_the_mass_on_maps_with_other_codes_above(refiners):
     """Against every map below, encoded: the shares that come back, and a bound below the mean of what is lost."""
     model, count = tiny(shape=(1, 2, 2), maps=((2, 1), (1, 1)), refiners=refiners), 4000
-    pixels = all_maps((1, 2, 2), 2, torch.uint8).repeat(count // 16, 1, 1, 1)
+    pixels = every_map((1, 2, 2), 2, torch.uint8).repeat(count // 16, 1, 1, 1)
     labels = torch.arange(count) % 2
     found = leaks(model, pixels, labels, batch_size=1000)
-    worlds = {1: all_maps((1, 2, 2), 2, torch.uint8), 2: all_maps((2, 1), 3)}
+    worlds = {1: every_map((1, 2, 2), 2, torch.uint8), 2: every_map((2, 1), 3)}
     for level, codes in enumerate(model.encode(pixels), start=1):
         mass, sites = torch.zeros(count), torch.zeros(count)
         for below in worlds[level]:

@@ -13,11 +13,6 @@ from vqstack.images import ImageSettings, load_splits
 from vqstack.images.moving import STEP, clip, way
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def digits(folder, split="train", count=6, side=5):
     """A Parquet file of bright squares with one dark pixel each, and what is in it."""
     pixels = np.random.default_rng(len(split)).integers(100, 256, (count, side, side)).astype(np.uint8)

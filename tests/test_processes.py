@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
-from helpers import files_of, main
+from helpers import assert_near, files_of, main
 from launching import Launch, launched
 from safetensors.torch import load_file
 
@@ -157,10 +157,7 @@ def without_dropout(tmp_path_factory, request):
 def assert_same_training(one, other):
     """Up to rounding: weights, ledger, and what the metrics say, usage of the codes included."""
     weights, others = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
-    for name, tensor in weights.items():
-        if name.endswith(".table"):
-            assert torch.equal(others[name], tensor)
-        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert_near(weights, others)
     rows = [json.loads((folder / "ledger.json").read_text())["test"]["rows"] for folder in (one, other)]
     for alone, shared in zip(*rows, strict=True):
         assert shared["nats"] == pytest.approx(alone["nats"], rel=1e-5)

@@ -19,11 +19,6 @@ from vqstack.model import HierarchicalModel
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def table(folder, rows, name="train.parquet", kind=None, **columns):
     pq.write_table(pa.table({"values": pa.array(rows, kind), **columns}), folder / name)
     return str(folder / name)

@@ -1,12 +1,11 @@
 """Residual and product quantizers, and the chain that the codes of a site form in every distribution over them."""
 
-import itertools
 import json
 import math
 
 import pytest
 import torch
-from helpers import trained
+from helpers import every_map, trained
 
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.coder import Decoder
@@ -63,10 +62,6 @@ def world(family="product, raster", kind="residual", maps=((2, 1), (1, 1)), shap
     return model
 
 
-def all_maps(shape, size, dtype=torch.int64):
-    return torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape))), dtype=dtype).view(-1, *shape)
-
-
 # Quantizers.
 
 
@@ -85,7 +80,7 @@ def test_a_residual_code_is_the_nearest_to_what_is_left():
 def test_product_codes_are_the_nearest_of_all_combinations():
     book = quantizer("product")
     vectors = torch.randn(2, 6, 5)
-    every = all_maps((3, 1), 4)
+    every = every_map((3, 1), 4)
     distances = (vectors[:, None] - book.lookup(every)[None]).square().sum(2)
     assert torch.equal(book.encode(vectors), every[distances.argmin(1), :, 0].mT)
 
@@ -182,7 +177,7 @@ def test_samples_have_the_frequencies_of_their_probabilities():
     count = 4000
     one = type(distribution)(distribution.network, distribution.features[:1].mT.expand(count, -1, -1))
     drawn = one.sample(noise(0, range(count), 1, 2))
-    for value in all_maps((2, 1), 2):
+    for value in every_map((2, 1), 2):
         share = (drawn == value).flatten(1).all(1).double().mean().item()
         p = distribution.log_prob(value.expand(5, -1, -1))[0].exp().item()
         assert abs(share - p) < 5 * (p * (1 - p) / count) ** 0.5 + 1e-9
@@ -195,7 +190,7 @@ def test_everything_sums_to_one(family, kind):
     model = world(family, kind)
     shapes = [(1, 2, 1), *model.stack.map_shapes]
     assert shapes[1:] == [(2, 2, 1), (2, 1, 1)]
-    worlds = [all_maps(shape, 2) for shape in shapes]
+    worlds = [every_map(shape, 2) for shape in shapes]
     index = torch.cartesian_prod(*(torch.arange(len(world)) for world in worlds), torch.arange(2))
     pixels, *codes = (maps[i] for maps, i in zip(worlds, index.unbind(1)[:3], strict=True))
     nats = model.joint_log_prob(pixels.to(torch.uint8), codes, index[:, 3])

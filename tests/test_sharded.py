@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from helpers import refused, trained
+from helpers import assert_near, refused, trained
 from launching import launched
 from safetensors.torch import load_file
 from torch import nn
@@ -105,8 +105,7 @@ def test_whatever_the_number_of_processes_the_run_is_that_of_one(chain):
     for one, other in zip(*ledgers, strict=True):
         assert other["nats"] == pytest.approx(one["nats"], rel=1e-5)
     one, other = (load_file(folder / name / "model" / "model.safetensors") for name in ("alone", "run"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert_near(one, other)
     pictures = [{path.name for path in (folder / name / "samples").iterdir()} for name in ("alone", "run")]
     assert pictures[0] == pictures[1]
 
@@ -178,8 +177,7 @@ def test_whatever_is_trained_two_processes_in_shards_are_two_with_all_weights(ki
         theirs = held[1][phase][0]
         assert mine + theirs == every and max(mine, theirs) < 0.75 * every, phase
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "shards"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert_near(one, other)
     logs = [sorted((tmp_path / name).glob("phases/*/metrics.jsonl")) for name in ("whole", "shards")]
     failures = 0
     for paths in zip(*logs, strict=True):

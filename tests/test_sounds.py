@@ -38,11 +38,6 @@ def settings(folder, **changes):
     return ImageSettings(**{"validation": 0.0, "test": 0.0, **chosen})
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.mark.parametrize("count", [64, 65, 100, 127, 128, 129, 1000])
 def test_excerpts_hold_every_number_and_no_other(count):
     starts = [start for (start,) in pieces((count,), (64,))]

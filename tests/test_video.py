@@ -16,11 +16,6 @@ from vqstack.images import ImageSettings, load_splits, saver
 from vqstack.images.video import whole
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def frames(count, side=16, channels=3, seed=0):
     """Frames of one colour each in four quarters, all different."""
     coarse = np.random.default_rng(seed).integers(0, 256, (count, 2, 2, channels)).astype(np.uint8)

@@ -23,11 +23,6 @@ from vqstack.model import HierarchicalModel
 SHAPE = (5, 6, 7)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("VQSTACK_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def numbers(shape=SHAPE, high=256, kind=np.uint8, seed=0):
     return np.random.default_rng(seed).integers(0, high, shape).astype(kind)
 

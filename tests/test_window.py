@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers import every_map, every_world
 
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
@@ -119,9 +120,9 @@ def test_evaluations_are_those_of_one_tile(tile, slope, steps):
 )
 def test_all_images_sum_to_one(kind, shape, size):
     level = pixel_level(shape, kind, values=size)
-    images = torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape))), dtype=torch.uint8)
+    images = every_map(shape, size, torch.uint8)
     codes = torch.tensor([[[0, 3], [1, 4]]]).expand(len(images), -1, -1)
-    total = level.decode(codes).log_prob(images.view(-1, *shape)).double().exp().sum().item()
+    total = level.decode(codes).log_prob(images).double().exp().sum().item()
     assert total == pytest.approx(1, abs=1e-5)
 
 
@@ -130,7 +131,7 @@ def test_frequencies_of_samples():
     codes = torch.tensor([[[0, 3], [1, 4]]]).expand(20000, -1, -1)
     distribution = level.decode(codes)
     drawn = distribution.sample(noise(0, range(20000), 0, 4))
-    images = torch.tensor(list(itertools.product(range(3), repeat=4)), dtype=torch.uint8).view(-1, 1, 2, 2)
+    images = every_map((1, 2, 2), 3, torch.uint8)
     probs = level.decode(codes[: len(images)]).log_prob(images).exp()
     place = (drawn.flatten(1).long() * torch.tensor([27, 9, 3, 1])).sum(1)
     counts = torch.bincount(place, minlength=81).double() / 20000
@@ -243,13 +244,7 @@ REFINERS = [
 def test_the_whole_model_sums_to_one(refiners):
     """Every image, every map; decoders alone, and as the base of refiners."""
     model = small_model(refiners)
-
-    def every(shape, size):
-        return torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape)))).view(-1, *shape)
-
-    worlds = [every((1, 2, 2), 2).to(torch.uint8), every((2, 1), 3), every((1, 1), 2)]
-    index = torch.cartesian_prod(*(torch.arange(len(world)) for world in worlds))
-    pixels, *codes = (world[i] for world, i in zip(worlds, index.unbind(1), strict=True))
+    pixels, *codes = every_world(every_map((1, 2, 2), 2, torch.uint8), every_map((2, 1), 3), every_map((1, 1), 2))
     with torch.no_grad():
         assert model.joint_log_prob(pixels, codes).exp().sum().item() == pytest.approx(1, abs=1e-6)
 

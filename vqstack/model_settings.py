@@ -116,10 +116,6 @@ class Geometry(Settings):
         default="#000000", pattern="^#[0-9a-f]{6}$", description="Colour that transparent parts were laid on, #rrggbb."
     )
 
-    def stored(self) -> dict[str, Any]:
-        """What :func:`vqstack.images.saver` wants to know beside shape and values."""
-        return {"rate": self.rate, "limits": self.range, "companding": self.companding}
-
 
 class ModelSettings(Settings):
     """Everything that is needed to build the model again: the ``config.json`` of an artefact."""
@@ -162,6 +158,11 @@ class ModelSettings(Settings):
         if self.class_names and not len(set(self.class_names)) == len(self.class_names) == self.classes:
             raise ValueError(f"class_names: {len(set(self.class_names))} different names for {self.classes} classes")
         return self
+
+    def stored(self) -> dict[str, Any]:
+        """What :func:`vqstack.images.saver` wants to know of the images."""
+        known, given = self.geometry, {"shape": self.image_shape, "values": self.values}
+        return given | ({"rate": known.rate, "limits": known.range, "companding": known.companding} if known else {})
 
     @property
     def every_refiner(self) -> tuple[RefinerSettings, ...]:

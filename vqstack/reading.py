@@ -26,12 +26,13 @@ Named = TypeVar("Named", Path, str)
 
 
 @contextmanager
-def reading(path: Path | str, remedy: str = "mend it, or name another one") -> Iterator[None]:
+def reading(path: Path | str) -> Iterator[None]:
     """Around what only reads: an error of the system is wrong input, told with its file and its reason."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{error.filename or path}: cannot be read ({error.strerror or error}): {remedy}") from error
+        why = f"{error.filename or path}: cannot be read ({error.strerror or error})"
+        raise InputError(f"{why}: mend it, or name another one") from error
 
 
 def plain_file(path: Named) -> Named:

@@ -220,47 +220,48 @@ class CodeSource:
         return codes, *rows(self.given, indices, self.device)
 
 
-class EncodingSource:
+class DerivedSource:
+    """What is made of the batches of another source."""
+
+    def __init__(self, below: Source) -> None:
+        self.below = below
+
+    def __len__(self) -> int:
+        return len(self.below)
+
+    def announce(self, batches: Sequence[Asked]) -> None:
+        """Pass on to where the batches come from."""
+        if isinstance(self.below, ReadingAhead):
+            self.below.announce(batches)
+
+
+class EncodingSource(DerivedSource):
     """Codes of one level, encoded through the frozen levels as they are taken: every view of an image is a new map."""
 
     def __init__(self, images: Source, stack: Stack, level: int) -> None:
-        self.images, self.stack, self.level = images, stack, level
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def announce(self, batches: Sequence[Asked]) -> None:
-        """Pass on to where the images come from."""
-        if isinstance(self.images, ReadingAhead):
-            self.images.announce(batches)
+        super().__init__(images)
+        self.stack, self.level = stack, level
 
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
-        pixels, *given = self.images.batch(indices, epochs)
+        pixels, *given = self.below.batch(indices, epochs)
         return self.stack.encode(pixels, self.level)[-1], *given
 
 
-class RenderedSource:
+class RenderedSource(DerivedSource):
     """Images with the vectors of their codes of level 1, which is frozen; encoded as they are taken."""
 
     def __init__(self, images: Source, stack: Stack) -> None:
-        self.images, self.stack = images, stack
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def announce(self, batches: Sequence[Asked]) -> None:
-        """Pass on to where the images come from."""
-        if isinstance(self.images, ReadingAhead):
-            self.images.announce(batches)
+        super().__init__(images)
+        self.stack = stack
 
     @torch.no_grad()
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
-        (pixels,) = self.images.batch(indices, epochs)
+        (pixels,) = self.below.batch(indices, epochs)
         level = self.stack.levels[0]
         return pixels, level.quantizer.unchecked_lookup(level.code(pixels))
 
 
-class RefinerSource:
+class RefinerSource(DerivedSource):
     """What a refiner of level l is trained on: maps z_{l-1}, conditions, and what the frozen level says of them.
 
     In training a share of the parent codes is replaced, and the same codes give the feed-forward distribution and the
@@ -276,7 +277,8 @@ class RefinerSource:
     NEIGHBOURS = 8
 
     def __init__(self, below: Source, level: Level, settings: RefinerSettings, above: Level | None) -> None:
-        self.below, self.level, self.settings = below, level, settings
+        super().__init__(below)
+        self.level, self.settings = level, settings
         self.above = above if settings.corrupt_by == "samples" else None
         self.neighbours: Tensor | None = None
         if settings.corruption and self.above is None:
@@ -287,14 +289,6 @@ class RefinerSource:
                 for part in in_chunks(codebook, codebook)
             ]
             self.neighbours = torch.cat(nearest)[:, 1:]  # without the code itself
-
-    def __len__(self) -> int:
-        return len(self.below)
-
-    def announce(self, batches: Sequence[Asked]) -> None:
-        """Pass on to where the maps come from."""
-        if isinstance(self.below, ReadingAhead):
-            self.below.announce(batches)
 
     @torch.no_grad()
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
@@ -324,7 +318,7 @@ class RefinerSource:
         return drawn.sample(torch.rand(len(codes), drawn.sites, generator=generator, dtype=torch.float64))
 
 
-class UnifiedSource:
+class UnifiedSource(DerivedSource):
     """Maps of all levels with what each says of the map below: what the transformer of all maps is trained on.
 
     Args:
@@ -333,19 +327,12 @@ class UnifiedSource:
     """
 
     def __init__(self, lowest: Source, stack: Stack) -> None:
-        self.lowest, self.stack = lowest, stack
-
-    def __len__(self) -> int:
-        return len(self.lowest)
-
-    def announce(self, batches: Sequence[Asked]) -> None:
-        """Pass on to where the maps come from."""
-        if isinstance(self.lowest, ReadingAhead):
-            self.lowest.announce(batches)
+        super().__init__(lowest)
+        self.stack = stack
 
     @torch.no_grad()
     def batch(self, indices: Int64[Tensor, "b"], epochs: Int64[Tensor, "b"] | None) -> tuple[Tensor, ...]:
-        codes, *given = self.lowest.batch(indices, epochs)
+        codes, *given = self.below.batch(indices, epochs)
         maps, parents = [codes], list[tuple[Tensor, Tensor]]()
         for level in self.stack.levels[1:]:
             maps.append(level.encode(maps[-1]))

@@ -3,7 +3,7 @@
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,11 @@ def compress(
     """
     entries, report = pictures.entries, Report(pictures=len(pictures.entries))
     report.numbers, began = sum(entry.size for entry in entries), time.perf_counter()
+    drafts: Iterable[_Draft] = (_Single(codec, entry, threads, number) for number, entry in enumerate(entries))
+    if name is not None:
+        drafts = [_Archive(codec, entries, threads, name)]
     with Progress(total=len(entries), desc="compress", unit="img", disable=None) as progress:
-        for draft in [_Archive(codec, entries, threads, name)] if name else _singles(codec, entries, threads):
+        for draft in drafts:
             blocks = list[Block]()
             for number, numbers in enumerate(draft.ranges):
                 tiles = _tiles(codec, pictures, numbers)
@@ -209,10 +212,6 @@ class _Single(_Draft):
         return pack_single(self.header(blocks[0].raw), blocks[0])
 
 
-def _singles(codec: BlockCodec, entries: Sequence[Entry], threads: int) -> Iterator[_Draft]:
-    return (_Single(codec, entry, threads, number) for number, entry in enumerate(entries))
-
-
 def _tiles(codec: BlockCodec, pictures: Pictures, numbers: range) -> Pixels:
     return torch.cat([to_tiles(pictures.load(i), codec.tile, pictures.entries[i].mode) for i in numbers])
 
@@ -262,12 +261,12 @@ class Restored:
 
 def storing(image: Restored, model: HierarchicalModel) -> tuple[str, Callable[..., None]]:
     """The ending of the file of an image, and what writes it: of a volume the kind of file that it was."""
-    geometry = model.settings.geometry
+    stored = model.settings.stored()
     if image.entry.file is None:
         assert image.pixels is not None
-        return saver(image.pixels.shape, model.stack.values, **geometry.stored() if geometry else {})
-    about, limits = image.entry.file.container, geometry.range if geometry else None
-    return about.ending, lambda numbers, stream: save_volume(numbers.numpy(), about, model.stack.values, limits, stream)
+        return saver(**{**stored, "shape": image.pixels.shape})
+    about, how = image.entry.file.container, (stored["values"], stored.get("limits"))
+    return about.ending, lambda numbers, stream: save_volume(numbers.numpy(), about, *how, stream)
 
 
 def check_container(codec: BlockCodec, file: Container) -> str | None:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from io import BufferedIOBase, BytesIO
+from io import BytesIO
 from pathlib import Path
 from struct import Struct
 
@@ -102,10 +102,6 @@ class Container:
         """What starts the chain of checks of a block."""
         entries = self.entries[place.first : place.first + place.count]
         return block_seed(place.number, entries) if place.seed is None else place.seed
-
-    def open(self) -> BufferedIOBase:
-        """The bytes of the file."""
-        return self.path.open("rb") if self.content is None else BytesIO(self.content)
 
     def present(self, place: Place) -> int:
         """Bytes of a block that are really there, whatever its lengths claim."""

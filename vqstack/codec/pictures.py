@@ -8,7 +8,8 @@ the numbers is kept with it.
 import re
 import weakref
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -36,6 +37,7 @@ MAX_PIXELS = 2**26
 """Rows times columns of the largest picture."""
 FILL: dict[str, int] = {"PCM": 2**15, "NUM": 0}
 """What stands beyond the end of a sound, silence, and of a volume."""
+REPAIR = "repair it or leave it out"
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py calls images that are not exact
 
@@ -153,6 +155,17 @@ def pictures_of_files(files: Mapping[Path, str], read: Callable[[Path], Read]) -
     return pictures
 
 
+@contextmanager
+def _decoding(problem: str, remedy: str) -> Iterator[None]:
+    """Around what decodes: libraries raise what they like (OSError, SyntaxError, struct.error, types of their own)."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{problem} ({in_one_line(error)}): {remedy}") from error
+
+
 def read_picture(path: Path, channels: int, values: int) -> Read:
     """An image file as values 0 … V-1 of a model with these channels, and the mode to give it back in.
 
@@ -161,21 +174,14 @@ def read_picture(path: Path, channels: int, values: int) -> Read:
     is a file of more than eight bits a number, which pillow would silently cut to eight. What is coded is the picture
     as a viewer shows it: turned and mirrored as its EXIF data say, which are not stored.
     """
-    try:
-        with bombs_refused(), opened(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise InputError(f"{path}: holds several pictures: store each in a file of its own")
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path}: has more than {MAX_PIXELS} pixels: cut it into pieces")
-            if more_than_eight_bits(image):
-                raise InputError(f"{path}: has more than 8 bits a number: convert it to 8 bits first")
-            array, mode = _to_eight_bits(upright(image), path)
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, …
-        raise InputError(
-            f"{path}: cannot be read as an image ({in_one_line(error)}): repair it or leave it out"
-        ) from error
+    with _decoding(f"{path}: cannot be read as an image", REPAIR), bombs_refused(), opened(path) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise InputError(f"{path}: holds several pictures: store each in a file of its own")
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"{path}: has more than {MAX_PIXELS} pixels: cut it into pieces")
+        if more_than_eight_bits(image):
+            raise InputError(f"{path}: has more than 8 bits a number: convert it to 8 bits first")
+        array, mode = _to_eight_bits(upright(image), path)
     if mode == "RGB" and channels == 1:
         if (array != array[..., :1]).any():
             raise InputError(f"{path}: is in colour, the model is for grey images: use another model")
@@ -193,14 +199,8 @@ def read_picture(path: Path, channels: int, values: int) -> Read:
 
 def read_sound(path: Path, channels: int, values: int, rate: int | None) -> Read:
     """A sound file of 16 bits as values 0 … V-1 of a model with these channels and this rate; InputError for others."""
-    try:
+    with _decoding(f"{path}: cannot be read as a sound", REPAIR):
         numbers, own, width = whole_sound(path)
-    except InputError:
-        raise
-    except Exception as error:  # soundfile's own type, and what its formats raise
-        raise InputError(
-            f"{path}: cannot be read as a sound ({in_one_line(error)}): repair it or leave it out"
-        ) from error
     if width != "PCM_16":
         raise InputError(f"{path}: holds {width}, and archives 16 bits a number (PCM_16): convert it first")
     if (own, len(numbers)) != (rate, channels):
@@ -219,13 +219,8 @@ def read_volume(path: Path, channels: int, values: int, axes: int, limits: Range
     """A volume, or an image of many channels, as values 0 … V-1 of a model of such; InputError for others."""
     if not is_volume(str(path)):
         raise InputError(f"{path}: is none of {', '.join(ENDINGS)}, and the model knows volumes: convert it first")
-    try:
+    with _decoding(f"{path}: cannot be archived", "convert it, or use another model"):
         numbers, container = whole_volume(str(path), axes, channels, values, limits)
-    except InputError:
-        raise
-    except Exception as error:  # numpy's, Pillow's and nibabel's own types
-        why = in_one_line(error)
-        raise InputError(f"{path}: cannot be archived ({why}): convert it, or use another model") from error
     if not 0 < numbers.size <= MAX_PIXELS:
         raise InputError(f"{path}: holds {numbers.size:,} numbers, an archive 1 to {MAX_PIXELS:,}: cut it into pieces")
     found = numbers.astype(np.uint8 if values <= 256 else np.int32)

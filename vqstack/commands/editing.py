@@ -76,8 +76,7 @@ def shown(command: Editing, model: HierarchicalModel, codes: Codes, level: int) 
 
 def write(command: Editing, name: str, model: HierarchicalModel, named: Sequence[tuple[str, Pixels]]) -> None:
     """Rows of images and their names: each image in a file of its own, all of them in ``grid.png``."""
-    geometry = model.settings.geometry
-    ending, save = saver(model.stack.shape, model.stack.values, **geometry.stored() if geometry else {})
+    ending, save = saver(**model.settings.stored())
     output, values, rows = Output(command.out, name), model.stack.values, len(named[0][1])
     for title, images in named:
         for number, image in enumerate(images.cpu()):

@@ -289,8 +289,7 @@ def main(arguments: list[str]) -> None:
     if condition is not None and len(condition) not in (1, num):
         raise InputError(f"--condition: {len(condition)} rows for {num} images: give one for all, or one for each")
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
-    geometry = model.settings.geometry
-    ending, save = saver(model.stack.shape, model.stack.values, **geometry.stored() if geometry else {})
+    ending, save = saver(**model.settings.stored())
     output = Output(command.out, "generate")
     with TemporaryFile() as rows:  # what is said of each image waits on the disk
         rows.write(b'{"images": [\n')

@@ -48,10 +48,10 @@ def main(arguments: list[str]) -> None:
 def of_any_size(command: Command) -> None:
     """A picture of every image, as large as that, under the same name."""
     model = opened_model(command)
-    tokenizer, geometry = Tokenizer(model, command.tile), model.settings.geometry
+    tokenizer = Tokenizer(model, command.tile)
     read = partial(reader_of(model), channels=model.stack.shape[0], values=model.stack.values)
     pictures = pictures_of_files({path: path.stem for path in command.images}, read)
-    ending, save = saver(model.stack.shape, model.stack.values, **geometry.stored() if geometry else {})
+    ending, save = saver(**model.settings.stored())
     output = Output(command.out, "reconstruct")
     for number, entry in enumerate(Progress(pictures.entries, desc="reconstruct", unit="img", disable=None)):
         pixels = pictures.load(number)[None]

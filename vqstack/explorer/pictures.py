@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vqstack.codec.pictures import is_of_sounds
 from vqstack.images import grid, saver
 from vqstack.model import HierarchicalModel
 from vqstack.shapes import Pixels
@@ -49,17 +50,6 @@ def laid_out(shape: tuple[int, ...], chain: bool = False, columns: int = COLUMNS
     return codes * prod(sites[:-1]), sites[-1]
 
 
-def of_inputs(model: HierarchicalModel, pixels: Pixels, columns: int = 8) -> Image.Image:
-    """Inputs side by side, enlarged so that one can see them."""
-    return grid(pixels, columns, model.stack.values, max(1, SIDE // 2 // max(pixels.shape[-2:])))
-
-
-def is_sound(model: HierarchicalModel) -> bool:
-    """Whether its inputs are to be heard."""
-    geometry = model.settings.geometry
-    return len(model.stack.shape) == 2 and geometry is not None and geometry.rate is not None
-
-
 def heard(model: HierarchicalModel, pixels: Pixels) -> str:
     """A sound as an address that holds it."""
     return address_of(stored(model, pixels)[1], "audio/wav")
@@ -67,8 +57,8 @@ def heard(model: HierarchicalModel, pixels: Pixels) -> str:
 
 def noun(model: HierarchicalModel) -> str:
     """What the page calls an input."""
-    kinds = {2: "image"} | {1: "sound" if is_sound(model) else "series", 3: "video" if is_video(model) else "volume"}
-    return kinds[len(model.stack.shape) - 1]
+    series, volume = "sound" if is_of_sounds(model) else "series", "video" if is_video(model) else "volume"
+    return {1: series, 2: "image", 3: volume}[len(model.stack.shape) - 1]
 
 
 def is_video(model: HierarchicalModel) -> bool:
@@ -99,7 +89,7 @@ def spectrogram(series: Tensor) -> Image.Image:
 def of_input(model: HierarchicalModel, pixels: Pixels) -> Image.Image:
     """One input, as large as a map is shown; of a sound its curve and its spectrogram, of a volume slices."""
     picture = grid(pixels[:1], 1, model.stack.values)
-    if is_sound(model):
+    if is_of_sounds(model):
         below = spectrogram(pixels[0, 0].cpu()).resize((picture.width, 64))
         both = Image.new("RGB", (picture.width, picture.height + 64))
         both.paste(picture, (0, 0))
@@ -144,8 +134,7 @@ def of_patch(model: HierarchicalModel, patch: Tensor) -> Image.Image:
 
 def stored(model: HierarchicalModel, pixels: Pixels) -> tuple[str, bytes]:
     """An input as the file in which it is kept without loss: the ending, and the bytes."""
-    geometry = model.settings.geometry
-    ending, save = saver(model.stack.shape, model.stack.values, **geometry.stored() if geometry else {})
+    ending, save = saver(**model.settings.stored())
     stream = io.BytesIO()
     save(pixels[0], stream)
     return ending, stream.getvalue()

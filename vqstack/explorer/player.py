@@ -2,7 +2,8 @@
 
 from nicegui import ui
 
-from vqstack.explorer.pictures import heard, is_sound, is_video, moving
+from vqstack.codec.pictures import is_of_sounds
+from vqstack.explorer.pictures import heard, is_video, moving
 from vqstack.model import HierarchicalModel
 from vqstack.shapes import Pixels
 
@@ -12,7 +13,7 @@ class Player:
 
     def __init__(self, model: HierarchicalModel) -> None:
         self.model = model
-        self.sound = ui.audio("") if is_sound(model) else None
+        self.sound = ui.audio("") if is_of_sounds(model) else None
         self.clip = ui.image("").classes("shown").props('alt="the video" data-clip=""') if is_video(model) else None
 
     def play(self, pixels: Pixels) -> None:

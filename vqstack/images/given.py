@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vqstack.errors import InputError, listed
 from vqstack.images.settings import ImageSettings
+from vqstack.shapes import by_axis
 from vqstack.texts import encode_texts
 
 
@@ -67,7 +68,7 @@ def floats(
         elif array is None or not 1 <= array.ndim <= 2 or not array.size:
             problem = "is no list of floats, nor lists of one length (of texts name data.text_encoder)"
         elif array.shape != shape:
-            problem = f"has {_called(array.shape)} floats where others have {_called(shape)}"
+            problem = f"has {by_axis(array.shape)} floats where others have {by_axis(shape)}"
         elif not np.isfinite(array).all():
             problem = "holds NaN, or a number that is too large for 32 bits"
         if problem:
@@ -85,7 +86,3 @@ def _plain(value: Any) -> NDArray[np.float32] | None:
         return None
     with np.errstate(over="ignore"):
         return array.astype(np.float32) if array.dtype.kind in "fiu" else None
-
-
-def _called(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

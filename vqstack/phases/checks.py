@@ -10,7 +10,7 @@ from torch import nn
 
 from vqstack.config import RunConfig
 from vqstack.config.unused import unused
-from vqstack.errors import InputError
+from vqstack.errors import InputError, listed
 from vqstack.fit import Sharding, shapes_left, sharding_of
 from vqstack.run_folder import Images, read_images
 
@@ -92,10 +92,6 @@ def check_classes_left(folder: Path, modules: Mapping[str, nn.Module], images: I
     for phase, module in modules.items():
         if getattr(module, "classes", 0) and shapes_left(folder / "phases" / phase):
             raise InputError(
-                f"{folder / 'phases' / phase} was trained on the classes {_short(old)}, the images have {_short(new)}: "
+                f"{folder / 'phases' / phase} was trained on the classes {listed(old)}, the images have {listed(new)}: "
                 "put back the images that it began with, or choose another --out"
             )
-
-
-def _short(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" … ({len(names)})" if len(names) > 10 else "") or "none"

@@ -18,7 +18,6 @@ MINUTE, HOUR = 60, 3600
 
 
 def opening(
-    config: RunConfig,
     splits: Mapping[str, ImageSplit],
     phases: Mapping[str, Phase],
     seconds: Mapping[str, float],
@@ -28,8 +27,7 @@ def opening(
     """Lines for a person.
 
     Args:
-        config: of the run.
-        splits: its images.
+        splits: the images of the run.
         phases: what is left to train, by name.
         seconds: that each will take, see :func:`vqstack.phases.forecast`; empty: not known.
         accelerator: where it computes.

@@ -172,7 +172,7 @@ class Run:
                 warn(remark)
         fresh = not any((folder / name).exists() for name in left)
         seconds = forecast(self.config, settings, splits, accelerator, self.phases.keys() - left) if fresh else {}
-        text = opening(self.config, splits, left, seconds, accelerator, str(self.folder / "samples"))
+        text = opening(splits, left, seconds, accelerator, str(self.folder / "samples"))
         accelerator.print(lines("\n".join(text) + "\n"))
 
     def train_all(self) -> None:
