@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from helpers import command_refused as refused
-from helpers import files_of
+from helpers import files_of, main
 from PIL import Image
 
 from vqstack.checkpoint import Checkpoints
@@ -76,16 +76,14 @@ def run_folder(recipe):
 @pytest.fixture(scope="session")
 def code_folder(run_folder):
     folder = run_folder.parent / "codes"
-    out = start(ENCODE, run_folder, "--out", folder, "--cpu")
-    assert out.returncode == 0, out.stderr
+    main(ENCODE, run_folder, "--out", folder, "--cpu")
     return folder
 
 
 @pytest.fixture(scope="session")
 def image_folder(run_folder):
     folder = run_folder.parent / "images"
-    out = start(GENERATE, run_folder, "--num", 9, "--out", folder, "--label", 3, 7, "--seed", 5, "--device", "cpu")
-    assert out.returncode == 0, out.stderr
+    main(GENERATE, run_folder, "--num", 9, "--out", folder, "--label", 3, 7, "--seed", 5, "--device", "cpu")
     return folder
 
 

@@ -78,22 +78,14 @@ def test_every_recipe_parses_and_dry_runs(path, train_stack, capsys, monkeypatch
     assert {p.name for p in tmp_path.iterdir()} == {"resolved.yaml", *config.data.files.values()}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_of_the_hub_takes_files_instead(path, train_stack, capsys, monkeypatch, tmp_path):
-    data = read_yaml(path, RunConfig).data
-    if data.source != "hub":
-        pytest.skip("its images are not on the hub")
-    monkeypatch.chdir(tmp_path)
-    AcceleratorState._reset_state()
-    files = ["--data.files", "train", "a.parquet", "test", "b.parquet"]
-    for name in ("a.parquet", "b.parquet"):
-        (tmp_path / name).touch()
-    train_stack.main(["--config", str(path), "--dry-run", "--data.source", "parquet", *files])
-    AcceleratorState._reset_state()
-    (tmp_path / "resolved.yaml").write_text(capsys.readouterr().out.split("\n\n")[0], encoding="utf-8")
-    found = read_yaml(tmp_path / "resolved.yaml", RunConfig).data
+def test_every_recipe_of_the_hub_takes_files_instead():
+    arguments = "--data.source parquet --data.files train a.parquet test b.parquet".split()
     given = {"source": "parquet", "files": {"train": "a.parquet", "test": "b.parquet"}}
-    assert found == ImageSettings(**(data.model_dump() | given | {"name": None, "revision": None, "splits": {}}))
+    given |= {"name": None, "revision": None, "splits": {}}
+    recipes = [recipe for path in RECIPES if (recipe := read_yaml(path, RunConfig)).data.source == "hub"]
+    assert recipes
+    for recipe in recipes:
+        assert parse(RunConfig, arguments, recipe).data == ImageSettings(**(recipe.data.model_dump() | given))
 
 
 def test_the_default_recipe_is_digits(train_stack, capsys):
@@ -133,20 +125,13 @@ def test_the_default_recipe_is_digits(train_stack, capsys):
 def test_wrong_yaml_is_one_line(tmp_path, text, message):
     path = tmp_path / "wrong.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError) as caught:
-        read_yaml(path, RunConfig)
-    assert message in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(lambda: read_yaml(path, RunConfig), message, str(path))
 
 
 def test_yaml_that_is_not_there_or_not_text(tmp_path):
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x80")
     for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / "bytes.yaml"):
-        with pytest.raises(InputError) as caught:
-            read_yaml(path, RunConfig)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
+        refused(lambda path=path: read_yaml(path, RunConfig), str(path))
 
 
 def test_an_empty_file_means_the_defaults(tmp_path):
@@ -316,10 +301,7 @@ def test_another_source_leaves_what_the_digits_brought():
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_overrides_are_one_line(arguments, message, capsys):
-    with pytest.raises(InputError) as caught:
-        parse(RunConfig, arguments, RunConfig(), prog="train_stack.py")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(lambda: parse(RunConfig, arguments, RunConfig(), prog="train_stack.py"), message)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
 
@@ -448,12 +430,17 @@ def test_processes_are_planned_by_a_dry_run_alone(train_stack):
     refused(lambda: train_stack.main(["--dry-run", "--processes", "7"]), "batch_size", "(7)")
 
 
+def memory(train_stack, capsys, *given):
+    """MiB that a dry run estimates."""
+    train_stack.main(["--dry-run", *given])
+    return float(re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", ""))
+
+
 def test_the_estimate_counts_the_quantizers_tables(train_stack, capsys):
-    train_stack.main(["--dry-run", "--levels.0.quantizer.codebook-size", "65536"])
-    found = re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")
+    found = memory(train_stack, capsys, "--levels.0.quantizer.codebook-size", "65536")
     config = read_yaml(ROOT / "recipes" / "digits.yaml", RunConfig)
     vectors = math.prod(config.levels[0].map) * config.train_levels[0].batch_size
-    assert float(found) > (3 * 4 + 8) * 65536 * vectors / 2**20  # three tables of float32 and one of int64
+    assert found > (3 * 4 + 8) * 65536 * vectors / 2**20  # three tables of float32 and one of int64
 
 
 @pytest.mark.parametrize(
@@ -465,28 +452,20 @@ def test_the_estimate_counts_the_quantizers_tables(train_stack, capsys):
     ],
 )
 def test_the_estimate_grows_with_what_a_run_holds(train_stack, capsys, option, bytes_more):
-    found = []
-    for given in ((), option):
-        train_stack.main(["--dry-run", *given])
-        found.append(float(re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")))
-    assert found[1] - found[0] > bytes_more / 2**20 - 100
+    more = memory(train_stack, capsys, *option) - memory(train_stack, capsys)
+    assert more > bytes_more / 2**20 - 100
 
 
 def test_the_estimate_counts_the_libraries(train_stack, capsys):
     """A process that has only started takes most of what a tiny run takes."""
-    train_stack.main(["--dry-run", "--train-levels.0.batch-size", "1"])
-    found = re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")
-    assert float(found) > 350
+    assert memory(train_stack, capsys, "--train-levels.0.batch-size", "1") > 350
 
 
 def test_the_estimate_counts_what_reads_the_images(train_stack, capsys, tmp_path):
     """scikit-learn holds the digits, and nothing is needed for arrays."""
     np.save(tmp_path / "a.npy", np.zeros((4, 8, 8), np.uint8))
-    found = []
-    for given in ((), ("--data.source", "array", "--data.values", "17", "--data.files", "train", tmp_path / "a.npy")):
-        train_stack.main(["--dry-run", *map(str, given)])
-        found.append(float(re.search(r"memory   about ([\d,]+) MiB", capsys.readouterr().out)[1].replace(",", "")))
-    assert found[0] - found[1] > 100
+    arrays = ("--data.source", "array", "--data.values", "17", "--data.files", "train", str(tmp_path / "a.npy"))
+    assert memory(train_stack, capsys) - memory(train_stack, capsys, *arrays) > 100
 
 
 def test_help_of_settings_starts_with_their_fields():

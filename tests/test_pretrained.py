@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-from helpers import equal
+from helpers import equal, refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -197,11 +197,7 @@ HUGE = 10**7
 )
 def test_broken_artefacts_are_refused_in_one_line(folder, how, message):
     broken(folder, how)
-    with pytest.raises(InputError) as caught:
-        HierarchicalModel.from_pretrained(folder)
-    assert message in str(caught.value)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(lambda: HierarchicalModel.from_pretrained(folder), message, str(folder))
 
 
 @pytest.mark.parametrize("version", [0, -1, None, True, 2.0, "2"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import assert_same_run, equal, killed
+from helpers import assert_same_run, equal, killed, refused
 from helpers import trained as train
 from pydantic import ValidationError
 
@@ -188,10 +188,7 @@ def test_a_plan_for_new_decoders_names_what_nothing_would_train(source):
     ],
 )
 def test_what_does_not_fit_is_refused(source, tmp_path, changes, message):
-    with pytest.raises(InputError) as caught:
-        Run(config(levels_from=source, **changes), tmp_path / "run", Accelerator(cpu=True))
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(lambda: Run(config(levels_from=source, **changes), tmp_path / "run", Accelerator(cpu=True)), message)
     assert not list(tmp_path.iterdir())
 
 
@@ -355,9 +352,7 @@ def test_what_cannot_start_is_refused_before_anything_is_written(source, tmp_pat
     settings = config(**{"start_from": {"all": source}, **changes})
     if "start_from" in changes:
         settings = config(start_from={"refiners": source})
-    with pytest.raises(InputError) as caught:
-        Run(settings, tmp_path / "run", Accelerator(cpu=True))
-    assert message in str(caught.value) and str(source) in str(caught.value)
+    refused(lambda: Run(settings, tmp_path / "run", Accelerator(cpu=True)), message, str(source))
     with pytest.raises(InputError):  # a dry run too
         check_sources(settings, settings.model_settings((1, 8, 8), 1), tmp_path / "run")
     assert not list(tmp_path.iterdir())

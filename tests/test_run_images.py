@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from helpers import files_of
+from helpers import files_of, refused
 from PIL import ImageColor
 from test_images import png, random_pixels, write_parquet
 from test_reuse import config, train
@@ -95,10 +95,7 @@ CHANGES = {
 def test_a_stopped_run_is_not_gone_on_with_on_other_images(stopped, images, change):
     before = files_of(stopped)
     CHANGES[change][0](images)
-    with pytest.raises(InputError) as refused:
-        Run(settings(), stopped, Accelerator(cpu=True))
-    assert CHANGES[change][1] in str(refused.value)
-    assert "--override-config" in str(refused.value)
+    refused(lambda: Run(settings(), stopped, Accelerator(cpu=True)), CHANGES[change][1], "--override-config")
     assert files_of(stopped) == before
 
 
