@@ -126,28 +126,28 @@ def test_labels_are_refused_where_no_classes_are_known(method):
     READS_LABELS[method](model, pixels, codes, model.labels_read(labels))
 
 
-@pytest.mark.parametrize("wrong", PIXELS)
 @pytest.mark.parametrize("method", READS_PIXELS)
-def test_pixels_that_are_none_are_refused(model, method, wrong):
+def test_pixels_that_are_none_are_refused(model, method):
     pixels, codes, labels = right(model)
-    with pytest.raises(InputError, match="^pixels"):
-        READS_PIXELS[method](model, PIXELS[wrong](pixels), codes, labels)
+    for wrong in PIXELS.values():
+        with pytest.raises(InputError, match="^pixels"):
+            READS_PIXELS[method](model, wrong(pixels), codes, labels)
 
 
-@pytest.mark.parametrize("wrong", CODES)
 @pytest.mark.parametrize("method", READS_CODES)
-def test_codes_that_are_none_are_refused(model, method, wrong):
+def test_codes_that_are_none_are_refused(model, method):
     pixels, codes, labels = right(model)
-    with pytest.raises(InputError, match="^codes of level 1"):
-        READS_CODES[method](model, pixels, [CODES[wrong](codes[0]), codes[1]], labels)
+    for wrong in CODES.values():
+        with pytest.raises(InputError, match="^codes of level 1"):
+            READS_CODES[method](model, pixels, [wrong(codes[0]), codes[1]], labels)
 
 
-@pytest.mark.parametrize("wrong", LABELS)
 @pytest.mark.parametrize("method", READS_LABELS)
-def test_labels_that_are_none_are_refused(model, method, wrong):
+def test_labels_that_are_none_are_refused(model, method):
     pixels, codes, labels = right(model)
-    with pytest.raises(InputError, match="^labels"):
-        READS_LABELS[method](model, pixels, codes, LABELS[wrong](labels))
+    for wrong in LABELS.values():
+        with pytest.raises(InputError, match="^labels"):
+            READS_LABELS[method](model, pixels, codes, wrong(labels))
 
 
 DISTRIBUTIONS = {
