@@ -115,7 +115,7 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
             # Of each site below: what a block reads and makes, twice each, and ten tensors of a likelihood's numbers.
             window, size = level.settings.decoder, math.prod(level.below)
             floats += size * (window.width * (3 + 4 * window.blocks) + 10 * level.head.parameters)
-            forward += size * (4 * window.width + 10 * level.head.parameters)
+            forward += size * 7 * max(window.width, level.head.parameters)  # one after the other
         floats += 3 * sites * level.quantizer.dim  # the start by k-means has the vectors of a batch three times
         scored = max(scored, forward)
         memory = _held([level], shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes)
