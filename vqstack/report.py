@@ -85,8 +85,9 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
     except ValueError as error:
         raise InputError(f"{error}: choose a smaller model") from error
     numbers = math.prod(settings.image_shape)
+    classes = f", {settings.classes} classes" if settings.classes else ""  # a dry run has not read them
     lines = [
-        f"images   {by_axis(settings.image_shape)}, {settings.values} values, {settings.classes} classes: "
+        f"images   {by_axis(settings.image_shape)}, {settings.values} values{classes}: "
         f"{numbers * math.log2(settings.values):,.0f} bits raw"
     ]
     peak = together = scored = 0.0
