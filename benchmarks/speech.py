@@ -3,6 +3,7 @@
     python benchmarks/speech.py RUN FOLDER --out OUT
 
 FOLDER has a folder of sound files for each class. Each class becomes one archive, which is decompressed and compared.
+Mel distances need librosa, of the extra bench.
 """
 
 import argparse
@@ -45,14 +46,55 @@ def archived(run: Path, folder: Path, out: Path) -> dict[str, float]:
 
 
 @torch.no_grad()
-def signal_to_noise(run: Path, model: HierarchicalModel, count: int) -> dict[str, float]:
-    """Decibels of the mean below each map, over the first test excerpts."""
-    pixels = load_splits(data_of_run(run), ["test"])["test"].pixels[:count]
-    middle, codes, found = model.stack.values / 2, model.encode(pixels), {}
-    for level, z in enumerate(codes, start=1):
-        error = (model.decode(z, level) - pixels).double().square().sum()
-        found[f"level-{level}"] = float(10 * torch.log10((pixels - middle).double().square().sum() / error))
+def reconstructed(run: Path, model: HierarchicalModel, count: int) -> dict[str, dict[str, float]]:
+    """Of ``count`` test excerpts, evenly spread: what comes back from each map, by its mean and drawn once.
+
+    Beside them "another": an excerpt of the same class from half a class further on, which is another recording.
+    """
+    split = load_splits(data_of_run(run), ["test"])["test"]
+    places = np.linspace(0, len(split), min(count, len(split)), endpoint=False).astype(int)
+    pixels, labels = split.pixels[places], split.labels[places]
+    found = {"another": compared(model, pixels, pixels[_another(labels)])}
+    for level, z in enumerate(model.encode(pixels), start=1):
+        found[f"level-{level}, mean"] = compared(model, pixels, model.decode(z, level))
+        found[f"level-{level}, drawn"] = compared(model, pixels, model.vary(z, level).pixels)
     return found
+
+
+def _another(labels: torch.Tensor) -> torch.Tensor:
+    """For each excerpt the place of one of its class, as far from it as the class allows."""
+    places = torch.arange(len(labels))
+    for label in labels.unique():
+        own = places[labels == label]
+        places[own] = own.roll(len(own) // 2)
+    return places
+
+
+def compared(model: HierarchicalModel, wanted: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
+    """Signal-to-noise ratio over all numbers, and :func:`mel_distance`, both in decibels."""
+    middle = model.stack.values / 2
+    signal, error = (wanted - middle).double().square().sum(), (found - wanted).double().square().sum()
+    one, other = ((values[:, 0].numpy() - middle) / middle for values in (wanted, found))
+    return {
+        "signal to noise": float(10 * torch.log10(signal / error)),
+        "mel": mel_distance(one, other, model.settings.geometry.rate),
+    }
+
+
+def mel_distance(one: np.ndarray, other: np.ndarray, rate: int) -> float:
+    """The mean absolute difference of two log-mel spectrograms, in decibels.
+
+    By librosa: power in 40 mel bands from 0 to half the rate, Hann windows of 32 ms every 8 ms; what is below -60 dB,
+    the rounding of 16 bits, counts as -60 dB. Sounds [n, numbers], 1.0 is full scale.
+    """
+    import librosa
+
+    def levels(sounds: np.ndarray) -> np.ndarray:
+        window, hop = round(0.032 * rate), round(0.008 * rate)
+        bands = librosa.feature.melspectrogram(y=sounds, sr=rate, n_fft=window, hop_length=hop, n_mels=40)
+        return librosa.power_to_db(bands, amin=1e-6, top_db=None)
+
+    return float(np.abs(levels(one) - levels(other)).mean())
 
 
 def pictured(run: Path, folder: Path, out: Path, model: HierarchicalModel) -> None:
@@ -83,7 +125,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run on sounds with classes")
     parser.add_argument("folder", type=Path, help="sound files in a folder for each class")
     parser.add_argument("--out", type=Path, required=True, help="receives archives, sounds and spectrograms; new")
-    parser.add_argument("--excerpts", type=int, default=100, help="for the signal-to-noise ratio")
+    parser.add_argument("--excerpts", type=int, default=100, help="of the test split, to compare with what comes back")
     options = parser.parse_args()
     options.out.mkdir()
     model = HierarchicalModel.from_pretrained(options.run / "model")
@@ -93,7 +135,7 @@ def main() -> None:
     total = {name: sum(one[name] for one in each.values()) for name in next(iter(each.values()))}
     bits = {name: total[name] / total["numbers"] for name in ("archive", "ledger", "source")}
     found = {"files": total["files"], "exact": total["exact"], "bits a number": bits, "by class": each}
-    found["decibels"] = signal_to_noise(options.run, model, options.excerpts)
+    found["reconstructions"] = reconstructed(options.run, model, options.excerpts)
     print(json.dumps(found, indent=1))
 
 
