@@ -165,6 +165,17 @@ def test_components_are_read_in_units_of_their_deviation(kind):
     assert module(values).abs().max() < 10 * before.abs().max() and module.deviation.tolist() == [1, 1, 1]
 
 
+@torch.no_grad()
+def test_the_order_of_a_sequence_matters():
+    """Trap: attention by one query alone gives the same features for every order."""
+    module = build_condition(given_of("sequence"), 8)
+    module.reset()
+    values = torch.randn(5, *SHAPES["sequence"])
+    features = module(values)
+    moved = (module(values.flip(1)) - features).abs().mean()
+    assert moved > 0.1 * features.abs().mean()
+
+
 def test_an_artefact_keeps_what_it_is_given(tmp_path):
     model = conditional("sequence")
     model.save_pretrained(tmp_path / "model")
@@ -185,7 +196,7 @@ WRONG = [
     (lambda m, y, z: m.sample(2, None, torch.full((2, 3), torch.nan)), "condition: holds a number that is not finite"),
     (lambda m, y, z: m.conditional(1, z, condition=torch.full((2, 3), torch.inf)), "condition: holds a number"),
     (lambda m, y, z: m.vary(z, 1, None, torch.zeros(2, 2)), "condition: float32 (2, 2)"),
-    (lambda m, y, z: BlockCodec(m), "this model is given text, which no archive holds"),
+    (lambda m, y, z: BlockCodec(m), "this model is given text: give condition, 3 floats"),
 ]
 
 

@@ -11,7 +11,6 @@ import yaml
 from accelerate.state import AcceleratorState
 from helpers import main, refused
 from PIL import Image
-from pydantic import ValidationError
 
 from vqstack.images import ImageSettings, load_splits
 from vqstack.model import HierarchicalModel
@@ -111,11 +110,6 @@ def test_short_rows_are_counted_and_columns_must_be_told_apart(tmp_path):
     refused(lambda: load_splits(settings(table(tmp_path, [1, 2], "flat.parquet")), ["train"]), "image column")
     given = settings(several, condition="other", image_column=None)
     assert load_splits(given, ["train"])["train"].condition.tolist() == [[9, 9, 9, 9]]
-
-
-def test_series_are_not_streamed(tmp_path):
-    with pytest.raises(ValidationError):
-        settings("a.parquet", streaming=True)
 
 
 def _digits(folder):

@@ -186,7 +186,6 @@ def test_excerpts_of_a_file_lie_in_one_split(tmp_path):
         {"size": None},
         {"rate": None},
         {"size": (8, 8)},
-        {"streaming": True},
         {"companding": "a-law"},
         {"source": "imagefolder", "size": (8, 8), "values": 2**16},
         {"source": "imagefolder", "size": (8, 8), "channels": 2},

@@ -177,7 +177,10 @@ class VectorCondition(GivenCondition):
 
 
 class SequenceCondition(GivenCondition):
-    """``sum_n softmax_n(q x_n) (W x_n + b)`` of standardised vectors x_n: attention by one learned query q."""
+    """``sum_n softmax_n(q x_n) g_n (W x_n + b)`` of standardised vectors x_n: attention by one learned query q.
+
+    g_n, a learned number for each place of the sequence and each feature, lets the order of the vectors matter.
+    """
 
     def __init__(self, shape: tuple[int, ...], dim: int) -> None:
         super().__init__(shape, dim)
@@ -186,16 +189,18 @@ class SequenceCondition(GivenCondition):
                 f"condition.kind: sequence reads vectors, and {by_axis(shape)} floats are one: choose vector"
             )
         self.query = nn.Parameter(torch.zeros(shape[1]))
+        self.place = nn.Parameter(torch.ones(shape[0], dim))
         self.linear = nn.Linear(shape[1], dim)
 
     def reset(self) -> None:
         nn.init.normal_(self.query, std=0.02)
         nn.init.normal_(self.linear.weight, std=0.02 / self.shape[1] ** 0.5)
         nn.init.normal_(self.linear.bias, std=0.02)
+        nn.init.normal_(self.place, mean=1.0, std=0.5)
 
     def features(self, values: Float[Tensor, "b n v"]) -> Float[Tensor, "b d"]:
         weights = (values @ self.query).softmax(1)
-        return (weights[..., None] * self.linear(values)).sum(1)
+        return (weights[..., None] * self.place * self.linear(values)).sum(1)
 
 
 CONDITIONS = Registry[Any]("condition", {"vector": VectorCondition, "sequence": SequenceCondition})

@@ -23,7 +23,7 @@ from vqstack.images import save_volume, saver
 from vqstack.ledger import BITS, Ledger
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
-from vqstack.shapes import Pixels
+from vqstack.shapes import Floats, Pixels
 from vqstack.terminal import Progress
 
 
@@ -128,8 +128,11 @@ def compress(
             blocks = list[Block]()
             for number, numbers in enumerate(draft.ranges):
                 tiles = _tiles(codec, pictures, numbers)
-                known = padding([pictures.entries[i] for i in numbers], codec.tile)
-                block = codec.encode(tiles, label, batch=draft.batch, seed=draft.seed(number, False), padding=known)
+                inside = [pictures.entries[i] for i in numbers]
+                known = padding(inside, codec.tile)
+                given = codec.given(numbers, [tile_count(entry, codec.tile) for entry in inside])
+                seed = draft.seed(number, False)
+                block = codec.encode(tiles, label, batch=draft.batch, seed=seed, padding=known, condition=given)
                 blocks.append(block if not block.raw else draft.stored(number, tiles, block))
                 progress.update(len(numbers))
             content = draft.pack(blocks)
@@ -277,7 +280,10 @@ def check_container(codec: BlockCodec, file: Container) -> str | None:
     """
     where, codec = file.environment, codec.reading(file.environment.portable)
     if not codec.fingerprint.startswith(file.model):
-        raise InputError(f"{file.path}: is for model {file.model[:8]}, this is {codec.fingerprint[:8]}: use that model")
+        raise InputError(
+            f"{file.path}: is for model {file.model[:8]}, this is {codec.fingerprint[:8]}: use that model"
+            + (", and the floats of --condition that it was made with" if codec.condition is not None else "")
+        )
     if not 1 <= where.threads <= 255:
         raise InputError(f"{file.path}: names {where.threads} threads: compress the images again")
     if all(place.raw for place in file.places):
@@ -323,8 +329,9 @@ def restore(
         entries = file.entries[place.first : place.first + place.count]
         counts = [tile_count(entry, codec.tile) for entry in entries]
         sections = codec.sections if levels is None else min(levels, codec.sections)
-        found = _decode(codec, file, place, sum(counts), sections, padding(entries, codec.tile))
-        tiles, level = _show(codec, found, sampling, seed)
+        condition = codec.given(range(place.first, place.first + place.count), counts)
+        found = _decode(codec, file, place, sections, counts, padding(entries, codec.tile), condition)
+        tiles, level = _show(codec, found, sampling, seed, condition)
         damaged = len(found) < (1 if place.raw else sections)
         first = 0
         for number, (entry, count) in enumerate(zip(entries, counts, strict=True), start=place.first):
@@ -335,9 +342,16 @@ def restore(
 
 
 def _decode(
-    codec: BlockCodec, file: Container, place: Place, count: int, sections: int, known: Padding | None
+    codec: BlockCodec,
+    file: Container,
+    place: Place,
+    sections: int,
+    counts: Sequence[int],
+    known: Padding | None,
+    condition: Floats | None,
 ) -> list[Section]:
-    """What can be read of a block; the pixels stand last."""
+    """What can be read of a block, whose pictures have ``counts`` tiles; the pixels stand last."""
+    count = sum(counts)
     if place.count > 1 and count > BLOCK:  # no encoder makes such a block
         return []
     if place.raw:
@@ -348,12 +362,17 @@ def _decode(
     if len(place.lengths) != codec.sections or not believed:
         return []
     seed, batch = file.seed(place), file.environment.batch
-    return codec.decode(file.read(place, sections), count, batch=batch, seed=seed, padding=known)
+    stored = file.read(place, sections)
+    return codec.decode(stored, count, batch=batch, seed=seed, padding=known, condition=condition)
 
 
 @torch.inference_mode()
 def _show(
-    codec: BlockCodec, found: list[Section], sampling: SamplingSettings | None, seed: int
+    codec: BlockCodec,
+    found: list[Section],
+    sampling: SamplingSettings | None,
+    seed: int,
+    condition: Floats | None,
 ) -> tuple[Pixels | None, int]:
     """Images from the lowest map there is, and its level; 0 for pixels."""
     if not found:
@@ -369,6 +388,7 @@ def _show(
             shown.append(codec.model.decode(lowest[part], level))
         else:
             given = None if labels is None else labels[part]
-            sample = codec.model.vary(lowest[part], level, given, seed=seed, sampling=sampling, first=first)
+            floats = None if condition is None else condition[part]
+            sample = codec.model.vary(lowest[part], level, given, floats, seed=seed, sampling=sampling, first=first)
             shown.append(sample.pixels)
     return torch.cat(shown), level

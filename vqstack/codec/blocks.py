@@ -10,7 +10,7 @@ CPU in float32, with one number of threads, factor by factor. Portable ones (``p
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,11 +21,12 @@ from torch import Tensor
 from vqstack.codec.coder import Coder, Damaged, Decoder, Encoder, Probe, code
 from vqstack.codec.portable import LEANS, Rounding, in_float64
 from vqstack.codes import fingerprint
+from vqstack.conditions import GIVEN
 from vqstack.errors import InputError
 from vqstack.ledger import Ledger
 from vqstack.likelihood import walked_log_prob
 from vqstack.model import HierarchicalModel
-from vqstack.shapes import AnyCodes, Labels, Pixels, value_dtype
+from vqstack.shapes import AnyCodes, Floats, Labels, Pixels, value_dtype
 from vqstack.terms import Values, code_lengths
 from vqstack.variables import Variable
 
@@ -82,15 +83,15 @@ class BlockCodec:
     Args:
         model: on the CPU, in eval mode.
         portable: with tables that come out equal on every machine.
+        condition: floats that the model is given, a row for all pictures or one for each. No file holds them; they are
+            part of the fingerprint, so that others are refused.
     """
 
-    def __init__(self, model: HierarchicalModel, portable: bool = False) -> None:
-        if model.condition is not None:
-            raise InputError(
-                f"this model is given {model.condition.name}, which no archive holds: compress with a model without it"
-            )
-        self.model, self.portable = model, portable
-        self.fingerprint = fingerprint(model.likelihood_state())
+    def __init__(self, model: HierarchicalModel, portable: bool = False, condition: Floats | None = None) -> None:
+        model.check_condition(condition, None)
+        self.model, self.portable, self.condition = model, portable, condition
+        given = {} if condition is None else {GIVEN: condition}
+        self.fingerprint = fingerprint({**model.likelihood_state(), **given})
         self._walked = in_float64(model) if portable else model
         self._probes: dict[tuple[int, int], str] = {}
         self._other: BlockCodec | None = None
@@ -99,8 +100,21 @@ class BlockCodec:
         """The codec of the same model for files that are portable, or are not."""
         if portable == self.portable:
             return self
-        self._other = self._other or BlockCodec(self.model, portable)
+        self._other = self._other or BlockCodec(self.model, portable, self.condition)
         return self._other
+
+    def given(self, numbers: range, tiles: Sequence[int]) -> Floats | None:
+        """What the tiles of pictures ``numbers`` are given, so many of each; none where the model reads nothing.
+
+        InputError where there is neither one row for all nor one for each of them.
+        """
+        if self.condition is None:
+            return None
+        rows, last = self.condition, numbers.stop
+        rows = rows.expand(last, *rows.shape[1:]) if len(rows) == 1 else rows
+        if last > len(rows):
+            raise InputError(f"condition: {len(rows)} rows for {last} pictures or more: give one for all, or for each")
+        return rows[numbers.start : numbers.stop].repeat_interleave(torch.tensor(tiles), 0)
 
     @property
     def sections(self) -> int:
@@ -119,7 +133,8 @@ class BlockCodec:
         torch.set_num_threads(threads)
         if (threads, batch) not in self._probes:
             coder = Probe()
-            for _ in self._walk(coder, batch, batch, self._fixed(batch)):
+            zeros = None if self.condition is None else torch.zeros(batch, *self.condition.shape[1:])
+            for _ in self._walk(coder, batch, batch, self._fixed(batch), condition=zeros):
                 pass
             self._probes[threads, batch] = coder.hashed().hex()
         return self._probes[threads, batch]
@@ -135,7 +150,14 @@ class BlockCodec:
 
     @torch.inference_mode()
     def encode(
-        self, pixels: Pixels, label: int | None, *, batch: int, seed: int, padding: Padding | None = None
+        self,
+        pixels: Pixels,
+        label: int | None,
+        *,
+        batch: int,
+        seed: int,
+        padding: Padding | None = None,
+        condition: Floats | None = None,
     ) -> Block:
         """Code images. Whether they come back is for :func:`vqstack.codec.archive.compress` to see.
 
@@ -145,11 +167,13 @@ class BlockCodec:
             batch: batch shape of the networks.
             seed: starts the chain of checks; the decoder must know it.
             padding: what both sides know of the images.
+            condition: what they are given, as :meth:`given` has it.
         """
         codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
-        labels = self._choose(pixels, codes, label) if self.model.classes else None
-        ledger = self._ledger(pixels, codes, labels, batch, padding)
-        coded = self._coded(len(pixels), batch, self.model.values(pixels, codes, labels), padding)
+        labels = self._choose(pixels, codes, label, condition) if self.model.classes else None
+        ledger = self._ledger(pixels, codes, labels, batch, padding, condition)
+        truth = self.model.values(pixels, codes, labels, condition)
+        coded = self._coded(len(pixels), batch, truth, padding, condition)
         if coded is None:
             return self.store(pixels, ledger, seed=seed)
         encoder, contents = coded
@@ -161,12 +185,12 @@ class BlockCodec:
         return self.store(pixels, ledger, seed=seed)
 
     def _coded(
-        self, count: int, batch: int, truth: Values, padding: Padding | None = None
+        self, count: int, batch: int, truth: Values, padding: Padding | None = None, condition: Floats | None = None
     ) -> tuple[Encoder, list[Section]] | None:
         """An encoder that has coded the sections, and these; nothing where every rounding leaves tables unsure."""
         for lean in range(LEANS if self.portable else 1):
             encoder, contents = Encoder(), list[Section]()
-            for tensors in self._walk(encoder, count, batch, truth, lean, padding):
+            for tensors in self._walk(encoder, count, batch, truth, lean, padding, condition):
                 contents.append(tensors)
                 encoder.cut()
                 if encoder.rounding is not None and encoder.rounding.unsure:
@@ -189,10 +213,12 @@ class BlockCodec:
         batch: int,
         seed: int,
         padding: Padding | None = None,
+        condition: Floats | None = None,
     ) -> list[Section]:
         """What the first sections of a block hold, up to the first that is damaged; see :meth:`encode`."""
         decoder = Decoder(b"".join(section for section, _ in sections))
-        walk, found, check = self._walk(decoder, count, batch, None, padding=padding), list[Section](), seed
+        walk = self._walk(decoder, count, batch, None, padding=padding, condition=condition)
+        found, check = list[Section](), seed
         for section, expected in sections:
             try:
                 tensors = next(walk)
@@ -226,6 +252,7 @@ class BlockCodec:
         truth: Values | None,
         lean: int = 0,
         padding: Padding | None = None,
+        condition: Floats | None = None,
     ) -> Iterator[Section]:
         """Code the terms in order and yield the sections; with an encoder ``truth`` has the values of all variables.
 
@@ -236,6 +263,8 @@ class BlockCodec:
             chosen = coder.step(torch.ones(1, 1, LEANS).double(), None if truth is None else torch.tensor([[lean]]))
             coder.rounding = Rounding(int(chosen))
         values, section = dict[str, Tensor](), Section()
+        if condition is not None:
+            values[GIVEN] = condition.double() if self.portable else condition
 
         def filled(tensor: Tensor, first: int, rows: int) -> Tensor:
             padding = [0, 0] * (tensor.ndim - 1) + [0, batch - rows]
@@ -258,14 +287,20 @@ class BlockCodec:
                 yield section
                 section = Section()
 
-    def _choose(self, pixels: Pixels, codes: list[AnyCodes], label: int | None) -> Labels:
+    def _choose(
+        self, pixels: Pixels, codes: list[AnyCodes], label: int | None, condition: Floats | None = None
+    ) -> Labels:
         """The label given for all images, or for each the one that makes the rows which read it shortest."""
         if label is not None:
             labels = torch.full((len(pixels),), label)
             self.model.check_labels(labels)
             return labels
-        parts = zip(pixels.split(BATCH), *(z.split(BATCH) for z in codes), strict=True)
-        return torch.cat([self.model.likeliest_labels(part, list(maps)) for part, *maps in parts])
+        found = list[Labels]()
+        for first in range(0, len(pixels), BATCH):
+            part = slice(first, first + BATCH)
+            given = None if condition is None else condition[part]
+            found.append(self.model.likeliest_labels(pixels[part], [z[part] for z in codes], given))
+        return torch.cat(found)
 
     def _ledger(
         self,
@@ -274,12 +309,14 @@ class BlockCodec:
         labels: Labels | None,
         batch: int,
         padding: Padding | None,
+        condition: Floats | None,
     ) -> Ledger:
         ledger, last = None, self.model.terms()[-1]
         for first in range(0, len(pixels), batch):
             part = slice(first, first + batch)
             given = None if labels is None else labels[part]
-            values = self.model.values(pixels[part], [z[part] for z in codes], given)
+            floats = None if condition is None else condition[part]
+            values = self.model.values(pixels[part], [z[part] for z in codes], given, floats)
             count = len(values["pixels"])
             if padding is None:
                 lengths = code_lengths(self.model.terms(), values, count)

@@ -28,10 +28,11 @@ from vqstack.images import ImageSettings, Split, is_image, is_sound, is_volume, 
 from vqstack.images.files import walk
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, unfinished
-from vqstack.phases import named_run, run_of, warn_of_changes
+from vqstack.phases import given_condition, named_run, run_of, warn_of_changes
 from vqstack.pretrained import find_artefact
 from vqstack.reading import read_json, reading
 from vqstack.settings import Settings
+from vqstack.shapes import Floats
 from vqstack.terminal import say, warn
 
 FAR = 1.5  # times the bits of the model's own test images that are called out of the ordinary
@@ -53,6 +54,11 @@ class Command(Settings):
     )
     label: str | None = Field(
         default=None, description="Class of all images, a name or number; default: what costs least."
+    )
+    condition: Path | None = Field(
+        default=None,
+        description="A .npy file of the floats that the model is given: for all images, or a row for each in their "
+        "order in the archive. Decompressing needs the same file.",
     )
     check: bool = Field(
         default=True, description="Decode before writing and compare; what fails is stored without the model."
@@ -142,6 +148,15 @@ def check_flags(command: Command, arguments: list[str]) -> None:
         raise InputError(f"--report {command.report}: there is no such folder: create it first")
 
 
+def check_rows(command: Command, condition: Floats | None, count: int) -> None:
+    """Refuse floats of which nobody would know whose they are."""
+    rows = 1 if condition is None else len(condition)
+    if rows not in (1, count):
+        raise InputError(f"--condition: {rows} rows for {count} images: give one for all, or one for each")
+    if rows > 1 and command.single:
+        raise InputError("--condition: a row for each image, and files of their own have no order: leave --single out")
+
+
 def main(arguments: list[str]) -> None:
     command = command_of(arguments)
     check_flags(command, arguments)
@@ -153,11 +168,13 @@ def main(arguments: list[str]) -> None:
             "--single: a file of its own holds an image, sounds and volumes come in archives: leave it out"
         )
     label = given_label(model, command.label)
+    condition = given_condition(model, command.condition)
     pictures, given = pictures_of(command, model)
+    check_rows(command, condition, len(pictures.entries))
     stems = [entry.stem for entry in pictures.entries] if command.single else [command.name]
     output = Output(command.out, "compress", expected=[f"{stem}{SUFFIX}" for stem in stems])
     report = compress(
-        BlockCodec(model, command.portable),
+        BlockCodec(model, command.portable, condition),
         pictures,
         output.write,
         name=None if command.single else command.name,

@@ -24,6 +24,7 @@ from vqstack.config import Positional, parse
 from vqstack.errors import PARTLY, InputError
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved, unfinished
+from vqstack.phases import given_condition
 from vqstack.pretrained import find_artefact
 from vqstack.reading import reading
 from vqstack.settings import Settings
@@ -52,6 +53,7 @@ class Command(Settings):
     )
     files: Positional[tuple[Path, ...]] = Field(description="Files of vqstack compress, and folders of them.")
     out: Path = Field(description="Folder that receives the images; new or empty.")
+    condition: Path | None = Field(default=None, description="The .npy file of floats that they were compressed with.")
     levels: int | None = Field(
         default=None, ge=1, description="Code maps to read, from the top; default: all and the pixels."
     )
@@ -168,7 +170,7 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--levels {command.levels}: the model has {len(model.stack)}; leave it out for whole images")
     if command.seed and not command.sample:
         raise InputError("--seed names the random numbers of --sample: give both or none")
-    codec = BlockCodec(model)
+    codec = BlockCodec(model, condition=given_condition(model, command.condition))
     files, refused = open_files(command, codec)
     sampling = model.settings.sampling if command.sample else None
     damaged, numbers, exact, shown, began = list[Partial](), 0, 0, 0, time.perf_counter()

@@ -80,6 +80,8 @@ class Compressing:
         """InputError by the names that a person knows."""
         try:
             opened = self.desk.opened
+            if opened.model.condition is not None:
+                raise InputError("this model is given floats: vqstack compress takes them, as --condition")
             return Compressed(BlockCodec(opened.model), files, lambda path: read_images(opened.run, [path]))
         except InputError as error:
             said = str(error)

@@ -115,7 +115,7 @@ def key(settings: ImageSettings, name: str) -> str:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """Around what only writes, so that a source that cannot be read is not taken for a full disk."""
     try:
         yield
@@ -167,7 +167,7 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with _writing(folder):
+        with writing(folder):
             self.pixels = Rows(folder / PIXELS)
         self.condition: Rows | None = None
 
@@ -186,7 +186,7 @@ class Writer:
 
     def append(self, images: list[NDArray[Any]], condition: NDArray[np.float32] | None = None) -> None:
         r"""Adds images [c, \*map], all of one shape and type, and what they are given."""
-        with _writing(self.folder):
+        with writing(self.folder):
             self.pixels.append(images)
             if condition is not None:
                 self.condition = self.condition or Rows(self.folder / CONDITION)
@@ -194,7 +194,7 @@ class Writer:
 
     def finish(self, index: list[int], labels: NDArray[np.int64] | None, meta: dict[str, Any]) -> None:
         """Ends the split: position of each image in its source, labels where there are any, the rest as JSON."""
-        with _writing(self.folder):
+        with writing(self.folder):
             self.pixels.finish()
             if self.condition is not None:
                 self.condition.finish()
@@ -239,11 +239,11 @@ def _build(folder: Path, build: Callable[[Path], None]) -> Stored:
         if folder.is_dir():
             logger.warning("%s: a damaged cache of images (%s); it is made again", folder, stored)
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: the lock is ours
-        with _writing(part):
+        with writing(part):
             part.mkdir()
         with reading(folder.name):
             build(part)
-        with _writing(part):
+        with writing(part):
             for path in (*part.iterdir(), part):
                 sync(path)
             if folder.is_dir():

@@ -36,7 +36,8 @@ CHUNK = 32  # images a thread decodes at a time: taking them one by one costs as
 def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"]:
     r"""An array of values, a picture, a path or a {bytes, path} record -> values at the size that is kept.
 
-    Arrays are [h, w] or [h, w, c] of images, [c, \*map] of other signals; a piece of a larger input says its ``start``.
+    Arrays are [h, w] or [h, w, c] of images, [c, \*map] of other signals; of a piece of a larger input the record has
+    the values (``piece``), or its ``start``.
 
     Decoders raise what they like (OSError, SyntaxError, struct.error, …), and so does this.
     """
@@ -53,7 +54,9 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
         return to_values(channels_first(_fitted(upright(record), settings)), settings.values)
     if (cut := cut_of(settings)) is not None:
         record = record if isinstance(record, dict) else {"path": record, "start": (0,) * len(settings.size or ())}
-        return cut.read(record, record["start"], settings)
+        if "problem" in record:
+            raise ValueError(record["problem"])
+        return np.array(record["piece"]) if "piece" in record else cut.read(record, record["start"], settings)
     stored, path = (record["bytes"], record["path"]) if isinstance(record, dict) else (None, record)
     if stored == b"" or (stored is None and path is None):
         raise ValueError("no image in this row")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
+from vqstack.images.pieces import cut_of
 from vqstack.images.settings import ImageSettings
 from vqstack.images.undecoded import Records
 from vqstack.reading import plain_file
@@ -23,8 +24,10 @@ FETCH = 512  # images fetched at a time; bounds the memory of those that are sti
 def hashed(record: Any, settings: ImageSettings, root: str | None) -> int:
     """64 bits of the seed and the path below ``root`` (an image folder), else the bytes of the file.
 
-    No path in a packed shard is opened: its image is refused or skipped when it is decoded.
+    No path in a packed shard is opened: its image is refused or skipped when it is decoded. A record may have a hash.
     """
+    if record is not None and "hash" in record:
+        return int(record["hash"])
     stored, path = (record["bytes"], record["path"]) if record is not None else (None, None)
     if stored is None and path is not None and not settings.packed:
         if root is not None:
@@ -75,6 +78,7 @@ def partition(
         settings: what is held out, and the limit.
     """
     held = [name for name in ("test", "validation") if name not in counts and getattr(settings, name) > 0]
+    pieces = cut_of(settings) is not None  # those of an input have one lot and stay together
     parts = {name: (name, np.arange(count)) for name, count in counts.items()}
     found = {name: lots_of(name) for name in counts if settings.limit or (name == "train" and held)}
     if "train" in counts and held:
@@ -88,6 +92,8 @@ def partition(
             else:
                 bound += share
                 end = max(taken + 1, int(np.searchsorted(sorted_lots, bound)))
+            if pieces and taken < end:
+                end = int(np.searchsorted(sorted_lots, sorted_lots[min(end, len(order)) - 1], side="right"))
             parts[name], taken = ("train", np.sort(order[taken:end])), end
         parts["train"] = ("train", np.sort(order[taken:]))
     if settings.limit is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
+from numpy.typing import NDArray
 
 from vqstack.images import series, sounds, video, volumes
 from vqstack.images.settings import ImageSettings
@@ -26,26 +27,41 @@ class Cut:
     Attributes:
         what: they are called.
         named: whether a file is one, by its name.
-        sites: of the whole input along each axis.
         read: values of a piece, [c, *size].
+        sites: of the whole input along each axis, where they are known without its values.
+        whole: else all values, [c, *sites].
     """
 
     what: str
     named: Callable[[str], bool]
-    sites: Callable[[Mapping[str, Any], ImageSettings], tuple[int, ...]]
     read: Callable[[Mapping[str, Any], Start, ImageSettings], Integer[np.ndarray, "c *size"]]
+    sites: Callable[[Mapping[str, Any], ImageSettings], tuple[int, ...]] | None = None
+    whole: Callable[[Mapping[str, Any], ImageSettings], Integer[np.ndarray, "c *sites"]] | None = None
+
+    def opened(self, record: Mapping[str, Any], settings: ImageSettings) -> tuple[list[Start], Any]:
+        """Where the pieces of an input begin, and all its values where these had to be read for that."""
+        assert settings.size is not None
+        if self.sites is not None:
+            return pieces(self.sites(record, settings), settings.size), None
+        assert self.whole is not None
+        values = self.whole(record, settings)
+        return pieces(values.shape[1:], settings.size), values
 
 
 def _of_whole(what: str, named: Callable[[str], bool], whole: Callable[[Mapping[str, Any], ImageSettings], Any]) -> Cut:
     """Inputs of which all values are had at once, [c, *sites]."""
 
     def read(record: Mapping[str, Any], start: Start, settings: ImageSettings) -> Any:
-        assert settings.size is not None
-        inside = (slice(first, first + count) for first, count in zip(start, settings.size, strict=True))
-        piece = whole(record, settings)[(slice(None), *inside)]
-        return piece.astype(np.uint8 if settings.values <= 256 else np.int32)
+        return piece_of(whole(record, settings), start, settings)
 
-    return Cut(what, named, lambda record, settings: whole(record, settings).shape[1:], read)
+    return Cut(what, named, read, whole=whole)
+
+
+def piece_of(values: Integer[np.ndarray, "c *sites"], start: Start, settings: ImageSettings) -> NDArray[Any]:
+    """A copy of the piece that begins at ``start``, in the type that is kept."""
+    assert settings.size is not None
+    inside = (slice(first, first + count) for first, count in zip(start, settings.size, strict=True))
+    return values[(slice(None), *inside)].astype(np.uint8 if settings.values <= 256 else np.int32)
 
 
 def _sound(record: Mapping[str, Any], start: Start, settings: ImageSettings) -> Integer[np.ndarray, "c n"]:
@@ -64,8 +80,8 @@ CUTS = {
     "audiofolder": Cut(
         "sound",
         sounds.is_sound,
-        lambda record, settings: (sounds.length(record["path"], settings.rate or 1),),
         _sound,
+        sites=lambda record, settings: (sounds.length(record["path"], settings.rate or 1),),
     ),
     "volumefolder": _of_whole("volume", volumes.is_volume, _volume),
     "videofolder": _of_whole("video", video.is_video, lambda record, settings: video.whole(record["path"], settings)),

@@ -19,7 +19,7 @@ from vqstack.errors import InputError, causes, listed, reason
 from vqstack.images.arrays import open_arrays
 from vqstack.images.cache import plain_folder
 from vqstack.images.decode import decode_all
-from vqstack.images.excerpts import excerpts
+from vqstack.images.excerpts import excerpts, streamed_excerpts
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.given import find_given
 from vqstack.images.labels import Classes, Stored, check_names, find_labels, inside, read_as, reference, texts_in
@@ -127,6 +127,8 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
     classes = _classes(stored, settings, lambda name: _texts(splits[name], settings, streaming, name))
     if streaming:  # else open_records knows it of all sources
         _say_unused({split.where: split.stored is not None for split in splits.values()})
+        if (cut := cut_of(settings)) is not None:
+            splits = {name: streamed_excerpts(split, settings, cut) for name, split in splits.items()}
         if next(iter(stored.values())) is None:
             return {name: replace(split, stored=None) for name, split in splits.items()}
     return {name: replace(split, classes=classes[name]) for name, split in splits.items()}

@@ -173,7 +173,10 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         default=False, description="train on a stream; of each split only `limit` images are kept, for scoring"
     )
     shuffle_buffer: int = Field(
-        default=10_000, ge=1, description="streaming: encoded images among which the next is drawn"
+        default=10_000,
+        ge=1,
+        description="streaming: count of encoded images, or of pieces of sounds, volumes, videos and series, among "
+        "which the next is drawn",
     )
     workers: int = Field(
         default=2, ge=0, description="streaming: count of processes that read and decode, for each training process"
@@ -282,7 +285,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError("resize is at least as large as size along all axes")
         if self.resize and (len(self.resize) != 2 or self.source in ("volumefolder", "moving_mnist")):
             raise ValueError("resize: only images are brought to another size: leave it out")
-        if self.streaming and (self.source not in ("hub", "parquet", "webdataset", "imagefolder") or self.series):
+        if self.streaming and self.source not in SOURCES.own - {"digits", "array", "moving_mnist"}:
             raise ValueError(f"source {self.source} is read whole: leave streaming out")
         if self.streaming and any(isinstance(share, int) and share for share in (self.validation, self.test)):
             raise ValueError("streaming does not know how many images there are: hold out shares below 1, not counts")

@@ -335,6 +335,7 @@ class _Streams:
             raise InputError(f"{self.settings}: no {name} split; name a file for it or hold out a part of train")
         origin = name if name in self.splits else "train"
         split = self.splits[origin]
+        split = replace(split, left_out={why: dict(what) for why, what in split.left_out.items()})  # counted on
         meta = described(self.settings, name, origin, split)
         classes = self.settings.classes or len(split.class_names or []) or None
         if name != "train" and classes is None:
@@ -347,7 +348,8 @@ class _Streams:
         records: list[Any] = []
         labels: list[int] | None = [] if split.stored else None
         given: list[Any] | None = [] if split.given else None
-        for row in guarded(shuffled(split.rows, self.settings, self.settings.seed), split.where, self.settings):
+        rows = guarded(shuffled(split.rows, self.settings, self.settings.seed), split.where, self.settings)
+        for row in split.present(rows):
             if taken == self.limit:
                 break
             record = row[split.image_column]

@@ -23,7 +23,7 @@ from vqstack.images.labels import inside
 from vqstack.images.parts import bounds, hashed, lot
 from vqstack.images.records import guarded, open_streams, shuffled
 from vqstack.images.settings import ImageSettings
-from vqstack.images.undecoded import Streamed
+from vqstack.images.undecoded import Streamed, why_left_out
 
 AHEAD = 2  # batches that each worker decodes ahead of what is used
 
@@ -137,11 +137,16 @@ class ImageStream:
             seen = 0
             for row in guarded(rows, self.split.where, self.settings):
                 record = row[self.split.image_column]
+                if why_left_out(record):
+                    if not left:
+                        yield _Row(record, -1, 0, epoch)
+                    continue
                 image = hashed(record, self.settings, self.split.root)
                 if self.limits[0] <= lot(image) < self.limits[1]:
                     seen += 1
                     if seen > left:
-                        yield _Row(record, self._label(row), image >> 1, epoch, self._given(row))
+                        piece = record.get("number", 0) if isinstance(record, dict) else 0
+                        yield _Row(record, self._label(row), image >> 1 ^ piece, epoch, self._given(row))
             if not seen:
                 raise InputError(f"{self.split.where}: a shard without images to train on; set workers to 0")
             left = max(left - seen, 0)
@@ -162,6 +167,8 @@ class ImageStream:
         failed: list[str] = []
         while True:
             part = list(islice(rows, CHUNK))
+            failed += [f"{row.record['path']}: {why}" for row in part if (why := why_left_out(row.record))]
+            part = [row for row in part if not why_left_out(row.record)]
             names = [_name(self.split.where, row.record) for row in part]
             images = decode_all([row.record for row in part], names, self.settings, self.shape[1:])
             every = zip(images, part, names, strict=True)
@@ -171,9 +178,10 @@ class ImageStream:
                 _, rows_read, found = zip(*good, strict=True)
                 given = list(given_floats([row.given for row in rows_read], found, self.settings, self.given))
             ready += [(image, row._replace(given=one)) for (image, row, _), one in zip(good, given, strict=True)]
-            failed += [image for image in images if isinstance(image, str)]
-            if failed and self.settings.on_error == "refuse":
-                raise InputError(f"{failed[0]}, or set on_error to skip")
+            broken = [image for image in images if isinstance(image, str)]
+            if broken and self.settings.on_error == "refuse":
+                raise InputError(f"{broken[0]}, or set on_error to skip")
+            failed += broken
             while len(ready) >= self.batch:
                 yield _stacked(ready[: self.batch], failed)
                 ready, failed = ready[self.batch :], []

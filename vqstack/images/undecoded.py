@@ -1,6 +1,6 @@
 """A split as its source has it, nothing decoded yet: mapped (:class:`Records`) or as a stream (:class:`Streamed`)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from vqstack.errors import InputError
 from vqstack.images.labels import Classes, Stored
+
+LEFT_OUT = "left out"
+"""In the record of a streamed input that has no pieces: why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,26 @@ class Streamed:
     def label(self, row: Mapping[str, Any]) -> int:
         """The number of the class of a row; -1 without labels."""
         return self.classes.number(self.stored.of(row), self.where) if self.stored else -1
+
+    def present(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Rows of the stream; those of inputs without pieces are counted in ``left_out`` instead."""
+        for row in rows:
+            if why := why_left_out(row[self.image_column]):
+                count_left_out(self.left_out, why, row[self.image_column]["path"])
+            else:
+                yield row
+
+
+def why_left_out(record: Any) -> str:
+    """Of the record of a streamed input that has no pieces; empty for others."""
+    return record.get(LEFT_OUT, "") if isinstance(record, dict) else ""
+
+
+def count_left_out(left_out: dict[str, Any], why: str, path: str) -> None:
+    """One input more that is left out, and why; the first three of a kind are named."""
+    left = left_out.setdefault(why, {"count": 0, "first": []})
+    left["count"] += 1
+    left["first"] = [*left["first"], path][:3]
 
 
 def labelled(split: Records, classes: Classes, values: Any) -> Records:

@@ -178,4 +178,4 @@ class WholeSplit:
 
 def _rows(stream: Streamed, settings: ImageSettings) -> Iterator[tuple[int, Any]]:
     """Rows and their positions."""
-    return enumerate(guarded(stream.rows, stream.where, settings))
+    return enumerate(stream.present(guarded(stream.rows, stream.where, settings)))

@@ -90,6 +90,18 @@ def read_condition(model: HierarchicalModel, path: Path) -> Floats:
     return condition
 
 
+def given_condition(model: HierarchicalModel, path: Path | None) -> Floats | None:
+    """What ``--condition`` names, where the model is given floats; InputError where one is there without the other."""
+    if path is not None and model.condition is None:
+        raise InputError("--condition: this model is conditional on no floats: leave it out")
+    if path is None and model.condition is not None:
+        shape = by_axis(model.condition.shape)
+        raise InputError(
+            f"--condition: missing, and this model is given {model.condition.name}: name a .npy of {shape}"
+        )
+    return None if path is None else read_condition(model, path)
+
+
 def split_of_run(run: str | Path, name: Split = "test") -> ImageSplit:
     """Images of a run: a split of what it was trained on, its labels those that the model gives their classes."""
     settings = config_of_run(Path(run))
