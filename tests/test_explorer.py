@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import re
 import shutil
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -505,6 +507,8 @@ def test_signals_of_other_kinds_are_shown_and_edited(visit, models, kind, tmp_pa
     tab.part("Codebooks")
     tab.do("count")
     tab.text("[data-use]", "perplexity")
+    if kind == "volume":
+        volumes_come_back(tab, tmp_path)
     if kind == "video":
         tab.part("Compress")
         for name, content in (("mine.mkv", downloaded), ("other.mkv", downloaded + b"\0")):
@@ -514,6 +518,24 @@ def test_signals_of_other_kinds_are_shown_and_edited(visit, models, kind, tmp_pa
         assert tab.download("back") == downloaded
         tab.give("data-drop", tmp_path / "other.mkv")
         tab.said("other.mkv", ".npy of 3x4x8x8")
+
+
+def volumes_come_back(tab, folder):
+    """Two scans, one of them zipped, and pages of a TIFF: none of the size that the model knows."""
+    numbers = np.random.default_rng(0).integers(0, 16, (3, 5, 3, 6)).astype(np.uint8)
+    for name, volume in (("scan.nii", numbers[0]), ("zipped.nii.gz", numbers[1])):
+        nibabel.Nifti1Image(volume, np.diag([2.0, 2.0, 3.0, 1.0])).to_filename(folder / name)
+    first, *others = (Image.fromarray(page) for page in numbers[2])
+    first.save(folder / "pages.tif", save_all=True, append_images=others)
+    given = {path.name: path.read_bytes() for path in folder.iterdir()}
+    tab.part("Compress")
+    tab.give("data-drop", [folder / name for name in given])
+    tab.text("[data-level]", "exact")
+    back = zipfile.ZipFile(io.BytesIO(tab.download("back")))
+    assert {*back.namelist()} == {*given} and back.read("scan.nii") == given["scan.nii"]
+    assert gzip.decompress(back.read("zipped.nii.gz")) == gzip.decompress(given["zipped.nii.gz"])
+    pages = [np.asarray(page) for page in ImageSequence.Iterator(Image.open(io.BytesIO(back.read("pages.tif"))))]
+    assert np.array_equal(pages, numbers[2])
 
 
 @browsing

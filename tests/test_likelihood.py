@@ -559,6 +559,33 @@ def test_mean_leaves_known_pixels_alone_and_is_none_of_codes():
         categorical().mean()
 
 
+@pytest.mark.parametrize("draw", [Draw(), Draw(mode=True), Draw(temperature=0.5, top_k=3)], ids=["", "mode", "cold"])
+def test_unknown_sites_are_drawn_as_if_none_were_known_and_known_ones_are_certain(draw):
+    inner = mixture(batch=2, channels=1, size=32, columns=9)
+    given = torch.rand(2, *inner.shape) < 0.5
+    known, u = Known(torch.randint(32, (2, *inner.shape), dtype=torch.uint8), given), noise(5, range(2), 0, 9)
+    clamped, drawn = Clamped(inner, known), inner.sample(u, draw)
+    found = clamped.sample(u, draw)
+    assert torch.equal(found, torch.where(given, known.values, drawn))
+    values = found.flatten(1).long()
+    (held,) = clamped.factors(values.clone())
+    table = held.log_probs
+    torch.testing.assert_close(table.exp().sum(-1), torch.ones(2, 9))
+    torch.testing.assert_close(held.log_prob(values), table.gather(-1, values[..., None])[..., 0])
+    assert (held.log_prob(values)[given.flatten(1)] == 0).all()
+    for end, column in zip(held.ends(), (0, -1), strict=True):
+        torch.testing.assert_close(end.float(), table[..., column].exp())
+    other = torch.where(given, (known.values + 1) % 32, drawn)
+    assert (clamped.log_prob(other) == -torch.inf).all() and clamped.log_prob(found).isfinite().all()
+
+
+def test_a_mean_beside_known_pixels_makes_no_table(monkeypatch):
+    """Tables of 256 values for each component of each site cost more than the rest of a step."""
+    inner = mixture(batch=1, size=256)
+    monkeypatch.setattr("vqstack.likelihood.mixture.log_bins", None)
+    Clamped(inner, Known(torch.zeros(1, *inner.shape), torch.rand(1, *inner.shape) < 0.5)).mean()
+
+
 # --- noise --------------------------------------------------------------------------------------------------------
 
 

@@ -224,12 +224,13 @@ class Edited:
         values = self._repeated(count)
         known = Known(values[target.name], ~chosen.expand(count, *target.shape))
         proposing = term.distribution(values, count, known=known)
-        maps = proposing.sample(noise(seed, range(count), level, target.sites))
-        weights = self._score(term, maps) - proposing.unchecked_log_prob(maps)
-        uniform = noise(seed, [count], level, 1).to(maps.device)
-        best = draw_values(weights[None, None].to(finest(maps.device)), uniform, Draw())
+        maps, best = proposing.sample(noise(seed, range(count), level, target.sites)), 0
+        if count > 1:
+            weights = self._score(term, maps) - proposing.unchecked_log_prob(maps)
+            uniform = noise(seed, [count], level, 1).to(maps.device)
+            best = int(draw_values(weights[None, None].to(finest(maps.device)), uniform, Draw()))
         told = _given(sites=sites, seed=seed or None, proposals=None if proposals == PROPOSALS else proposals)
-        return self._changed(level, maps[int(best)][None], chosen, near, draw, f"resampled({level}{told}")
+        return self._changed(level, maps[best][None], chosen, near, draw, f"resampled({level}{told}")
 
     def placed(self, level: int, codes: Mapping[Site, int], *, near: bool = True, draw: bool = False) -> "Edited":
         """Codes of z_level set by hand: a code for each of some sites. ``near``, ``draw``: see :meth:`resampled`."""

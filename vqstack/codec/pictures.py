@@ -82,6 +82,11 @@ class Pictures:
     load: Callable[[int], Integer[Tensor, "c *map"]]
 
 
+def stem_of(path: Path) -> str:
+    """The name of a file without its ending, which may be ``.nii.gz``."""
+    return path.stem.removesuffix(".nii") if path.name.endswith(".nii.gz") else path.stem
+
+
 def safe_stem(stem: str) -> bool:
     """Whether a name, after those of inner folders, leads to a file inside of the folder that it is meant for.
 

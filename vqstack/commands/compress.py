@@ -20,6 +20,7 @@ from vqstack.codec.pictures import (
     pictures_of_split,
     reader_of,
     safe_stem,
+    stem_of,
 )
 from vqstack.config import Positional, parse
 from vqstack.disk import write_text
@@ -102,11 +103,6 @@ def pictures_of(command: Command, model: HierarchicalModel) -> tuple[Pictures, i
     read = reader_of(model)
     pictures = pictures_of_files(files, partial(read, channels=channels, values=values))
     return pictures, sum(path.stat().st_size for path in files)
-
-
-def stem_of(path: Path) -> str:
-    """The name of a file without its ending, which may be ``.nii.gz``."""
-    return path.stem.removesuffix(".nii") if path.name.endswith(".nii.gz") else path.stem
 
 
 def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:

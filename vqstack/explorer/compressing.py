@@ -6,7 +6,7 @@ from nicegui import events, ui
 
 from vqstack.codec.archive import Restored
 from vqstack.codec.blocks import BlockCodec
-from vqstack.codec.pictures import safe_stem
+from vqstack.codec.pictures import safe_stem, stem_of
 from vqstack.errors import InputError
 from vqstack.explorer.desk import Desk
 from vqstack.explorer.fields import sent
@@ -54,7 +54,7 @@ class Compressing:
     async def _take(self, event: events.MultiUploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]
         async with sent(event.files) as paths:
-            stems = {p: p.stem if safe_stem(p.stem) else f"image{n}" for n, p in enumerate(paths)}
+            stems = {p: stem_of(p) if safe_stem(stem_of(p)) else f"image{n}" for n, p in enumerate(paths)}
             made = await self.desk.run(lambda: self._compressed(stems), wait=True)
         if made is None:
             return

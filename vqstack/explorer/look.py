@@ -1,10 +1,11 @@
 """Look: an image and every level of it, its codes as colours, what each keeps, the bits of every site, the ledger."""
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
 from nicegui import ui
+from numpy.typing import NDArray
 from PIL import Image
 
 from vqstack.code_use import colours
@@ -14,6 +15,7 @@ from vqstack.explorer.desk import Desk
 from vqstack.explorer.pictures import address, heat, laid_out, noun, of_input, of_patch, of_sites, over
 from vqstack.explorer.player import Player
 from vqstack.ledger import BITS
+from vqstack.quantizer import Codebook
 from vqstack.shapes import by_axis
 
 
@@ -23,11 +25,17 @@ def title_of(desk: Desk, level: int) -> str:
     return f"z_{level}, {by_axis(upper.shape)} of {upper.size} codes" if level else noun(desk.opened.model)
 
 
+@cache
+def _colours(quantizer: Codebook) -> NDArray[np.uint8]:
+    """Of each code; a model that is open does not change."""
+    return colours(quantizer).numpy()
+
+
 def map_picture(image: Edited, level: int) -> Image.Image:
     """The codes of a level in the colours of its codebook."""
     quantizer, codes = image.model.stack.level(level).quantizer, image.map(level)
     rows, columns = laid_out(tuple(codes.shape[1:]), bool(quantizer.chain))
-    return of_sites(colours(quantizer).numpy()[quantizer.rows(codes).flatten().cpu()], rows, columns)
+    return of_sites(_colours(quantizer)[quantizer.rows(codes).flatten().cpu()], rows, columns)
 
 
 def bits_picture(image: Edited, level: int, bits: torch.Tensor) -> Image.Image:

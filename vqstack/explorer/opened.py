@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from contextvars import ContextVar
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -51,6 +52,7 @@ class Opened:
             part.register_forward_pre_hook(go_on)
         self._stamp = self._look()
         self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1)  # each thread would keep memory, and threads of torch, of its own
         self.ended = False  # the server stops: nothing is wanted any more
         self.uses = dict[int, CodeUse]()  # of levels whose codes have been counted
 
@@ -73,6 +75,10 @@ class Opened:
         Stopped where nobody wants it any more. InputError where the model's files are not those that were opened.
         """
 
+        def computed() -> Result:
+            with torch.inference_mode():
+                return work()
+
         def alone() -> Result:
             _wanted.set(lambda: not self.ended and wanted())  # of this call: each has a context of its own
             while not self._lock.acquire(timeout=0.1):
@@ -81,8 +87,7 @@ class Opened:
                 go_on()
                 if self._look() != self._stamp:
                     raise InputError(f"the model in {self.artefact} has changed: start vqstack explore again")
-                with torch.inference_mode():
-                    return work()
+                return self._thread.submit(copy_context().run, computed).result()
             finally:
                 self._lock.release()
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -74,11 +73,39 @@ class Clamped(Distribution):
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
         values.copy_(torch.where(self.given, self.values, values))
         for factor in self.inner.factors(values):
-            value, given = self.values[:, factor.sites, None], self.given[:, factor.sites, None]
-            certain = torch.full_like(factor.log_probs, -torch.inf).scatter(-1, value, 0.0)
-            mean = partial(self._mean, factor, value[..., 0], given[..., 0])
-            yield Table(factor.sites, torch.where(given, certain, factor.log_probs), mean)
+            yield Held(factor, self.values[:, factor.sites], self.given[:, factor.sites])
 
-    @staticmethod
-    def _mean(factor: Factor, value: Int64[Tensor, "b n"], given: Bool[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-        return torch.where(given, value.float(), factor.mean())
+
+class Held(Factor):
+    """A factor some of whose values are known. A table is made only where one is read.
+
+    Args:
+        inner: of the same sites.
+        value: [b, n], which count where ``given`` says so.
+    """
+
+    def __init__(self, inner: Factor, value: Int64[Tensor, "b n"], given: Bool[Tensor, "b n"]) -> None:
+        super().__init__(inner.sites)
+        self.inner, self.value, self.given, self.size = inner, value, given, inner.size
+
+    @property
+    def log_probs(self) -> Float[Tensor, "b n V"]:
+        table = self.inner.log_probs
+        certain = torch.full_like(table, -torch.inf).scatter(-1, self.value[..., None], 0.0)
+        return torch.where(self.given[..., None], certain, table)
+
+    def log_prob(self, values: Int64[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+        found = self.inner.log_prob(values)
+        certain = torch.zeros_like(found).masked_fill(values != self.value, -torch.inf)
+        return torch.where(self.given, certain, found)
+
+    def mean(self) -> Float[Tensor, "b n"]:
+        return torch.where(self.given, self.value.float(), self.inner.mean())
+
+    def ends(self) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        first, last = self.inner.ends()
+        known = [(self.value == end).to(first) for end in (0, self.size - 1)]
+        return torch.where(self.given, known[0], first), torch.where(self.given, known[1], last)
+
+    def _draw(self, noise: Float[Tensor, "b n"] | None, draw: Draw) -> Int64[Tensor, "b n"]:
+        return torch.where(self.given, self.value, self.inner._draw(noise, draw))

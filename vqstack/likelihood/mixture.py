@@ -46,6 +46,7 @@ class LogisticMixture(Distribution):
         self.coupling = parameters[1 + 2 * channels :].tanh()
         self.shape, self.size, self.dtype = (channels, *sites), size, value_dtype(size)
         self.device = parameters.device
+        self._own = list[Float[Tensor, "b s k"]]()  # mean grey values of components, of the first channels
 
     def _component_mean(self, channel: int, earlier: list[Tensor]) -> Float[Tensor, "b s k"]:
         """m_ki given the scaled values [b, s, 1 or k] of the earlier channels."""
@@ -68,11 +69,10 @@ class LogisticMixture(Distribution):
         In each component the earlier channels stand at their own means, which is exact but where the outer bins cut.
         The mean *given* the means of the earlier channels would be another: no component may have such a colour.
         """
-        value, earlier = self.means[0], list[Tensor]()
-        for i in range(channel + 1):
-            value = mean_value(self._component_mean(i, earlier), self.log_scales[i], self.size)
-            earlier.append(scaled(value, self.size))
-        return (self.log_weights.exp() * value).sum(-1)
+        for i in range(len(self._own), channel + 1):  # of channels before it they are known
+            earlier = [scaled(value, self.size) for value in self._own]
+            self._own.append(mean_value(self._component_mean(i, earlier), self.log_scales[i], self.size))
+        return (self.log_weights.exp() * self._own[channel]).sum(-1)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
         sites_per_channel = prod(self.shape[1:])
