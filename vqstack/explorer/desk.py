@@ -86,6 +86,8 @@ class Desk:
     async def remember(self) -> None:
         """Go on with what this tab of the browser had before its page was loaded again."""
         await self.client.connected()
+        if not self.client.has_socket_connection:  # it was closed before it was there
+            return
         kept = app.storage.tab.get("history")
         if isinstance(kept, History) and self.image is None:
             self.history = kept.copy()

@@ -1,5 +1,6 @@
 """The page: what is open, its parts, and the server on this machine."""
 
+import gc
 import socket
 from contextlib import suppress
 from functools import partial
@@ -169,6 +170,7 @@ def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> N
     """Serve the page until it is stopped."""
     register(opened)
     app.storage.max_tab_storage_age = KEPT
+    app.on_startup(settle)
     app.on_startup(lambda: say(f"http://{host}:{port}"))
     if share:
         app.urls.on_change(shared)
@@ -182,6 +184,12 @@ def serve(opened: Opened, host: str, port: int, *, show: bool, share: bool) -> N
         reconnect_timeout=600,  # a laptop that slept finds its image again
         favicon="🧩",
     )
+
+
+def settle() -> None:
+    """Let what a tab leaves be collected soon: beside all that torch has loaded it would not seem worth the search."""
+    gc.freeze()
+    gc.collect()
 
 
 def shared() -> None:
