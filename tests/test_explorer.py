@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+import gc
 import gzip
 import io
 import re
 import shutil
+import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -25,10 +27,12 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.images import save_png
 from vqstack.texts import encode_texts
 
-ui = pytest.importorskip("nicegui", reason="the page needs nicegui: pip install 'vqstack[explore]'")
+pytest.importorskip("nicegui", reason="the page needs nicegui: pip install 'vqstack[explore]'")
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="a browser is driven by playwright: pip install playwright"
 )
+
+from nicegui import Client, core, ui  # noqa: E402
 
 from vqstack.explorer import files, page, pictures  # noqa: E402
 from vqstack.explorer.look import bits_picture, map_picture  # noqa: E402
@@ -607,6 +611,25 @@ def test_what_nobody_wants_ends_at_the_next_pass_and_leaves_no_trace(opened):
     assert len(passes) == 40
     again = alone(opened, lambda: image.resampled(1, seed=3))
     assert torch.equal(again.pixels, Opened(opened.run).image(0).resampled(1, seed=3).pixels)
+
+
+def test_a_closed_tab_leaves_nothing(opened):
+    async def closed():
+        core.loop = asyncio.get_running_loop()
+        client = Client(ui.page("/closed"))
+        with client:
+            desk = page.build(opened, client)
+        client.delete()
+        return weakref.ref(desk)
+
+    async def left():
+        desk = await closed()
+        await asyncio.sleep(1.5)  # what sends to the browser looks once a second whether that is there
+        gc.collect()
+        return desk()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(asyncio.run, left()).result() is None
 
 
 def test_a_port_that_is_taken_is_refused():

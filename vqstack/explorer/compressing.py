@@ -9,7 +9,7 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.pictures import safe_stem, stem_of
 from vqstack.errors import InputError
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.fields import sent
+from vqstack.explorer.fields import Upload, sent
 from vqstack.explorer.files import Compressed, zipped
 from vqstack.explorer.look import title_of
 from vqstack.explorer.pictures import address, of_input
@@ -26,14 +26,9 @@ class Compressing:
         self.desk = desk
         self.made: Compressed | None = None
         ui.label("Drop files here. They come back exactly, and cost what the ledger says, and a header.")
-        dropped = ui.upload(
-            multiple=True,
-            on_multi_upload=self._take,
-            on_rejected=lambda: too_large(desk, "use vqstack compress"),
-            max_total_size=LARGEST,
-            label="images, or what else the model knows; or a compressed file",
-        )
-        dropped.props('auto-upload data-drop=""').classes("wide")
+        what = "images, or what else the model knows; or a compressed file"
+        dropped = Upload(what, self._take, self._large, multiple=True, max_total_size=LARGEST)
+        dropped.props('data-drop=""')
         self.said = ui.label("").props('aria-live=polite data-size=""')
         columns = [
             {"name": name, "label": name, "field": name, "align": "left" if name == "row" else "right"}
@@ -50,6 +45,9 @@ class Compressing:
                 ui.button("compressed", on_click=self._file).props('icon=download outline data-do="compressed"')
                 ui.button("back again", on_click=self._back).props('icon=download outline data-do="back"')
         self.result.set_visibility(False)
+
+    def _large(self, _: events.UiEventArguments) -> None:
+        too_large(self.desk, "use vqstack compress")
 
     async def _take(self, event: events.MultiUploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]

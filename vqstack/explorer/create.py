@@ -10,7 +10,7 @@ from nicegui import events, ui
 from vqstack.conditions import ConditionSettings
 from vqstack.edited import Edited
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.fields import Class, Number, sent
+from vqstack.explorer.fields import Class, Number, Upload, sent
 from vqstack.explorer.look import small
 from vqstack.explorer.other import Other
 from vqstack.explorer.pictures import of_input
@@ -102,14 +102,12 @@ class Create:
             text = ui.input("text").classes("wide").props("debounce=600")
             text.on_value_change(lambda event: self._text_written(event.value or ""))
         shape = by_axis(wanted.shape)
-        field = ui.upload(
-            label=f".npy of {shape} floats",
-            on_upload=self._condition_file,
-            on_rejected=lambda: self.desk.say("that file is larger than 1 MB: give the floats of one image", "warning"),
-            max_file_size=2**20,
-        )
-        field.props('auto-upload flat bordered data-condition=""').classes("wide")
+        field = Upload(f".npy of {shape} floats", self._condition_file, self._large, max_file_size=2**20)
+        field.props('flat bordered data-condition=""')
         self.told = ui.label("nothing is given yet").props('aria-live=polite data-given=""')
+
+    def _large(self, _: events.UiEventArguments) -> None:
+        self.desk.say("that file is larger than 1 MB: give the floats of one image", "warning")
 
     async def _condition_file(self, event: events.UploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]

@@ -243,7 +243,7 @@ class Edit:
             board.show(map_picture(image, level))
             changed = (image.map(level) != before.map(level)).flatten() if before else torch.zeros(1, dtype=torch.bool)
             board.mark(set(changed.nonzero().flatten().tolist()))
-        self.code.set_content(self.desk.opened.script(image))
+        self.code.set_text(self.desk.opened.script(image))
 
     def _take_along(self) -> None:
         with ui.row():
@@ -251,7 +251,7 @@ class Edit:
             ui.button("codes", on_click=self._codes).props('data-do="codes" icon=download outline')
             ui.button("Python", on_click=self._lines).props('data-do="python" icon=download outline')
         ui.label("The lines of Python that make this image again, exactly:")
-        self.code = ui.code("", language="python").classes("lines").props('data-lines=""')
+        self.code = ui.label("").classes("lines").props('data-lines=""')
 
     def _image(self) -> None:
         if (image := self.desk.opened_image()) is not None:

@@ -1,9 +1,11 @@
 """Fields of the page: numbers that are refused rather than changed, the class of a sample, files that are sent."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from weakref import WeakMethod
 
 from nicegui import ui
 from nicegui.elements.upload_files import FileUpload
@@ -68,6 +70,44 @@ class Class(ui.select):
     def number(self) -> int | None:
         """Of the class that was chosen."""
         return None if self.value == ANY else int(self.value)
+
+
+class Upload(ui.upload):
+    """Where files are dropped.
+
+    The server remembers the route of every upload as long as it runs, and with it this element. So the element holds
+    its part of the page weakly: a closed tab would never be let go.
+
+    Args:
+        label: what is taken.
+        take, refuse: methods that are told of files, and of files that are too large.
+        multiple: whether several are taken at once.
+        limits: see NiceGUI.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        take: Callable[[Any], object],
+        refuse: Callable[[Any], object],
+        *,
+        multiple: bool = False,
+        **limits: int,
+    ) -> None:
+        took = {"on_multi_upload" if multiple else "on_upload": _weakly(take)}
+        super().__init__(multiple=multiple, label=label, on_rejected=_weakly(refuse), **took, **limits)  # type: ignore[arg-type]
+        self.props("auto-upload").classes("wide")
+
+
+def _weakly(method: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A call of a method as long as there is what it belongs to."""
+    held = WeakMethod(method)
+
+    def call(event: Any) -> object:
+        found = held()
+        return None if found is None else found(event)
+
+    return call
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from vqstack.explorer.compressing import LARGEST, Compressing, too_large
 from vqstack.explorer.create import Create
 from vqstack.explorer.desk import Desk
 from vqstack.explorer.edit import Edit
-from vqstack.explorer.fields import Class, Number, sent
+from vqstack.explorer.fields import Class, Number, Upload, sent
 from vqstack.explorer.look import Look
 from vqstack.explorer.opened import Opened
 from vqstack.shapes import by_axis
@@ -40,7 +40,8 @@ STYLE = """
 .chart { width: 26rem; max-width: 90vw; height: 10rem; }
 .about { flex: 1 1 20rem; min-width: 0; }
 .number { width: 7rem; } .wide { width: 18rem; max-width: 90vw; } .actions { max-width: 26rem; }
-.lines { width: 44rem; max-width: 90vw; } .note { font-size: 0.85rem; opacity: 0.8; }
+.lines { width: 44rem; max-width: 90vw; overflow-x: auto; white-space: pre; font-family: monospace; }
+.note { font-size: 0.85rem; opacity: 0.8; }
 .q-notification .q-btn { color: inherit !important; }
 .told { max-width: 18rem; min-height: 4rem; }
 @keyframes appear { from { visibility: hidden; } }
@@ -59,10 +60,8 @@ class Chooser:
                 ui.button("open", on_click=self._test).props('data-do="test"')
             self.seed, self.label = Number("seed", 0), Class(opened.classes).classes("number")
             ui.button("draw one", on_click=self._sample).props('data-do="drawn"')
-            own = ui.upload(
-                on_upload=self._file, on_rejected=lambda: too_large(desk, "make it smaller"), max_file_size=LARGEST
-            )
-            own.props('auto-upload flat bordered label="own file" data-own=""').classes("wide")
+            own = Upload("own file", self._file, self._large, max_file_size=LARGEST)
+            own.props('flat bordered data-own=""')
         self.said = ui.label("No image is open yet: open one of the test split, draw one, or drop a file of your own.")
         self.said.props('aria-live=polite data-open=""')
         desk.watching.append(self.fresh)
@@ -82,6 +81,9 @@ class Chooser:
             seed, label = int(numbers[0]), self.label.number
             draw = partial(Edited.drawn, self.desk.opened.model, seed, label=label)
             await self.desk.start(f"sample, seed {seed}", draw)
+
+    def _large(self, _: events.UiEventArguments) -> None:
+        too_large(self.desk, "make it smaller")
 
     async def _file(self, event: events.UploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]
