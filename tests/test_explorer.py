@@ -2,12 +2,13 @@
 
 import asyncio
 import base64
-import gc
 import gzip
 import io
+import os
 import re
 import shutil
-import weakref
+import subprocess
+import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -31,8 +32,6 @@ pytest.importorskip("nicegui", reason="the page needs nicegui: pip install 'vqst
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="a browser is driven by playwright: pip install playwright"
 )
-
-from nicegui import Client, core, ui  # noqa: E402
 
 from vqstack.explorer import files, page, pictures  # noqa: E402
 from vqstack.explorer.look import bits_picture, map_picture  # noqa: E402
@@ -613,23 +612,36 @@ def test_what_nobody_wants_ends_at_the_next_pass_and_leaves_no_trace(opened):
     assert torch.equal(again.pixels, Opened(opened.run).image(0).resampled(1, seed=3).pixels)
 
 
-def test_a_closed_tab_leaves_nothing(opened):
-    async def closed():
-        core.loop = asyncio.get_running_loop()
-        client = Client(ui.page("/closed"))
-        with client:
-            desk = page.build(opened, client)
-        client.delete()
-        return weakref.ref(desk)
+CLOSED = """
+import asyncio, gc, sys, weakref
+from pathlib import Path
+from nicegui import Client, core, ui
+from vqstack.explorer import page
+from vqstack.explorer.opened import Opened
 
-    async def left():
-        desk = await closed()
-        await asyncio.sleep(1.5)  # what sends to the browser looks once a second whether that is there
-        gc.collect()
-        return desk()
+def closed():
+    client = Client(ui.page("/closed"))
+    with client:
+        desk = page.build(opened, client)
+    client.delete()
+    return weakref.ref(desk)
 
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(asyncio.run, left()).result() is None
+async def left():
+    core.loop = asyncio.get_running_loop()
+    desk = closed()
+    await asyncio.sleep(1.5)  # what sends to the browser looks once a second whether that is there
+    gc.collect()
+    return desk()
+
+opened = Opened(Path(sys.argv[1]))
+print(asyncio.run(left()))
+"""
+
+
+def test_a_closed_tab_leaves_nothing(run):
+    kept = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    told = subprocess.run([sys.executable, "-c", CLOSED, run], env=kept, capture_output=True, text=True)
+    assert told.stdout == "None\n", told
 
 
 def test_a_port_that_is_taken_is_refused():
