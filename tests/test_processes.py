@@ -140,20 +140,18 @@ CLUSTERS = "  - {map: [4, 4], width: 8, decoder_blocks: 1, quantizer: {kind: clu
 
 @pytest.fixture(scope="session", params=["encoded", "clusters"])
 def without_dropout(tmp_path_factory, request):
-    """A command that draws nothing process by process, what one process makes of it, and how others share it."""
+    """A command that draws nothing process by process, and the run that one process has made of it."""
     folder = tmp_path_factory.mktemp("one")
     recipe = RECIPE.replace("dropout: 0.1", "dropout: 0").replace("heads: 2}", "heads: 2, dropout: 0}")
     recipe = recipe.replace("{kind: cosine,", "{kind: cosine, revival: 0.9,")
     recipe = recipe.replace("blocks: 1, quantizer", "blocks: 1, dropout: 0, quantizer")
-    parts = ((1, "level-1 4"), (3, "prior 1"), (2, "renderer 3"), (3, ""))
     if request.param == "clusters":
-        parts = ((3, ""),)  # which make the table together
         second = recipe.index("  - {map: [2, 2]")
         recipe = recipe[:second] + CLUSTERS + recipe[recipe.index("train_levels") :]
     (folder / "same.yaml").write_text(recipe, "utf-8")
     given = [folder, "rank_report", folder / "rank", "--config", folder / "same.yaml", "--out"]
     together(*given, folder / "run", processes=1)
-    return given, folder / "run", parts
+    return given, folder / "run"
 
 
 def assert_same_training(one, other):
@@ -174,8 +172,8 @@ def test_training_is_that_of_one_process_whatever_the_number_amid_an_epoch(witho
 
     An epoch has 47 images, eight steps of a level; the number grows and shrinks inside of epochs.
     """
-    given, one, parts = without_dropout
-    for processes, stop_after in parts:
+    given, one = without_dropout
+    for processes, stop_after in ((1, "level-1 4"), (3, "prior 1"), (2, "renderer 3"), (3, "")):
         together(*given, tmp_path / "run", processes=processes, stop_after=stop_after)
     assert_same_training(one, tmp_path / "run")
 
