@@ -6,7 +6,7 @@ That one checks arguments twice, and binds them by hand, for words in which a fa
 import inspect
 from dataclasses import is_dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, get_args
 
 from beartype import beartype
 from jaxtyping import config, jaxtyped
@@ -30,7 +30,8 @@ def checked(fn=None, *, typechecker):
     if not shaped and "<locals>" in fn.__qualname__:
         return fn
     if "TYPE_CHECKING" in fn.__globals__:  # names that mypy alone imports
-        fn.__annotations__ = {name: Any if isinstance(hint, str) else hint for name, hint in fn.__annotations__.items()}
+        unknown = [name for name, hint in fn.__annotations__.items() if {str} & set(map(type, (hint, *get_args(hint))))]
+        fn.__annotations__.update(dict.fromkeys(unknown, Any))
     inner = beartype(fn)
 
     @wraps(fn)
