@@ -32,12 +32,10 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # tensors are tiny: a second thread would spin
 )
 
-import jaxtyping  # noqa: E402
-from checked import checked  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Every annotation in the package is checked at run time, here and nowhere else; must precede its first import.
-jaxtyping.jaxtyped = checked
-jaxtyping.install_import_hook("vqstack", "beartype.beartype")
+install_import_hook("vqstack", "beartype.beartype")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
