@@ -465,7 +465,7 @@ def test_generate_takes_floats_of_all_images_or_of_one(run, tmp_path, call):
 
 
 def test_commands_give_what_the_run_gives(run, tmp_path, call):
-    """evaluate scores with the floats of the run's data set, encode needs none, compress says why it cannot."""
+    """evaluate scores with the floats of the run's data set, encode needs none, compress asks for them."""
     assert call(TOOLS / "evaluate.py", run, "--out", "scores", "--cpu", "--no-samples")[::2] == (0, "")
     found = json.loads((tmp_path / "scores" / "evaluate.json").read_text())["ledger"]["feed-forward"]
     expected = json.loads((run / "ledger.json").read_text())["test"]
@@ -476,7 +476,7 @@ def test_commands_give_what_the_run_gives(run, tmp_path, call):
     )
     assert code == 2 and "no floats an image, and the model is given condition, 2 floats" in err
     code, _, err = call(TOOLS / "compress.py", run, "--split", "test", "--out", "archive")
-    assert code == 2 and "this model is given condition, which no archive holds" in err
+    assert code == 2 and "--condition: missing" in err
 
 
 def test_a_split_is_scored_with_its_own_floats(run):

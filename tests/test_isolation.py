@@ -33,8 +33,7 @@ NAMES = ("HF_HOME", "HF_TOKEN", "VQSTACK_CACHE", "XDG_CACHE_HOME", "HOME", "LANG
 def test_what_lies_around_does_not_reach_a_test(tmp_path):
     """The project's conftest beside one test, started in a folder that looks like a checkout where a demo has run."""
     (tmp_path / "runs" / "digits").mkdir(parents=True)
-    for name in ("conftest.py", "checked.py"):
-        (tmp_path / name).write_text((CHECKOUT / "tests" / name).read_text("utf-8"), "utf-8")
+    (tmp_path / "conftest.py").write_text((CHECKOUT / "tests" / "conftest.py").read_text("utf-8"), "utf-8")
     (tmp_path / "test_probe.py").write_text(PROBE + FIXTURE, "utf-8")
     out = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_probe.py"],
