@@ -7,6 +7,7 @@ from itertools import count
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from helpers import TINY, files_of, refused, trained
 from test_codes import SHAPES, SIZES, fill, part, random_images, writer_of
 
@@ -20,8 +21,18 @@ NUMBERS = count()
 
 
 @pytest.fixture(params=["folder", "store"])
-def address(request, tmp_path):
-    """A folder, or an object store."""
+def address(request, tmp_path, monkeypatch):
+    """A folder, or an object store: a dictionary, which fails while it is listed when another thread removes a file."""
+    listed = MemoryFileSystem.ls
+
+    def ls(self, *args, **options):
+        while True:
+            try:
+                return listed(self, *args, **options)
+            except KeyError:
+                continue
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
     return str(tmp_path / "out") if request.param == "folder" else f"memory://shared-{next(NUMBERS)}/out"
 
 
