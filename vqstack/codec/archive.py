@@ -330,7 +330,7 @@ def restore(
         counts = [tile_count(entry, codec.tile) for entry in entries]
         sections = codec.sections if levels is None else min(levels, codec.sections)
         condition = codec.given(range(place.first, place.first + place.count), counts)
-        found = _decode(codec, file, place, sections, counts, padding(entries, codec.tile), condition)
+        found = _decode(codec, file, place, sum(counts), sections, padding(entries, codec.tile), condition)
         tiles, level = _show(codec, found, sampling, seed, condition)
         damaged = len(found) < (1 if place.raw else sections)
         first = 0
@@ -345,13 +345,12 @@ def _decode(
     codec: BlockCodec,
     file: Container,
     place: Place,
+    count: int,
     sections: int,
-    counts: Sequence[int],
     known: Padding | None,
     condition: Floats | None,
 ) -> list[Section]:
-    """What can be read of a block, whose pictures have ``counts`` tiles; the pixels stand last."""
-    count = sum(counts)
+    """What can be read of a block of ``count`` tiles; the pixels stand last."""
     if place.count > 1 and count > BLOCK:  # no encoder makes such a block
         return []
     if place.raw:
