@@ -1,4 +1,4 @@
-"""Streams of sounds, volumes and series: the pieces that the same files give without streaming, each file read once."""
+"""Streams of sounds, volumes, videos and series: the pieces that the same files give mapped, each file read once."""
 
 import itertools
 import json
@@ -11,8 +11,19 @@ import soundfile
 import torch
 from helpers import refused
 
-from vqstack.images import ImageSettings, load_splits, open_stream, sounds, split_names, survey, volumes, whole_splits
+from vqstack.images import (
+    ImageSettings,
+    load_splits,
+    open_stream,
+    sounds,
+    split_names,
+    survey,
+    video,
+    volumes,
+    whole_splits,
+)
 from vqstack.images.pieces import CUTS
+from vqstack.images.video import save_ffv1
 
 COUNTS = [9, 4, 3, 12, 8, 5, 4, 20, 7, 6, 11, 4]  # numbers of each input; pieces have 4
 PIECES = sum(-(-count // 4) for count in COUNTS if count >= 4)
@@ -58,7 +69,17 @@ def write_series(folder):
     }
 
 
-KINDS = pytest.mark.parametrize("write", [write_sounds, write_volumes, write_series])
+def write_videos(folder):
+    for number, values in enumerate(inputs()):
+        inside = folder / "train" / ("even", "odd")[number % 2]
+        inside.mkdir(parents=True, exist_ok=True)
+        with (inside / f"{number:02d}.mkv").open("wb") as file:
+            clip = np.broadcast_to(values.astype(np.uint8)[None, :, None, None], (1, len(values), 4, 4))
+            save_ffv1(clip, file, 256, 10)
+    return {"source": "videofolder", "files": {"train": str(folder / "train")}, "size": (4, 4, 4), "rate": 10}
+
+
+KINDS = pytest.mark.parametrize("write", [write_sounds, write_volumes, write_videos, write_series])
 
 
 def made(given, **changes):
@@ -88,8 +109,8 @@ def spoil(folder, settings):
         table = pa.table(columns | {"values": pa.array([[1, None, 3, 4]], pa.list_(pa.int64()))})
         pq.write_table(pa.concat_tables([pq.read_table(folder / "train.parquet"), table]), folder / "train.parquet")
     else:
-        ending = ".wav" if settings.source == "audiofolder" else ".npy"
-        (folder / "train" / "odd" / f"07b{ending}").write_bytes(b"nothing of the kind")
+        ending = {"audiofolder": "wav", "volumefolder": "npy", "videofolder": "mkv"}[settings.source]
+        (folder / "train" / "odd" / f"07b.{ending}").write_bytes(b"nothing of the kind")
 
 
 @KINDS
@@ -163,6 +184,9 @@ def test_each_file_is_read_once(streaming, tmp_path, monkeypatch):
     heard = counted(monkeypatch, sounds._library(), "read")
     load_splits(made(write_sounds(tmp_path), streaming=streaming, validation=0.0, test=0.0), ["train"])
     assert len(heard) == len(set(heard)) == len(COUNTS) - 1  # of the short one the header tells it
+    seen = counted(monkeypatch, video, "_frames")
+    load_splits(made(write_videos(tmp_path / "clips"), streaming=streaming, validation=0.0, test=0.0), ["train"])
+    assert len(seen) == len(set(seen)) == len(COUNTS)
 
 
 def test_only_what_is_read_from_files_is_streamed(tmp_path):
