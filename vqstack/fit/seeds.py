@@ -14,7 +14,10 @@ def seed_everything(*key: int) -> None:
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # the call above formats a traceback for devices that may come: 2 ms a step
+        torch.default_generator.manual_seed(seed)
 
 
 def deterministic_algorithms() -> None:
