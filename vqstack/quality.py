@@ -18,6 +18,8 @@ from vqstack.renderer import pictures_of
 from vqstack.shapes import Labels, Nats, Pixels
 from vqstack.terminal import Progress
 
+PICTURED = 1000  # images whose codes are made into pictures, at most
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -232,9 +234,9 @@ class LikenessMeter:
 
 @torch.no_grad()
 def likenesses(
-    model: HierarchicalModel, split: ImageSplit, ruler: Ruler | None = None, batch_size: int = 64, most: int = 1000
+    model: HierarchicalModel, split: ImageSplit, ruler: Ruler | None = None, batch_size: int = 64
 ) -> Likenesses:
-    """Pictures made of the codes of images against these, in every way that the model has.
+    """Pictures made of the codes of the first images, PICTURED at most, against these, in every way the model has.
 
     Args:
         model: in eval mode.
@@ -242,9 +244,8 @@ def likenesses(
         ruler: what they are compared by beside PSNR and SSIM; with one, pictures are drawn from the likelihood, too,
             at temperature 1 and from seed 0.
         batch_size: images at a time; does not change the result but at a tie.
-        most: images at most, the first ones.
     """
-    count = min(len(split), most)
+    count = min(len(split), PICTURED)
     meters: dict[str, LikenessMeter] = {}
     for indices in Progress(torch.arange(count).split(batch_size), desc="reconstruct", leave=False, disable=None):
         wanted = split.pixels[indices]

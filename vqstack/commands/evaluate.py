@@ -34,6 +34,7 @@ from vqstack.phases import check_condition, check_images, duration, in_classes_o
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
 from vqstack.pretrained import find_artefact
 from vqstack.quality import (
+    PICTURED,
     Likenesses,
     Quality,
     compare,
@@ -48,7 +49,7 @@ from vqstack.shapes import Labels, Pixels
 from vqstack.terminal import say
 
 SHOWN = 10  # images a row of the pictures
-TRIED = 16  # images that are drawn to measure how long the others take
+TRIED = 16  # images that are drawn and scored to measure how long the others take
 
 
 class Command(Settings):
@@ -183,15 +184,20 @@ def report(
     return "\n".join(lines) + "\n"
 
 
-def forecast(command: Command, model: HierarchicalModel, split: ImageSplit, count: int, below: int) -> str:
-    """What will be scored and drawn, and how long drawing takes, by a measurement of a few images."""
+def forecast(
+    command: Command, model: HierarchicalModel, split: ImageSplit, accelerator: Accelerator, count: int, below: int
+) -> str:
+    """What will be scored and drawn, and how long both take, by a measurement of a few images."""
     drawn = count * len(command.seeds) * command.samples + below
-    few = min(TRIED, command.batch_size, drawn)
+    pictures = min(len(split), PICTURED) * (1 + command.samples)  # of codes: their means, and draws to compare with
+    few = min(TRIED, command.batch_size, len(split))
     began = time.perf_counter()
-    if few:
-        draw_samples(model, few, 0, command.sampling, few, split)
-    seconds = (time.perf_counter() - began) / max(few, 1) * drawn
-    judged = ", and a classifier of the images is trained unless the cache has it" if command.samples else ""
+    draw_samples(model, few, 0, command.sampling, few, split)
+    between = time.perf_counter()
+    evaluate_split(model, split, accelerator, command.batch_size, most=few)
+    scored = len(split) * (2 if model.refiners else 1)
+    seconds = (between - began) / few * (drawn + pictures) + (time.perf_counter() - between) / few * scored
+    judged = "; a classifier of the images is trained before, unless the cache has it" if command.samples else ""
     return (
         f"{len(split)} images of {command.split} are scored, {drawn} are drawn, which takes about {duration(seconds)}"
         f"{judged}; --leaks, --num and --no-samples say what is left out"
@@ -222,7 +228,7 @@ def main(arguments: list[str]) -> None:
     count = images_a_side(command.num, split) if command.samples else 0
     below = min(len(split), drawn_by_default(split.size) if command.leaks is None else command.leaks)
     check_folder(command.out, "evaluate")
-    say(forecast(command, model, split, count, below))
+    say(forecast(command, model, split, accelerator, count, below))
     given = splits.get("train"), splits.get("validation"), command.cache, accelerator
     by = ruler(command.features, *given) if command.samples else None  # type: ignore[arg-type]  # all splits are there
 
