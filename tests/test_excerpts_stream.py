@@ -23,7 +23,7 @@ from vqstack.images import (
     whole_splits,
 )
 from vqstack.images.pieces import CUTS
-from vqstack.images.video import save_ffv1
+from vqstack.images.video import save_video
 
 COUNTS = [9, 4, 3, 12, 8, 5, 4, 20, 7, 6, 11, 4]  # numbers of each input; pieces have 4
 PIECES = sum(-(-count // 4) for count in COUNTS if count >= 4)
@@ -75,7 +75,7 @@ def write_videos(folder):
         inside.mkdir(parents=True, exist_ok=True)
         with (inside / f"{number:02d}.mkv").open("wb") as file:
             clip = np.broadcast_to(values.astype(np.uint8)[None, :, None, None], (1, len(values), 4, 4))
-            save_ffv1(clip, file, 256, 10)
+            save_video(clip, file, 256, 10)
     return {"source": "videofolder", "files": {"train": str(folder / "train")}, "size": (4, 4, 4), "rate": 10}
 
 

@@ -193,14 +193,39 @@ def test_settings_that_do_not_fit_are_refused(changes, tmp_path):
         settings(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("kind", [None, "mkv", "gif"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_is_written_reads_back(channels, tmp_path):
+def test_what_is_written_reads_back(channels, kind, tmp_path):
     clip = frames(6, channels=channels).transpose(3, 0, 1, 2) // 86
-    ending, save = saver(clip.shape, 3, rate=10)
+    ending, save = saver(clip.shape, 3, rate=10, asked=kind)
+    assert ending == f".{kind or ('gif' if channels == 1 else 'mkv')}"
     with (tmp_path / f"a{ending}").open("wb") as stream:
         save(torch.from_numpy(clip), stream)
     asked = settings(tmp_path, size=(6, 16, 16), channels=channels, values=3)
     assert np.array_equal(whole(str(tmp_path / f"a{ending}"), asked), clip)
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (15, 16), (16, 15)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mp4_has_the_frames_and_the_rate_and_nearly_the_values(channels, sides, tmp_path):
+    clip = frames(12, channels=channels).transpose(3, 0, 1, 2)[:, :, : sides[0], : sides[1]]
+    ending, save = saver(clip.shape, 256, rate=25, asked="mp4")
+    with (tmp_path / f"a{ending}").open("wb") as stream:
+        save(torch.from_numpy(clip), stream)
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        (track,) = file.streams.video
+        assert (track.average_rate, track.frames, track.codec_context.name) == (25, 12, "h264")
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(track)]).transpose(3, 0, 1, 2)
+    factor = 1 if sides == (16, 16) else 2
+    assert shown.shape[1:] == (12, factor * sides[0], factor * sides[1])
+    wanted = clip.repeat(factor, 2).repeat(factor, 3).astype(int)
+    assert np.abs(shown - wanted).mean() < (1 if channels == 1 else 4)  # colours have half the resolution
+
+
+def test_what_a_video_cannot_be_is_refused():
+    refused(lambda: saver((1, 4, 8, 8), 256, rate=10, asked="wav"), "format wav", "gif, mkv, mp4, npy")
+    refused(lambda: saver((1, 4, 8, 8), 256, asked="mp4"), "format mp4", "npy")
+    refused(lambda: saver((3, 8, 8), 256, asked="gif"), "format gif", "png, npy")
 
 
 def test_a_run_from_videos_to_videos(tmp_path):

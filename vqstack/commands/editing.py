@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 
 from vqstack import threads
-from vqstack.commands.generate import chosen_device
+from vqstack.commands.generate import FORMAT, chosen_device
 from vqstack.config import Positional
 from vqstack.errors import InputError
-from vqstack.images import captioned, grid, saver
+from vqstack.images import FileFormat, captioned, grid, saver
 from vqstack.model import Decoder, HierarchicalModel
 from vqstack.output import Output, saved
 from vqstack.phases import read_images
@@ -39,6 +39,7 @@ class Editing(Settings):
         default="likelihood",
         description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer.",
     )
+    format: FileFormat | None = FORMAT
     device: str | None = Field(default=None, description="cpu, cuda, mps …; default: the best there is.")
 
 
@@ -61,6 +62,7 @@ def opened_model(command: Editing) -> HierarchicalModel:
     """The model of a command, where it is to compute."""
     model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(command.run))
     model.check_decoder(command.decoder)
+    saver(**model.settings.stored(), asked=command.format)  # refuses what the images cannot be
     threads.share_cores()
     return model.to(chosen_device(command.device))
 
@@ -76,7 +78,7 @@ def shown(command: Editing, model: HierarchicalModel, codes: Codes, level: int) 
 
 def write(command: Editing, name: str, model: HierarchicalModel, named: Sequence[tuple[str, Pixels]]) -> None:
     """Rows of images and their names: each image in a file of its own, all of them in ``grid.png``."""
-    ending, save = saver(**model.settings.stored())
+    ending, save = saver(**model.settings.stored(), asked=command.format)
     output, values, rows = Output(command.out, name), model.stack.values, len(named[0][1])
     for title, images in named:
         for number, image in enumerate(images.cpu()):

@@ -21,7 +21,7 @@ from vqstack.codes import CodeDataset, fingerprint
 from vqstack.conditions import GIVEN
 from vqstack.config import Positional, parse
 from vqstack.errors import InputError
-from vqstack.images import captioned, grid, numerals, saver
+from vqstack.images import FileFormat, captioned, grid, numerals, saver
 from vqstack.likelihood import Draw
 from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
@@ -32,6 +32,13 @@ from vqstack.settings import Settings
 from vqstack.shapes import Pixels, by_axis
 from vqstack.terminal import Progress, say
 from vqstack.texts import encode_texts
+
+FORMAT: Any = Field(
+    default=None,
+    description="Kind of file; default: one without loss. Of images png; of sounds wav or flac; of videos gif (256 "
+    "colours a frame), mkv (FFV1) or mp4 (H.264, for players, with loss; odd sides are doubled); npy, the numbers, of "
+    "all.",
+)
 
 
 class Command(Settings):
@@ -92,9 +99,8 @@ class Command(Settings):
         default="likelihood",
         description="What makes pixels of the lowest codes: level 1's own decoder, or the renderer.",
     )
-    batch_size: int = Field(
-        default=64, ge=1, description="Images at a time, count; does not change which images come out."
-    )
+    batch_size: int = Field(default=64, ge=1, description="Images at a time, count; they come out the same.")
+    format: FileFormat | None = FORMAT
     device: str | None = Field(default=None, description="cpu, cuda, mps …; default: the best there is.")
 
     @property
@@ -279,6 +285,7 @@ def main(arguments: list[str]) -> None:
     command = parse(Command, arguments)
     model = HierarchicalModel.from_pretrained(find_artefact(command.run))
     check(command, model)
+    ending, save = saver(**model.settings.stored(), asked=command.format)
     model.to(chosen_device(command.device))
     threads.share_cores()
     sampling = sampling_of(command, model)
@@ -289,7 +296,6 @@ def main(arguments: list[str]) -> None:
     if condition is not None and len(condition) not in (1, num):
         raise InputError(f"--condition: {len(condition)} rows for {num} images: give one for all, or one for each")
     columns = len(command.label) if len(command.label) > 1 else max(1, min(GRID, round(num**0.5)))
-    ending, save = saver(**model.settings.stored())
     output = Output(command.out, "generate")
     with TemporaryFile() as rows:  # what is said of each image waits on the disk
         rows.write(b'{"images": [\n')

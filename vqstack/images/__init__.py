@@ -18,7 +18,7 @@ from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, more_than_
 from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
 from vqstack.images.look import Look, first_look
-from vqstack.images.pictures import grid, save_png, saver
+from vqstack.images.pictures import FileFormat, grid, save_png, saver
 from vqstack.images.records import check_paths
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split, register_source
 from vqstack.images.sounds import is_sound, whole_sound
@@ -32,6 +32,7 @@ __all__ = [
     "SPLITS",
     "SUFFIXES",
     "AugmentSettings",
+    "FileFormat",
     "ImageSettings",
     "ImageSplit",
     "ImageStream",

@@ -1,11 +1,11 @@
-"""Values back to files and to pictures: PNG, WAV, GIF, FFV1 or arrays of one input, and an overview of many."""
+"""Values back to files and to pictures: PNG, sounds, videos or arrays of one input, and an overview of many."""
 
 import io
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -13,23 +13,29 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from vqstack.images.sounds import save_wav
-from vqstack.images.video import save_ffv1, save_gif
+from vqstack.errors import InputError
+from vqstack.images.sounds import save_sound
+from vqstack.images.video import save_gif, save_video
 from vqstack.images.volumes import Range, from_values
 from vqstack.shapes import Pixels
 
 WAVE = (64, 192)  # rows and columns of the picture of a series
 SLICES = 8  # of a volume that its picture shows, at most
 
-
+FileFormat = Literal["png", "wav", "flac", "gif", "mkv", "mp4", "npy"]
 Save: TypeAlias = Callable[[Tensor, io.BufferedIOBase], None]
 """Writes one input into a stream."""
 
 
 def saver(
-    shape: tuple[int, ...], values: int, rate: int | None = None, limits: Range = None, companding: str = "linear"
+    shape: tuple[int, ...],
+    values: int,
+    rate: int | None = None,
+    limits: Range = None,
+    companding: str = "linear",
+    asked: FileFormat | None = None,
 ) -> tuple[str, Save]:
-    """How inputs are stored without loss: the ending of their files, and what writes one.
+    """How inputs are stored: the ending of their files, and what writes one. Without loss, unless ``asked`` otherwise.
 
     Args:
         shape: (c, h, w) of images, which become PNG; with a rate (c, n) is a sound, which becomes WAV, and (c, t, h, w)
@@ -38,15 +44,27 @@ def saver(
         rate: numbers or frames a second.
         limits: the numbers that values 0 and V-1 of others stand for.
         companding: of a sound.
+        asked: another format; InputError where inputs of this kind cannot have it.
     """
+    known: dict[str, Save] = {}
     if len(shape) == 3 and shape[0] in (1, 3) and values <= 256 and limits is None:
-        return ".png", partial(save_png, values=values)
-    if len(shape) == 2 and rate is not None:
-        return ".wav", lambda sound, stream: save_wav(sound.cpu().numpy(), stream, values, rate, companding)
-    if len(shape) == 4 and rate is not None and shape[0] in (1, 3) and values <= 256:
-        ending, save = (".gif", save_gif) if shape[0] == 1 else (".mkv", save_ffv1)
-        return ending, lambda clip, stream: save(clip.cpu().numpy(), stream, values, rate)
-    return ".npy", lambda numbers, stream: np.save(stream, from_values(numbers.cpu().numpy(), values, limits))  # type: ignore[arg-type]
+        known["png"] = partial(save_png, values=values)
+    elif len(shape) == 2 and rate is not None:
+        how = {"values": values, "rate": rate, "companding": companding}
+        known |= {kind.lower(): _of_numbers(save_sound, **how, kind=kind) for kind in ("WAV", "FLAC")}
+    elif len(shape) == 4 and rate is not None and shape[0] in (1, 3) and values <= 256:
+        known |= {kind: _of_numbers(save_video, values=values, rate=rate, kind=kind) for kind in ("mkv", "mp4")}
+        gif = {"gif": _of_numbers(save_gif, values=values, rate=rate)}
+        known = gif | known if shape[0] == 1 else known | gif
+    known["npy"] = _of_numbers(lambda numbers, stream: np.save(stream, from_values(numbers, values, limits)))
+    chosen = next(iter(known)) if asked is None else asked
+    if chosen not in known:
+        raise InputError(f"format {chosen}: what this model makes is stored as {', '.join(known)}: choose one of these")
+    return f".{chosen}", known[chosen]
+
+
+def _of_numbers(save: Callable[..., None], **how: Any) -> Save:
+    return lambda numbers, stream: save(numbers.cpu().numpy(), stream, **how)
 
 
 def save_png(pixels: UInt8[Tensor, "c h w"], path: Path | io.BufferedIOBase, values: int) -> None:

@@ -1,4 +1,4 @@
-"""Sound files: what they may be, excerpts of one length, and back to WAV.
+"""Sound files: what they may be, excerpts of one length, and back to WAV or FLAC.
 
 A number s of 16 bits becomes the value ``round((s + 32768) (V-1) / 65535)``: every number its own for V = 65,536. With
 mu-law companding s first becomes ``32768 sign(s) ln(1 + 255 |s| / 32768) / ln 256`` (the law that ITU-T G.711 draws in
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Integer
 from numpy.typing import NDArray
 
 from vqstack.errors import InputError
@@ -67,8 +67,8 @@ def _numbers(path: str, state: tuple[int, int], rate: int, channels: int) -> Int
 
 def read(
     path: str, start: int, size: int, rate: int, channels: int, values: int, companding: str = "linear"
-) -> Int32[np.ndarray, "c n"]:
-    """An excerpt of a file as values 0 … V-1.
+) -> Integer[np.ndarray, "c n"]:
+    """An excerpt of a file as values 0 … V-1, of 8 bits where these hold them, else of 32.
 
     Args:
         path: of the file.
@@ -87,11 +87,12 @@ def read(
     return _to_values(numbers.T, values, companding)
 
 
-def _to_values(numbers: NDArray[np.int32], values: int, companding: str) -> NDArray[np.int32]:
+def _to_values(numbers: NDArray[np.int32], values: int, companding: str) -> Integer[np.ndarray, "c n"]:
+    kept = np.uint8 if values <= 256 else np.int32
     if companding == "mu-law":
         bent = np.sign(numbers) * np.log1p(MU / FULL * np.abs(numbers)) / np.log1p(MU)
-        return np.rint((bent + 1) / 2 * (values - 1)).astype(np.int32)
-    return (((numbers.astype(np.int64) + FULL) * (values - 1) * 2 + 65535) // 131070).astype(np.int32)
+        return np.rint((bent + 1) / 2 * (values - 1)).astype(kept)
+    return (((numbers.astype(np.int64) + FULL) * (values - 1) * 2 + 65535) // 131070).astype(kept)
 
 
 def whole_sound(path: Path) -> tuple[Int32[np.ndarray, "c n"], int, str]:
@@ -101,13 +102,18 @@ def whole_sound(path: Path) -> tuple[Int32[np.ndarray, "c n"], int, str]:
         return np.ascontiguousarray(numbers.T, dtype=np.int32) + FULL, file.samplerate, file.subtype
 
 
-def save_wav(
-    sound: NDArray[Any], path: Path | io.BufferedIOBase, values: int, rate: int, companding: str = "linear"
+def save_sound(
+    sound: NDArray[Any],
+    path: Path | io.BufferedIOBase,
+    values: int,
+    rate: int,
+    companding: str = "linear",
+    kind: str = "WAV",
 ) -> None:
-    """Stores values [c, n] as a WAV file of 16 bits: value v as ``round(65535 v / (V-1)) - 32768``, or expanded."""
+    """Stores values [c, n] as WAV or FLAC of 16 bits: value v as ``round(65535 v / (V-1)) - 32768``, or expanded."""
     numbers = (sound.astype(np.int64) * 131070 + values - 1) // (2 * (values - 1)) - FULL
     if companding == "mu-law":
         bent = sound.astype(np.float64) * 2 / (values - 1) - 1
         wide = np.sign(bent) * np.expm1(np.abs(bent) * np.log1p(MU)) * FULL / MU
         numbers = np.clip(np.rint(wide), -FULL, FULL - 1).astype(np.int64)
-    _library().write(path, numbers.T.astype(np.int16), rate, format="WAV", subtype="PCM_16")
+    _library().write(path, numbers.T.astype(np.int16), rate, format=kind, subtype="PCM_16")

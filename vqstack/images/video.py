@@ -98,23 +98,41 @@ def whole(path: str, settings: ImageSettings) -> UInt8[np.ndarray, "c t h w"]:
     return _whole(path, state, settings.rate, size, settings.channels, settings.values, settings.background)
 
 
-def save_gif(clip: UInt8[np.ndarray, "1 t h w"], stream: io.BufferedIOBase, values: int, rate: int) -> None:
-    """Grey frames as an animation that repeats: nothing is lost; a frame lasts whole hundredths of a second."""
-    stored = (clip[0].astype(np.int64) * 510 + values - 1) // (2 * (values - 1))
-    first, *others = (Image.fromarray(frame.astype(np.uint8)) for frame in stored)
+def save_gif(clip: UInt8[np.ndarray, "c t h w"], stream: io.BufferedIOBase, values: int, rate: int) -> None:
+    """Frames as an animation that repeats; a frame lasts whole hundredths of a second, and has 256 colours at most.
+
+    Grey frames lose nothing.
+    """
+    shown = (frame[..., 0] if len(clip) == 1 else frame for frame in _eight_bits(clip, values))
+    first, *others = map(Image.fromarray, shown)
     lasts = max(20, 10 * round(100 / rate))
     first.save(stream, format="GIF", save_all=True, append_images=others, duration=lasts, loop=0)  # type: ignore[arg-type]
 
 
-def save_ffv1(clip: UInt8[np.ndarray, "c t h w"], stream: io.BufferedIOBase, values: int, rate: int) -> None:
-    """Colour frames as FFV1 in Matroska, without loss; the same bytes whenever and wherever it is written."""
-    stored = ((clip.astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8)
+def save_video(
+    clip: UInt8[np.ndarray, "c t h w"], stream: io.BufferedIOBase, values: int, rate: int, kind: str = "mkv"
+) -> None:
+    """Frames as FFV1 in Matroska, without loss, or in MP4 for players: H.264, which loses a little.
+
+    H.264 wants even sides: where one is odd every pixel becomes four. FFV1 is the same bytes wherever it is written.
+    """
+    frames = _eight_bits(clip, values)
+    container, codec, options = ("matroska", "ffv1", {})
+    pixels = "gray" if len(clip) == 1 else "bgr0"
+    if kind == "mp4":
+        container, codec, options, pixels = "mp4", "libx264", {"crf": "12", "threads": "1"}, "yuv420p"
+        frames = frames.repeat(2, 1).repeat(2, 2) if frames.shape[1] % 2 or frames.shape[2] % 2 else frames
+    size = {"height": frames.shape[1], "width": frames.shape[2]}
     library = _library()
-    with library.open(stream, "w", format="matroska", options={"fflags": "bitexact"}) as file:
-        kind = "gray" if len(clip) == 1 else "bgr0"
-        track = file.add_stream("ffv1", rate=rate, width=clip.shape[3], height=clip.shape[2], pix_fmt=kind)
-        for frame in stored.transpose(1, 2, 3, 0):
-            whole = library.VideoFrame.from_ndarray(frame.squeeze(-1), "gray") if len(clip) == 1 else None
-            whole = whole or library.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24").reformat(format=kind)
-            file.mux(track.encode(whole))
+    with library.open(stream, "w", format=container, options={"fflags": "bitexact"}) as file:
+        track = file.add_stream(codec, rate=rate, pix_fmt=pixels, options=options, **size)
+        for frame in frames:
+            given = frame[..., 0] if pixels == "gray" else np.broadcast_to(frame, (*frame.shape[:2], 3))
+            whole = library.VideoFrame.from_ndarray(np.ascontiguousarray(given), "gray" if given.ndim == 2 else "rgb24")
+            file.mux(track.encode(whole.reformat(format=pixels)))
         file.mux(track.encode(None))
+
+
+def _eight_bits(clip: UInt8[np.ndarray, "c t h w"], values: int) -> UInt8[np.ndarray, "t h w c"]:
+    """``round(255 v / (V-1))``, frame by frame."""
+    return ((clip.astype(np.int64) * 510 + values - 1) // (2 * (values - 1))).astype(np.uint8).transpose(1, 2, 3, 0)
