@@ -27,6 +27,7 @@ def test_bits_by_hand():
     assert one.row_bits("prior") == pytest.approx(10)
     assert one.row_bits("level-1") == pytest.approx(35)
     assert one.bits == pytest.approx(48)
+    assert one.error == pytest.approx(7)  # 41 and 55 bits: a deviation of sqrt(98), over the root of two images
     assert one.bits_per_dim == pytest.approx(48 / 16)  # dimensions are those of the pixels, not of every row
 
 
@@ -45,6 +46,10 @@ def test_merge_equals_the_ledger_of_everything_at_once():
     assert merged.count == 7 and list(merged.rows) == ["prior", "level-1"]
     assert merged.bits == pytest.approx(whole.bits)
     assert merged.bits_per_dim == pytest.approx(whole.bits_per_dim)
+    total = sum(nats.values()).numpy() * BITS
+    assert merged.error == pytest.approx(total.std(ddof=1) / math.sqrt(7), rel=1e-5) == whole.error
+    alone = Ledger.of({k: v[:1] for k, v in nats.items()}, dims)
+    assert alone.error is None and Ledger(whole.rows, 7).merge(whole).error is None  # one image; squares not known
     assert parts[0].count == 2  # merging changes neither part
 
 
@@ -62,6 +67,7 @@ def test_json_holds_means_and_its_rows_add_up():
     assert [row["nats"] for row in content["rows"]] == pytest.approx([3 * LN2, 10 * LN2, 35 * LN2])
     assert sum(row["bits"] for row in content["rows"]) == pytest.approx(content["bits"])
     assert content["bits_per_dim"] == pytest.approx(3) and content["images"] == 2
+    assert content["standard_error"] == pytest.approx(7)
 
 
 def test_table_by_hand():
@@ -72,6 +78,7 @@ def test_table_by_hand():
         ["prior", "4", "10.00", "20.00"],
         ["level-1", "16", "35.00", "70.00"],
         ["total", "bits", "48.00", "96.00"],
+        ["±", "standard", "error", "7.00", "14.00"],
         ["bits/dim", "3.0000", "6.0000"],
     ]
     assert len({len(line) for line in lines}) == 1  # columns are aligned

@@ -68,7 +68,7 @@ def evaluate_split(
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
     dims = model.dims
     precision = finest(accelerator.device)
-    nats = torch.zeros(len(dims), dtype=precision, device=accelerator.device)
+    nats = torch.zeros(len(dims) + 1, dtype=precision, device=accelerator.device)  # of each row; squares
     books = [level.quantizer for level in model.stack.levels]
     counts = [torch.zeros(*b.chain, b.size, dtype=torch.int64, device=accelerator.device) for b in books]
     batches = mine.split(batch_size) if len(mine) else ()  # of few images a process may have none
@@ -77,12 +77,13 @@ def evaluate_split(
         pixels = split.pixels[indices].to(accelerator.device)
         codes = model.encode(pixels)
         lengths = model.code_lengths(pixels, codes, *labels_and_condition(model, split, indices), refined=refined)
-        nats += torch.stack([lengths[name].to(precision).sum() for name in dims])
+        rows = torch.stack([lengths[name].to(precision) for name in dims])
+        nats += torch.stack([*rows.sum(1), rows.sum(0).square().sum()])
         for total, book, z in zip(counts, books, codes, strict=True):
             total += book.counts(z)
-    sums = accelerator.reduce(nats).tolist()
-    rows = {name: Row(s, dims[name]) for name, s in zip(dims, sums, strict=True)}
-    return Evaluation(Ledger(rows, count, model.given), [accelerator.reduce(c).cpu() for c in counts])
+    *sums, squares = accelerator.reduce(nats).tolist()
+    ledger = Ledger({name: Row(s, dims[name]) for name, s in zip(dims, sums, strict=True)}, count, model.given, squares)
+    return Evaluation(ledger, [accelerator.reduce(c).cpu() for c in counts])
 
 
 @dataclass(frozen=True)

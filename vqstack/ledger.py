@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from vqstack.shapes import Nats
 
 BITS = 1 / math.log(2)
@@ -33,17 +35,21 @@ class Ledger:
         rows: terms in the order in which a decoder needs them: label, prior, level-L … level-1.
         count: number of images.
         given: what all rows are merely given, for which no bits are counted; empty: nothing.
+        squares: sum over images of the square of all their nats; None: not known.
     """
 
     rows: dict[str, Row]
     count: int
     given: str = ""
+    squares: float | None = None
 
     @classmethod
     def of(cls, code_lengths: Mapping[str, Nats], dims: Mapping[str, int], given: str = "") -> "Ledger":
         """From the code lengths of each image, nats."""
-        rows = {name: Row(nats.cpu().double().sum().item(), dims[name]) for name, nats in code_lengths.items()}
-        return cls(rows, len(next(iter(code_lengths.values()))), given)
+        lengths = {name: nats.cpu().double() for name, nats in code_lengths.items()}
+        rows = {name: Row(nats.sum().item(), dims[name]) for name, nats in lengths.items()}
+        whole = torch.stack([*lengths.values()]).sum(0)
+        return cls(rows, len(whole), given, whole.square().sum().item())
 
     def merge(self, other: "Ledger") -> "Ledger":
         """The ledger of both sets of images together."""
@@ -51,7 +57,8 @@ class Ledger:
         if dims[0] != dims[1] or self.given != other.given:
             raise ValueError("only ledgers with the same rows can be merged")
         rows = {k: Row(r.nats + other.rows[k].nats, r.dims) for k, r in self.rows.items()}
-        return Ledger(rows, self.count + other.count, self.given)
+        squares = None if self.squares is None or other.squares is None else self.squares + other.squares
+        return Ledger(rows, self.count + other.count, self.given, squares)
 
     def row_bits(self, name: str) -> float:
         """Mean bits per image of one row."""
@@ -61,6 +68,15 @@ class Ledger:
     def bits(self) -> float:
         """Mean bits per image, all rows together."""
         return sum(self.row_bits(name) for name in self.rows)
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of ``bits``, the images taken as drawn at random; None for one image, or if not known."""
+        if self.squares is None or self.count < 2:
+            return None
+        nats = sum(row.nats for row in self.rows.values())
+        variance = max(0.0, self.squares - nats**2 / self.count) / (self.count - 1)
+        return math.sqrt(variance / self.count) * BITS
 
     @property
     def bits_per_dim(self) -> float:
@@ -79,6 +95,7 @@ class Ledger:
             for k, r in self.rows.items()
         ]
         found = {"rows": rows, "bits": self.bits, "bits_per_dim": self.bits_per_dim, "images": self.count}
+        found |= {} if self.error is None else {"standard_error": self.error}
         return found | ({"given": self.given} if self.given else {})
 
 
@@ -95,9 +112,10 @@ def table(ledgers: Mapping[str, Ledger]) -> str:
             ]
         )
     given = next(iter(ledgers.values())).given
-    lines.append(
-        [f"total bits given {given}" if given else "total bits", "", *(f"{x.bits:.2f}" for x in ledgers.values())]
-    )
+    total = f"total bits given {given}" if given else "total bits"
+    lines.append([total, "", *(f"{x.bits:.2f}" for x in ledgers.values())])
+    errors = ["" if x.error is None else f"{x.error:.2f}" for x in ledgers.values()]
+    lines += [["± standard error", "", *errors]] if any(errors) else []
     lines.append(["bits/dim", "", *(f"{x.bits_per_dim:.4f}" for x in ledgers.values())])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
