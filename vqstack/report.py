@@ -140,7 +140,8 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
             floats += part.sites * (kept + (0 if part.window is None else 2 * part.window.mix.in_features))
         peak = max(peak, _held(parts, shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes))
         sites, groups = sum(part.sites for part in parts), sum(len(part.schedule) for part in parts)
-        lines.append(f"{name} {sites} sites in {groups} groups, {parameters:,} parameters")
+        order = f"{sites} site{'s' * (sites > 1)} in {groups} group{'s' * (groups > 1)}"
+        lines.append(f"{name} {order}, {parameters:,} parameters")
     if model.renderer is not None:
         parameters, fit = sum(p.numel() for p in model.renderer.parameters()), config.train_renderer
         floats = 2 * model.renderer.up.floats(model.stack.levels[0].map_shape)  # as many again to compare pictures
