@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,6 +58,17 @@ def write_volumes(folder):
     return {"source": "volumefolder", "files": {"train": str(folder / "train")}, "size": (4, 4, 4)}
 
 
+def write_rows(folder):
+    """Sounds in Parquet, as ``datasets`` writes them."""
+    given = write_sounds(folder)
+    paths = sorted((folder / "train").rglob("*.wav"))  # class by class; train has rows of both groups
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    types = {"audio": datasets.Audio(), "label": datasets.ClassLabel(names=["even", "odd"])}
+    table = pa.Table.from_pydict({"audio": rows, "label": [0] * 6 + [1] * 6}, datasets.Features(types).arrow_schema)
+    pq.write_table(table, folder / "train.parquet", row_group_size=6)
+    return given | {"source": "parquet", "files": {"train": str(folder / "train.parquet")}}
+
+
 def write_series(folder):
     columns = {"values": [values.tolist() for values in inputs()], "label": ["even", "odd"] * 6}
     columns["vector"] = [[float(values[0]), 1.0] for values in inputs()]
@@ -79,7 +91,7 @@ def write_videos(folder):
     return {"source": "videofolder", "files": {"train": str(folder / "train")}, "size": (4, 4, 4), "rate": 10}
 
 
-KINDS = pytest.mark.parametrize("write", [write_sounds, write_volumes, write_videos, write_series])
+KINDS = pytest.mark.parametrize("write", [write_sounds, write_rows, write_volumes, write_videos, write_series])
 
 
 def made(given, **changes):
@@ -108,6 +120,10 @@ def spoil(folder, settings):
         columns = {"values": [[1.5, 2.5, 3.5, 4.5]], "label": ["odd"], "vector": [[0.0, 0.0]]}
         table = pa.table(columns | {"values": pa.array([[1, None, 3, 4]], pa.list_(pa.int64()))})
         pq.write_table(pa.concat_tables([pq.read_table(folder / "train.parquet"), table]), folder / "train.parquet")
+    elif settings.sounds:
+        table = pq.read_table(folder / "train.parquet")
+        more = pa.Table.from_pylist([{"audio": {"bytes": b"nothing", "path": "07b.wav"}, "label": 1}], table.schema)
+        pq.write_table(pa.concat_tables([table, more]), folder / "train.parquet")
     else:
         ending = {"audiofolder": "wav", "volumefolder": "npy", "videofolder": "mkv"}[settings.source]
         (folder / "train" / "odd" / f"07b.{ending}").write_bytes(b"nothing of the kind")
@@ -184,6 +200,8 @@ def test_each_file_is_read_once(streaming, tmp_path, monkeypatch):
     heard = counted(monkeypatch, sounds._library(), "read")
     load_splits(made(write_sounds(tmp_path), streaming=streaming, validation=0.0, test=0.0), ["train"])
     assert len(heard) == len(set(heard)) == len(COUNTS) - 1  # of the short one the header tells it
+    load_splits(made(write_rows(tmp_path / "rows"), streaming=streaming, validation=0.0, test=0.0), ["train"])
+    assert len(heard) == 2 * len(COUNTS) - 1
     seen = counted(monkeypatch, video, "_frames")
     load_splits(made(write_videos(tmp_path / "clips"), streaming=streaming, validation=0.0, test=0.0), ["train"])
     assert len(seen) == len(set(seen)) == len(COUNTS)

@@ -1,14 +1,22 @@
 """Sounds: what files of every kind become, that excerpts hold every number, and a run on class folders end to end."""
 
+import io
 import json
 import struct
+import tarfile
+from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
 from helpers import refused, toy, trained
+from PIL import Image
 from pydantic import ValidationError
 
 from vqstack.codec.blocks import BlockCodec
@@ -190,6 +198,143 @@ def test_excerpts_of_a_file_lie_in_one_split(tmp_path):
     firsts = {name: {int(x) // 7 for x in split.index} for name, split in splits.items()}
     assert sum(map(len, splits.values())) == 12 * 7
     assert sum(map(len, firsts.values())) == 12 == len(set.union(*firsts.values()))
+
+
+AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def table(path, rows, types=None, **columns):
+    """Sounds in Parquet; with ``types`` as ``datasets`` writes them."""
+    made = pa.table({"audio": pa.array(rows, AUDIO), **columns})
+    schema = made.schema if types is None else datasets.Features({"audio": datasets.Audio(), **types}).arrow_schema
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made.cast(schema), path)
+    return path
+
+
+def rows(folder):
+    """As a folder is read: class by class, file by file."""
+    return [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(folder.rglob("*.*"))]
+
+
+def in_rows(path, **changes):
+    return settings(path, source="parquet", **changes)
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Files of two classes, of several kinds and rates, and one that is short."""
+    for number, kind in enumerate(("wav", "flac", "wav", "flac")):
+        for name, pitch in (("high", 800), ("low", 100)):
+            rate = RATE if number < 2 else 11025
+            write(tmp_path / "train" / name / f"{number}.{kind}", tone(150 + 60 * number, pitch + number), rate)
+    write(tmp_path / "train" / "low" / "9.wav", tone(63))
+    return tmp_path / "train"
+
+
+@pytest.mark.parametrize("source", ["parquet", "parquet without types", "parquet of bytes", "webdataset", "hub"])
+def test_sounds_in_rows_are_what_they_are_in_folders(source, several, tmp_path):
+    wanted = load_splits(settings(several), ["train"])["train"]
+    found, labels = rows(several), [0] * 4 + [1] * 5
+    columns = {"label": pa.array(labels, pa.int64())}
+    types = {"label": datasets.ClassLabel(names=["high", "low"])} if source in ("parquet", "hub") else None
+    path = table(tmp_path / "packed" / "train.parquet", found, types, **columns)
+    given = in_rows(path)
+    if source == "parquet of bytes":
+        pq.write_table(pa.table({"audio": pa.array([row["bytes"] for row in found], pa.binary()), **columns}), path)
+    if source == "webdataset":
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for number, (row, label) in enumerate(zip(found, labels, strict=True)):
+                ending = row["path"].split(".")[1]
+                for name, content in ((ending, row["bytes"]), ("cls", str(label).encode())):
+                    member = tarfile.TarInfo(f"{number}.{name}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+        given = settings(tmp_path / "a.tar", source="webdataset")
+    if source == "hub":
+        given = settings(several, source="hub", name=str(tmp_path / "packed"), files={})
+    split = load_splits(given, ["train"])["train"]
+    assert torch.equal(split.pixels, wanted.pixels) and torch.equal(split.labels, wanted.labels)
+    assert torch.equal(split.index, wanted.index) and split.num_classes == 2
+    assert split.source["left_out"]["smaller than 64"]["count"] == 1
+    if types:
+        assert split.class_names == ["high", "low"]
+    (first,) = load_images([several / "high" / "0.wav"], given)
+    assert torch.equal(first, split.pixels[0])
+
+
+def test_what_is_held_out_goes_by_the_bytes_of_rows(several, tmp_path):
+    found = rows(several)[:-1]
+    path = table(tmp_path / "train.parquet", found)
+    shares = {"validation": 0.3, "test": 0.3, "seed": 5}
+    digests = [blake2b(row["bytes"], digest_size=8, key=(5).to_bytes(8, "big")).digest() for row in found]
+    lots = [(int.from_bytes(digest, "big") >> 11) / 2**53 for digest in digests]
+    pieces_of = [len(load_splits(in_rows(table(tmp_path / "one.parquet", [row])), ["train"])["train"]) for row in found]
+    owner = np.repeat(np.arange(len(found)), pieces_of)
+    for name, (low, high) in {"test": (0, 0.3), "validation": (0.3, 0.6), "train": (0.6, 1)}.items():
+        wanted = [place for place, file in enumerate(owner) if low <= lots[file] < high]
+        assert wanted and load_splits(in_rows(path, **shares), [name])[name].index.tolist() == wanted
+
+
+def _held(path, numbers, **how):
+    return {"bytes": write(path, numbers, **how).read_bytes(), "path": "bad.wav"}
+
+
+ODD_ROWS = {  # a row, and words of the refusal
+    "nothing": (lambda path: None, "no sound in this row"),
+    "neither": (lambda path: {"bytes": None, "path": None}, "no sound in this row"),
+    "no bytes": (lambda path: {"bytes": b"", "path": "bad.wav"}, "no sound in this row"),
+    "a path alone": (lambda path: {"bytes": None, "path": str(write(path, tone(64)))}, "does not hold it"),
+    "text": (lambda path: {"bytes": b"no sound at all", "path": "bad.wav"}, "cannot be read"),
+    "a header cut off": (lambda path: {"bytes": _held(path, tone(200))["bytes"][:30], "path": None}, "cannot be read"),
+    "flac cut off": (lambda path: {"bytes": _held(path, tone(9000))["bytes"][:2000], "path": "bad.flac"}, ""),
+    "not finite": (lambda path: _held(path, np.array([0.0, np.nan] * 50), subtype="FLOAT"), "not finite"),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ODD_ROWS, ids=str)
+def test_rows_without_a_sound_are_refused_by_number_or_left_out(kind, streaming, tmp_path):
+    make, words = ODD_ROWS[kind]
+    good = _held(tmp_path / "good.wav", tone(200))
+    row = make(tmp_path / ("bad.flac" if kind.startswith("flac") else "bad.wav"))
+    path = table(tmp_path / "train.parquet", [good, row, good])
+    how = {"streaming": streaming, "workers": 0}
+    refused(lambda: load_splits(in_rows(path, **how), ["train"]), f"{path}, row 1", words, "on_error")
+    split = load_splits(in_rows(path, on_error="skip", **how), ["train"])["train"]
+    assert len(split) == 8 and "row 1" in json.dumps(split.source["left_out"])
+
+
+def test_columns_that_may_be_something_else_are_told_apart(tmp_path):
+    row = _held(tmp_path / "good.wav", tone(64))
+    vector = pa.array([[0.5] * 64])
+    path = table(tmp_path / "a.parquet", [row], {"vector": datasets.Sequence(datasets.Value("float64"))}, vector=vector)
+    assert len(load_splits(in_rows(path), ["train"])["train"]) == 1
+    refused(lambda: load_splits(in_rows(path, rate=None), ["train"]), "audio: sounds", "set rate", "image_column")
+    series = in_rows(path, rate=None, image_column="vector", range=(0, 1), values=3)
+    assert set(load_splits(series, ["train"])["train"].pixels.flatten().tolist()) == {1}
+    refused(lambda: load_splits(in_rows(path, rate=None, size=(8, 8)), ["train"]), "audio: sounds", "set rate")
+    pq.write_table(pa.table({"vector": vector}), tmp_path / "b.parquet")
+    refused(lambda: load_splits(in_rows(tmp_path / "b.parquet"), ["train"]), "vector: numbers", "leave rate out")
+    picture = io.BytesIO()
+    Image.new("L", (8, 8), 7).save(picture, "PNG")
+    pictures = pa.array([{"bytes": picture.getvalue(), "path": None}], AUDIO)
+    both = table(tmp_path / "c.parquet", [row], {"image": datasets.Image()}, image=pictures)
+    assert len(load_splits(in_rows(both), ["train"])["train"]) == 1
+    seen = load_splits(in_rows(both, rate=None, size=(8, 8)), ["train"])["train"]
+    assert set(seen.pixels.flatten().tolist()) == {7}
+
+
+@pytest.mark.skipif(find_spec("torchcodec") is not None, reason="datasets can copy such files into rows")
+def test_a_data_set_of_files_is_refused_with_the_source_to_give(several):
+    found = settings(several, source="hub", name=str(several), files={})
+    refused(lambda: load_splits(found, ["train"]), "files of their own", "source audiofolder")
+
+
+@pytest.mark.parametrize("source", ["hub", "webdataset"])
+def test_one_axis_without_a_rate_is_nothing_that_these_have(source, tmp_path):
+    with pytest.raises(ValidationError, match="rate"):
+        settings(tmp_path, source=source, rate=None, **({"name": "a/b", "files": {}} if source == "hub" else {}))
 
 
 @pytest.mark.parametrize(

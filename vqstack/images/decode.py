@@ -25,7 +25,7 @@ from torch import Tensor
 from vqstack.errors import InputError, in_one_line
 from vqstack.images.fitting import channels_first, fitted, to_values
 from vqstack.images.formats import bombs_refused, opened, upright
-from vqstack.images.pieces import CUTS, cut_of
+from vqstack.images.pieces import CUTS, cut_of, stored
 from vqstack.images.settings import ImageSettings
 from vqstack.images.views import center
 from vqstack.shapes import Pixels
@@ -57,12 +57,9 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
         if "problem" in record:
             raise ValueError(record["problem"])
         return np.array(record["piece"]) if "piece" in record else cut.read(record, record["start"], settings)
-    stored, path = (record["bytes"], record["path"]) if isinstance(record, dict) else (None, record)
-    if stored == b"" or (stored is None and path is None):
-        raise ValueError("no image in this row")
-    if stored is None and isinstance(record, dict) and settings.packed:
-        raise ValueError("the row names a file and does not hold it; store the bytes of the image")
-    with opened(path if stored is None else io.BytesIO(stored)) as image:
+    record = {"bytes": None, "path": None} if record is None else record
+    file = stored(record, settings, "image") if isinstance(record, dict) else record
+    with opened(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
         pixels = channels_first(_fitted(upright(image), settings))
     return to_values(pixels, settings.values)
 
@@ -114,7 +111,7 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     if not paths:
         raise InputError("no image files given; name at least one")
     if settings.source not in CUTS and not settings.pictures:  # as arrays are stored and drawn
-        settings = settings.model_copy(update={"source": "volumefolder"})
+        settings = settings.model_copy(update={"source": "audiofolder" if settings.sounds else "volumefolder"})
     cut = settings.source in CUTS  # a piece of the size, the first one
     native = settings if cut else settings.model_copy(update={"size": None, "resize": None})
     images: list[Tensor] = []

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from vqstack.disk import make_folder
 from vqstack.errors import InputError, in_one_line
 from vqstack.images.cache import cache_folder, writing
-from vqstack.images.parts import FETCH, hashed
+from vqstack.images.parts import hashed
 from vqstack.images.pieces import Cut, Start, piece_of
 from vqstack.images.settings import ImageSettings
 from vqstack.images.undecoded import LEFT_OUT, Records, Streamed, count_left_out
+from vqstack.paths import remote
 from vqstack.shapes import by_axis
+
+AT_ONCE = 16  # inputs that are fetched at a time: rows may hold whole files
 
 
 def excerpts(inputs: Records, settings: ImageSettings, cut: Cut) -> Records:
@@ -28,15 +31,13 @@ def excerpts(inputs: Records, settings: ImageSettings, cut: Cut) -> Records:
     records, origin = list[dict[str, Any]](), list[int]()
     with _Held() as held:
         for number, record in enumerate(_each(inputs)):
-            if settings.series:
-                record = _row(record, f"{inputs.where}, row {number}", settings)
+            record = _named(record, f"{inputs.where}, row {number}", settings)
             starts, values, why = _opened(record, settings, cut)
             if not starts:
                 count_left_out(left_out, why, record["path"])
             if values is not None:
                 held.add(piece_of(values, start, settings) for start in starts)
-            about = {name: record[name] for name in ("path", "hash") if name in record}
-            records += [about | {"bytes": None, "start": start} for start in starts]
+            records += [_about(record) | {"start": start} for start in starts]
             origin += [number] * len(starts)
         kept = held.pieces()
     if not records:
@@ -67,18 +68,18 @@ def _taken_apart(
 ) -> dict[str, list[Any]]:
     """One row as a row for each of its pieces, which hold their values."""
     (record,) = batch[column]
-    if settings.series:
-        record = _row(record, f"{where}, the row that begins {str(record)[:40]}", settings)
+    begins = f" that begins {str(record)[:40]}" if settings.series else ""
+    record = _named(record, f"{where}, the row{begins}", settings)
     starts, values, why = _opened(record, settings, cut)
     pieces = [_piece(record, start, number, values, settings, cut) for number, start in enumerate(starts)]
-    pieces = pieces or [{**record, LEFT_OUT: why}]
+    pieces = pieces or [_about(record) | {LEFT_OUT: why}]
     return {name: list(one) * len(pieces) for name, one in batch.items()} | {column: pieces}
 
 
 def _piece(
     record: Mapping[str, Any], start: Start, number: int, values: Any, settings: ImageSettings, cut: Cut
 ) -> dict[str, Any]:
-    found = {**record, "start": start, "number": number}
+    found = _about(record) | {"start": start, "number": number}
     try:
         piece = cut.read(record, start, settings) if values is None else piece_of(values, start, settings)
     except InputError:
@@ -102,14 +103,31 @@ def _opened(record: Mapping[str, Any], settings: ImageSettings, cut: Cut) -> tup
 
 
 def _each(inputs: Records) -> Iterator[Any]:
-    for first in range(0, inputs.count, FETCH):
-        yield from inputs.fetch(np.arange(first, min(first + FETCH, inputs.count)))
+    for first in range(0, inputs.count, AT_ONCE):
+        yield from inputs.fetch(np.arange(first, min(first + AT_ONCE, inputs.count)))
 
 
-def _row(numbers: Any, name: str, settings: ImageSettings) -> dict[str, Any]:
-    """A series as a record: its numbers tell it from others, as the bytes of a file do."""
-    lot = hashed({"bytes": repr(numbers).encode(), "path": name}, settings, None)
-    return {"path": name, "numbers": numbers, "hash": lot}
+def _named(row: Any, name: str, settings: ImageSettings) -> dict[str, Any]:
+    """What a row holds as a record that says where: its numbers, or the bytes of its file, tell it from others.
+
+    Rows of shards on this machine say it themselves, and so do files.
+    """
+    if settings.series:
+        lot = hashed({"bytes": repr(row).encode(), "path": name}, settings, None)
+        return {"path": name, "numbers": row, "hash": lot}
+    if not settings.sounds:
+        return dict(row)
+    held, path = (None, None) if row is None else (row["bytes"], row["path"])
+    told = settings.packed and not any(map(remote, settings.files.values()))
+    if path is None or (held is not None and not told):
+        held, path = held or b"", f"{name}, {path}" if path else name
+    record = {"bytes": held, "path": path}
+    return record | {"hash": hashed(record, settings, None)}
+
+
+def _about(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an input what its pieces keep."""
+    return {"bytes": None} | {name: record[name] for name in ("path", "hash") if name in record}
 
 
 class _Held:

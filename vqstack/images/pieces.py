@@ -64,10 +64,27 @@ def piece_of(values: Integer[np.ndarray, "c *sites"], start: Start, settings: Im
     return values[(slice(None), *inside)].astype(np.uint8 if settings.values <= 256 else np.int32)
 
 
+def stored(record: Mapping[str, Any], settings: ImageSettings, what: str) -> bytes | str:
+    """The bytes of a file in a row, else its path; ValueError where there is none, and for a path in a shard."""
+    held, path = record["bytes"], record["path"]
+    if held == b"" or (held is None and path is None):
+        raise ValueError(f"no {what} in this row")
+    if held is None and settings.packed:
+        raise ValueError(f"the row names a file and does not hold it; store the bytes of the {what}")
+    return str(path) if held is None else bytes(held)
+
+
 def _sound(record: Mapping[str, Any], start: Start, settings: ImageSettings) -> Integer[np.ndarray, "c n"]:
     assert settings.size is not None and settings.rate is not None
     (first,), (count,), rate = start, settings.size, settings.rate
     return sounds.read(record["path"], first, count, rate, settings.channels, settings.values, settings.companding)
+
+
+def _whole_sound(record: Mapping[str, Any], settings: ImageSettings) -> Integer[np.ndarray, "c n"]:
+    assert settings.rate is not None
+    file, rate = stored(record, settings, "sound"), settings.rate
+    count = sounds.length(file, rate)
+    return sounds.read(file, 0, count, rate, settings.channels, settings.values, settings.companding)
 
 
 def _volume(record: Mapping[str, Any], settings: ImageSettings) -> Integer[np.ndarray, "c *sites"]:
@@ -76,6 +93,7 @@ def _volume(record: Mapping[str, Any], settings: ImageSettings) -> Integer[np.nd
 
 
 SERIES = _of_whole("series", lambda path: False, lambda record, settings: series.whole(record["numbers"], settings))
+SOUNDS = _of_whole("sound", lambda path: False, _whole_sound)  # in rows
 CUTS = {
     "audiofolder": Cut(
         "sound",
@@ -91,7 +109,7 @@ CUTS = {
 
 def cut_of(settings: ImageSettings) -> Cut | None:
     """How inputs of these settings are cut; None where each is an input as it is."""
-    return SERIES if settings.series else CUTS.get(settings.source)
+    return SERIES if settings.series else SOUNDS if settings.sounds else CUTS.get(settings.source)
 
 
 def pieces(sites: tuple[int, ...], size: tuple[int, ...]) -> list[Start]:

@@ -93,7 +93,8 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
     check_paths(settings)
     left_out: dict[str, dict[str, Any]] = {}
     shards: dict[str, Shards] = {}
-    if cut_of(settings) is not None and any(map(remote, settings.files.values())):
+    bound = cut_of(settings) is not None and not (settings.sounds and settings.packed)
+    if bound and any(map(remote, settings.files.values())):
         raise InputError(f"source {settings.source} reads files of this machine here: fetch them first")
     if settings.source.endswith("folder") and not any(map(remote, settings.files.values())):
         opened = open_folders(settings, beside, streaming)
@@ -111,7 +112,14 @@ def open_streams(settings: ImageSettings, streaming: bool = True) -> dict[str, S
     if not found.keys() & set(SPLITS):
         raise InputError(f"{settings}: has no split named train, validation or test; name another data set")
     splits = {
-        name: _columns(found[name], f"{settings}, split {name}", settings, settings.files.get(name), left_out.get(name))
+        name: _columns(
+            found[name],
+            shards[name].types if name in shards else found[name].features,
+            f"{settings}, split {name}",
+            settings,
+            settings.files.get(name),
+            left_out.get(name),
+        )
         for name in SPLITS
         if name in found
     }
@@ -295,30 +303,40 @@ def _load_datasets(settings: ImageSettings, streaming: bool) -> tuple[dict[str, 
             remedy = (
                 'install what opens such addresses: pip install "vqstack[remote]" (https://), pip install s3fs (s3://)'
             )
+        if settings.sounds and "torchcodec" in reason(error):  # it would copy files into rows
+            remedy = "its sounds lie in files of their own: fetch it, and name its folder with source audiofolder"
         raise _refusal(error, str(settings), "cannot be loaded", remedy) from error
     return loaded, shards
 
 
 def _columns(
-    rows: Any, where: str, settings: ImageSettings, folder: str | None, left_out: dict[str, Any] | None
+    rows: Any, types: Any, where: str, settings: ImageSettings, folder: str | None, left_out: dict[str, Any] | None
 ) -> Streamed:
     """Finds the columns of images and labels by their types, and switches decoding off."""
     import datasets
 
-    types = rows.features
     if types is None:
         raise InputError(f"{where}: does not say which columns it has; read it without streaming")
     stored = [name for name, kind in types.items() if isinstance(kind, dict) and kind.keys() == {"bytes", "path"}]
-    image_types = [name for name, kind in types.items() if isinstance(kind, datasets.Image)] + stored
+    audio = [name for name, kind in types.items() if isinstance(kind, datasets.Audio)]
+    images = [name for name, kind in types.items() if isinstance(kind, datasets.Image)]
     binary = [name for name, kind in types.items() if getattr(kind, "dtype", "") in ("binary", "large_binary")]
     lists = [field.name for field in types.arrow_schema if is_series(field.type) and field.name != settings.condition]
-    fitting = lists if settings.series else image_types or binary
-    image_column = _choose("image", settings.image_column, fitting, list(types), where)
+    fitting = lists if settings.series else (audio if settings.sounds else images) + stored or binary
+    if settings.series and lists and not settings.image_column:
+        fitting = lists + audio  # numbers beside a sound may be anything
+    told = ""
+    if audio and not settings.sounds:
+        told = f" ({', '.join(audio)}: sounds; for them give size one number and set rate)"
+    elif lists and settings.sounds:
+        told = f" ({', '.join(lists)}: numbers; for series leave rate out)"
+    image_column = _choose("image", settings.image_column, fitting, list(types), where, told)
     root = os.path.abspath(folder) if settings.source.endswith("folder") and folder and not remote(folder) else None
     labels = find_labels(types, where, settings)
     given = find_given(types, settings.condition, where)
     rows = rows.select_columns(list(dict.fromkeys([image_column, *(labels.column if labels else ())[:1], *given[:1]])))
-    rows = rows if settings.series else rows.cast_column(image_column, datasets.Image(decode=False))
+    if not settings.series:  # Audio would ask for torchcodec
+        rows = rows.cast_column(image_column, datasets.Image(decode=False))
     return Streamed(where, rows, image_column, labels, Classes(None), root, left_out or {}, given)
 
 
@@ -340,9 +358,9 @@ def _open_rows(stored: Streamed) -> Records:
     return labelled(split, stored.classes, _values(stored) if stored.stored else None)
 
 
-def _choose(what: str, named: str | None, fitting: list[str], columns: list[str], where: str) -> str:
+def _choose(what: str, named: str | None, fitting: list[str], columns: list[str], where: str, told: str) -> str:
     if named in fitting or (named is None and len(fitting) == 1):
         return named or fitting[0]
     problem = f"{what} column {named} is not there or of another type" if named else f"cannot tell the {what} column"
     known = f"of a fitting type: {', '.join(fitting) or 'none'}; all columns: {', '.join(columns)}"
-    raise InputError(f"{where}: {problem} ({known}); set {what}_column")
+    raise InputError(f"{where}: {problem} ({known}); set {what}_column{told}")

@@ -16,8 +16,8 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Size = tuple[PositiveInt, ...]
 AXES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("digits", "hub", "webdataset", "imagefolder"), (2,)),
-    "parquet": (2, 1),
+    **dict.fromkeys(("digits", "imagefolder"), (2,)),
+    **dict.fromkeys(("hub", "parquet", "webdataset"), (2, 1)),
     "array": (2, 1, 3),
     "audiofolder": (1,),
     "volumefolder": (3, 2, 1),
@@ -115,8 +115,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         default=None,
         ge=1,
         le=10**6,
-        description="numbers or frames a second, count: audiofolder, files of other rates are resampled; videofolder, "
-        "of each moment the frame that is shown; moving_mnist, of what is drawn",
+        description="numbers or frames a second, count: of sounds, other rates are resampled (of hub, parquet and "
+        "webdataset it says, with one number in size, that these are sounds); videofolder, of each moment the frame "
+        "that is shown; moving_mnist, of what is drawn",
     )
     range: tuple[float, float] | None = Field(
         default=None,
@@ -125,7 +126,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     )
     companding: Literal["linear", "mu-law"] = Field(
         default="linear",
-        description="audiofolder: steps between values; mu-law: fine near silence, coarse where it is loud",
+        description="sounds: steps between values; mu-law: fine near silence, coarse where it is loud",
     )
     resize: Size | None = Field(
         default=None,
@@ -145,7 +146,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         default=256,
         ge=2,
         le=2**16,
-        description="values per channel, count V; pixels are 0 … V-1, 256 at most (digits: 17; audiofolder: 65,536)",
+        description="values per channel, count V; pixels are 0 … V-1, 256 at most (digits: 17; sounds: 65,536)",
     )
     validation: int | float = Field(
         default=0.1, ge=0, description="held out if missing: share of train below 1 or image count"
@@ -200,7 +201,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     def _defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if data.get("source") == "audiofolder":
+        if data.get("source") == "audiofolder" or _in_rows(data.get("source"), data.get("size"), data.get("rate")):
             return {"values": 2**16 if data.get("companding", "linear") == "linear" else 256} | data
         if data.get("source") == "moving_mnist":
             return {**data, "size": data.get("size") or (16, 64, 64)}
@@ -265,6 +266,8 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         if self.size and len(self.size) not in known:
             wanted = " or ".join(map(str, sorted(known)))
             raise ValueError(f"size: {len(self.size)} numbers, and source {self.source} has {wanted}: give one an axis")
+        if self.source in ("hub", "webdataset") and len(self.size or (1, 1)) == 1 and not self.rate:
+            raise ValueError(f"source {self.source} has images, two numbers in size, or sounds, which need rate")
         if self.source in ("audiofolder", "videofolder") and not (self.size and self.rate):
             raise ValueError(
                 f"source {self.source} needs size, the numbers of an excerpt or frames, rows and columns of a clip, "
@@ -273,7 +276,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         if self.source == "volumefolder" and not self.size:
             raise ValueError("source volumefolder needs size, the sites of a block along each axis")
         seen = self.packed or self.source in ("digits", "hub", "imagefolder", "videofolder")  # by Pillow
-        if seen and not self.series and (self.channels not in (1, 3) or self.values > 256):
+        if seen and not (self.series or self.sounds) and (self.channels not in (1, 3) or self.values > 256):
             raise ValueError("images and videos have 1 or 3 channels, 256 values at most: correct channels or values")
         if self.source == "moving_mnist" and (self.channels, self.values) != (1, 256):
             raise ValueError("moving_mnist has one channel of 256 values: leave channels and values out")
@@ -302,11 +305,12 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             found["on_error"] = "the digits can all be read: leave it out"
         if self.source == "hub":
             found["files"] = f"{self.name} is fetched from the hub: say what the files are (data.source), or leave them"
-        if self.source not in ("hub", "parquet", "webdataset", "imagefolder", "videofolder") or self.series:
+        seen = self.source in ("hub", "parquet", "webdataset", "imagefolder", "videofolder")
+        if not seen or self.series or self.sounds:
             found["background"] = "nothing is transparent in numbers: leave it out"
-        if self.source not in ("audiofolder", "videofolder", "moving_mnist"):
-            found["rate"] = "of sounds and videos alone: leave it out"
-        if self.source != "audiofolder":
+        if not self.sounds and self.source not in ("audiofolder", "videofolder", "moving_mnist"):
+            found["rate"] = "of sounds (one number in size) and videos alone: leave it out"
+        if not self.sounds and self.source != "audiofolder":
             found["companding"] = "of sounds alone: leave it out"
         if self.source != "volumefolder" and not self.series:
             found["range"] = "of volumes and series alone: leave it out"
@@ -324,7 +328,12 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     @property
     def series(self) -> bool:
         """Whether inputs are lists of numbers in rows of Parquet files."""
-        return self.source == "parquet" and len(self.size or (1, 1)) == 1
+        return self.source == "parquet" and len(self.size or (1, 1)) == 1 and self.rate is None
+
+    @property
+    def sounds(self) -> bool:
+        """Whether inputs are sound files in rows or archives."""
+        return _in_rows(self.source, self.size, self.rate)
 
     @property
     def pictures(self) -> bool:
@@ -339,6 +348,12 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     def __str__(self) -> str:
         named = {"digits": "scikit-learn digits", "hub": f"hub data set {self.name}"}
         return named.get(self.source, f"{self.source} {', '.join(self.files.values())}")
+
+
+def _in_rows(source: Any, size: Any, rate: Any) -> bool:
+    """Whether inputs are sounds, which have one axis and a rate, in rows or archives; of settings that may be wrong."""
+    one = isinstance(size, list | tuple) and len(size) == 1
+    return source in ("hub", "parquet", "webdataset") and one and rate is not None
 
 
 class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +23,7 @@ from vqstack.errors import InputError, reason
 from vqstack.images.folders import summary
 from vqstack.images.formats import SUFFIXES
 from vqstack.images.settings import ImageSettings, Split
+from vqstack.images.sounds import SUFFIXES as SOUNDS
 from vqstack.paths import matches
 from vqstack.reading import plain_file
 
@@ -67,6 +68,7 @@ class Shards(NamedTuple):
     """A split whose files are on this machine."""
 
     rows: Any  # a data set of ``datasets`` whose images are not decoded
+    types: Any  # of its columns, as the files say
     left_out: dict[str, dict[str, Any]]  # reason -> how many members of archives are in no row, and the first
     folders: list[str]  # inside the archives, where images lie in two or more
 
@@ -82,11 +84,12 @@ def open_shards(settings: ImageSettings, split: Split, streaming: bool) -> Shard
     paths = [os.path.abspath(path) for path in matches(settings.files[split])]
     rows: Callable[..., Iterator[dict[str, Any]]] = _parquet_rows
     options: dict[str, Any] = {}
-    inside = Inside()
+    inside = Inside(SOUNDS if settings.sounds else SUFFIXES)
     if settings.source == "parquet":
         parts, schema = _parquet_parts(paths)
     else:
         parts, rows = _tar_parts(paths), _tar_rows
+        options["endings"] = tuple(sorted(inside.endings))  # a list would be dealt out to workers
         options["image"], schema, seen = _tar_schema(paths, settings.image_column, inside)
         for path in [] if streaming else paths[seen:]:
             with _named(path), tarfile.open(path) as archive:
@@ -94,9 +97,11 @@ def open_shards(settings: ImageSettings, split: Split, streaming: bool) -> Shard
     if not parts:
         raise InputError(f"{settings.files[split]}: holds no rows; correct the path of {split} in files")
     made = datasets.IterableDataset if streaming else datasets.Dataset
-    features = datasets.Features.from_arrow_schema(schema)
+    types = datasets.Features.from_arrow_schema(schema)
+    undecoded = {name: datasets.Image(decode=False) for name, kind in types.items() if isinstance(kind, datasets.Audio)}
+    features = datasets.Features({**types, **undecoded})  # Audio would ask for torchcodec
     loaded = made.from_generator(rows, features=features, gen_kwargs={"parts": parts, "schema": schema, **options})
-    return Shards(loaded, summary(inside.left_out), sorted(inside.folders) if len(inside.folders) > 1 else [])
+    return Shards(loaded, types, summary(inside.left_out), sorted(inside.folders) if len(inside.folders) > 1 else [])
 
 
 @contextmanager
@@ -171,8 +176,9 @@ Samples = dict[str, dict[str, tarfile.TarInfo]]  # key -> field -> member, in th
 
 @dataclass
 class Inside:
-    """What archives hold besides samples, and the folders that their images lie in."""
+    """What archives hold besides samples, and the folders that their images, members of certain endings, lie in."""
 
+    endings: Collection[str]
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # reason -> archive, member
     folders: set[str] = field(default_factory=set)  # the innermost ones
 
@@ -192,17 +198,17 @@ class Inside:
                 raise ValueError(f"holds {member.name} twice")
             fields[parts[2]] = member
             folder = os.path.basename(os.path.dirname(parts[1]))
-            if _is_image(parts[2]) and folder not in ("", "."):
+            if self.is_image(parts[2]) and folder not in ("", "."):
                 self.folders.add(folder)
         return found
+
+    def is_image(self, field: str) -> bool:
+        """Whether a member is an image, or what else is looked for, by its ending."""
+        return f".{_ending(field)}" in self.endings
 
 
 def _ending(field: str) -> str:
     return field.rpartition(".")[2].lower()
-
-
-def _is_image(field: str) -> bool:
-    return f".{_ending(field)}" in SUFFIXES
 
 
 def _tar_schema(paths: list[str], column: str | None, inside: Inside) -> tuple[str | None, pa.Schema, int]:
@@ -214,15 +220,16 @@ def _tar_schema(paths: list[str], column: str | None, inside: Inside) -> tuple[s
     for seen, path in enumerate(paths, start=1):
         with _named(path), tarfile.open(path) as archive:
             samples = list(inside.add(path, archive).values())
-            images = list(dict.fromkeys(field for fields in samples for field in fields if _is_image(field)))
+            images = list(dict.fromkeys(field for fields in samples for field in fields if inside.is_image(field)))
             rows = [_told(archive, fields) for fields in islice(samples, SEEN)]
             told = {name: pa.array([row.get(name) for row in rows]) for row in rows for name in row}
         if images:
-            several = column is not None or any(sum(map(_is_image, fields)) > 1 for fields in samples)
+            several = column is not None or any(sum(map(inside.is_image, fields)) > 1 for fields in samples)
             columns = [(name, _IMAGE) for name in (images if several else images[:1])]
             return None if several else images[0], pa.schema(columns + [(name, told[name].type) for name in told]), seen
+    what = "sound" if inside.endings is SOUNDS else "image"
     raise InputError(
-        f"{', '.join(paths[:1])}: holds no image ({', '.join(sorted(SUFFIXES))}); correct the path in files"
+        f"{', '.join(paths[:1])}: holds no {what} ({', '.join(sorted(inside.endings))}); correct the path in files"
     )
 
 
@@ -240,12 +247,15 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _tar_rows(parts: list[Part], schema: pa.Schema, image: str | None) -> Iterator[dict[str, Any]]:
+def _tar_rows(
+    parts: list[Part], schema: pa.Schema, image: str | None, endings: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    inside = Inside(endings)
     columns = [field.name for field in schema if field.type == _IMAGE]
     for part in parts:
         with _named(part.path), tarfile.open(part.path) as archive:
-            for key, fields in Inside().add(part.path, archive).items():
-                held = [field for field in fields if _is_image(field)]
+            for key, fields in inside.add(part.path, archive).items():
+                held = [field for field in fields if inside.is_image(field)]
                 if image is not None and len(held) > 1:
                     raise ValueError(f"{key} has two images, {held[0]} and {held[1]}: set image_column")
                 row: dict[str, Any] = dict.fromkeys(schema.names)

@@ -39,16 +39,29 @@ def _library() -> Any:
     return soundfile
 
 
-def length(path: str, rate: int) -> int:
-    """How many numbers a channel of the file has at that rate. Raises what soundfile raises where it is broken."""
-    about = _library().info(path)
+def _of_library(name: str, file: str | bytes, **how: Any) -> Any:
+    """What a function of the library makes of a file; its messages say where in memory bytes lie."""
+    library = _library()
+    try:
+        return getattr(library, name)(io.BytesIO(file) if isinstance(file, bytes) else file, **how)
+    except library.LibsndfileError as error:
+        raise ValueError(error.error_string) from error
+
+
+def length(file: str | bytes, rate: int) -> int:
+    """How many numbers a channel of the file has at that rate. ValueError where it is broken."""
+    about = _of_library("info", file)
     return about.frames if about.samplerate == rate else round(about.frames * rate / about.samplerate)
 
 
 @lru_cache(2)  # the excerpts of a file are read one after the other
-def _numbers(path: str, state: tuple[int, int], rate: int, channels: int) -> Int32[np.ndarray, "n c"]:
+def _of_path(path: str, state: tuple[int, int], rate: int, channels: int) -> Int32[np.ndarray, "n c"]:
+    return _numbers(path, rate, channels)
+
+
+def _numbers(file: str | bytes, rate: int, channels: int) -> Int32[np.ndarray, "n c"]:
     """All of a file: signed numbers of 16 bits."""
-    found, own = _library().read(path, dtype="float64", always_2d=True)
+    found, own = _of_library("read", file, dtype="float64", always_2d=True)
     if not np.isfinite(found).all():
         raise ValueError("numbers that are not finite")
     if own != rate:
@@ -66,20 +79,24 @@ def _numbers(path: str, state: tuple[int, int], rate: int, channels: int) -> Int
 
 
 def read(
-    path: str, start: int, size: int, rate: int, channels: int, values: int, companding: str = "linear"
+    file: str | bytes, start: int, size: int, rate: int, channels: int, values: int, companding: str = "linear"
 ) -> Integer[np.ndarray, "c n"]:
     """An excerpt of a file as values 0 … V-1, of 8 bits where these hold them, else of 32.
 
     Args:
-        path: of the file.
+        file: its path, or what it holds.
         start, size: its first number and how many there are, at the rate.
         rate: numbers a second.
         channels: c.
         values: V.
         companding: linear or mu-law.
     """
-    status = os.stat(path)
-    numbers = _numbers(path, (status.st_size, status.st_mtime_ns), rate, channels)[start : start + size]
+    if isinstance(file, bytes):
+        numbers = _numbers(file, rate, channels)
+    else:
+        status = os.stat(file)
+        numbers = _of_path(file, (status.st_size, status.st_mtime_ns), rate, channels)
+    numbers = numbers[start : start + size]
     if len(numbers) < size - 2:
         raise ValueError(f"{len(numbers)} numbers where {size} were to be read")
     if len(numbers) < size:  # a resampler rounds otherwise
