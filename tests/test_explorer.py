@@ -264,7 +264,15 @@ def test_keys_choose_rectangles_and_undo(tab, opened):
     tab.picture("[data-edited]", pictures.of_input(opened.model, start.pixels))
     tab.page.keyboard.press("Control+Shift+z")
     tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
-    assert tab.text("[data-open]", "1 change") == f"open: test image 2, class {int(start.labels)}, 1 change"
+    changed = f"open: test image 2, class {int(start.labels)}, 1 change"
+    assert tab.text("[data-open]", "1 change") == changed
+    tab.open(3)  # which loses nothing
+    assert not tab.page.locator("[data-board='overview of level 1'] rect").count()  # and has been changed nowhere
+    tab.press("undo")
+    assert tab.text("[data-open]", "1 change") == changed
+    tab.picture("[data-edited]", pictures.of_input(opened.model, expected.pixels))
+    tab.press("redo")
+    tab.text("[data-open]", "test image 3")
 
 
 @browsing

@@ -165,7 +165,7 @@ class Create:
     async def _vary(self) -> None:
         image, level, numbers = self.desk.opened_image(), int(self.from_level.value), self.desk.read(self.varied)
         if image is not None and numbers is not None:
-            seed, name = int(numbers[0]), f"variation of {self.desk.history.name}"
+            seed, name = int(numbers[0]), f"variation of {self.desk.name}"
             await self._make(name, 8, lambda numbers: [image.varied(level, seed=seed, number=n) for n in numbers])
 
     def _blends(self) -> None:
@@ -181,7 +181,7 @@ class Create:
         image, other = self.desk.opened_image(), self.other.image()
         shares = [float(slider.value) for slider in self.shares]
         if image is not None and other is not None:
-            name = f"blend of {self.desk.history.name}"
+            name = f"blend of {self.desk.name}"
             await self._make(name, 4, lambda seeds: [image.blended(other(), shares, seed=seed) for seed in seeds])
 
     async def _make(self, kind: str, num: int, make: Callable[[range], list[Edited]], together: int = 1) -> None:

@@ -16,8 +16,17 @@ from vqstack.explorer.opened import Opened, Stopped
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-KEPT = 50  # images that undo goes back to
+KEPT = 50  # steps that undo goes back
 GONE = 5.0  # seconds without a connection after which nobody waits any more: the tab was closed
+
+
+@dataclass(frozen=True)
+class Step:
+    """An image, what it was called when it was opened, and how often it has been changed since."""
+
+    name: str
+    image: Edited
+    changes: int = 0
 
 
 @dataclass
@@ -25,16 +34,15 @@ class History:
     """What a tab keeps when its page is loaded again.
 
     Attributes:
-        image, name: what is open, and what it was called when it was opened.
-        past, future: what undo and redo lead to.
+        now: what is open.
+        past, future: what undo and redo lead to, images that were open before among them.
         other: the name of an image to copy codes from, and to blend with, and the image.
         part, dark: of the page the part that is seen, and whether it is dark; None: as the system.
     """
 
-    image: Edited | None = None
-    name: str = ""
-    past: list[Edited] = field(default_factory=list)
-    future: list[Edited] = field(default_factory=list)
+    now: Step | None = None
+    past: list[Step] = field(default_factory=list)
+    future: list[Step] = field(default_factory=list)
     other: tuple[str, Edited] | None = None
     part: str = ""
     dark: bool | None = None
@@ -66,22 +74,28 @@ class Desk:
     @property
     def image(self) -> Edited | None:
         """What is open."""
-        return self.history.image
+        return None if self.history.now is None else self.history.now.image
+
+    @property
+    def name(self) -> str:
+        """What it was called when it was opened."""
+        return "" if self.history.now is None else self.history.now.name
 
     @property
     def title(self) -> str:
         """What is open, by its name, its class and the number of its changes."""
-        image, said = self.image, [self.history.name]
-        if image is not None and image.labels is not None:
-            said.append(f"class {self.opened.classes.get(int(image.labels), '?')}")
-        if count := len(self.history.past):
-            said.append(f"{count} change{'s' * (count > 1)}")
+        now, said = self.history.now, [self.name]
+        if now is not None and now.image.labels is not None:
+            said.append(f"class {self.opened.classes.get(int(now.image.labels), '?')}")
+        if now is not None and now.changes:
+            said.append(f"{now.changes} change{'s' * (now.changes > 1)}")
         return ", ".join(said)
 
     @property
     def before(self) -> Edited | None:
-        """The image before the last change."""
-        return self.history.past[-1] if self.history.past else None
+        """The image before its last change; None where it has not been changed."""
+        now, past = self.history.now, self.history.past
+        return past[-1].image if now is not None and now.changes and past else None
 
     async def remember(self) -> None:
         """Go on with what this tab of the browser had before its page was loaded again."""
@@ -92,7 +106,7 @@ class Desk:
         if isinstance(kept, History) and self.image is None:
             self.history = kept.copy()
             self.returned()
-            if kept.image is not None:
+            if kept.now is not None:
                 self._changed()
         app.storage.tab["history"] = self.history
 
@@ -186,25 +200,27 @@ class Desk:
 
     async def change(self, work: Callable[[Edited], Edited]) -> bool:
         """Another image made of this one; whether that went well."""
-        image = self.opened_image()
-        if image is None:
+        now = self.history.now
+        if self.opened_image() is None or now is None:
             return False
-        made = await self.run(lambda: work(image))
-        if made is not None:
-            self.history.past, self.history.future = [*self.history.past, image][-KEPT:], []
-            self._put(made)
-        return made is not None
+        made = await self.run(lambda: work(now.image))
+        if made is None:
+            return False
+        if self.history.now is not now:  # one of the gallery
+            self.say("another image was opened meanwhile: the change is dropped", "warning")
+            return False
+        self._put(Step(now.name, made, now.changes + 1))
+        return True
 
     async def start(self, name: str, make: Callable[[], Edited]) -> None:
-        """A new image, without a past."""
+        """Another image; undo leads back to this one."""
         made = await self.run(make, wait=True)
         if made is not None:
             self.begin(name, made)
 
     def begin(self, name: str, image: Edited) -> None:
-        """Put a new image here, without a past."""
-        self.history.name, self.history.past, self.history.future = name, [], []
-        self._put(image)
+        """Put another image here; undo leads back to this one."""
+        self._put(Step(name, image))
 
     async def quietly(self, work: Callable[[], Result]) -> Result | None:
         """A computation that is over in a moment, beside others; None where it came to nothing, which is said."""
@@ -225,8 +241,10 @@ class Desk:
             self.say("choose an image first: a test image, a file or a sample", "warning")
         return self.image
 
-    def _put(self, image: Edited) -> None:
-        self.history.image = image
+    def _put(self, step: Step) -> None:
+        history = self.history
+        history.past, history.future = [*history.past, *([] if history.now is None else [history.now])][-KEPT:], []
+        history.now = step
         self._changed()
 
     def _changed(self) -> None:
@@ -234,16 +252,17 @@ class Desk:
             changed()
 
     def undo(self) -> None:
-        """Back to what was before the last change."""
+        """Back to what was before the last change, or to the image that was open before."""
         self._step(self.history.past, self.history.future, "undo")
 
     def redo(self) -> None:
-        """The change that was undone."""
+        """What was undone."""
         self._step(self.history.future, self.history.past, "redo")
 
-    def _step(self, there: list[Edited], here: list[Edited], name: str) -> None:
+    def _step(self, there: list[Step], here: list[Step], name: str) -> None:
         if not there:
             self.say(f"there is nothing to {name}")
-        elif self.image is not None and self.free():
-            here.append(self.image)
-            self._put(there.pop())
+        elif self.history.now is not None and self.free():
+            here.append(self.history.now)
+            self.history.now = there.pop()
+            self._changed()
