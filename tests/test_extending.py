@@ -62,6 +62,10 @@ def test_networks_of_ones_own_are_trained_released_and_drawn_from(plugin, call, 
     monkeypatch.delenv(PLUGINS)
     code, out, err = call(ROOT / "tools/generate.py", "run", "--num", 2, "--out", "more")
     assert (code, out, len(err.splitlines())) == (2, "", 1) and "plain is not registered" in err
+    monkeypatch.setenv(PLUGINS, "no_such_module")
+    code, out, err = call(ROOT / "tools/generate.py", "run", "--num", 2, "--out", "more")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "No module named 'no_such_module'" in err and "again" not in err  # the model is as it should be
 
 
 def test_levels_with_other_networks_sum_to_one_together(unregistered):

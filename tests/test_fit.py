@@ -529,6 +529,26 @@ def test_a_collapsed_codebook_is_warned_about(tmp_path, capsys):
 def test_the_cause_of_a_collapse(history, vectors, words):
     cause = cause_of_collapse(history, 600, 10.0, 64, vectors)
     assert all(word in cause for word in words), cause
+    of_level = cause_of_collapse(history, 600, 10.0, 64, vectors, level=2)
+    assert "levels.1.quantizer" in of_level or "train_levels.1." in of_level
+
+
+def test_a_collapse_is_told_where_training_is_shorter_than_an_epoch(tmp_path, capsys):
+    """Nor is the level below forgotten: where it has one code, the level above has nothing to encode."""
+    fit = build(tmp_path)
+    fit.name = fit.journal.name = "level-2"
+    fit.step = fit.settings.steps
+    fit.usage.histograms = {"codes": torch.tensor([9, *[0] * 15])}
+    fit.evaluation_step()
+    err = capsys.readouterr().err
+    assert "level-2: the codes have collapsed" in err and "over all steps" in err and "level below" in err
+
+
+def test_the_end_says_when_the_best_weights_were_and_what_the_last_ones_score(tmp_path):
+    fit, scores = build(tmp_path), iter([3.0, 1.0, 2.0])
+    fit._score = lambda values: (next(scores), "module")
+    fit.settings = fit.settings.model_copy(update={"steps": 3, "evaluate_every": 1})
+    assert fit.run() == 1.0 and (fit.best_step, fit.last) == (2, 2.0)
 
 
 def test_the_cause_is_found_in_the_rows_of_the_phase(tmp_path, capsys):

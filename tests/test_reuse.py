@@ -77,6 +77,21 @@ def test_a_run_with_more_levels_trains_the_others(source, tmp_path, capsys):
     assert [f"level-{n}: best validation" in out for n in (1, 2, 3)] == [False, False, True]
 
 
+def test_a_run_keeps_fewer_levels_and_trains_its_own_above(source, tmp_path, capsys):
+    other = {**LEVELS[1], "quantizer": {**LEVELS[1]["quantizer"], "codebook_size": 3}}
+    with pytest.raises(InputError, match="set levels_kept to 1"):
+        train(config(levels=[LEVELS[0], other], levels_from=source), tmp_path / "refused")
+    with pytest.raises(InputError, match="levels_kept: 3 levels of .*, and 2 can be taken"):
+        train(config(levels_from=source, levels_kept=3), tmp_path / "refused")
+    with pytest.raises(ValidationError, match="levels_kept counts levels of levels_from"):
+        config(levels_kept=1)
+    model = train(config(levels=[LEVELS[0], other], levels_from=source, levels_kept=1), tmp_path / "kept")
+    assert same_level(model.stack.level(1), HierarchicalModel.from_pretrained(source / "model").stack.level(1))
+    assert model.stack.codebook_sizes[1] == 3
+    out = capsys.readouterr().out
+    assert [f"level-{n}: best validation" in out for n in (1, 2)] == [False, True]
+
+
 def test_the_source_is_not_needed_again(source, tmp_path, capsys):
     copy = shutil.copytree(source, tmp_path / "copy")
     settings = config(levels_from=copy, seed=7)

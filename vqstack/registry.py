@@ -13,7 +13,7 @@ PLUGINS = "VQSTACK_PLUGINS"
 
 
 class Unregistered(InputError):
-    """Settings name a kind that nobody has registered here."""
+    """Settings name a kind that nobody has registered here, or a module that would is not found."""
 
 
 class Registry(dict[str, Kind]):
@@ -43,7 +43,7 @@ class Registry(dict[str, Kind]):
                 try:
                     import_module(module)
                 except ModuleNotFoundError as error:
-                    raise InputError(f"{PLUGINS}: {error}: name modules that Python finds (PYTHONPATH)") from error
+                    raise Unregistered(f"{PLUGINS}: {error}: name modules that Python finds (PYTHONPATH)") from error
         if kind not in self:
             raise Unregistered(
                 f"{self.what}: {kind[:80]} is not registered here, only {', '.join(self)}: call register_{self.what}, "

@@ -45,7 +45,8 @@ def scarce_sites(settings: ModelSettings, images: int) -> Iterator[str]:
             fewer = 2 ** max(1, (sites // SITES).bit_length() - 1)
             yield (
                 f"levels.{number - 1}: {size} codes for the {sites:,} sites of {images:,} images, fewer than {SITES} "
-                f"for each code; most will lie idle or be learned by heart: try quantizer.codebook_size {fewer}"
+                "for each code; most will lie idle or be learned by heart: try "
+                f"levels.{number - 1}.quantizer.codebook_size {fewer}"
             )
 
 

@@ -34,21 +34,28 @@ class Reused:
         path: folder of the run or of the model. As many of the first levels are taken as both have.
         settings: of the model that takes them; InputError, naming the field, where they do not fit.
         encoders: take encoders and codebooks alone, of all levels: decoders and the pixels' likelihood may differ.
+        kept: count of levels that are taken, in place of as many as both have.
     """
 
-    def __init__(self, path: Path, settings: ModelSettings, encoders: bool = False) -> None:
+    def __init__(self, path: Path, settings: ModelSettings, encoders: bool = False, kept: int | None = None) -> None:
         self.path, self.encoders = path, encoders
         asked = "encoders_from" if encoders else "levels_from"
         source: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(path))
         self.stack, ours, theirs = source.stack, settings.stack, source.settings
         self.count = min(len(ours.levels), len(source.stack))
+        if kept is not None and kept > self.count:
+            raise InputError(f"levels_kept: {kept} levels of {path}, and {self.count} can be taken: choose fewer")
+        self.count = kept or self.count
         stack = _but_for_decoders(theirs.stack, ours) if encoders else theirs.stack
         shapes, values = (settings.image_shape, theirs.image_shape), (settings.values, theirs.values)
         found = [*differences(self._compared(ours), self._compared(stack))]
         found += [(name, *two) for name, two in (("image_shape", shapes), ("data.values", values)) if two[0] != two[1]]
         for field, here, there in found[:1]:
+            level = field.split(".")[1] if field.startswith("levels.") and not encoders else "0"
+            fewer = f", set levels_kept to {level}" if level != "0" else ""
             raise InputError(
-                f"{asked} {path}: {field} is {there} there and {here} here: make them equal, or leave {asked} out"
+                f"{asked} {path}: {field} is {there} there and {here} here: make them equal{fewer}, or leave {asked} "
+                "out"
             )
         if encoders and self.count < len(ours.levels):
             raise InputError(
@@ -99,7 +106,7 @@ def reused_levels(config: RunConfig, settings: ModelSettings, phases: Path) -> R
     """What a run still has to take from another one; None where it takes nothing, or has it already."""
     for path, first in ((config.levels_from, "level-1"), (config.encoders_from, ENCODERS)):
         if path is not None and not (phases / first / DONE).exists():
-            return Reused(path, settings, encoders=first == ENCODERS)
+            return Reused(path, settings, first == ENCODERS, config.levels_kept)
     return None
 
 

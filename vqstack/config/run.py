@@ -35,7 +35,10 @@ class RunConfig(StackSettings):
     levels_from: Path | None = Field(
         default=None,
         description="Folder of a finished run or released model whose first levels are taken frozen: as many as both "
-        "have, with the same settings. Only what lies above them is trained.",
+        "have, or levels_kept, with the same settings. Only what lies above them is trained.",
+    )
+    levels_kept: int | None = Field(
+        default=None, ge=1, description="Count of first levels that levels_from takes; default: as many as both have."
     )
     encoders_from: Path | None = Field(
         default=None,
@@ -150,6 +153,8 @@ class RunConfig(StackSettings):
         if self.unified:
             check_unified(self.prior, self.refiners, self.levels)
         starts = [name for name in ("joint", "levels_from", "encoders_from") if getattr(self, name)]
+        if self.levels_kept is not None and self.levels_from is None:
+            raise ValueError("levels_kept counts levels of levels_from: give that, too, or leave it out")
         if len(starts) > 1:
             raise ValueError(f"{starts[0]} and {starts[1]} both say where levels come from: leave one of them out")
         if self.at_once and any(level.quantizer.kind == "cluster" for level in self.levels):

@@ -60,7 +60,7 @@ class Journal:
         if self.failures[reason] == 1 and self.accelerator.is_main_process:
             warn(f"{self.name}, step {step}: {reason}; training goes on")
 
-    def watch(self, step: int, epoch: Totals, use: dict[str, float], collapse: float) -> None:
+    def watch(self, step: int, epoch: Totals, use: dict[str, float], collapse: float, short: bool = False) -> None:
         """Warn of a codebook that had collapsed in the last whole epoch, and why, once until it has recovered.
 
         Args:
@@ -68,7 +68,9 @@ class Journal:
             epoch: whose histograms count the codes of that epoch.
             use: what :meth:`Totals.use` says of it.
             collapse: see :class:`vqstack.fit.FitSettings`.
+            short: training ends before an epoch does, and these are the steps that there were.
         """
+        level = int(number) if (number := self.name.removeprefix("level-")).isdigit() else None
         before, self.collapsed = self.collapsed, []
         for name, counts in epoch.histograms.items():
             perplexity, size = use[f"{name}_perplexity"], counts.shape[-1]
@@ -78,10 +80,13 @@ class Journal:
             self.collapsed.append(name)
             if name not in before and self.accelerator.is_main_process:
                 each = counts.sum().item() / counts.numel()
-                cause = cause_of_collapse(self._history(f"train/{name}_perplexity"), step, least, size, each)
+                cause = cause_of_collapse(self._history(f"train/{name}_perplexity"), step, least, size, each, level)
+                cause = "training was shorter than an epoch: give it more steps first" if short else cause
+                above = level is not None and level > 1
+                first = ". Where few codes of the level below are in use, mend that one first" if above else ""
                 warn(
-                    f"{self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over an "
-                    f"epoch, below {least:.2f}; {cause}"
+                    f"{self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over "
+                    f"{'all steps' if short else 'an epoch'}, below {least:.2f}; {cause}{first}"
                 )
 
     def _history(self, metric: str) -> list[tuple[int, float]]:
@@ -103,7 +108,14 @@ class Journal:
                     warn(f"{path} had {steps.count(math.inf)} damaged rows, left out")
 
 
-def cause_of_collapse(history: Sequence[tuple[int, float]], step: int, least: float, size: int, vectors: float) -> str:
+def cause_of_collapse(
+    history: Sequence[tuple[int, float]],
+    step: int,
+    least: float,
+    size: int,
+    vectors: float,
+    level: int | None = None,
+) -> str:
     """Why a codebook has collapsed, and the settings to change.
 
     Args:
@@ -112,22 +124,30 @@ def cause_of_collapse(history: Sequence[tuple[int, float]], step: int, least: fl
         least: perplexity below which it counts as collapsed.
         size: of the book.
         vectors: of an epoch, for each code.
+        level: whose settings they are, its number.
     """
+    quantizer, training = (
+        ("quantizer", "") if level is None else (f"levels.{level - 1}.quantizer", f"train_levels.{level - 1}.")
+    )
+    rate = f"{training}learning_rate"
     before = [(at, value) for at, value in history if value >= least]
     if before:
         at, value = before[-1]
         following = next((later for later, _ in history if later > at), step)
         return (
-            f"it had {value:.1f} at step {at:,} and fell by step {following:,}: lower learning_rate, or raise "
-            "quantizer.revival"
+            f"it had {value:.1f} at step {at:,} and fell by step {following:,}: lower {rate}, or raise "
+            f"{quantizer}.revival"
         )
     if vectors < VECTORS:
         smaller = 2 ** max(1, int(vectors * size / VECTORS).bit_length() - 1)
         return (
             f"it never had more, and an epoch has but {vectors:.0f} vectors for each code, too few: set "
-            f"quantizer.codebook_size to {smaller}"
+            f"{quantizer}.codebook_size to {smaller}"
         )
-    return "it never had more, its codes died at the start: raise quantizer.revival or warmup, or lower learning_rate"
+    return (
+        f"it never had more, its codes died at the start: raise {quantizer}.revival or {training}warmup, "
+        f"or lower {rate}"
+    )
 
 
 def _step_of(row: bytes) -> float:

@@ -124,6 +124,7 @@ class Fit:
         self.guard = Guard(name, module, accelerator, settings.max_bad_steps, folder)
         self.journal = Journal(name, accelerator, folder)
         self.step, self.best = 0, math.inf
+        self.best_step, self.last = 0, math.nan  # known at the end: when the best weights were, the last score
         self.totals = Totals()  # since the last evaluation
         self.usage = Totals()  # since the last epoch ended
         self.seen = 0  # images in it, of all processes: each must end an epoch at the same step
@@ -238,10 +239,12 @@ class Fit:
         A split that cannot be scored, a picture that cannot be drawn, a tracker that fails: reported, and counted in
         the metrics; training goes on.
         """
-        means, use = self.totals.means(self.accelerator), self.epoch.use(self.accelerator)
+        short = not self.epoch.histograms and self.step == self.settings.steps  # training is over before an epoch is
+        epoch = self.usage if short else self.epoch
+        means, use = self.totals.means(self.accelerator), epoch.use(self.accelerator)
         values = {f"train/{k}": v for k, v in {**means, **use}.items()}
         self.totals = Totals()
-        self.journal.watch(self.step, self.epoch, use, self.settings.collapse)
+        self.journal.watch(self.step, epoch, use, self.settings.collapse, short)
         score, better = None, ""
         try:
             score, better = self._score(values)
@@ -376,7 +379,8 @@ class Fit:
 
     def _finish(self) -> float:
         """Leave the module with its best weights."""
-        best = on_main(self.accelerator, self._find_best)
+        best, self.last = on_main(self.accelerator, self._find_best)
+        self.best_step = best.step
         state = best.read(mapped=True)
         better = state["better"]
         keep_blocks(self.outcome)
@@ -386,7 +390,8 @@ class Fit:
         assert best.score is not None
         return best.score
 
-    def _find_best(self) -> Checkpoint:
+    def _find_best(self) -> tuple[Checkpoint, float]:
+        """The checkpoint of the best weights, and the score of the last ones."""
         scored = [c for c in self.checkpoints.intact() if c.score is not None]
         if not scored:
             why = next(iter(self.journal.failures), "no checkpoint of an evaluation is left")
@@ -394,4 +399,4 @@ class Fit:
                 f"{self.name}: no evaluation gave finite {self.chosen_by}, so no weights can be chosen ({why}): remove "
                 f"{self.checkpoints.folder} and train again with a smaller learning_rate and --override-config"
             )
-        return min(scored, key=lambda c: c.score or 0.0)
+        return min(scored, key=lambda c: c.score or 0.0), scored[-1].score or 0.0

@@ -33,7 +33,7 @@ from vqstack.reading import reading
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4  # of the cache; another number makes the older folders useless
+FORMAT = 5  # of the cache; another number makes the older folders useless
 FOR_TRAINING = {"resident", "workers"}  # settings that change no pixel
 PIXELS, INDEX, LABELS, CONDITION, META = "pixels.npy", "index.npy", "labels.npy", "condition.npy", "meta.json"
 

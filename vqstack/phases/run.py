@@ -48,6 +48,7 @@ from vqstack.run_report import REPORT, report
 from vqstack.sources import resident_images
 from vqstack.terminal import lines, warn
 
+RISEN = 0.02  # of the best score, by which a later one is no accident
 RENDERED = (
     "A renderer, trained to look well, decodes level 1 beside the likelihood's decoder. It is no likelihood: no number "
     "above depends on it.\n\n"
@@ -233,7 +234,14 @@ class Run:
         for callback in fit.callbacks:
             callback.on_phase_end(name, score)
         shown = f", picture {self.picture}" if self.picture is not None else ""
-        self.accelerator.print(lines(f"{name}: best validation {in_words(fit.chosen_by, score)}{shown}"))
+        when = (
+            "" if fit.best_step == phase.settings.steps else f" at step {fit.best_step:,} of {phase.settings.steps:,}"
+        )
+        if fit.last - score > RISEN * abs(score):
+            when += (
+                f", {in_words(fit.chosen_by, fit.last)} at the end: see 'Validation bits rise' in the docs (reading)"
+            )
+        self.accelerator.print(lines(f"{name}: best validation {in_words(fit.chosen_by, score)}{when}{shown}"))
 
     def _write_picture(self, name: str, trained: nn.Module, refines: int | None, step: int) -> None:
         folder = self.folder / "samples"
