@@ -492,9 +492,15 @@ def test_signals_of_other_kinds_are_shown_and_edited(visit, models, kind, tmp_pa
     tab.do("drawn", 2)
     image = Edited.drawn(model)
     tab.picture("[data-image]", pictures.of_input(model, image.pixels))
-    assert (tab.page.locator("audio >> visible=true").count() == 1) == (kind == "sound")
+    heard = tab.page.locator("audio >> visible=true")
+    if kind == "sound":  # what each level keeps, and all of it
+        kept = [pictures.heard(model, model.decode(image.map(level), level)) for level in (2, 1)]
+        sources = heard.evaluate_all("(found) => found.map((one) => one.src)")
+        assert sources == [*kept, pictures.heard(model, image.pixels)]
+    else:
+        assert not heard.count()
     if kind == "video":
-        clip = tab.page.get_attribute("[data-clip] img >> nth=0", "src")
+        clip = tab.page.get_attribute("[data-clip='the video'] img >> nth=0", "src")
         frames = ImageSequence.Iterator(Image.open(io.BytesIO(base64.b64decode(clip.partition(",")[2]))))
         wanted = [pictures.of_input(model, frame[None]) for frame in image.pixels[0].unbind(1)]
         assert all(np.array_equal(one.convert("RGB"), other) for one, other in zip(frames, wanted, strict=True))

@@ -13,6 +13,7 @@ from vqstack.explorer.fields import Upload, sent
 from vqstack.explorer.files import Compressed, zipped
 from vqstack.explorer.look import title_of
 from vqstack.explorer.pictures import address, of_input
+from vqstack.explorer.player import listen
 from vqstack.phases import read_images
 
 LARGEST = 16 * 2**20  # bytes of what is dropped at once
@@ -116,8 +117,13 @@ class Compressing:
         with self.pictures:
             for number, image in enumerate(found[:SHOWN]):
                 assert image.pixels is not None
-                picture = ui.image(address(of_input(self.desk.opened.model, image.pixels[None]))).classes("shown")
-                picture.props(f'alt="{image.entry.stem}" data-decoded={number}')
+                with ui.column().classes("gap-0"):
+                    picture = ui.image(address(of_input(self.desk.opened.model, image.pixels[None]))).classes("shown")
+                    picture.props(f"data-decoded={number}").props["alt"] = image.entry.stem  # it may hold quotes
+                    ui.label(image.entry.stem).classes("note")
+                    listen(self.desk.opened.model, image.pixels[None], image.entry.stem)
+            if len(found) > SHOWN:
+                ui.label(f"and {len(found) - SHOWN} more, which are not shown").classes("note")
 
     def _file(self) -> None:
         if self.made is not None:

@@ -13,7 +13,8 @@ from vqstack.explorer.desk import Desk
 from vqstack.explorer.fields import Class, Number, Upload, sent
 from vqstack.explorer.look import small
 from vqstack.explorer.other import Other
-from vqstack.explorer.pictures import of_input
+from vqstack.explorer.pictures import noun, of_input
+from vqstack.explorer.player import listen
 from vqstack.model_settings import COLDEST, SamplingSettings
 from vqstack.phases import read_condition
 from vqstack.shapes import Floats, by_axis
@@ -52,10 +53,12 @@ class Create:
                 ui.label("Samples").classes("font-medium")
                 self._samples()
             with ui.card():
-                ui.label("Variations of the image that is open").classes("font-medium")
+                ui.label(f"Variations of the {noun(self.model)} that is open").classes("font-medium")
                 self._variations()
             with ui.card():
-                ui.label("Blend: its layout, the texture of another").classes("font-medium")
+                ui.label(f"Blend: the layout of the {noun(self.model)} that is open, the texture of another").classes(
+                    "font-medium"
+                )
                 self._blends()
         ui.label("Click an image to look at it and edit it.").classes("note")
         self.gallery = ui.row().props('data-gallery=""')
@@ -208,11 +211,14 @@ class Create:
             for number, image, bits in found:
                 name = "" if image.labels is None else f"{self.desk.opened.classes.get(int(image.labels), '')}, "
                 take = partial(self._take, f"{kind}, number {number}", image)
-                with ui.button(on_click=take).props("flat no-caps") as button:
-                    button.props(f'data-made={number} aria-label="image {number}, {name}{bits:,.0f} bits"')
-                    with ui.column().classes("items-center gap-0"):
-                        small(of_input(self.model, image.pixels))
-                        ui.label(f"{name}{bits:,.0f} bits")
+                told = f"{noun(self.model)} {number}, {name}{bits:,.0f} bits"
+                with ui.column().classes("items-center gap-0"):
+                    with ui.button(on_click=take).props("flat no-caps") as button:
+                        button.props(f"data-made={number}").props["aria-label"] = told  # it may hold quotes
+                        with ui.column().classes("items-center gap-0"):
+                            small(of_input(self.model, image.pixels))
+                            ui.label(f"{name}{bits:,.0f} bits")
+                    listen(self.model, image.pixels, told)
 
     def _take(self, name: str, image: Edited) -> None:
         self.desk.begin(name, image)

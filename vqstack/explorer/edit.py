@@ -14,8 +14,8 @@ from vqstack.explorer.fields import Number
 from vqstack.explorer.files import code_data_set
 from vqstack.explorer.look import map_picture, small, title_of
 from vqstack.explorer.other import Other
-from vqstack.explorer.pictures import address, of_input, stored
-from vqstack.explorer.player import Player
+from vqstack.explorer.pictures import address, noun, of_input, stored
+from vqstack.explorer.player import Player, listen
 
 FOLLOW = {"mean": "the likeliest codes, the mean of pixels", "draw": "drawn as the model draws"}
 PIXELS = 2**14  # of an image whose single pixels can be chosen
@@ -40,9 +40,10 @@ class Edit:
                 self.count = ui.label("no site chosen").props("aria-live=polite data-count=''")
                 self._tools()
             with ui.column():
-                ui.label("the image").classes("font-medium")
-                self.picture = ui.image("").classes("shown").props('alt="the edited image" data-edited=""')
-                self.player = Player(desk.opened.model)
+                name = noun(desk.opened.model)
+                ui.label(f"the {name}").classes("font-medium")
+                self.picture = ui.image("").classes("shown").props(f'alt="the edited {name}" data-edited=""')
+                self.player = Player(desk.opened.model, f"the edited {name}")
                 self._history()
             with ui.column().classes("actions"):
                 self._actions()
@@ -171,11 +172,14 @@ class Edit:
         self.offered.clear()
         with self.offered:
             for choice, made in found:
-                with ui.button(on_click=partial(self._place, level, site, choice.code)).props("flat no-caps") as button:
-                    button.props(f'data-code={choice.code} aria-label="code {choice.code}, {choice.probability:.1%}"')
-                    with ui.column().classes("items-center gap-0"):
-                        small(of_input(image.model, made.pixels))
-                        ui.label(f"{choice.code}: {choice.probability:.1%}")
+                name, place = f"code {choice.code}, {choice.probability:.1%}", partial(self._place, level, site)
+                with ui.column().classes("items-center gap-0"):
+                    with ui.button(on_click=partial(place, choice.code)).props("flat no-caps") as button:
+                        button.props(f'data-code={choice.code} aria-label="{name}"')
+                        with ui.column().classes("items-center gap-0"):
+                            small(of_input(image.model, made.pixels))
+                            ui.label(f"{choice.code}: {choice.probability:.1%}")
+                    listen(image.model, made.pixels, f"what {name}, makes")
 
     async def _place(self, level: int, site: Site, code: int) -> None:
         how = self._how

@@ -59,7 +59,9 @@ class Look:
     def __init__(self, desk: Desk) -> None:
         self.desk, self.bits, self.seen, self.shown = desk, dict[str, torch.Tensor](), True, desk.image
         self.pointed = (0, 0)
-        self.boards, self.kept = dict[int, Board](), dict[int, ui.image]()
+        self.values = "pixels" if noun(desk.opened.model) in ("image", "video") else "values"
+        self.boards = dict[int, Board]()
+        self.kept, self.players = dict[int, ui.image](), dict[int, Player]()
         self.decoder = ui.select(["likelihood", "renderer"], value="likelihood", label="pixels by")
         self.decoder.on_value_change(self._again).set_visibility(desk.opened.model.renderer is not None)
         ui.label("Codes as colours: codes that are near each other look alike. Point at a site, or use the arrow keys.")
@@ -68,7 +70,7 @@ class Look:
                 self._column(level)
             with ui.column():
                 self.told = ui.label("").props('aria-live=polite data-told=""').classes("told")
-                self.patch = ui.image("").classes("patch").props('alt="mean pixels of the code"')
+                self.patch = ui.image("").classes("patch").props(f'alt="mean {self.values} of the code"')
         rows = {level: title_of(desk, level) for level in range(desk.opened.levels, -1, -1)}
         with ui.row().classes("items-start"):
             with ui.column():
@@ -91,13 +93,15 @@ class Look:
             ui.label(title_of(desk, level)).classes("font-medium")
             if not level:
                 self.pixels = ui.image("").classes("shown").props('alt="the image" data-image=""')
-                self.player = Player(desk.opened.model)
+                self.players[0] = Player(desk.opened.model, f"the {noun(desk.opened.model)}")
                 return
             chain = bool(desk.opened.model.stack.level(level).quantizer.chain)
             told = partial(self._tell, level)
             self.boards[level] = Board(f"codes of level {level}", variable.shape, chain, told)
             ui.label("what it keeps").classes("note")
-            self.kept[level] = ui.image("").classes("shown").props(f'alt="what level {level} keeps" data-kept={level}')
+            kept = f"what level {level} keeps"
+            self.kept[level] = ui.image("").classes("shown").props(f'alt="{kept}" data-kept={level}')
+            self.players[level] = Player(desk.opened.model, kept)
 
     def see(self, seen: bool) -> None:
         """Whether this part is the one that is looked at: nothing is computed for others."""
@@ -113,11 +117,13 @@ class Look:
         self.heat.clear()
         for shown in self.kept.values():
             shown.set_source("")
+        for player in self.players.values():
+            player.clear()
         self.ledger.rows = []
         self.told.set_text("")
         self.patch.set_source("")
         self.pixels.set_source(address(of_input(image.model, image.pixels)))
-        self.player.play(image.pixels)
+        self.players[0].play(image.pixels)
         for level, board in self.boards.items():
             board.show(map_picture(image, level))
         ui.timer(0.01, self._computed, once=True)
@@ -140,6 +146,7 @@ class Look:
         kept, self.bits = found
         for level, pixels in kept.items():
             self.kept[level].set_source(address(of_input(image.model, pixels)))
+            self.players[level].play(pixels)
         self._ledger()
         self._heat()
 
@@ -217,5 +224,7 @@ class Look:
         use = self.desk.opened.uses.get(level)
         if use is None or self.pointed != (level, site):  # codes are not counted beside other work, or others are meant
             return
-        self.told.set_text(f"{said}; {int(use.counts[row])} of {use.rows.numel()} codes looked at. Its mean pixels:")
+        self.told.set_text(
+            f"{said}; {int(use.counts[row])} of {use.rows.numel()} codes looked at. Its mean {self.values}:"
+        )
         self.patch.set_source(address(of_patch(image.model, use.patches[row])))

@@ -35,6 +35,7 @@ STYLE = """
 .chosen { touch-action: none; }
 .draws { gap: 0.5rem !important; } .draws .number { width: 4.2rem; }
 .q-card { max-width: calc(100vw - 3rem); overflow-x: auto; }
+.heard { width: 12rem; height: 2rem; }
 .thumb { width: 7rem; image-rendering: pixelated; }
 .patch { width: 4rem; image-rendering: pixelated; }
 .chart { width: 26rem; max-width: 90vw; height: 10rem; }

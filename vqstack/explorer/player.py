@@ -1,4 +1,4 @@
-"""An input as one hears it, or as it moves: beside its picture, where it is a sound or a video."""
+"""An input as one hears it, or as it moves: below its picture, where it is a sound or a video."""
 
 from nicegui import ui
 
@@ -9,12 +9,23 @@ from vqstack.shapes import Pixels
 
 
 class Player:
-    """Nothing, where inputs of the model have no time."""
+    """Nothing, where inputs of the model have no time.
 
-    def __init__(self, model: HierarchicalModel) -> None:
+    Args:
+        model: whose inputs these are.
+        name: for screen readers.
+    """
+
+    def __init__(self, model: HierarchicalModel, name: str) -> None:
         self.model = model
-        self.sound = ui.audio("") if is_of_sounds(model) else None
-        self.clip = ui.image("").classes("shown").props('alt="the video" data-clip=""') if is_video(model) else None
+        self.sound = ui.audio("").props(f'aria-label="{name}"') if is_of_sounds(model) else None
+        self.clip = ui.image("").classes("shown").props(f'alt="{name}" data-clip="{name}"') if is_video(model) else None
+
+    def clear(self) -> None:
+        """Nothing, until there is another input."""
+        for part in (self.sound, self.clip):
+            if part is not None:
+                part.set_source("")
 
     def play(self, pixels: Pixels) -> None:
         """Another input."""
@@ -22,3 +33,9 @@ class Player:
             self.sound.set_source(heard(self.model, pixels))
         if self.clip is not None:
             self.clip.set_source(moving(self.model, pixels))
+
+
+def listen(model: HierarchicalModel, pixels: Pixels, name: str) -> None:
+    """A player below a small picture of a sound; of other inputs the picture is all."""
+    if is_of_sounds(model):
+        ui.audio(heard(model, pixels)).classes("heard").props["aria-label"] = name
