@@ -367,6 +367,17 @@ def test_codebooks_say_how_codes_are_used(tab, opened):
     assert ["5", str(int(use.counts[5])), f"{share:g}"] in rows
     tab.site("codebook of level 1", 0, 5, 1, 8)
     assert f"code 5: {int(use.counts[5])} of {int(use.counts.sum())}" in tab.text("[data-code-use]", "code 5")
+    image = use.places(5, 6)[-1][0]
+    tab.page.click(f"[aria-label='image {image}']")
+    tab.text("[data-open]", f"test image {image},")
+    tab.page.wait_for_selector("[data-tab=Look][aria-selected=true]")
+    tab.part("Codebooks")
+    tab.page.click("[aria-label=level] >> text=z_2")
+    tab.text("[data-use]", "^z_2:")
+    assert tab.page.locator("[data-board='codebook of level 2']").count()
+    assert not tab.page.locator("[data-code-use]").count()  # it was one of z_1
+    tab.page.click("[aria-label=level] >> text=z_1")
+    tab.text("[data-use]", "^z_1:")
 
 
 def compressed(model, paths):
@@ -524,6 +535,9 @@ def test_signals_of_other_kinds_are_shown_and_edited(visit, models, kind, tmp_pa
     tab.part("Codebooks")
     tab.do("count")
     tab.text("[data-use]", "perplexity")
+    if kind == "codes":  # two codebooks of six
+        tab.site("codebook of level 1", 0, 7, 1, 12)
+        tab.text("[data-code-use]", "^code 1 of codebook 1:")
     if kind == "volume":
         volumes_come_back(tab, tmp_path)
     if kind == "video":

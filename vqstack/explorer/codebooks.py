@@ -1,5 +1,6 @@
 """Codebooks: every code of a level, how often it is used, what it looks like, where it occurs, which are near it."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -17,10 +18,15 @@ COLUMNS, MANY = 16, 128  # codes of a row of the sheet; codes from which on they
 
 
 class Codebooks:
-    """The part of the page that shows the codes of a level."""
+    """The part of the page that shows the codes of a level.
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    Args:
+        desk: of the tab.
+        opening: called when an image in which a code occurs has been opened.
+    """
+
+    def __init__(self, desk: Desk, opening: Callable[[], object]) -> None:
+        self.desk, self.opening = desk, opening
         self.use: CodeUse | None = None
         names = {level: title_of(desk, level) for level in range(1, desk.opened.levels + 1)}
         with ui.row():
@@ -31,17 +37,18 @@ class Codebooks:
         with ui.row().classes("items-start w-full"):
             self.sheet = ui.column()
             self.about = ui.column().classes("about")
+        self.uses = ui.column()
 
     async def _count(self) -> None:
-        level = int(self.level.value)
-        use = await self.desk.run(lambda: self.desk.opened.use(level))
+        use = await self.desk.run(lambda: self.desk.opened.use(int(self.level.value)), wait=True)
         if use is None:
             return
-        self.use = use
+        self.use, level = use, use.level
+        self.about.clear()  # of a code of the level before
         share = usage(use.counts)
         images = "test images" if self.desk.opened.split is not None else "drawn images"
         self.said.set_text(
-            f"{len(use.rows)} {images}: {share.share:.1%} of {len(use.counts)} codes used, perplexity "
+            f"z_{level}: {len(use.rows)} {images}: {share.share:.1%} of {len(use.counts)} codes used, perplexity "
             f"{share.perplexity:.1f}. Dead codes are crossed out. Choose one with a click, or arrow keys."
         )
         self.sheet.clear()
@@ -49,8 +56,15 @@ class Codebooks:
             name, shape, cell = f"codebook of level {level}", (len(use.counts),), 24 if len(use.counts) > MANY else 48
             self.board = Board(name, shape, told=self._tell, columns=COLUMNS, cell=cell)
             self.board.image.style(f"max-width: {self.board.columns * cell}px")
-            self._table(use)
             self.board.show(self._sheet(use))
+        self.uses.clear()
+        with self.uses:
+            self._table(use)
+
+    def _code(self, row: int) -> str:
+        """What the other parts call the code of a row: where a site has several, each codebook counts from 0."""
+        quantizer = self.desk.opened.model.stack.level(self.use.level if self.use else 1).quantizer
+        return f"{row % quantizer.size} of codebook {row // quantizer.size}" if quantizer.chain else str(row)
 
     def _table(self, use: CodeUse) -> None:
         """How often each code is used; a click on a head sorts."""
@@ -60,10 +74,10 @@ class Codebooks:
             for name in ("code", "uses", "share, %")
         ]
         rows = [
-            {"code": code, "uses": count, "share, %": round(100 * count / every, 2)}
-            for code, count in enumerate(use.counts.tolist())
+            {"row": row, "code": self._code(row), "uses": count, "share, %": round(100 * count / every, 2)}
+            for row, count in enumerate(use.counts.tolist())
         ]
-        table = ui.table(columns=columns, rows=rows, row_key="code", pagination=8)
+        table = ui.table(columns=columns, rows=rows, row_key="row", pagination=8)
         table.props('dense aria-label="uses of each code" data-uses=""')
 
     def _sheet(self, use: CodeUse) -> Image.Image:
@@ -92,15 +106,15 @@ class Codebooks:
         with self.about:
             count, every = int(use.counts[row]), int(use.counts.sum())
             dead = "" if count else ", dead"
-            ui.label(f"code {row}: {count} of {every}, {count / every:.2%}{dead}").props('data-code-use=""')
+            ui.label(f"code {self._code(row)}: {count} of {every}, {count / every:.2%}{dead}").props('data-code-use=""')
             ui.image(address(of_patch(opened.model, use.patches[row]))).classes("patch").props('alt="mean pixels"')
             ui.label("nearest codes")
             with ui.row():
                 for other in near:
                     with ui.column().classes("items-center gap-0"):
                         picture = address(of_patch(opened.model, use.patches[other]))
-                        ui.image(picture).classes("patch").props(f'alt="code {other}"')
-                        ui.label(str(other))
+                        ui.image(picture).classes("patch").props(f'alt="code {self._code(other)}"')
+                        ui.label(self._code(other))
             ui.label("images where it occurs")
             with ui.row():
                 for image, site in use.places(row, 6):
@@ -127,4 +141,5 @@ class Codebooks:
             small(picture)
 
     async def _open(self, image: int) -> None:
-        await self.desk.start(f"test image {image}", lambda: self.desk.opened.image(image))
+        if await self.desk.start(f"test image {image}", lambda: self.desk.opened.image(image)):
+            self.opening()

@@ -212,11 +212,12 @@ class Desk:
         self._put(Step(now.name, made, now.changes + 1))
         return True
 
-    async def start(self, name: str, make: Callable[[], Edited]) -> None:
-        """Another image; undo leads back to this one."""
+    async def start(self, name: str, make: Callable[[], Edited]) -> bool:
+        """Another image, undo leads back to this one; whether that went well."""
         made = await self.run(make, wait=True)
         if made is not None:
             self.begin(name, made)
+        return made is not None
 
     def begin(self, name: str, image: Edited) -> None:
         """Put another image here; undo leads back to this one."""

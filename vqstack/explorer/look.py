@@ -68,7 +68,7 @@ class Look:
         with ui.row().classes("items-start"):
             for level in range(desk.opened.levels, -1, -1):
                 self._column(level)
-            with ui.column():
+            with ui.column().classes("pointed"):
                 self.told = ui.label("").props('aria-live=polite data-told=""').classes("told")
                 self.patch = ui.image("").classes("patch").props(f'alt="mean {self.values} of the code"')
         rows = {level: title_of(desk, level) for level in range(desk.opened.levels, -1, -1)}
