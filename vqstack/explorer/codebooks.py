@@ -28,6 +28,7 @@ class Codebooks:
     def __init__(self, desk: Desk, opening: Callable[[], object]) -> None:
         self.desk, self.opening = desk, opening
         self.use: CodeUse | None = None
+        self.row = -1  # of the code that is told of
         names = {level: title_of(desk, level) for level in range(1, desk.opened.levels + 1)}
         with ui.row():
             self.level = ui.toggle(names, value=1).props('aria-label="level"')
@@ -43,7 +44,7 @@ class Codebooks:
         use = await self.desk.run(lambda: self.desk.opened.use(int(self.level.value)), wait=True)
         if use is None:
             return
-        self.use, level = use, use.level
+        self.use, self.row, level = use, -1, use.level
         self.about.clear()  # of a code of the level before
         share = usage(use.counts)
         images = "test images" if self.desk.opened.split is not None else "drawn images"
@@ -97,10 +98,11 @@ class Codebooks:
     async def _tell(self, row: int) -> None:
         """All about one code."""
         use, opened = self.use, self.desk.opened
-        if use is None:
+        if use is None or row == self.row:  # a press after pointing would put new buttons under the mouse
             return
+        self.row = row
         near = await self.desk.quietly(lambda: neighbours(opened.model, use.level, row))
-        if near is None:
+        if near is None or self.use is not use or self.row != row:  # others are meant by now
             return
         self.about.clear()
         with self.about:
