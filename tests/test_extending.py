@@ -101,6 +101,46 @@ def test_what_cannot_be_built_is_refused(monkeypatch, networks, plugins, message
         Stack(StackSettings(levels=(LevelSettings(map=(2, 2), networks=networks),)), (1, 4, 4), 2)
 
 
+class Silent(Down):
+    """Takes no blocks."""
+
+    def __init__(self, channels, width, out, *, map_shape, scale, dropout):
+        super().__init__(channels, width, out, blocks=0, map_shape=map_shape, scale=scale, dropout=dropout)
+
+
+class Narrow(Down):
+    def forward(self, x):
+        return super().forward(x)[:, 1:]
+
+
+class Coarse(Up):
+    def forward(self, x):
+        features, numbers = super().forward(x)
+        return features, numbers[..., ::2]
+
+
+class Single(Up):
+    def forward(self, x):
+        return super().forward(x)[1]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "message"),
+    [
+        (Silent, Up, "networks: Silent: got an unexpected keyword argument 'blocks': its class must take 3 arguments "),
+        (Narrow, Up, "networks: Narrow gives vectors (7, 2, 2) of each image: they must be (8, 2, 2)"),
+        (Down, Coarse, "networks: Coarse gives numbers (1, 4, 2) of each image: they must be (1, 4, 4)"),
+        (Down, Single, "networks: Single must give two tensors: features, and numbers"),
+    ],
+)
+def test_networks_that_do_not_fit_are_named(unregistered, encoder, decoder, message):
+    register_networks("unfit", encoder, decoder)
+    settings = LevelSettings(map=(2, 2), networks={"kind": "unfit"}, quantizer={"codebook_size": 4, "dim": 8})
+    pixels = torch.randint(0, 2, (2, 1, 4, 4), dtype=torch.uint8)
+    with pytest.raises(InputError, match=re.escape(message)):
+        Stack(StackSettings(levels=(settings,)), (1, 4, 4), 2).level(1)(pixels)
+
+
 def test_a_name_is_not_taken_twice(unregistered):
     register_networks("residual", Down, Up)
     with pytest.raises(ValueError, match="residual is registered for something else"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, refused
 
 import vqstack
 
@@ -51,6 +51,17 @@ def test_a_prior_learns_codes_of_anybody(run):
     assert names["bits"].shape == (3,) and torch.isfinite(names["bits"]).all()
     untrained = 16 * 6.0
     assert abs(names["bits"].mean().item() - untrained) < 16  # random codes: six bits each
+
+
+@pytest.mark.parametrize("family", ["autoregressive", "masked"])
+def test_a_code_that_the_codebook_does_not_hold_is_named(family):
+    settings = vqstack.CodeModelSettings(family=family, depth=1, dim=8, heads=2)
+    prior = vqstack.build_code_model(settings, (2, 2), codebook_size=64, classes=3)
+    codes, labels = torch.full((2, 2, 2), 63), torch.tensor([0, 2])
+    for _ in range(2):  # on a processor in every step
+        assert torch.isfinite(prior(codes, labels).loss)
+        refused(lambda: prior(codes.clone().fill_(64), labels), "64 lies outside 0 … 63")
+        refused(lambda: prior(codes, labels + 1), "labels: 3 lies outside")
 
 
 def test_a_released_model_learns_more_classes(run, monkeypatch):

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vqstack.code_model import CodeModelSettings, build_code_model
     from vqstack.code_use import use_of_codes
     from vqstack.codes import CodeDataset
     from vqstack.config import RunConfig
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Callback",
     "CodeDataset",
+    "CodeModelSettings",
     "Edited",
     "Encoder",
     "HierarchicalModel",
@@ -47,6 +49,7 @@ __all__ = [
     "SamplingSettings",
     "Tokenizer",
     "blend",
+    "build_code_model",
     "build_quantizer",
     "interpolate",
     "load",
@@ -61,6 +64,7 @@ __all__ = [
     "use_of_codes",
 ]
 _PLACES = {
+    "code_model": ("CodeModelSettings", "build_code_model"),
     "codes": ("CodeDataset",),
     "config": ("RunConfig",),
     "code_use": ("use_of_codes",),

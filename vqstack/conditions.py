@@ -211,7 +211,7 @@ register_condition = CONDITIONS.register
 def build_condition(settings: ConditionSettings, dim: int) -> GivenCondition:
     """What reads floats that are given; InputError for a kind that is not registered: no artefact brings code."""
     kind = CONDITIONS.find(settings.kind)
-    condition = build_network(kind, settings.shape, dim, what="condition", **settings.options)
+    condition = build_network(kind, settings.shape, dim, what="condition", options=settings.options)
     condition.needs = f"{settings.name}: give condition, {by_axis(settings.shape)} floats for each image"
     return condition
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vqstack.chains import ChainEmbedding, last
 from vqstack.errors import InputError
 from vqstack.likelihood import CodeHead, Distribution, Head, code_head
-from vqstack.nets import NETWORKS, build_network
+from vqstack.nets import NETWORKS, build_network, check_output
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
 from vqstack.settings import Settings
 from vqstack.shapes import AnyCodes, Objective, Pixels, Vectors, by_axis, cropped
@@ -121,12 +121,13 @@ class Level(nn.Module, ABC):
         self.upper = Variable.codes(self.number, (*self.quantizer.chain, *settings.map), self.quantizer.size)
         encoder, decoder = NETWORKS.find(settings.networks.kind)
         shared: dict[str, Any] = {"map_shape": settings.map, "scale": self.scale, "dropout": settings.dropout}
-        shared |= settings.networks.options
+        shared |= {"options": settings.networks.options}
         self.encoder = self._encoder(encoder, channels, shared)
         family = FAMILIES.find(settings.decoder.family, settings.decoder.options)
         outputs = settings.decoder.features if family else head.parameters
         sizes = self.quantizer.dim, settings.width, outputs
         up = build_network(decoder, *sizes, blocks=settings.decoder_blocks, **shared)
+        self._raised_shape = outputs, *padded
         self.decoder = up
         if family:
             self.decoder = SeeingDecoder(up, family(settings.decoder, self.below, channels, head))
@@ -150,6 +151,15 @@ class Level(nn.Module, ABC):
         """The network from the code map to the resolution of the map below, a :class:`DecoderNetwork`."""
         return self.decoder.up if isinstance(self.decoder, SeeingDecoder | ChainDecoder) else self.decoder
 
+    def raised(self, vectors: Vectors) -> tuple[Float[Tensor, "b F *map"], Float[Tensor, "b P *padded"]]:
+        """What the network from the code map gives; InputError where it has another shape than the level needs."""
+        found = self.up(vectors)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise InputError(f"networks: {type(self.up).__name__} must give two tensors: features, and numbers")
+        check_output(self.up, "features", found[0], (self.up.features, *self.map_shape))
+        check_output(self.up, "numbers", found[1], self._raised_shape)
+        return found
+
     @abstractmethod
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         """What a window decoder reads of known values of the map below."""
@@ -164,7 +174,7 @@ class Level(nn.Module, ABC):
 
     def distribution(self, vectors: Vectors, codes: AnyCodes) -> Distribution:
         """The distribution over the map below given vectors of z_l; gradients pass to them and to the decoder."""
-        base = self._from(self.crop(self.up(vectors)[1]), codes)
+        base = self._from(self.crop(self.raised(vectors)[1]), codes)
         return base if isinstance(base, Seeing) else self.head(base)
 
     def _from(self, above: Float[Tensor, "b F *below"], codes: AnyCodes) -> Float[Tensor, "b P *below"] | Seeing:
@@ -226,7 +236,7 @@ class Level(nn.Module, ABC):
 
         The features are the codebook vectors, which are given, and those of the decoder's network.
         """
-        features, above = self.up(vectors)
+        features, above = self.raised(vectors)
         return self._from(self.crop(above), codes), torch.cat([vectors, features], 1)
 
     @property
@@ -258,7 +268,9 @@ class EncodingLevel(Level):
         """What the encoder reads, as floats: [b, channels, *map]."""
 
     def quantize(self, below: Pixels | AnyCodes) -> Quantized:
-        return self.quantizer(self.encoder(self.features(below)))
+        vectors = self.encoder(self.features(below))
+        check_output(self.encoder, "vectors", vectors, (self.quantizer.dim, *self.map_shape))
+        return self.quantizer(vectors)
 
     @torch.no_grad()
     def code(self, below: Pixels | AnyCodes) -> AnyCodes:

@@ -106,6 +106,7 @@ class CodeModel(nn.Module, ABC):
         super().__init__()
         self.settings, self.map_shape, self.head, self.scale = settings, map_shape, head, scale
         self.size, self.sites = head.size, prod(map_shape)
+        self.looked = False  # whether the numbers of a training step were looked at
         self.classes = classes if settings.labels else 0
         self.schedule = (
             Schedule.wavefront(map_shape, settings.wavefront)
@@ -242,10 +243,11 @@ class CodeModel(nn.Module, ABC):
             tensors: what the images are given, in the order of ``conditions``; then, for refiners, the fields of a
                 :class:`Parent`.
 
-        InputError as of :meth:`check`, but a step does not wait to know whether the numbers lie in their range.
+        InputError as of :meth:`check`; on an accelerator, where a step would wait for it, ranges in the first step.
         """
         conditioning, parent = self.conditions.named(tensors)
-        self.check(values, conditioning, check_kind)
+        self.check(values, conditioning, check_kind if self.looked and self.position.is_cuda else check_map)
+        self.looked = True
         loss, nats = self._training_nats(values, self.hide(conditioning), Parent(*parent) if parent else None)  # type: ignore[arg-type]
         return Objective(loss / self.sites, {"nats": nats.mean().detach()})
 

@@ -6,7 +6,14 @@ and their registry), ``blocks`` (convolutions of any number of axes, residual an
 """
 
 from vqstack.nets.blocks import Attention, ResidualBlock, convolution, fold, norm_layer, over_map, unfold
-from vqstack.nets.protocols import NETWORKS, DecoderNetwork, EncoderNetwork, build_network, register_networks
+from vqstack.nets.protocols import (
+    NETWORKS,
+    DecoderNetwork,
+    EncoderNetwork,
+    build_network,
+    check_output,
+    register_networks,
+)
 from vqstack.nets.residual import Down, ScalingPath, Trunk, Up
 from vqstack.nets.staged import Growing, Shrinking, StagedDown, StagedPath, StagedUp, stages_of
 from vqstack.nets.state import rename_state, store_once
@@ -27,6 +34,7 @@ __all__ = [
     "Trunk",
     "Up",
     "build_network",
+    "check_output",
     "convolution",
     "fold",
     "norm_layer",

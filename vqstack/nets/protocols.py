@@ -1,6 +1,7 @@
 """What the networks of a level keep, and the names under which they are found."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from jaxtyping import Float
@@ -49,10 +50,28 @@ def register_networks(kind: str, encoder: type[nn.Module], decoder: type[nn.Modu
     NETWORKS.register(kind, (encoder, decoder))
 
 
-def build_network(network: Any, *sizes: Any, what: str = "networks", **settings: Any) -> Any:
-    """A module of a class that is registered; InputError for options that the class does not take."""
+def build_network(network: Any, *sizes: Any, options: Mapping[str, Any], what: str = "networks", **given: Any) -> Any:
+    """A module of a class that is registered: ``network(*sizes, **given, **options)``.
+
+    InputError where the class does not take what every class is given, and for options that it does not know.
+    """
+    signature = inspect.signature(network)
     try:
-        inspect.signature(network).bind(*sizes, **settings)
+        signature.bind_partial(*sizes, **given)
+    except TypeError as error:
+        names = f", and by name {', '.join(given)}" if given else ""
+        raise InputError(
+            f"{what}: {network.__name__}: {error}: its class must take {len(sizes)} arguments by position{names}"
+        ) from error
+    try:
+        signature.bind(*sizes, **{**given, **options})
     except TypeError as error:
         raise InputError(f"{what}.options: {network.__name__}: {error}: give what its class takes") from error
-    return network(*sizes, **settings)
+    return network(*sizes, **{**given, **options})
+
+
+def check_output(network: nn.Module, what: str, found: Any, shape: tuple[int, ...]) -> None:
+    """InputError where a network gives of each image another shape than ``shape``."""
+    given = tuple(found.shape[1:]) if isinstance(found, Tensor) else type(found).__name__
+    if given != shape:
+        raise InputError(f"networks: {type(network).__name__} gives {what} {given} of each image: they must be {shape}")
