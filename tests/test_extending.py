@@ -47,7 +47,7 @@ def plugin(unregistered, monkeypatch, tmp_path):
 
 
 def test_networks_of_ones_own_are_trained_released_and_drawn_from(plugin, call, monkeypatch, tmp_path):
-    levels = yaml.safe_load(re.search(r"    levels:\n      .*\n", PAGE)[0])["levels"]
+    levels = yaml.safe_load(re.search(r"```yaml\n(levels:.*?)```", PAGE, re.DOTALL)[1])["levels"]
     config = {"data": {"limit": 32}, "levels": levels, "train_levels": [FIT], "train_prior": FIT}
     # Refiners read the features of the decoder.
     config["refiners"] = [{"level": 1, "depth": 1, "dim": 8, "heads": 2, "groups": 2}]
@@ -66,6 +66,16 @@ def test_networks_of_ones_own_are_trained_released_and_drawn_from(plugin, call, 
     code, out, err = call(ROOT / "tools/generate.py", "run", "--num", 2, "--out", "more")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "No module named 'no_such_module'" in err and "again" not in err  # the model is as it should be
+
+
+def test_an_encoder_of_ones_own_has_the_decoder_of_the_package(unregistered):
+    exec(PROGRAMS[1], {})
+    networks = yaml.safe_load("{" + re.search(r"`(networks: \{kind: own_encoder.*?\}\})`", PAGE)[1] + "}")["networks"]
+    settings = LevelSettings(map=(2, 2), networks=networks, quantizer={"codebook_size": 4, "dim": 8})
+    level = Stack(StackSettings(levels=(settings,)), (1, 4, 4), 2).level(1)
+    level(torch.randint(0, 2, (8, 1, 4, 4), dtype=torch.uint8)).loss.backward()
+    assert isinstance(level.up, Up) and level.encoder[0].out_channels == networks["options"]["hidden"] == 16
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in level.encoder.parameters())
 
 
 def test_levels_with_other_networks_sum_to_one_together(unregistered):

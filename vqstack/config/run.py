@@ -94,7 +94,7 @@ class RunConfig(StackSettings):
         description="Seed of weights, order of images and everything random in training, no unit.",
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
-        default="no", description="Number format of the networks in training: float32, float16 or bfloat16."
+        default="no", description="Number format of the networks in training: no (float32), fp16 or bf16."
     )
     compile: bool = Field(default=False, description="Run networks through torch.compile in training.")
     sharded: bool = Field(
