@@ -142,7 +142,27 @@ def _cut(path):
     path.write_bytes(path.read_bytes()[:200])  # the header promises more
 
 
+def _piped(path):
+    """FLAC whose header says nothing of the length, as an encoder leaves it that writes into a pipe."""
+    _flac(path, bytes(5))
+
+
+def _promising(path):
+    """FLAC whose header says 2^36 - 1 numbers."""
+    _flac(path, b"\x0f" + bytes([255] * 4))
+
+
+def _flac(path, count):
+    soundfile.write(path, tone(200), RATE, format="FLAC", subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    content[21] = content[21] & 0xF0 | count[0]
+    content[22:26] = count[1:]
+    path.write_bytes(content)
+
+
 BROKEN = {
+    "length unknown": _piped,
+    "length that cannot be": _promising,
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("no sound at all"),
     "an image": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)),

@@ -24,6 +24,7 @@ from vqstack.errors import InputError
 SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .w64 .caf .rf64".split())
 MU = 255
 FULL = 2**15  # what is added to a signed number of 16 bits
+MOST = 2**13  # numbers of a channel in a byte: FLAC has 65,535 of silence in 11 bytes
 
 
 def is_sound(path: str) -> bool:
@@ -51,7 +52,15 @@ def _of_library(name: str, file: str | bytes, **how: Any) -> Any:
 def length(file: str | bytes, rate: int) -> int:
     """How many numbers a channel of the file has at that rate. ValueError where it is broken."""
     about = _of_library("info", file)
+    _check_length(about.frames, len(file) if isinstance(file, bytes) else os.path.getsize(file))
     return about.frames if about.samplerate == rate else round(about.frames * rate / about.samplerate)
+
+
+def _check_length(count: int, size: int) -> None:
+    """ValueError where a header says nothing of the length, or more than any format packs into so many bytes."""
+    if count > MOST * size:
+        said = "does not say how long it is" if count > 2**62 else f"says {count} numbers and has {size} bytes"
+        raise ValueError(f"{said}: write it anew, not through a pipe")
 
 
 @lru_cache(2)  # the excerpts of a file are read one after the other
@@ -115,6 +124,7 @@ def _to_values(numbers: NDArray[np.int32], values: int, companding: str) -> Inte
 def whole_sound(path: Path) -> tuple[Int32[np.ndarray, "c n"], int, str]:
     """All numbers of a file of 16 bits as values 0 … 65,535, their rate, and how the file has them (``PCM_16``)."""
     with _library().SoundFile(path) as file:
+        _check_length(file.frames, os.path.getsize(path))
         numbers = file.read(dtype="int16", always_2d=True)
         return np.ascontiguousarray(numbers.T, dtype=np.int32) + FULL, file.samplerate, file.subtype
 
