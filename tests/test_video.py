@@ -225,6 +225,8 @@ def test_mp4_has_the_frames_and_the_rate_and_nearly_the_values(channels, sides, 
 def test_what_a_video_cannot_be_is_refused():
     refused(lambda: saver((1, 4, 8, 8), 256, rate=10, asked="wav"), "format wav", "gif, mkv, mp4, npy")
     refused(lambda: saver((1, 4, 8, 8), 256, asked="mp4"), "format mp4", "npy")
+    refused(lambda: saver((9, 8), 256, rate=8000, asked="flac"), "format flac", "wav, npy")
+    refused(lambda: saver((1, 8), 256, rate=196_611, asked="flac"), "format flac", "wav, npy")
     refused(lambda: saver((3, 8, 8), 256, asked="gif"), "format gif", "png, npy")
 
 

@@ -230,6 +230,16 @@ BROKEN = {  # file name, what writes it, words of the refusal
     "TIFF, colour and alpha": ("a.tif", lambda p: tiff(p, [Image.new("RGBA", (6, 6))]), "mode RGBA"),
     "TIFF, signed bytes": ("a.tif", _signed_bytes, "mode L"),
     "TIFF, 0 is white": ("a.tif", _white, "white"),
+    "TIFF, channels of OME": (
+        "a.tif",
+        lambda p: tiff(p, numbers()[:4], '<OME><Image><Pixels SizeC="2" SizeT="1" SizeZ="2"/></Image></OME>'),
+        "several axes",
+    ),
+    "TIFF, channels of tifffile": (
+        "a.tif",
+        lambda p: tiff(p, numbers()[:4], '{"shape": [2, 2, 5, 6]}'),
+        "several axes",
+    ),
     "TIFF, ImageJ stack with one page": ("a.tif", lambda p: tiff(p, numbers()[:1], "ImageJ=1\nimages=5\n"), "1 pages"),
     "TIFF, slices and frames": (
         "a.tif",

@@ -9,6 +9,8 @@ from pydantic import Field
 from vqstack.commands.editing import Editing, opened, shown, write
 from vqstack.config import parse
 from vqstack.editing import splice
+from vqstack.errors import InputError
+from vqstack.shapes import by_axis
 
 
 class Command(Editing):
@@ -22,6 +24,9 @@ class Command(Editing):
 def main(arguments: list[str]) -> None:
     command = parse(Command, arguments)
     model, level, pixels = opened(command, count=2)
+    axes = model.stack.map_shapes[level - 1]
+    if len(command.box) != 2 * len(axes):
+        raise InputError(f"--box: {len(command.box)} numbers for a map of {by_axis(axes)} sites: give {2 * len(axes)}")
     codes = model.encode(pixels)[level - 1]
     spliced = splice(codes[:1], codes[1:], command.box)
     images = [("first", pixels[:1]), ("second", pixels[1:]), ("spliced", shown(command, model, spliced, level))]

@@ -51,7 +51,8 @@ def saver(
         known["png"] = partial(save_png, values=values)
     elif len(shape) == 2 and rate is not None:
         how = {"values": values, "rate": rate, "companding": companding}
-        known |= {kind.lower(): _of_numbers(save_sound, **how, kind=kind) for kind in ("WAV", "FLAC")}
+        flac = shape[0] <= 8 and (rate < 2**16 or (rate % 10 == 0 and rate <= 655_350))  # what the format can say
+        known |= {kind.lower(): _of_numbers(save_sound, **how, kind=kind) for kind in ("WAV", "FLAC")[: 1 + flac]}
     elif len(shape) == 4 and rate is not None and shape[0] in (1, 3) and values <= 256:
         known |= {kind: _of_numbers(save_video, values=values, rate=rate, kind=kind) for kind in ("mkv", "mp4")}
         gif = {"gif": _of_numbers(save_gif, values=values, rate=rate)}

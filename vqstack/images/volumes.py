@@ -128,7 +128,22 @@ def _tiff(path: str, ending: str) -> tuple[NDArray[Any], Container]:
     channels = numbers.ndim - 1 if pages[0].ndim == 3 else None
     if said.startswith("ImageJ"):
         numbers, channels = _of_imagej(numbers, len(pages), channels, dict(re.findall(r"(\w+)=(\d+)", said)))
+    elif len(pages) > 1:
+        _refuse_other_axes(said, pages)
     return numbers, Container(ending, numbers.dtype.str, channels, head=said.encode())
+
+
+def _refuse_other_axes(said: str, pages: list[NDArray[Any]]) -> None:
+    """ValueError where the description of OME or of tifffile says that pages are not slices of one axis."""
+    what = "its description says that pages are of several axes: store it as .npy, one for each volume"
+    axes = "ZT" if pages[0].ndim == 3 else "CZT"  # of colour the channels are inside a page
+    longer = [name for name, size in re.findall(r'\bSize([CZT])="(\d+)"', said) if int(size) > 1 and name in axes]
+    if "<OME" in said and ("C" in longer or len(longer) > 1):
+        raise ValueError(what)
+    if told := re.match(r'\{"shape": \[([\d, ]+)\]', said):
+        shape = [int(size) for size in told[1].split(",")]
+        if [size for size in shape if size > 1] != [size for size in (len(pages), *pages[0].shape) if size > 1]:
+            raise ValueError(what)
 
 
 def _page(image: TiffImageFile) -> NDArray[Any]:
