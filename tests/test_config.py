@@ -387,6 +387,12 @@ def test_random_crops_need_room(data):
     RunConfig(data=images | {"size": (4, 4), "resize": (4, 6)}, augment={"crop": "random"})
 
 
+def test_a_shift_would_fill_sounds_with_their_loudest_number():
+    sounds = {"source": "audiofolder", "files": {"train": "sounds"}, "size": (800,), "rate": 8000}
+    with pytest.raises(ValueError, match=r"augment\.shift"):
+        RunConfig(data=sounds, augment={"shift": 1})
+
+
 def test_maps_that_hold_as_much_as_what_lies_below_are_warned_about(train_stack, capsys):
     bits = ["--levels.0.map", "8", "8", "--levels.0.quantizer.codebook-size", "32"]  # 320 of 64 log2(17) = 262 bits
     train_stack.main(["--dry-run", *bits])

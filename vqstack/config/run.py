@@ -145,6 +145,8 @@ class RunConfig(StackSettings):
             )
         if self.augment.crop == "random" and self.data.resize in (None, self.data.size):
             raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
+        if self.augment.shift and self.data.rate and self.data.size and len(self.data.size) == 1:
+            raise ValueError("augment.shift fills with value 0, the loudest number of a sound: leave it out")
         if self.augment.views and self.data.streaming:
             raise ValueError("augment.views stores codes of a split, and a stream is encoded on the way: leave one out")
         if self.data.condition and not any(part.condition for part in (self.prior, *self.refiners)):
