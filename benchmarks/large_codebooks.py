@@ -41,7 +41,7 @@ def measured(options: argparse.Namespace, name: str, changes: dict[str, Any]) ->
     """Train one variant, and what came of it."""
     quantizer = {"codebook_size": options.size, **changes}
     level = {"map": (16, 16), "quantizer": quantizer, "decoder": {"family": "product"}}
-    fit = {"steps": options.steps, "warmup": options.steps // 10, "evaluate_every": max(1, options.steps // 4)}
+    fit = {"steps": options.steps, "batch_size": options.batch, "warmup": options.steps // 10, "evaluate_every": max(1, options.steps // 4)}
     files = {"train": str(options.train), "test": str(options.test)}
     kept = {"size": (32, 32), "channels": 3, "values": 256, "validation": 100, "limit": options.limit}
     data = ImageSettings(source="parquet", files=files, **kept)
@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("test", type=Path, help="Parquet file of CIFAR-10")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives runs and results")
     parser.add_argument("--steps", type=int, default=500, help="of each training")
+    parser.add_argument("--batch", type=int, default=16, help="images of a step")
     parser.add_argument("--size", type=int, default=2**14, help="codes")
     parser.add_argument("--limit", type=int, help="images of a split, at most")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="which quantizers")
