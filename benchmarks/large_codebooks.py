@@ -41,7 +41,12 @@ def measured(options: argparse.Namespace, name: str, changes: dict[str, Any]) ->
     """Train one variant, and what came of it."""
     quantizer = {"codebook_size": options.size, **changes}
     level = {"map": (16, 16), "quantizer": quantizer, "decoder": {"family": "product"}}
-    fit = {"steps": options.steps, "batch_size": options.batch, "warmup": options.steps // 10, "evaluate_every": max(1, options.steps // 4)}
+    fit = {
+        "steps": options.steps,
+        "batch_size": options.batch,
+        "warmup": options.steps // 10,
+        "evaluate_every": max(1, options.steps // 4),
+    }
     files = {"train": str(options.train), "test": str(options.test)}
     kept = {"size": (32, 32), "channels": 3, "values": 256, "validation": 100, "limit": options.limit}
     data = ImageSettings(source="parquet", files=files, **kept)
