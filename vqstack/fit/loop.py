@@ -123,7 +123,7 @@ class Fit:
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep)
         self.guard = Guard(name, module, accelerator, settings.max_bad_steps, folder)
         self.journal = Journal(name, accelerator, folder)
-        self.step, self.best = 0, math.inf
+        self.step = 0
         self.best_step, self.last = 0, math.nan  # known at the end: when the best weights were, the last score
         self.totals = Totals()  # since the last evaluation
         self.usage = Totals()  # since the last epoch ended
@@ -285,7 +285,6 @@ class Fit:
         if self.average is not None:
             values[f"validation/{metric}_raw"] = found["module"][metric]
         values |= {f"validation/{k}": v for k, v in found[better].items()}
-        self.best = min(self.best, score)
         return score, better
 
     def _demand(self, received: list[int], saved: float, first_look: float) -> Demand:
@@ -326,7 +325,6 @@ class Fit:
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is intact."""
         found = on_main(self.accelerator, self.checkpoints.intact)
-        self.best = min((c.score for c in found if c.score is not None), default=math.inf)
         if found:
             try:
                 self._load(self._read(found[-1]))
