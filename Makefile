@@ -50,6 +50,8 @@ lint: $(STAMP)  ## check style and formatting
 
 types: $(STAMP)  ## check types
 	@$(BIN)/mypy vqstack recipes tools
+	@MYPYPATH=benchmarks $(BIN)/mypy --disable-error-code union-attr --disable-error-code index \
+		--disable-error-code operator benchmarks
 
 # What tests/test_explorer.py drives; elsewhere than on Debian and its like, install Chromium as the system does.
 browser:  ## install the browser of the tests, where apt-get can

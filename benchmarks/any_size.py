@@ -23,6 +23,7 @@ from sklearn.datasets import load_sample_images
 from vqstack import HierarchicalModel, Tokenizer
 from vqstack.ending import run_command
 from vqstack.images import save_png
+from vqstack.model import Decoder
 from vqstack.pretrained import find_artefact
 from vqstack.tokenizer import cut
 
@@ -47,7 +48,7 @@ def seams(error: torch.Tensor, tokenizer: Tokenizer) -> float:
     return float(torch.cat(across).mean() / torch.cat(elsewhere).mean())
 
 
-def bare(model: HierarchicalModel, tokenizer: Tokenizer, pixels: torch.Tensor, decoder: str) -> tuple[float, float]:
+def bare(model: HierarchicalModel, tokenizer: Tokenizer, pixels: torch.Tensor, decoder: Decoder) -> tuple[float, float]:
     """Seconds of the networks alone on tiles that do not overlap: to codes, and to pixels."""
     height, width = tokenizer.tile
     tiles = pixels.unfold(2, height, height).unfold(3, width, width).movedim((2, 3), (0, 1)).flatten(0, 2)

@@ -27,15 +27,15 @@ def seconds(config: RunConfig, splits: dict, folder: Path, steps: int, written: 
     train = splits["train"]
     model = HierarchicalModel(config.model_settings(tuple(train.pixels.shape[1:]), train.num_classes))
     settings = config.train_levels[0].model_copy(update={"steps": steps})
-    sources = [PixelSource(splits[name].pixels) for name in ("train", "validation")]
-    fit = Fit("level-1", model.stack.level(1), *sources, settings, Accelerator(cpu=True), folder)
+    source, validation = (PixelSource(splits[name].pixels) for name in ("train", "validation"))
+    fit = Fit("level-1", model.stack.level(1), source, validation, settings, Accelerator(cpu=True), folder)
     write = fit.checkpoints.write
 
     def write_or_not(step: int, state: dict, score: float | None = None) -> None:
         if written or step == steps:  # the last one is where the best weights come from
             write(step, state, score)
 
-    fit.checkpoints.write = write_or_not
+    fit.checkpoints.write = write_or_not  # type: ignore[method-assign]
     for _ in range(20):
         fit.training_step()
     start = time.perf_counter()

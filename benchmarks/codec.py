@@ -15,6 +15,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pillow_jxl  # noqa: F401  # registers JPEG XL with pillow
@@ -94,7 +95,7 @@ def others(codec: BlockCodec, pictures: Pictures) -> dict[str, dict]:
         images.append(Image.open(buffer))
         images[-1].load()
     numbers = sum(entry.size for entry in pictures.entries)
-    return {name: measured(lambda i, o=o: size_of(i, o), images, numbers) for name, o in FORMATS.items()}
+    return {name: measured(partial(size_of, options=o), images, numbers) for name, o in FORMATS.items()}
 
 
 def size_of(image: Image.Image, options: dict) -> int:

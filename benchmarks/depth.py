@@ -13,6 +13,7 @@ OUT/depth.json and OUT/depth.png, bits and distance over seconds a sample, so th
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -149,7 +150,7 @@ def main(arguments: list[str]) -> None:
     judge = trained_judge(splits["train"], splits["validation"], default_cache(), accelerator)
     sides = [(name, "feed-forward", name.split()[0], model) for name, model in models.items()]
     sides += [(f"refined, K = {k}", "refined", f"K{k}", with_groups(refined, k)) for k in command.groups]
-    times = seconds_in_turn([lambda m=model: m.sample(BATCH) for *_, model in sides], repeats=3)
+    times = seconds_in_turn([partial(model.sample, BATCH) for *_, model in sides], repeats=3)
 
     results = []
     for (name, kind, short, model), seconds in zip(sides, times, strict=True):

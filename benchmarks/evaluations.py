@@ -24,6 +24,7 @@ import shutil
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -47,7 +48,7 @@ from vqstack.pretrained import find_artefact
 from vqstack.terms import descend
 
 MASKED = {"family": "masked", "masks": "random"}
-FLAT = {"raster": {}, "wavefront": {"wavefront": 1}, "masked": MASKED}
+FLAT: dict[str, dict[str, Any]] = {"raster": {}, "wavefront": {"wavefront": 1}, "masked": MASKED}
 STEPS = {8: (1, 4), 16: (1, 8), 32: (1, 16), 64: (2, 16)}  # evaluations: slope, tile
 ABOVE = {"windows": (2, 16), "alone": (1, 2)}  # side of the map above a window, its codes
 WINDOWS = {f"{name}-{budget}": (*ABOVE[name], *STEPS[budget]) for name in ABOVE for budget in STEPS}
@@ -78,7 +79,7 @@ def variant(base: RunConfig, name: str, dim: int) -> RunConfig:
             "decoder": window,
         }
         prior |= {"family": "autoregressive", "groups": 1, "depth": 1, "dim": 8 * base.prior.heads}
-    size = {"codebook_size": codes}
+    size: dict[str, Any] = {"codebook_size": codes}
     if name == "clusters":
         size["kind"] = "cluster"
     if name == "thin":

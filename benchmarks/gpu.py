@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -66,7 +67,8 @@ def level_of(size: Size, family: str, device: torch.device) -> Level:
     networks = NetworkSettings(kind="staged")
     settings = LevelSettings(map=(8, 8), quantizer=quantizer, width=size.width, decoder=decoder, networks=networks)
     level = Stack(StackSettings(levels=(settings,)), (3, 32, 32), 256).to(device).level(1)
-    return level.to(memory_format=torch.channels_last)
+    level.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it, its stub does not
+    return level
 
 
 def accelerator_of(device: torch.device) -> Accelerator:
@@ -203,7 +205,13 @@ def main(arguments: list[str]) -> None:
         print("no GPU is here: everything runs on the CPU at toy size, and its figures mean nothing")
     size = TOY if toy else FULL
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    found = {"device": name, "torch": torch.__version__, "toy": toy, "rows": list[dict](), "short": list[str]()}
+    found: dict[str, Any] = {
+        "device": name,
+        "torch": torch.__version__,
+        "toy": toy,
+        "rows": list[dict](),
+        "short": list[str](),
+    }
 
     def write() -> None:
         found["seconds"] = time.perf_counter() - began

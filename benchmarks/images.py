@@ -16,14 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 STARTED = time.perf_counter()
 
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
-from run import HEADER, Comparison, bare_encode, bare_training, compare, make_stack  # noqa: E402
+from run import HEADER, Comparison, bare_encode, bare_training, compare, make_stack, several  # noqa: E402
 
 from vqstack.codes import MapCache  # noqa: E402
 from vqstack.fit import Fit, FitSettings  # noqa: E402
@@ -56,7 +58,7 @@ def start(data: Path, limit: int | None) -> dict:
 def stream(data: Path, file: str, count: int) -> dict:
     """Images a second and peak memory of one epoch of a file, after a warm-up of two batches."""
     settings = settings_of(data, files={"train": str(data / file)}, streaming=True, **STREAM)
-    batches = open_stream(settings, (3, 32, 32), 10, 100, 0, 0, 1).batches(0, False)
+    batches = cast(Generator, open_stream(settings, (3, 32, 32), 10, 100, 0, 0, 1).batches(0, False))
     for _ in range(2):
         next(batches)
     begun = time.perf_counter()
@@ -152,8 +154,8 @@ def training(options: argparse.Namespace, device: torch.device) -> Iterator[Comp
         fit = Fit("benchmark", make_stack(1, device).level(1), source, source, settings, accelerator, Path(folder))
         yield Comparison(
             "training level 1, batch 64 / bare loop",
-            lambda: [fit.training_step() for _ in range(steps)],
-            lambda: [next(bare) for _ in range(steps)],
+            partial(several, steps, fit.training_step),
+            partial(several, steps, partial(next, bare)),
             "speed",
             0.95,
             steps * settings.batch_size,

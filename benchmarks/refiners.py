@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -79,7 +79,7 @@ def parameters_above(model: HierarchicalModel) -> int:
 
 
 def seconds_in_turn(
-    sides: list[Callable[[], object]], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+    sides: Sequence[Callable[[], object]], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
     """Median seconds of each side, run A B A B … after a warm-up of all."""
     for side in sides:

@@ -49,7 +49,7 @@ def main() -> None:
             command = list(map(str, [sys.executable, TOOL, options.run, *given]))
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             found = load_images(sorted(out.glob("[0-9]*.png")), data)
-        differ = (found != expected).flatten(1).any(1).sum().item()
+        differ = int((found != expected).flatten(1).any(1).sum())
         print(f"level {level}: {len(found)} images, {differ} of them differ; codes equal: {same}")
         wrong += differ + (not same)
     sys.exit(bool(wrong))

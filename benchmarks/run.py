@@ -38,7 +38,7 @@ from vqstack.quantizer import QuantizerSettings, build_quantizer
 from vqstack.renderer import RendererSettings
 from vqstack.sources import PixelSource
 from vqstack.stack import Stack, StackSettings
-from vqstack.window import DecoderSettings
+from vqstack.window import DecoderSettings, WindowNetwork
 
 SHAPE, VALUES = (3, 32, 32), 256
 MAPS = ((8, 8), (4, 4), (2, 2))
@@ -136,7 +136,9 @@ KINDS = (
     Kind("images, window", SHAPE, VALUES, (8, 8), "window", 16, PLAIN),
     Kind("images, 4 residual codes", SHAPE, VALUES, (8, 8), "window", 16, {**PLAIN, "kind": "residual", "codes": 4}),
     Kind("sounds of 16 bits, window", (1, 1024), 65_536, (256,), "window", 16, PLAIN),
+    Kind("series of 10 bits, window", (1, 256), 1024, (32,), "window", 32, PLAIN),
     Kind("volumes of 12 bits, window", (1, 16, 16, 16), 4096, (4, 4, 4), "window", 4, PLAIN),
+    Kind("videos of 8 frames of 32x32, window", (1, 8, 32, 32), VALUES, (2, 4, 4), "window", 4, PLAIN),
 )
 
 
@@ -160,7 +162,7 @@ def bare_training(level: Level, pixels: Tensor, settings: FitSettings) -> Iterat
     """The loop that one would write by hand for a level; every turn is a step."""
     level.train()
     optimizer = optimizer_for(level, settings, pixels.device)
-    weights = list(level.parameters())
+    weights: list[Tensor] = list(level.parameters())
     average = [p.detach().clone() for p in weights]
     while True:
         for indices in torch.randperm(len(pixels), device=pixels.device).split(settings.batch_size):
@@ -193,6 +195,11 @@ def make_inputs(kind: Kind, count: int, device: torch.device) -> Tensor:
     return (walk * kind.values / 64 + kind.values / 2).clamp(0, kind.values - 1).int().to(device)
 
 
+def several(times: int, call: Callable[[], object]) -> None:
+    for _ in range(times):
+        call()
+
+
 def training(device: torch.device) -> Iterator[Comparison]:
     """Level 1 of every kind through the toolkit's loop and through a bare one; neither evaluates."""
     steps = 2
@@ -207,8 +214,8 @@ def training(device: torch.device) -> Iterator[Comparison]:
             fit = Fit("benchmark", level, source, source, settings, accelerator, Path(folder))
             yield Comparison(
                 f"training {kind.name}, batch {batch}, EMA / bare loop",
-                lambda fit=fit: [fit.training_step() for _ in range(steps)],
-                lambda bare=bare: [next(bare) for _ in range(steps)],
+                partial(several, steps, fit.training_step),
+                partial(several, steps, partial(next, bare)),
                 "speed",
                 0.95,
                 steps * batch,
@@ -223,7 +230,7 @@ def bare_encode(stack: Stack, halves: list[Tensor], pixels: Tensor) -> list[Tens
     """Encoder networks, ``addmm`` and ``argmin``; ``halves`` are the codebooks' half squared lengths."""
     maps: list[Tensor] = []
     for level, half in zip(stack.levels, halves, strict=True):
-        below = pixels.float() * (2 / 255) - 1 if not maps else level.embedding(maps[-1]).permute(0, 3, 1, 2)
+        below = pixels.float() * (2 / 255) - 1 if not maps else level.embedding(maps[-1][..., None]).permute(0, 3, 1, 2)
         vectors = level.encoder(below).permute(0, 2, 3, 1)
         distances = torch.addmm(half, vectors.flatten(0, 2), level.quantizer.codebook().T, alpha=-1)
         maps.append(distances.argmin(1).view(vectors.shape[:3]))
@@ -240,8 +247,8 @@ def encoding(device: torch.device) -> Iterator[Comparison]:
             assert (ours == other).float().mean() > 0.99, "the two sides disagree"
         yield Comparison(
             f"encoding 512 images, {levels} level{'s' * (levels > 1)} / bare networks, lookup",
-            lambda stack=stack: stack.encode(pixels),
-            lambda stack=stack, halves=halves: bare_encode(stack, halves, pixels),
+            partial(stack.encode, pixels),
+            partial(bare_encode, stack, halves, pixels),
             "speed",
             0.9,
             len(pixels),
@@ -276,15 +283,15 @@ def tokenizers(device: torch.device) -> Iterator[Comparison]:
 
         yield Comparison(
             f"encoding {batch} images of {side}x{side} in stages / bare networks, lookup",
-            lambda model=model, pixels=pixels: model.encode(pixels),
-            lambda model=model, pixels=pixels, half=half: bare_encode(model.stack, [half], pixels),
+            partial(model.encode, pixels),
+            partial(bare_encode, model.stack, [half], pixels),
             "speed",
             0.95,
             batch,
         )
         yield Comparison(
             f"rendering {batch} images of {side}x{side} / bare network",
-            lambda model=model, codes=codes: model.render(codes),
+            partial(model.render, codes),
             bare_render,
             "speed",
             0.95,
@@ -295,7 +302,7 @@ def tokenizers(device: torch.device) -> Iterator[Comparison]:
 def norms(device: torch.device) -> Iterator[Comparison]:
     """Networks in stages that normalise each site by itself, against group normalisation: forward and backward."""
     batch, side, scale = 8, 64, (4, 4)
-    shared = {"map_shape": (side // 4, side // 4), "scale": scale, "blocks": 1}
+    shared: dict[str, Any] = {"map_shape": (side // 4, side // 4), "scale": scale, "blocks": 1}
     pixels = torch.randn(batch, 3, side, side, device=device)
     codes = torch.randn(batch, 64, side // 4, side // 4, device=device)
     for name, network, given, sizes in (
@@ -324,11 +331,11 @@ def lookup(device: torch.device) -> Iterator[Comparison]:
         quantizer = build_quantizer(QuantizerSettings(codebook_size=size, dim=64)).to(device).eval()
         library = VectorQuantize(dim=64, codebook_size=size).to(device).eval()
         library._codebook.embed.copy_(quantizer.codebook()[None])
-        run_library = torch.no_grad()(lambda library=library: library(flat)[1])
-        assert (quantizer.encode(vectors).flatten() == run_library().flatten()).float().mean() > 0.99
+        run_library = torch.no_grad()(partial(library, flat))
+        assert (quantizer.encode(vectors).flatten() == run_library()[1].flatten()).float().mean() > 0.99
         yield Comparison(
             f"lookup, 16,384 vectors of 64, K={size} / VectorQuantize",
-            lambda quantizer=quantizer: quantizer.encode(vectors),
+            partial(quantizer.encode, vectors),
             run_library,
             "speed",
             5.0,
@@ -397,10 +404,10 @@ def prior(device: torch.device) -> Iterator[Comparison]:
     weights = model.state_dict()
     codes, score = bare_generate(weights)
     with torch.no_grad():
-        assert torch.allclose(model.log_prob(codes.view(-1, 8, 8), None), score, atol=0.05), "the two sides disagree"
+        assert torch.allclose(model.log_prob(codes.view(-1, 8, 8), {}), score, atol=0.05), "the two sides disagree"
 
     def ours() -> Tensor:
-        return model.distribution(BATCH, None, device).sample(noise(0, range(BATCH), 1, SITES))
+        return model.distribution(BATCH, {}, device).sample(noise(0, range(BATCH), 1, SITES))
 
     size = f"prior, depth {DEPTH}, dim {DIM}, {BATCH} x {SITES} tokens"
     yield Comparison(f"{size} / x-transformers", ours, make_generator(device), "time", 1.05, BATCH)
@@ -408,6 +415,17 @@ def prior(device: torch.device) -> Iterator[Comparison]:
 
 
 # --- window decoders --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def draw(level: Level, codes: Tensor, u: Tensor) -> Tensor:
+    return level.decode(codes).sample(u)
+
+
+@torch.no_grad()
+def bare_steps(network: WindowNetwork, ready: list[tuple[Tensor, Tensor]]) -> None:
+    for inputs in ready:
+        network.step(*inputs)
 
 
 @torch.no_grad()
@@ -426,12 +444,11 @@ def windows(device: torch.device) -> Iterator[Comparison]:
             )
             for n in network.schedule.sizes
         ]
-        u = noise(0, range(batch), 0, 3 * size * size)
         split = f", tiles of {tile}x{tile}" if tile else ""
         yield Comparison(
             f"drawing {batch} of {size}x{size}, {len(network.schedule)} steps{split} / bare steps",
-            lambda level=level, codes=codes, u=u: level.decode(codes).sample(u),
-            lambda network=network, ready=ready: [network.step(*inputs) for inputs in ready],
+            partial(draw, level, codes, noise(0, range(batch), 0, 3 * size * size)),
+            partial(bare_steps, level.decoder.window, ready),
             "time",
             None,
             batch,

@@ -72,7 +72,7 @@ def best_batch(model: HierarchicalModel, sampling: SamplingSettings, batches: li
     """The batch size at which most images are drawn a second, and how many."""
     rates = {}
     for batch in batches:
-        (seconds,) = seconds_in_turn([lambda batch=batch: model.sample(batch, sampling=sampling)], repeats=3)
+        (seconds,) = seconds_in_turn([partial(model.sample, batch, sampling=sampling)], repeats=3)
         rates[batch] = batch / seconds
     batch = max(rates, key=lambda size: rates[size])
     return batch, rates[batch]
@@ -127,8 +127,8 @@ def main(arguments: list[str]) -> None:
         cells = [f"{summary[n]['mean']:.3f} ± {summary[n]['deviation']:.3f}" if n in summary else "-" for n in names]
         temperature = "/".join(f"{t:g}" for t in (found["temperature"][0], found["temperature"][-1]))
         cost = f"{found['evaluations']:5}  {found['seconds_at_batch_1']:6.3f}"
-        rate = f"{found['images_a_second']:.1f} ({found['best_batch']})"
-        print(f"{name:18}  {temperature:>11}  " + "  ".join(f"{c:>15}" for c in cells) + f"  {cost}  {rate}")
+        most = f"{found['images_a_second']:.1f} ({found['best_batch']})"
+        print(f"{name:18}  {temperature:>11}  " + "  ".join(f"{c:>15}" for c in cells) + f"  {cost}  {most}")
     (options.out / "samples.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

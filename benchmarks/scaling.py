@@ -65,7 +65,9 @@ def write_cache(folder: Path, contents: Contents, images: int) -> None:
 
 def read_cache(folder: Path, contents: Contents, images: int) -> CodeSource:
     """Training batches of level 1 in random order."""
-    source = CodeSource(cache_of(folder, contents, 0, images).load(), torch.device("cpu"))
+    codes = cache_of(folder, contents, 0, images).load()
+    assert codes is not None, "the cache was finished before"
+    source = CodeSource(codes, torch.device("cpu"))
     order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
     for indices in order.split(BATCH):
         source.batch(indices, None)

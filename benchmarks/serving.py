@@ -39,7 +39,7 @@ address = f"http://127.0.0.1:{listening.getsockname()[1]}/sample?num={NUM}&seed=
 server = uvicorn.Server(uvicorn.Config(names["app"], log_level="error"))
 thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
 thread.start()
-turned_away = []
+turned_away = list[float]()
 
 
 def request(seed: int) -> tuple[float, np.ndarray]:

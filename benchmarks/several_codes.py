@@ -26,7 +26,7 @@ IMAGES = 500
 
 
 @torch.no_grad()
-def fidelity(run: Path) -> list[float]:
+def fidelity(run: Path) -> list[float | None]:
     """PSNR in dB of the images that the first code of each site makes, the first two, … all."""
     model = HierarchicalModel.from_pretrained(find_artefact(run)).eval()
     pixels = load_splits(data_of_run(run))["test"].pixels[:IMAGES]

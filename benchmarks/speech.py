@@ -77,8 +77,16 @@ def compared(model: HierarchicalModel, wanted: torch.Tensor, found: torch.Tensor
     one, other = ((values[:, 0].numpy() - middle) / middle for values in (wanted, found))
     return {
         "signal to noise": float(10 * torch.log10(signal / error)),
-        "mel": mel_distance(one, other, model.settings.geometry.rate),
+        "mel": mel_distance(one, other, rate_of(model)),
     }
+
+
+def rate_of(model: HierarchicalModel) -> int:
+    """Numbers a second of the sounds of a model."""
+    geometry = model.settings.geometry
+    if geometry is None or geometry.rate is None:
+        sys.exit("error: RUN is not a run on sounds: its artefact tells no rate")
+    return int(geometry.rate)
 
 
 def mel_distance(one: np.ndarray, other: np.ndarray, rate: int) -> float:
@@ -104,7 +112,7 @@ def pictured(run: Path, folder: Path, out: Path, model: HierarchicalModel) -> No
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names, rate, size = model.settings.class_names, model.settings.geometry.rate, model.stack.shape[-1]
+    names, rate, size = model.settings.class_names, rate_of(model), model.stack.shape[-1]
     cold = ["--temperature", *["0.9"] * len(model.stack), "1"]  # of the codes
     generate.main([str(run), "--num", str(2 * len(names)), "--label", *names, *cold, "--out", str(out / "drawn")])
     figure, axes = plt.subplots(3, len(names), figsize=(2.6 * len(names), 6))

@@ -14,6 +14,7 @@ OUT/KIND.json, OUT/KIND.png and a picture of samples at each value.
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> None:
             rows = row_bits(changed, test, min(options.images, len(test)), refined=True)
             row["rows"] = {f"level-{n}": rows[f"level-{n}"] for n in masked_levels(model)}
             row["bits"] = sum(row["rows"].values())
-            (row["seconds"],) = seconds_in_turn([lambda m=changed, s=sampling: m.sample(1, sampling=s)], repeats=3)
+            (row["seconds"],) = seconds_in_turn([partial(changed.sample, 1, sampling=sampling)], repeats=3)
         else:
             row["accuracy"] = row["summary"]["accuracy"]["mean"]
         results.append(row)

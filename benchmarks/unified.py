@@ -17,6 +17,7 @@ side's samples.
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def main(arguments: list[str]) -> None:
         shown = grid(pixels, 10, model.stack.values, max(1, 64 // model.stack.shape[1]))
         shown.save(command.out / f"{name}.png")
     for batch in (1, 64):
-        times = seconds_in_turn([lambda m=m, n=batch: m.sample(n) for m in models.values()], repeats=3)
+        times = seconds_in_turn([partial(m.sample, batch) for m in models.values()], repeats=3)
         for name, seconds in zip(models, times, strict=True):
             results[name][f"seconds of {batch}"] = seconds
     (command.out / "unified.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -67,7 +67,7 @@ def measure(run: Path, folder: Path, out: Path) -> dict[str, object]:
         compress.main([str(run), *map(str, files), "--out", str(out / "small"), "--report", str(about)])
         decompress.main([str(run), str(out / "small"), "--out", str(out / "back")])
     same = [path.read_bytes() == (out / "back" / path.name).read_bytes() for path in files]
-    arrays = [np.load(p) if p.suffix == ".npy" else np.asarray(nibabel.load(p).dataobj) for p in files]
+    arrays = [np.load(p) if p.suffix == ".npy" else np.asarray(nibabel.nifti1.load(p).dataobj) for p in files]
     count = sum(array.size for array in arrays)
     sizes = {
         "archive": (out / "small" / "images.vqs").stat().st_size,
@@ -90,7 +90,8 @@ def main() -> None:
     if options.what == "make":
         make(*options.paths)
     else:
-        print(json.dumps(measure(*options.paths, options.out), indent=1))
+        run, folder = options.paths
+        print(json.dumps(measure(run, folder, options.out), indent=1))
 
 
 if __name__ == "__main__":
