@@ -7,6 +7,7 @@ command's own entry point, as the command line would, and leaves through its exi
 import io
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -68,9 +69,17 @@ STREAMED = RECIPE.replace(
     "{source: parquet, files: {train: 'FOLDER/*.parquet'}, streaming: true, shuffle_buffer: 20, workers: 2,"
     " values: 17, limit: 64}",
 )
+# The game against a discriminator fills nearly all of it; every checkpoint of the renderer holds both optimisers.
+ADVERSARIAL = (
+    RECIPE.replace("{steps: 40,", "{steps: 8,")
+    .replace("{steps: 30, batch_size: 16,", "{steps: 8, batch_size: 16,", 1)
+    .replace("{steps: 30, batch_size: 16,", "{steps: 100, batch_size: 16, accumulate: 2,")
+    .replace("start: 10", "start: 2, r1: 0.1")
+)
 GREEDY = ["level-1", "level-2", "refiner-2", "prior", "renderer"]
-PHASES = {RECIPE: GREEDY, STREAMED: GREEDY, JOINT: ["joint", "decoders", "refiner-2", "prior", "renderer"]}
-NAMES = {RECIPE: "greedy", STREAMED: "streamed", JOINT: "joint"}
+PHASES = {recipe: GREEDY for recipe in (RECIPE, STREAMED, ADVERSARIAL)}
+PHASES[JOINT] = ["joint", "decoders", "refiner-2", "prior", "renderer"]
+NAMES = {RECIPE: "greedy", STREAMED: "streamed", JOINT: "joint", ADVERSARIAL: "adversarial"}
 
 
 PROGRAMS = {
@@ -83,8 +92,8 @@ PROGRAMS = {
 }
 
 
-ADVICE = "warning: levels."
-"""How a line begins that says that there are few images for so many codes. Of a toy data set it is true."""
+ASIDE = re.compile(r"warning: levels\.|[\w-]+: +\d+% \S+/\S+ \[")
+"""How lines begin that end no command: few images for so many codes, which is true of a toy; slow progress."""
 
 
 @dataclass
@@ -168,7 +177,7 @@ class Child:
         for path in (self._out, self._err, self._memory):
             path.unlink(missing_ok=True)
         code = -999 if hung else os.waitstatus_to_exitcode(self._status)
-        err = "".join(line for line in err.splitlines(keepends=True) if not line.startswith(ADVICE))
+        err = "".join(line for line in err.splitlines(keepends=True) if not ASIDE.match(line))
         self._end = End(code, out, err, self._seconds, int(memory or 0) / 1024)
         return self._end
 

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness import JOINT, STREAMED, Child, End, World
+from harness import ADVERSARIAL, JOINT, STREAMED, Child, End, World
 
 SIGNALS = {signal.SIGTERM: 20, signal.SIGINT: 8, signal.SIGUSR1: 8}
 PATIENCE = 5.0  # seconds that a launcher gives the others, once one process has ended with an error
@@ -80,14 +80,22 @@ def _short(end: End) -> bool:
     return end.one_line or (logged and lines[-1].startswith(("stopped ", "error: ")) and "Traceback" not in end.err)
 
 
-def interruptions(world: World, count: int, number: int, seed: int) -> dict[str, Any]:
-    """``count`` interruptions by a signal, in runs that are each finished and compared."""
+def wait_for(world: World, run: Path, phase: str, children: list[Child]) -> None:
+    """Until a run stands in a phase, or has ended."""
+    while world.phase_of(run) != phase and not any([child.ended() for child in children]):
+        time.sleep(0.005)
+
+
+def interruptions(world: World, count: int, number: int, seed: int, within: str = "") -> dict[str, Any]:
+    """``count`` interruptions by a signal, in runs that are each finished and compared; ``within``: of one phase."""
     generator, counts, runs, done = random.Random(seed), Counts(), 0, 0
     while done < count and len(counts.failures) < 20:
         run, runs = world.fresh(f"run-{number}"), runs + 1
         while True:
             children, victim = world.train(run), generator.randrange(world.processes)
             if done < count:
+                if within:
+                    wait_for(world, run, within, children)
                 time.sleep(generator.uniform(0, world.seconds / 2))
                 phase = world.phase_of(run)
                 children[victim].signal(number)
@@ -114,7 +122,7 @@ def interruptions(world: World, count: int, number: int, seed: int) -> dict[str,
 
 
 def part(folder: Path, short: bool) -> dict[str, Any]:
-    """SIGKILLs and the signals that ask, of greedy, joint and streamed training, with one process and with two."""
+    """SIGKILLs and the signals that ask, of all kinds of training, with one process and with two."""
     world = World(folder / "one")
     results = [interruptions(world, 4 if short else 60, signal.SIGKILL, seed=1)]
     results += [interruptions(world, 1 if short else n, number, seed=2 + number) for number, n in SIGNALS.items()]
@@ -127,4 +135,9 @@ def part(folder: Path, short: bool) -> dict[str, Any]:
     pair = World(folder / "two", processes=2)
     results.append(interruptions(pair, 2 if short else 15, signal.SIGKILL, seed=3))
     results.append(interruptions(pair, 1 if short else 10, signal.SIGTERM, seed=4))
+    for processes, kills, requests in ((1, 20, 6), (2, 10, 5)):
+        game = World(folder / f"adversarial-{processes}", processes, ADVERSARIAL)
+        results.append(interruptions(game, 2 if short else kills, signal.SIGKILL, seed=8, within="renderer"))
+        if not short:
+            results.append(interruptions(game, requests, signal.SIGTERM, seed=9, within="renderer"))
     return {"results": results, "failures": [failure for result in results for failure in result["failures"]]}
