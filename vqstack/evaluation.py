@@ -66,15 +66,17 @@ def evaluate_split(
     count = min(len(split), most or len(split))
     chosen = torch.arange(count) * len(split) // count
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
-    dims = model.dims
+    dims: dict[str, int | float] = {**model.dims}
     precision = finest(accelerator.device)
     nats = torch.zeros(len(dims) + 1, dtype=precision, device=accelerator.device)  # of each row; squares
     books = [level.quantizer for level in model.stack.levels]
     counts = [torch.zeros(*b.chain, b.size, dtype=torch.int64, device=accelerator.device) for b in books]
     batches = mine.split(batch_size) if len(mine) else ()  # of few images a process may have none
     quiet = not accelerator.is_main_process
+    scored = torch.zeros((), dtype=precision, device=accelerator.device)  # numbers that are no padding
     for indices in Progress(batches, desc=f"ledger of {split.name}", leave=False, disable=quiet):
-        pixels = split.pixels[indices].to(accelerator.device)
+        pixels = split.marked[indices].to(accelerator.device)
+        scored += (pixels >= 0).sum()
         codes = model.encode(pixels)
         lengths = model.code_lengths(pixels, codes, *labels_and_condition(model, split, indices), refined=refined)
         rows = torch.stack([lengths[name].to(precision) for name in dims])
@@ -82,6 +84,8 @@ def evaluate_split(
         for total, book, z in zip(counts, books, codes, strict=True):
             total += book.counts(z)
     *sums, squares = accelerator.reduce(nats).tolist()
+    if split.padded:
+        dims["level-1"] = accelerator.reduce(scored).item() / count
     ledger = Ledger({name: Row(s, dims[name]) for name, s in zip(dims, sums, strict=True)}, count, model.given, squares)
     return Evaluation(ledger, [accelerator.reduce(c).cpu() for c in counts])
 

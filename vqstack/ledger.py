@@ -21,10 +21,13 @@ BITS = 1 / math.log(2)
 
 @dataclass(frozen=True)
 class Row:
-    """One term, summed over images: ``nats``, and ``dims``, the number of sites of one image that it describes."""
+    """One term, summed over images: ``nats``, and ``dims``, the number of sites of one image that it describes.
+
+    Where images have padding of several lengths it is the mean number of those that are none.
+    """
 
     nats: float
-    dims: int
+    dims: int | float
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def table(ledgers: Mapping[str, Ledger]) -> str:
         lines.append(
             [
                 name,
-                str(next(iter(ledgers.values())).rows[name].dims),
+                f"{next(iter(ledgers.values())).rows[name].dims:.1f}".removesuffix(".0"),
                 *(f"{x.row_bits(name):.2f}" for x in ledgers.values()),
             ]
         )

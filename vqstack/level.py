@@ -20,7 +20,7 @@ from vqstack.likelihood import CodeHead, Distribution, Head, code_head
 from vqstack.nets import NETWORKS, build_network, check_output
 from vqstack.quantizer import Codebook, Quantized, Quantizer, QuantizerSettings, build_quantizer
 from vqstack.settings import Settings
-from vqstack.shapes import AnyCodes, Objective, Pixels, Vectors, by_axis, cropped
+from vqstack.shapes import AnyCodes, Objective, Pixels, Vectors, by_axis, cropped, filled
 from vqstack.variables import Variable
 from vqstack.window import FAMILIES, DecoderSettings, Seeing, SeeingDecoder, limited
 
@@ -293,7 +293,7 @@ class PixelLevel(EncodingLevel):
         self.padding = [number for more in after[::-1] for number in (0, more)]  # the last axis first, as torch has it
 
     def features(self, below: Pixels) -> Vectors:
-        x = self._scaled(below)
+        x = self._scaled(filled(below, self.lower.size))
         return F.pad(x, self.padding, mode="replicate") if any(self.padding) else x
 
     def read(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:

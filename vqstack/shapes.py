@@ -18,6 +18,9 @@ Pixels: TypeAlias = Integer[Tensor, "b c *pixels"]
 """Values 0 … V-1 of c channels at each site, uint8 where V is 256 at most and int32 above; the only format outside a
 network. Of images the map is ``h w``."""
 
+PADDING = -1
+"""Stands in pixels of int32 for what lies beyond the end of a signal: it is read as rest, and not scored."""
+
 Codes: TypeAlias = Int64[Tensor, "b *map"]
 """A code map, of one axis or more."""
 
@@ -53,6 +56,16 @@ def widened(numbers: Tensor) -> Tensor:
 def value_dtype(size: int) -> torch.dtype:
     """What holds values 0 … V-1 that are no codes."""
     return torch.uint8 if size <= 256 else torch.int32
+
+
+def filled(pixels: Tensor, size: int) -> Tensor:
+    """Pixels of V values with rest in place of padding: the middle value of a signal of one axis, 0 of others.
+
+    Only pixels of int32 hold padding; others, and codes, are given back as they are.
+    """
+    if pixels.dtype != torch.int32:
+        return pixels
+    return pixels.where(pixels >= 0, size // 2 if pixels.ndim == 3 else 0).to(value_dtype(size))
 
 
 def by_axis(shape: tuple[int, ...]) -> str:

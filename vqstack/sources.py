@@ -19,7 +19,7 @@ from vqstack.images import AugmentSettings, ImageSplit, ImageStream, Size, Strea
 from vqstack.level import Level
 from vqstack.likelihood import by_site
 from vqstack.quantizer import in_chunks
-from vqstack.shapes import AnyCodes, Pixels
+from vqstack.shapes import AnyCodes, Pixels, filled
 from vqstack.stack import Stack
 from vqstack.window import Seeing
 
@@ -305,7 +305,7 @@ class RefinerSource(DerivedSource):
             codes = torch.where(replaced.to(codes.device), self._replacements(codes, generator), codes)
         base, features, share = parent_of(self.level, codes, share.to(codes.device))[:3]
         if isinstance(base, Seeing):
-            base = base.parameters(by_site(below, self.level.head.channels))
+            base = base.parameters(by_site(filled(below, self.level.lower.size), self.level.head.channels))
         return below, *given, base, features, share
 
     def _replacements(self, codes: AnyCodes, generator: torch.Generator) -> AnyCodes:

@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from vqstack.checks import check_map
+from vqstack.checks import check_map, of_pixels
 from vqstack.errors import InputError
 from vqstack.likelihood import Known
 from vqstack.shapes import value_dtype
@@ -51,7 +51,8 @@ class Variable:
 
     def check(self, values: Tensor, num: int | None = None, device: torch.device | None = None) -> None:
         """InputError unless these are values of the variable, of ``num`` images, on ``device`` (none: anywhere)."""
-        check_map(values, str(self), self.shape, self.size, device, self.dtype, num)
+        kind = of_pixels(values, self.dtype) if self.number == 0 else {"dtype": self.dtype}
+        check_map(values, str(self), self.shape, self.size, device, num=num, **kind)
 
     def checked(self, known: Known, num: int) -> Known:
         """A partly filled map of ``num`` images, its values 0 where nothing is given; InputError where it is none."""

@@ -30,7 +30,7 @@ from vqstack.nets import convolution, over_map
 from vqstack.registry import Registry
 from vqstack.schedule import Schedule, advance, raveled
 from vqstack.settings import Settings
-from vqstack.shapes import AnyCodes, Nats, Pixels, by_axis, widened
+from vqstack.shapes import AnyCodes, Nats, Pixels, by_axis, filled, widened
 
 FAMILIES = Registry[Any]("family", dict.fromkeys(("product", "window")))
 """What a decoder has after its way up, by family: nothing for a product, else a network as :class:`WindowNetwork`."""
@@ -298,7 +298,8 @@ class Seeing(Distribution, ABC):
         """Sites of each step and their numbers; before the next is asked for, ``values`` must hold their values."""
 
     def unchecked_log_prob(self, x: AnyCodes | Pixels) -> Nats:
-        return self.network.head(self.parameters(by_site(x, self.network.head.channels))).unchecked_log_prob(x)
+        known = by_site(filled(x, self.size), self.network.head.channels)
+        return self.network.head(self.parameters(known)).unchecked_log_prob(x)
 
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vqstack.chains import ChainEmbedding
-from vqstack.checks import check_kind, check_map, check_number
+from vqstack.checks import check_kind, check_map, check_number, of_pixels
 from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
@@ -38,7 +38,7 @@ from vqstack.likelihood import Clamped, Distribution, Factor, Guided, Head, Know
 from vqstack.nets import convolution, rename_state, unfold
 from vqstack.quantizer import in_chunks
 from vqstack.schedule import Schedule
-from vqstack.shapes import AnyCodes, Nats, Objective, Pixels, cropped, value_dtype, widened
+from vqstack.shapes import AnyCodes, Nats, Objective, Pixels, cropped, filled, value_dtype, widened
 from vqstack.window import Seeing
 
 
@@ -181,8 +181,8 @@ class CodeModel(nn.Module, ABC):
     def check(self, values: AnyCodes | Pixels, conditioning: Conditioning, by: Callable[..., None] = check_map) -> None:
         """InputError unless these are maps of the model, and what as many images are given; as far as ``by`` looks."""
         shape = (self.head.channels,) if self.head.ordered or self.head.channels > 1 else ()
-        dtype = value_dtype(self.size) if self.head.ordered else torch.int64
-        by(values, "values", (*shape, *self.map_shape), self.size, self.position.device, dtype)
+        kind = of_pixels(values, value_dtype(self.size)) if self.head.ordered else {"dtype": torch.int64}
+        by(values, "values", (*shape, *self.map_shape), self.size, self.position.device, **kind)
         self.conditions.check(conditioning, len(values), self.position.device, by)
 
     @abstractmethod
@@ -278,7 +278,7 @@ class CodeModel(nn.Module, ABC):
 
     def by_site(self, values: AnyCodes | Pixels) -> Int64[Tensor, "b N c"]:
         """Values with the sites in raster order, the channels of a site together."""
-        return by_site(values, self.head.channels)
+        return by_site(filled(values, self.size) if self.head.ordered else values, self.head.channels)
 
     def embed(self, values: Int64[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         """Input features of known values."""

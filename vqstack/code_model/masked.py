@@ -17,7 +17,7 @@ from x_transformers import Encoder
 from vqstack.code_model.base import CodeModel, CodeModelDistribution, Parent, by_group, by_raster
 from vqstack.code_model.window import Window
 from vqstack.conditions import Conditioning
-from vqstack.likelihood import Draw, Factor, Known, draw_values
+from vqstack.likelihood import Draw, Factor, Known, by_site, draw_values
 from vqstack.schedule import Schedule
 from vqstack.shapes import AnyCodes, Nats, Noise, Pixels, finest
 
@@ -52,6 +52,10 @@ class MaskedCodeModel(CodeModel):
         inputs = self.visible(values, known) + self.context(parent)
         return self.backbone(inputs + self.condition_features(conditioning))
 
+    def inside(self, values: AnyCodes | Pixels) -> Bool[Tensor, "b N"]:
+        """Which sites are no padding."""
+        return by_site(values, self.head.channels)[..., 0] >= 0
+
     def visible(self, values: Int64[Tensor, "b N c"], known: Bool[Tensor, "b N"]) -> Float[Tensor, "b N d"]:
         """What the network reads of the values that are known."""
         embedded = self.embed(values)
@@ -64,7 +68,7 @@ class MaskedCodeModel(CodeModel):
         self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None = None
     ) -> Nats:
         """ln P under the schedule, exact in K passes."""
-        flat = self.by_site(values)
+        flat, inside = self.by_site(values), self.inside(values)
         base = by_raster(parent, flat)
         total, schedule = torch.zeros(flat.shape[0], device=flat.device), self.schedule.on(flat.device)
         for group in range(len(schedule)):
@@ -72,8 +76,8 @@ class MaskedCodeModel(CodeModel):
             known = schedule.before(torch.full((flat.shape[0],), group, device=flat.device))
             hidden = self.predict(flat, known, conditioning, parent)[:, sites]
             parameters = self.correct(hidden, None if base is None else base[:, sites])
-            nats = self.site_nats(parameters.flatten(0, 1), flat[:, sites].flatten(0, 1))
-            total = total - nats.view(flat.shape[0], -1).sum(1)
+            nats = self.site_nats(parameters.flatten(0, 1), flat[:, sites].flatten(0, 1)).view(flat.shape[0], -1)
+            total = total - nats.where(inside[:, sites], 0).sum(1)
         return total
 
     def random_order_nats(
@@ -120,7 +124,7 @@ class MaskedCodeModel(CodeModel):
         weights: Float[Tensor, "b"],
     ) -> tuple[Tensor, Nats]:
         """Loss, and weighted nats of the scored sites of each image; only those pass through the last layer."""
-        flat = self.by_site(values)
+        flat, scored = self.by_site(values), scored & self.inside(values)
         base = by_raster(parent, flat)
         hidden = self.predict(flat, known, conditioning, parent)[scored]
         parameters = self.correct(hidden, None if base is None else base[scored])

@@ -30,7 +30,7 @@ from vqstack.images import ImageSplit, bombs_refused, more_than_eight_bits, open
 from vqstack.images.volumes import ENDINGS, Container, Range, as_npy, is_volume
 from vqstack.images.volumes import lossless as whole_volume
 from vqstack.model import HierarchicalModel
-from vqstack.shapes import Pixels
+from vqstack.shapes import Pixels, cropped, filled
 
 Mode = Literal["L", "RGB", "PCM", "NUM"]
 MAX_PIXELS = 2**26
@@ -103,15 +103,28 @@ def safe_stem(stem: str) -> bool:
 
 def pictures_of_split(split: ImageSplit, sound: bool = False, limits: Range = None) -> Pictures:
     """The images of a split, named by their six-digit position in the source; volumes come back as ``.npy``."""
-    channels, *sites = split.pixels.shape[1:]
-    picture = len(sites) == 2 and channels in (1, 3) and split.pixels.dtype == torch.uint8 and limits is None
-    if not sound and not picture:
-        kept = NumberFile(tuple(sites), as_npy((channels, *sites), split.source["values"], limits))
-        entries = [Entry(f"{i:06d}", channels, prod(sites), "NUM", kept) for i in split.index.tolist()]
-        return Pictures(entries, split.pixels.__getitem__)
-    height, width = (channels, *sites)[-2:]
-    mode: Mode = "PCM" if sound else "L" if channels == 1 else "RGB"
-    return Pictures([Entry(f"{i:06d}", height, width, mode) for i in split.index.tolist()], split.pixels.__getitem__)
+    values, shape = split.source["values"], split.marked.shape[1:]
+    picture = len(shape) == 3 and shape[0] in (1, 3) and values <= 256 and limits is None
+
+    def load(number: int) -> Integer[Tensor, "c *map"]:
+        marked = split.marked[number]
+        return filled(cropped(marked, _inside(marked))[None], values)[0] if split.padded else marked
+
+    def entry(number: int, index: int) -> Entry:
+        channels, *sites = shape[0], *(_inside(split.marked[number]) if split.padded else shape[1:])
+        if not sound and not picture:
+            kept = NumberFile(tuple(sites), as_npy((channels, *sites), values, limits))
+            return Entry(f"{index:06d}", channels, prod(sites), "NUM", kept)
+        height, width = (channels, *sites)[-2:]
+        return Entry(f"{index:06d}", height, width, "PCM" if sound else "L" if channels == 1 else "RGB")
+
+    return Pictures([entry(number, index) for number, index in enumerate(split.index.tolist())], load)
+
+
+def _inside(marked: Integer[Tensor, "c *map"]) -> tuple[int, ...]:
+    """Sites along each axis that are no padding, which follows them."""
+    places = (marked[0] >= 0).nonzero()
+    return tuple((places.amax(0) + 1).tolist())
 
 
 Read: TypeAlias = tuple[Mode | NumberFile, Integer[Tensor, "c *map"]]

@@ -147,6 +147,10 @@ class RunConfig(StackSettings):
             raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
         if self.augment.shift and self.data.rate and self.data.size and len(self.data.size) == 1:
             raise ValueError("augment.shift fills with value 0, the loudest number of a sound: leave it out")
+        if self.data.padding and self.renderer is not None:
+            raise ValueError(
+                "a renderer draws whole pictures, and data.padding leaves parts out: leave one of them out"
+            )
         if self.augment.views and self.data.streaming:
             raise ValueError("augment.views stores codes of a split, and a stream is encoded on the way: leave one out")
         if self.data.condition and not any(part.condition for part in (self.prior, *self.refiners)):

@@ -28,7 +28,7 @@ from vqstack.images.formats import bombs_refused, opened, upright
 from vqstack.images.pieces import CUTS, cut_of, stored
 from vqstack.images.settings import ImageSettings
 from vqstack.images.views import center
-from vqstack.shapes import Pixels
+from vqstack.shapes import Pixels, filled
 
 CHUNK = 32  # images a thread decodes at a time: taking them one by one costs as much as decoding small ones
 
@@ -124,7 +124,7 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
             raise InputError(image)
         pixels = torch.tensor(image)
         images.append(pixels if settings.size is None else center(pixels[None], settings.size)[0])
-    return torch.stack(images)
+    return filled(torch.stack(images), settings.values)
 
 
 def _fitted(image: Image.Image, settings: ImageSettings) -> NDArray[Any]:

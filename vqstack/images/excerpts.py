@@ -92,7 +92,8 @@ def _piece(
 def _opened(record: Mapping[str, Any], settings: ImageSettings, cut: Cut) -> tuple[list[Start], Any, str]:
     """As :meth:`Cut.opened`, and why there are no pieces; what cannot be read is refused, or has none."""
     try:
-        return *cut.opened(record, settings), f"smaller than {by_axis(settings.size or ())}"
+        short = "holds no number" if settings.padding else f"smaller than {by_axis(settings.size or ())}"
+        return *cut.opened(record, settings), short
     except InputError:
         raise
     except Exception as error:  # each library's own types, and what formats raise

@@ -1,7 +1,8 @@
 """Inputs that are larger than ``size`` and cut into pieces of it: sounds, volumes, videos, and series in rows.
 
 Pieces lie side by side along each axis, and overlap where ``size`` does not divide: every number is in one, nothing is
-padded. A source is what :data:`CUTS` says of it: files by their names, and how all values of one are had.
+padded. With ``data.padding`` they never overlap, and what lies beyond the end holds ``PADDING``. A source is what
+:data:`CUTS` says of it: files by their names, and how all values of one are had.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from vqstack.images import series, sounds, video, volumes
 from vqstack.images.settings import ImageSettings
+from vqstack.shapes import PADDING
 
 Start = tuple[int, ...]
 """Where a piece begins along each axis."""
@@ -42,10 +44,10 @@ class Cut:
         """Where the pieces of an input begin, and all its values where these had to be read for that."""
         assert settings.size is not None
         if self.sites is not None:
-            return pieces(self.sites(record, settings), settings.size), None
+            return pieces(self.sites(record, settings), settings.size, settings.padding), None
         assert self.whole is not None
         values = self.whole(record, settings)
-        return pieces(values.shape[1:], settings.size), values
+        return pieces(values.shape[1:], settings.size, settings.padding), values
 
 
 def _of_whole(what: str, named: Callable[[str], bool], whole: Callable[[Mapping[str, Any], ImageSettings], Any]) -> Cut:
@@ -61,7 +63,16 @@ def piece_of(values: Integer[np.ndarray, "c *sites"], start: Start, settings: Im
     """A copy of the piece that begins at ``start``, in the type that is kept."""
     assert settings.size is not None
     inside = (slice(first, first + count) for first, count in zip(start, settings.size, strict=True))
-    return values[(slice(None), *inside)].astype(np.uint8 if settings.values <= 256 else np.int32)
+    return _padded(values[(slice(None), *inside)], settings)
+
+
+def _padded(found: Integer[np.ndarray, "c *here"], settings: ImageSettings) -> NDArray[Any]:
+    """A piece in the type that is kept, filled up where it goes beyond the end."""
+    assert settings.size is not None
+    if not settings.padding:
+        return found.astype(np.uint8 if settings.values <= 256 else np.int32)
+    room = [(0, count - here) for count, here in zip(settings.size, found.shape[1:], strict=True)]
+    return np.pad(found.astype(np.int32), [(0, 0), *room], constant_values=PADDING)
 
 
 def stored(record: Mapping[str, Any], settings: ImageSettings, what: str) -> bytes | str:
@@ -77,7 +88,10 @@ def stored(record: Mapping[str, Any], settings: ImageSettings, what: str) -> byt
 def _sound(record: Mapping[str, Any], start: Start, settings: ImageSettings) -> Integer[np.ndarray, "c n"]:
     assert settings.size is not None and settings.rate is not None
     (first,), (count,), rate = start, settings.size, settings.rate
-    return sounds.read(record["path"], first, count, rate, settings.channels, settings.values, settings.companding)
+    if settings.padding:
+        count = min(count, sounds.length(record["path"], rate) - first)
+    how = settings.channels, settings.values, settings.companding
+    return _padded(sounds.read(record["path"], first, count, rate, *how), settings)
 
 
 def _whole_sound(record: Mapping[str, Any], settings: ImageSettings) -> Integer[np.ndarray, "c n"]:
@@ -112,12 +126,14 @@ def cut_of(settings: ImageSettings) -> Cut | None:
     return SERIES if settings.series else SOUNDS if settings.sounds else CUTS.get(settings.source)
 
 
-def pieces(sites: tuple[int, ...], size: tuple[int, ...]) -> list[Start]:
-    """Where pieces begin that together hold every site; none where the input is smaller along an axis."""
-    return list(product(*(_along(count, each) for count, each in zip(sites, size, strict=True))))
+def pieces(sites: tuple[int, ...], size: tuple[int, ...], padding: bool = False) -> list[Start]:
+    """Where pieces begin that together hold every site; without padding none where an axis of the input is shorter."""
+    return list(product(*(_along(count, each, padding) for count, each in zip(sites, size, strict=True))))
 
 
-def _along(count: int, size: int) -> list[int]:
+def _along(count: int, size: int, padding: bool) -> list[int]:
+    if padding:
+        return list(range(0, count, size))
     if count < size:
         return []
     parts = -(-count // size)

@@ -128,6 +128,12 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         default="linear",
         description="sounds: steps between values; mu-law: fine near silence, coarse where it is loud",
     )
+    padding: bool = Field(
+        default=False,
+        description="sounds, series, volumes and videos: the last piece goes beyond the end, and shorter inputs are "
+        "one piece; what lies beyond is neither scored nor counted. Else the last two pieces overlap, and shorter "
+        "inputs are left out",
+    )
     resize: Size | None = Field(
         default=None,
         description="height and width kept, pixels; size is its centre, or a random crop of it; empty: size",
@@ -288,6 +294,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError("resize is at least as large as size along all axes")
         if self.resize and (len(self.resize) != 2 or self.source in ("volumefolder", "moving_mnist")):
             raise ValueError("resize: only images are brought to another size: leave it out")
+        cut = self.series or self.sounds or self.source in ("audiofolder", "videofolder", "volumefolder")
+        if self.padding and not cut:
+            raise ValueError(f"padding: source {self.source} is not cut into pieces: leave it out (pad_to pads images)")
         if self.streaming and self.source not in SOURCES.own - {"digits", "array", "moving_mnist"}:
             raise ValueError(f"source {self.source} is read whole: leave streaming out")
         if self.streaming and any(isinstance(share, int) and share for share in (self.validation, self.test)):

@@ -24,7 +24,7 @@ from vqstack.images.records import guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
 from vqstack.images.undecoded import Records, Streamed, check_labels
 from vqstack.images.views import center
-from vqstack.shapes import Floats, Labels, Pixels, by_axis
+from vqstack.shapes import Floats, Labels, Pixels, by_axis, filled
 from vqstack.terminal import Progress
 from vqstack.threads import cores
 
@@ -72,9 +72,23 @@ class ImageSplit:
         return self.cache.sha256[PIXELS]
 
     @property
-    def pixels(self) -> Pixels:
-        """The centre of what is kept."""
+    def marked(self) -> Pixels:
+        """The centre of what is kept, with padding as :data:`vqstack.shapes.PADDING`."""
         return center(self.stored, self.size)
+
+    @property
+    def padded(self) -> bool:
+        """Whether there may be padding."""
+        return bool(self.source.get("padded"))
+
+    @property
+    def pixels(self) -> Pixels:
+        """The centre of what is kept, with rest in place of padding."""
+        return self._filled if self.padded else self.marked
+
+    @cached_property
+    def _filled(self) -> Pixels:
+        return filled(self.marked, self.source["values"])
 
     @property
     def labelled(self) -> bool:
@@ -84,7 +98,8 @@ class ImageSplit:
     def part(self, places: slice) -> Part:
         """Images ``places`` of the split, in its order."""
         labels, condition = (None if x is None else x[places] for x in (self.labels, self.condition))
-        return Part(self.pixels[places], labels, self.index[places], condition)
+        pixels = filled(self.marked[places], self.source["values"])
+        return Part(pixels, labels, self.index[places], condition)
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -262,7 +277,7 @@ def described(settings: ImageSettings, name: str, origin: str, stored: Records |
         "left_out": stored.left_out if name == origin else {},
         "seed": settings.seed,
         "values": settings.values,
-    }
+    } | ({"padded": True} if settings.padding else {})
 
 
 class _Mapped:

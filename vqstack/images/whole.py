@@ -25,6 +25,7 @@ from vqstack.images.settings import SPLITS, ImageSettings
 from vqstack.images.splits import Part, check_classes, described, image_name, skipped
 from vqstack.images.undecoded import Streamed, check_labels
 from vqstack.images.views import center
+from vqstack.shapes import filled
 from vqstack.terminal import Progress
 from vqstack.threads import cores
 
@@ -163,7 +164,7 @@ class WholeSplit:
             raise InputError(f"{problem}; it could be read before")
         pixels = torch.from_numpy(np.stack([image for image in images if not isinstance(image, str)]))
         labels = None if self.surveyed.labels is None else torch.from_numpy(self.surveyed.labels[places])
-        return Part(center(pixels, size), labels, torch.tensor(wanted))
+        return Part(filled(center(pixels, size), self.settings.values), labels, torch.tensor(wanted))
 
     def _records(self, wanted: Iterable[int]) -> Iterator[Any]:
         for position in wanted:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqstack.likelihood.base import Distribution
 from vqstack.likelihood.factors import Factor, Table
-from vqstack.shapes import Nats, widened
+from vqstack.shapes import PADDING, Nats, widened
 
 
 class Categorical(Distribution):
@@ -26,7 +26,8 @@ class Categorical(Distribution):
         self.shape, self.dtype, self.device = tuple(shape), dtype, logits.device
 
     def unchecked_log_prob(self, x: Tensor) -> Nats:
-        loss = F.cross_entropy(self.logits.flatten(0, -2), x.flatten().long(), reduction="none")
+        ignored = PADDING if x.dtype == torch.int32 else -100
+        loss = F.cross_entropy(self.logits.flatten(0, -2), x.flatten().long(), reduction="none", ignore_index=ignored)
         return -loss.view(self.batch, -1).sum(1)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
@@ -67,7 +68,8 @@ class Bernoulli(Distribution):
         self.shape, self.size, self.dtype, self.device = tuple(shape), 2, torch.uint8, logits.device
 
     def unchecked_log_prob(self, x: Tensor) -> Nats:
-        return F.logsigmoid(torch.where(x > 0, self.logits, -self.logits)).flatten(1).sum(1)
+        found = F.logsigmoid(torch.where(x > 0, self.logits, -self.logits))
+        return (found if x.dtype == torch.uint8 else found.where(x >= 0, 0)).flatten(1).sum(1)
 
     def factors(self, values: Int64[Tensor, "b N"]) -> Iterator[Factor]:
         logits = self.logits.flatten(1)

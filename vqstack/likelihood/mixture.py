@@ -61,7 +61,8 @@ class LogisticMixture(Distribution):
         for i, value in enumerate(channels):
             total = total + log_bin(value[..., None], self._component_mean(i, earlier), self.log_scales[i], self.size)
             earlier.append(scaled(value, self.size)[..., None])
-        return total.logsumexp(-1).sum(1)
+        found = total.logsumexp(-1)
+        return (found if x.dtype == torch.uint8 else found.where(channels[0] >= 0, 0)).sum(1)
 
     def channel_mean(self, channel: int) -> Float[Tensor, "b s"]:
         """The mean grey value of a channel, whatever the earlier ones are: that of each component, by weight.

@@ -1,0 +1,162 @@
+"""What lies beyond the end of a signal (data.padding): neither scored nor counted, whatever scores it."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from helpers import toy, trained, untrained
+
+from vqstack.code_model import parent_of
+from vqstack.codec.pictures import pictures_of_split
+from vqstack.commands import compress, decompress, reconstruct
+from vqstack.config import RunConfig
+from vqstack.images import ImageSettings, load_splits
+from vqstack.images.pieces import pieces
+from vqstack.shapes import PADDING, filled
+
+RATE = 8000
+LENGTHS = (5, 64, 100, 130)
+
+
+@pytest.mark.parametrize("sites", [(1,), (64,), (65,), (5, 9), (8, 8, 3)])
+def test_pieces_lie_side_by_side_and_hold_every_site_once(sites):
+    size = (64,) if len(sites) == 1 else (4,) * len(sites)
+    held = np.zeros([count + each for count, each in zip(sites, size, strict=True)], int)
+    for start in pieces(sites, size, padding=True):
+        held[tuple(slice(first, first + each) for first, each in zip(start, size, strict=True))] += 1
+    assert (held[tuple(map(slice, sites))] == 1).all() and held.max() == 1
+
+
+def marked(pixels, *inside):
+    """Padding after so many sites along each axis, image by image."""
+    found = pixels.int()
+    for image, ends in zip(found, inside, strict=True):
+        for axis, end in enumerate(ends, start=1):
+            image.narrow(axis, end, image.shape[axis] - end).fill_(PADDING)
+    return found
+
+
+REFINED = {"level": 1, "depth": 1, "dim": 8, "heads": 2, "groups": 3}
+SHAPES = [
+    ((1, 8), [(8,), (5,), (1,)]),
+    ((2, 4, 4), [(4, 4), (3, 4), (1, 2)]),
+    ((1, 4, 2, 4), [(4, 2, 4), (3, 1, 2), (1, 1, 1)]),
+]
+
+
+CASES = [
+    *((0, values, False, refiner) for values in (2, 16, 300) for refiner in (None, "masked")),
+    *((place, 300, True, refiner) for place in range(3) for refiner in (None, "autoregressive")),
+]
+
+
+@pytest.mark.parametrize(("place", "values", "window", "refiner"), CASES, ids=str)
+def test_a_likelihood_is_that_of_what_is_inside(place, values, window, refiner, tmp_path):
+    shape, inside = SHAPES[place]
+    maps = [tuple(n // 2 for n in shape[1:])]
+    refiners = [] if refiner is None else [{**REFINED, "family": refiner}]
+    if refiner and window:
+        refiners[0] |= {"wavefront": 2, "window": 1}
+    model = untrained(tmp_path, shape, maps, refiners=refiners, values=values)
+    if window:
+        settings = model.settings.model_dump()
+        settings["stack"]["levels"][0]["decoder"] |= {"family": "window", "radius": 1, "slope": 2, "width": 8}
+        torch.manual_seed(1)
+        model = type(model)(type(model.settings).model_validate(settings)).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(torch.randn_like(weights) * 0.1)
+    kind = torch.uint8 if values <= 256 else torch.int32
+    pixels = torch.randint(0, values, (3, *shape)).to(kind)
+    found = marked(pixels, *inside)
+    rest = filled(found, values)
+    assert rest.dtype == kind and torch.equal(rest[found >= 0], pixels[found >= 0])
+    codes = model.encode(found)
+    assert all(torch.equal(one, other) for one, other in zip(codes, model.encode(rest), strict=True))
+    with torch.no_grad():
+        lengths = model.code_lengths(found, codes)
+        by_site = model.code_lengths_by_site(rest, codes)
+        objective = model.stack.level(1)(found)
+    wanted = by_site["level-1"].where(found >= 0, 0).flatten(1).sum(1)
+    torch.testing.assert_close(lengths["level-1"], wanted, rtol=1e-4, atol=1e-4)
+    assert lengths["level-1"][0] > lengths["level-1"][2]
+    torch.testing.assert_close(lengths["prior"], by_site["prior"].flatten(1).sum(1), rtol=1e-4, atol=1e-4)
+    if refiner is None:  # what training minimises is the same, in nats a site
+        torch.testing.assert_close(objective.metrics["nats"], wanted.mean(), rtol=1e-4, atol=1e-4)
+    elif refiner == "masked":  # of three times one image it scores each of three groups once, by weight 3
+        same = [x[1:2].expand(3, *x.shape[1:]) for x in (found, codes[0])]
+        with torch.no_grad():
+            nats = model.refiner(1)(same[0], *parent_of(model.stack.level(1), same[1])[:3]).metrics["nats"]
+        torch.testing.assert_close(nats, wanted[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sounds shorter and longer than an excerpt, and one without a number."""
+    made = tmp_path_factory.mktemp("sounds")
+    generator = np.random.default_rng(0)
+    for split, number in itertools.product(("train", "test"), range(3)):
+        for count in LENGTHS:
+            path = made / split / f"{number}-{count}.wav"
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, generator.integers(-9000, 9000, count).astype(np.int16), RATE)
+    soundfile.write(made / "train" / "none.wav", np.zeros(0, np.int16), RATE)
+    return made
+
+
+def settings(folder, **changes):
+    files = {name: str(folder / name) for name in ("train", "test")}
+    sounds = {"source": "audiofolder", "files": files, "size": (64,), "rate": RATE, "validation": 0.4}
+    return sounds | {"padding": True} | changes
+
+
+@pytest.mark.parametrize("changes", [{}, {"companding": "mu-law"}], ids=str)
+def test_every_number_of_a_folder_is_scored_once(changes, folder):
+    split = load_splits(ImageSettings(**settings(folder, **changes)), ["test"])["test"]
+    assert len(split) == 3 * (1 + 1 + 2 + 3) and split.padded
+    left = load_splits(ImageSettings(**settings(folder, **changes)), ["train"])["train"].source["left_out"]
+    assert {why: what["count"] for why, what in left.items()} == {"holds no number": 1}
+    assert int((split.marked >= 0).sum()) == 3 * sum(LENGTHS)
+    first = soundfile.read(folder / "test" / "0-100.wav", dtype="int16")[0].astype(int) + 2**15
+    if not changes:
+        assert np.array_equal(split.marked[:2].flatten()[:100], first)
+    assert (split.pixels[split.marked < 0] == split.source["values"] // 2).all()  # silence
+    streamed = load_splits(ImageSettings(**settings(folder, streaming=True, workers=0, **changes)), ["test"])["test"]
+    assert sorted(map(str, streamed.marked.tolist())) == sorted(map(str, split.marked.tolist()))
+
+
+def test_a_run_counts_what_is_there_and_its_archive_holds_that(folder, tmp_path):
+    run = tmp_path / "run"
+    config = toy(settings(folder), (16,), (4,))
+    model = trained(config, run)
+    split = load_splits(config.data, ["test"])["test"]
+    told = json.loads((run / "ledger.json").read_text())["test"]
+    dims = {row["row"]: row["dims"] for row in told["rows"]}
+    assert dims["level-1"] == 3 * sum(LENGTHS) / len(split) and dims["prior"] == 4
+    codes = model.encode(split.pixels)
+    by_site = model.code_lengths_by_site(split.pixels, codes)["level-1"].where(split.marked >= 0, 0)
+    row = next(row for row in told["rows"] if row["row"] == "level-1")
+    assert abs(row["nats"] - by_site.double().flatten(1).sum(1).mean().item()) < 0.05
+    assert abs(told["bits_per_dim"] - told["bits"] / dims["level-1"]) < 1e-9
+    held = pictures_of_split(split, sound=True)
+    assert sum(entry.width for entry in held.entries) == 3 * sum(LENGTHS)
+    assert all(held.load(i).shape == (1, entry.width) for i, entry in enumerate(held.entries))
+    compress.main([str(run), str(folder / "test"), "--out", str(tmp_path / "small")])
+    decompress.main([str(run), str(tmp_path / "small"), "--out", str(tmp_path / "back")])
+    for path in (folder / "test").iterdir():
+        one, other = (soundfile.read(at / path.name, dtype="int16")[0] for at in (folder / "test", tmp_path / "back"))
+        assert np.array_equal(one, other)
+    short = str(folder / "test" / "0-5.wav")
+    reconstruct.main([str(run), short, "--out", str(tmp_path / "kept")])
+    assert soundfile.info(tmp_path / "kept" / "000000-image.wav").frames == 64
+
+
+def test_what_is_not_cut_and_what_draws_whole_pictures_is_refused():
+    with pytest.raises(ValueError, match="padding: source digits is not cut"):
+        RunConfig(data={"source": "digits", "padding": True})
+    videos = {"source": "videofolder", "files": {"train": "x"}, "rate": 1, "size": (2, 8, 8), "padding": True}
+    with pytest.raises(ValueError, match="a renderer draws whole pictures"):
+        RunConfig(data=videos, levels=[{"map": (1, 2, 2)}], renderer={})
