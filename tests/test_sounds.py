@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.pictures import Entry, from_tiles, padding, to_tiles
 from vqstack.commands import compress, decompress, generate, reconstruct
-from vqstack.images import ImageSettings, load_images, load_splits, saver, sounds
+from vqstack.images import ImageSettings, grid, load_images, load_splits, saver, sounds
 from vqstack.images.pieces import pieces
 from vqstack.likelihood import walked_log_prob
 from vqstack.model import HierarchicalModel
@@ -65,6 +65,19 @@ def test_numbers_of_16_bits_come_back(ending, tmp_path):
     sounds.save_sound(read, tmp_path / "b.wav", 2**16, RATE)
     again, rate = soundfile.read(tmp_path / "b.wav", dtype="int16")
     assert rate == RATE and np.array_equal(again, numbers)
+
+
+@pytest.mark.parametrize("pitch", [500, 1000, 3000])
+def test_a_sound_is_pictured_as_its_curve_above_its_spectrogram(pitch):
+    sound = torch.from_numpy(np.rint(tone(1600, pitch) * 2**15)).int()[None, None] + 2**15
+    seen = np.asarray(grid(sound, 1, 2**16).convert("RGB")).astype(int)
+    both = np.asarray(grid(torch.cat([sound, sound]), 1, 2**16, heard=True)).astype(int)
+    height = len(seen)
+    assert both.shape == (2 * 2 * height + 1, seen.shape[1], 3) and (both[:height] == seen).all()
+    spectrum = both[height : 2 * height].sum(-1).mean(1)
+    loudest = height - 1 - spectrum.argmax()  # rows from 0 to half the rate
+    assert abs(loudest / height * RATE / 2 - pitch) < RATE / 2 / height * 2
+    assert (both[2 * height + 1 :] == both[: 2 * height]).all()
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])

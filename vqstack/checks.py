@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vqstack.errors import InputError
-from vqstack.shapes import PADDING
 
 
 def check_map(
@@ -66,12 +65,6 @@ def check_kind(
         raise InputError(f"{what} have shape {tuple(values.shape)}: give one for each of the {num} images")
     if device is not None and values.device != device:
         raise InputError(f"{what} are on {values.device}, the model is on {device}: move one of them with .to()")
-
-
-def of_pixels(values: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """Type and least value of pixels for :func:`check_map`: those of int32 may hold padding."""
-    padded = isinstance(values, Tensor) and values.dtype == torch.int32
-    return {"dtype": torch.int32, "least": PADDING} if padded else {"dtype": dtype}
 
 
 def check_floats(values: Any, what: str, shape: tuple[int | None, ...], device: torch.device | None) -> None:

@@ -165,6 +165,11 @@ class ModelSettings(Settings):
         return given | ({"rate": known.rate, "limits": known.range, "companding": known.companding} if known else {})
 
     @property
+    def sound(self) -> bool:
+        """Whether inputs are sounds of some rate."""
+        return len(self.image_shape) == 2 and self.geometry is not None and self.geometry.rate is not None
+
+    @property
     def every_refiner(self) -> tuple[RefinerSettings, ...]:
         """The refiners, those included that are the prior's transformer."""
         return self.refiners + (segments_of(self.prior, len(self.stack.levels)) if self.unified else ())

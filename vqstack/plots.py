@@ -61,7 +61,9 @@ def plot_usage(counts: list[Int64[Tensor, "..."]]) -> "Figure":
     return made
 
 
-def reconstruction_strip(pixels: Pixels, decoded: Mapping[str, Pixels], values: int) -> Image.Image:
+def reconstruction_strip(
+    pixels: Pixels, decoded: Mapping[str, Pixels], values: int, heard: bool = False
+) -> Image.Image:
     """Images in the first row, below them what each level, 1 … L, keeps of them."""
     rows = torch.cat([pixels, *decoded.values()])
-    return grid(rows, len(pixels), values, max(1, 64 // pixels.shape[-2]))
+    return grid(rows, len(pixels), values, max(1, 64 // pixels.shape[-2]), heard)

@@ -68,6 +68,12 @@ def filled(pixels: Tensor, size: int) -> Tensor:
     return pixels.where(pixels >= 0, size // 2 if pixels.ndim == 3 else 0).to(value_dtype(size))
 
 
+def of_pixels(values: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """Type and least value of pixels as :func:`vqstack.checks.check_map` takes them: of int32 they may hold padding."""
+    padded = isinstance(values, Tensor) and values.dtype == torch.int32
+    return {"dtype": torch.int32, "least": PADDING} if padded else {"dtype": dtype}
+
+
 def by_axis(shape: tuple[int, ...]) -> str:
     """The size of a map in words: 4x4."""
     return "x".join(map(str, shape))

@@ -6,10 +6,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from vqstack.checks import check_map, of_pixels
+from vqstack.checks import check_map
 from vqstack.errors import InputError
 from vqstack.likelihood import Known
-from vqstack.shapes import value_dtype
+from vqstack.shapes import of_pixels, value_dtype
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vqstack.chains import ChainEmbedding
-from vqstack.checks import check_kind, check_map, check_number, of_pixels
+from vqstack.checks import check_kind, check_map, check_number
 from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
@@ -38,7 +38,7 @@ from vqstack.likelihood import Clamped, Distribution, Factor, Guided, Head, Know
 from vqstack.nets import convolution, rename_state, unfold
 from vqstack.quantizer import in_chunks
 from vqstack.schedule import Schedule
-from vqstack.shapes import AnyCodes, Nats, Objective, Pixels, cropped, filled, value_dtype, widened
+from vqstack.shapes import AnyCodes, Nats, Objective, Pixels, cropped, filled, of_pixels, value_dtype, widened
 from vqstack.window import Seeing
 
 

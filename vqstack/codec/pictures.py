@@ -265,7 +265,7 @@ def reader_of(model: HierarchicalModel) -> Callable[..., Read]:
     geometry = model.settings.geometry
     if geometry is not None and geometry.companding != "linear":
         raise InputError("this model knows sounds by mu-law, which loses a part of them: use a model without it")
-    if is_of_sounds(model):
+    if model.settings.sound:
         return partial(read_sound, rate=geometry.rate if geometry else None)
     if is_of_images(model):
         return read_picture
@@ -277,12 +277,6 @@ def is_of_images(model: HierarchicalModel) -> bool:
     geometry = model.settings.geometry
     seen = len(model.stack.shape) == 3 and model.stack.shape[0] in (1, 3) and model.stack.values <= 256
     return seen and (geometry is None or geometry.range is None)
-
-
-def is_of_sounds(model: HierarchicalModel) -> bool:
-    """Whether a model knows sounds of some rate."""
-    geometry = model.settings.geometry
-    return len(model.stack.shape) == 2 and geometry is not None and geometry.rate is not None
 
 
 def tile_count(entry: Entry, tile: tuple[int, ...]) -> int:

@@ -15,7 +15,6 @@ from vqstack.codec.layout import SUFFIX
 from vqstack.codec.pictures import (
     Pictures,
     is_of_images,
-    is_of_sounds,
     pictures_of_files,
     pictures_of_split,
     reader_of,
@@ -95,7 +94,7 @@ def pictures_of(command: Command, model: HierarchicalModel) -> tuple[Pictures, i
                 f"which wants {channels} with {values}: set --data.channels and --data.values"
             )
         warn_of_changes(command.run, command.data, {command.split: split})
-        return pictures_of_split(split, is_of_sounds(model), command.data.range), 0
+        return pictures_of_split(split, model.settings.sound, command.data.range), 0
     files = dict[Path, str]()
     for path in command.images:
         with reading(path):
@@ -111,7 +110,7 @@ def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:
     InputError where there is none, or where something there cannot be read.
     """
     wanted, what, example = (is_image, "images", "PNG") if is_of_images(model) else (is_volume, "volumes", ".npy")
-    if is_of_sounds(model):
+    if model.settings.sound:
         wanted, what, example = is_sound, "sounds", "WAV"
     if (mark := unfinished(folder)) is not None:
         raise InputError(f"{folder} is unfinished output of {mark.command}: finish that first, or name its files")

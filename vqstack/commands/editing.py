@@ -84,7 +84,7 @@ def write(command: Editing, name: str, model: HierarchicalModel, named: Sequence
         for number, image in enumerate(images.cpu()):
             output.write(f"{number:06d}-{title}{ending}", saved(partial(save, image)))
     every = torch.stack([images.cpu() for _, images in named], 1).flatten(0, 1)
-    sheet = grid(every, len(named), values, max(1, 64 // model.stack.shape[1]))
+    sheet = grid(every, len(named), values, max(1, 64 // model.stack.shape[1]), model.settings.sound)
     sheet = captioned(sheet, [title for title, _ in named] * rows, len(named))
     output.write("grid.png", saved(partial(sheet.save, format="PNG")))
     output.finish()

@@ -108,7 +108,8 @@ def compare_samples(
     def draw(seed: int) -> tuple[Pixels, Labels | None]:
         pixels, labels = draw_samples(model, count, seed, command.sampling, command.batch_size, split)
         if seed == command.seeds[0]:
-            shown = grid(pixels[: SHOWN**2], SHOWN, model.stack.values, max(1, 64 // model.stack.shape[1]))
+            scale = max(1, 64 // model.stack.shape[1])
+            shown = grid(pixels[: SHOWN**2], SHOWN, model.stack.values, scale, model.settings.sound)
             output.write("samples.png", saved(partial(shown.save, format="PNG")))
         return pixels, labels
 
@@ -249,7 +250,7 @@ def main(arguments: list[str]) -> None:
     output.write("ledger.png", saved(partial(ledgers.savefig, dpi=150)))
     output.write("usage.png", saved(partial(usage.savefig, dpi=150)))
     pixels = split.pixels[:SHOWN]
-    strip = reconstruction_strip(pixels, decoded(model, pixels), model.stack.values)
+    strip = reconstruction_strip(pixels, decoded(model, pixels), model.stack.values, model.settings.sound)
     output.write("reconstructions.png", saved(partial(strip.save, format="PNG")))
     results = {
         "split": command.split,

@@ -311,7 +311,8 @@ def main(arguments: list[str]) -> None:
                     rows.write(b",\n" * bool(i) + json.dumps(about).encode())
                 shown = pixels if not first else torch.cat([shown, pixels[: columns * GRID - len(shown)]])
                 progress.update(len(pixels))
-        sheet = grid(shown[: columns * GRID], columns, model.stack.values, max(1, 64 // model.stack.shape[1]))
+        scale = max(1, 64 // model.stack.shape[1])
+        sheet = grid(shown[: columns * GRID], columns, model.stack.values, scale, model.settings.sound)
         sheet = captioned(sheet, classes, columns) if classes else sheet
         output.write("grid.png", saved(partial(sheet.save, format="PNG")))
         settings = {**command.model_dump(mode="json"), **sampling.model_dump(mode="json"), "num": num}

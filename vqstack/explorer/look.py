@@ -12,8 +12,9 @@ from vqstack.code_use import colours
 from vqstack.edited import Edited
 from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.pictures import address, heat, laid_out, noun, of_input, of_patch, of_sites, over
+from vqstack.explorer.pictures import address, laid_out, noun, of_input, of_patch, of_sites, over
 from vqstack.explorer.player import Player
+from vqstack.images import heat
 from vqstack.ledger import BITS
 from vqstack.quantizer import Codebook
 from vqstack.shapes import by_axis

@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vqstack.codec.pictures import is_of_sounds
 from vqstack.images import grid, saver
 from vqstack.model import HierarchicalModel
 from vqstack.shapes import Pixels
 
 COLUMNS = 32  # of a map with one axis, before it goes on below
 SIDE = 256  # of a picture, pixels, about
-RAMP = np.array([[13, 8, 70], [126, 3, 168], [240, 100, 60], [250, 240, 120]], float)  # few bits to many
 
 
 def address_of(content: bytes, kind: str) -> str:
@@ -57,7 +55,7 @@ def heard(model: HierarchicalModel, pixels: Pixels) -> str:
 
 def noun(model: HierarchicalModel) -> str:
     """What the page calls an input."""
-    series, volume = "sound" if is_of_sounds(model) else "series", "video" if is_video(model) else "volume"
+    series, volume = "sound" if model.settings.sound else "series", "video" if is_video(model) else "volume"
     return {1: series, 2: "image", 3: volume}[len(model.stack.shape) - 1]
 
 
@@ -76,25 +74,9 @@ def moving(model: HierarchicalModel, pixels: Pixels) -> str:
     return address_of(stream.getvalue(), "image/png")
 
 
-def spectrogram(series: Tensor) -> Image.Image:
-    """Loudness of frequencies (low ones below) over time, decibels from the loudest down to -80."""
-    signal = series.double() - series.double().mean()
-    size = min(256, 2 ** int(np.log2(max(2, len(signal)))))
-    window = torch.hann_window(size, dtype=torch.float64)
-    power = torch.stft(signal, size, size // 4, window=window, return_complex=True, pad_mode="constant").abs().square()
-    decibels = (10 * (power / power.max().clamp(min=1e-9)).clamp(min=1e-8).log10()).flip(0)
-    return Image.fromarray(heat(decibels.flatten()).reshape(*decibels.shape, 3))
-
-
 def of_input(model: HierarchicalModel, pixels: Pixels) -> Image.Image:
     """One input, as large as a map is shown; of a sound its curve and its spectrogram, of a volume slices."""
-    picture = grid(pixels[:1], 1, model.stack.values)
-    if is_of_sounds(model):
-        below = spectrogram(pixels[0, 0].cpu()).resize((picture.width, 64))
-        both = Image.new("RGB", (picture.width, picture.height + 64))
-        both.paste(picture, (0, 0))
-        both.paste(below, (0, picture.height))
-        picture = both
+    picture = grid(pixels[:1], 1, model.stack.values, heard=model.settings.sound)
     factor = scale_of((picture.height, picture.width))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
@@ -107,15 +89,6 @@ def of_sites(values: NDArray[np.uint8], rows: int, columns: int, shown: tuple[in
     factor = scale_of((rows, columns))
     height, width = shown or (rows * factor, columns * factor)
     return picture.resize((width, height), Image.Resampling.NEAREST)
-
-
-def heat(bits: Tensor) -> NDArray[np.uint8]:
-    """A colour for each number, [n, 3]: from the fewest bits, dark blue, to the most, yellow."""
-    low, high = float(bits.min()), float(bits.max())
-    shares = ((bits.double() - low) / max(high - low, 1e-9)).numpy() * (len(RAMP) - 1)
-    below = np.minimum(shares.astype(int), len(RAMP) - 2)
-    part = (shares - below)[:, None]
-    return ((1 - part) * RAMP[below] + part * RAMP[below + 1]).round().astype(np.uint8)
 
 
 def over(picture: Image.Image, bits: Image.Image, share: float = 0.6) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from nicegui import ui
 
-from vqstack.codec.pictures import is_of_sounds
 from vqstack.explorer.pictures import heard, is_video, moving
 from vqstack.model import HierarchicalModel
 from vqstack.shapes import Pixels
@@ -18,7 +17,7 @@ class Player:
 
     def __init__(self, model: HierarchicalModel, name: str) -> None:
         self.model = model
-        self.sound = ui.audio("").props(f'aria-label="{name}"') if is_of_sounds(model) else None
+        self.sound = ui.audio("").props(f'aria-label="{name}"') if model.settings.sound else None
         self.clip = ui.image("").classes("shown").props(f'alt="{name}" data-clip="{name}"') if is_video(model) else None
 
     def clear(self) -> None:
@@ -37,5 +36,5 @@ class Player:
 
 def listen(model: HierarchicalModel, pixels: Pixels, name: str) -> None:
     """A player below a small picture of a sound; of other inputs the picture is all."""
-    if is_of_sounds(model):
+    if model.settings.sound:
         ui.audio(heard(model, pixels)).classes("heard").props["aria-label"] = name

@@ -18,7 +18,7 @@ from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, more_than_
 from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
 from vqstack.images.look import Look, first_look
-from vqstack.images.pictures import FileFormat, grid, save_png, saver
+from vqstack.images.pictures import FileFormat, grid, heat, save_png, saver
 from vqstack.images.records import check_paths
 from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split, register_source
 from vqstack.images.sounds import is_sound, whole_sound
@@ -51,6 +51,7 @@ __all__ = [
     "default_cache",
     "first_look",
     "grid",
+    "heat",
     "identity",
     "image_shape",
     "is_image",

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Integer, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from vqstack.images.volumes import Range, from_values
 from vqstack.shapes import Pixels
 
 WAVE = (64, 192)  # rows and columns of the picture of a series
+RAMP = np.array([[13, 8, 70], [126, 3, 168], [240, 100, 60], [250, 240, 120]], float)  # few bits to many
 SLICES = 8  # of a volume that its picture shows, at most
 
 FileFormat = Literal["png", "wav", "flac", "gif", "mkv", "mp4", "npy"]
@@ -73,12 +75,13 @@ def save_png(pixels: UInt8[Tensor, "c h w"], path: Path | io.BufferedIOBase, val
     _to_image(pixels, values).save(path, format="PNG")  # type: ignore[arg-type]  # a stream is all it needs
 
 
-def grid(pixels: Pixels, columns: int, values: int, scale: int = 1) -> Image.Image:
+def grid(pixels: Pixels, columns: int, values: int, scale: int = 1, heard: bool = False) -> Image.Image:
     """Inputs in rows of ``columns``, a grey line of one pixel between them, all enlarged ``scale`` times (nearest).
 
-    Images show themselves, a series its curve, a volume its slices along the first axis, side by side.
+    Images show themselves, a series its curve, one that is ``heard`` its spectrogram below that, a volume its slices
+    along the first axis, side by side.
     """
-    pixels, values = _pictured(pixels, values)
+    pixels, values = _seen_and_heard(pixels, values) if heard and pixels.ndim == 3 else _pictured(pixels, values)
     count, channels, height, width = pixels.shape
     columns = min(columns, count)
     size = (columns * (width + 1) - 1, -(-count // columns) * (height + 1) - 1)
@@ -102,6 +105,15 @@ def _pictured(numbers: Pixels, values: int) -> tuple[UInt8[Tensor, "b shown h w"
     return grey, 256
 
 
+def _seen_and_heard(sounds: Integer[Tensor, "n c t"], values: int) -> tuple[UInt8[Tensor, "n three h w"], int]:
+    """The curves of each sound, and below them the spectrogram of the mean of its channels."""
+    curves = _curves(sounds.cpu(), values)
+    height, width = WAVE[0], curves.shape[-1]
+    spectra = [_spectrogram(sound.double().mean(0)).resize((width, height)) for sound in sounds.cpu()]
+    below = torch.stack([torch.from_numpy(np.array(spectrum)).permute(2, 0, 1) for spectrum in spectra])
+    return torch.cat([curves.expand(-1, 3, -1, -1), below], 2), 256
+
+
 def _curves(series: Integer[Tensor, "n c t"], values: int) -> UInt8[Tensor, "n one h w"]:
     """For each channel, one below the other, from the smallest to the largest value of each stretch of time."""
     rows, columns = WAVE
@@ -114,6 +126,25 @@ def _curves(series: Integer[Tensor, "n c t"], values: int) -> UInt8[Tensor, "n o
     row = torch.arange(rows)[:, None]
     drawn = (row >= high) & (row <= low)
     return torch.where(drawn, 255, 0).to(torch.uint8).flatten(1, 2)[:, None]
+
+
+def _spectrogram(series: Tensor) -> Image.Image:
+    """Loudness of frequencies (low ones below) over time, decibels from the loudest down to -80."""
+    signal = series.double() - series.double().mean()
+    size = min(256, 2 ** int(np.log2(max(2, len(signal)))))
+    window = torch.hann_window(size, dtype=torch.float64)
+    power = torch.stft(signal, size, size // 4, window=window, return_complex=True, pad_mode="constant").abs().square()
+    decibels = (10 * (power / power.max().clamp(min=1e-9)).clamp(min=1e-8).log10()).flip(0)
+    return Image.fromarray(heat(decibels.flatten()).reshape(*decibels.shape, 3))
+
+
+def heat(bits: Tensor) -> NDArray[np.uint8]:
+    """A colour for each number, [n, 3]: from the fewest bits, dark blue, to the most, yellow."""
+    low, high = float(bits.min()), float(bits.max())
+    shares = ((bits.double() - low) / max(high - low, 1e-9)).numpy() * (len(RAMP) - 1)
+    below = np.minimum(shares.astype(int), len(RAMP) - 2)
+    part = (shares - below)[:, None]
+    return ((1 - part) * RAMP[below] + part * RAMP[below + 1]).round().astype(np.uint8)
 
 
 def _to_image(pixels: Tensor, values: int) -> Image.Image:

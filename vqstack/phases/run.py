@@ -252,8 +252,9 @@ class Run:
         with torch.no_grad(), any_algorithms():  # a picture leaves no trace in the weights
             labels, condition = (None if x is None else x[:count] for x in (split.labels, split.condition))
             images = picture(self.model, trained, refines, shown, labels, condition, count, seed)
-        sheet = grid(images.cpu(), min(count, len(images)), self.model.stack.values, 2)
-        names = self.model.settings.class_names
+        settings = self.model.settings
+        sheet = grid(images.cpu(), min(count, len(images)), settings.values, 2, settings.sound)
+        names = settings.class_names
         if names and self.model.classes and name in ("prior", "transformer"):  # samples, class after class
             sheet = captioned(sheet, [names[i % len(names)] for i in range(count)], count)
         path = folder / f"{name}-{step:07d}.png"
