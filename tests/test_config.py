@@ -387,10 +387,31 @@ def test_random_crops_need_room(data):
     RunConfig(data=images | {"size": (4, 4), "resize": (4, 6)}, augment={"crop": "random"})
 
 
+SOUNDS = {"source": "audiofolder", "files": {"train": "sounds"}, "size": (800,), "rate": 8000}
+VOLUMES = {"source": "volumefolder", "files": {"train": "scans"}, "size": (8, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("data", "augment", "words"),
+    [
+        (SOUNDS, {"flip": True}, "backwards"),
+        (SOUNDS, {"flip": True, "flip_axes": ("width",)}, "width is no axis of these inputs: choose of time"),
+        (VOLUMES, {"flip": True, "flip_axes": ("height", "time")}, "time is no axis .* depth, height, width"),
+        ({}, {"flip_axes": ("height",)}, "nothing is mirrored"),
+        (SOUNDS, {"crop": "random"}, r"data\.resize"),
+        (SOUNDS | {"resize": (900,), "padding": True}, {}, "resize"),
+    ],
+)
+def test_views_of_axes_that_are_not_there_are_refused(data, augment, words):
+    with pytest.raises(ValueError, match=words):
+        RunConfig(data=data, augment=augment)
+    RunConfig(data=SOUNDS | {"resize": (900,)}, augment={"flip": True, "flip_axes": ["time"], "crop": "random"})
+    RunConfig(data=VOLUMES | {"resize": (9, 8, 8)}, augment={"flip": True, "flip_axes": ["depth", "width"]})
+
+
 def test_a_shift_would_fill_sounds_with_their_loudest_number():
-    sounds = {"source": "audiofolder", "files": {"train": "sounds"}, "size": (800,), "rate": 8000}
     with pytest.raises(ValueError, match=r"augment\.shift"):
-        RunConfig(data=sounds, augment={"shift": 1})
+        RunConfig(data=SOUNDS, augment={"shift": 1})
 
 
 def test_maps_that_hold_as_much_as_what_lies_below_are_warned_about(train_stack, capsys):

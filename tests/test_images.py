@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -305,6 +306,34 @@ def test_a_view_is_a_function_of_seed_epoch_and_image():
     assert torch.equal(epochs[0], whole)
     for one, two in ((0, 1), (0, 2), (1, 2)):
         assert (epochs[one] != epochs[two]).flatten(1).any(1).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "axes"),
+    [
+        ((9,), (6,), ("time",)),
+        ((4, 3, 5), (3, 3, 4), ("depth", "height", "width")),
+        ((4, 3, 5), (3, 3, 4), ("time", "width")),
+        ((4, 5), (3, 4), ("height",)),
+    ],
+)
+def test_signals_of_any_axes_are_cropped_and_mirrored_along_those_that_are_named(shape, size, axes):
+    """Every window along every axis, mirrored or not along each that is named: each occurs, and as often."""
+    one = torch.from_numpy(np.random.default_rng(0).permutation(int(np.prod(shape))).reshape(1, *shape)).int()
+    names = {1: ("time",), 2: ("height", "width"), 3: (axes[0] if len(axes) > 1 else "depth", "height", "width")}
+    options = [one]
+    for axis, name in enumerate(names[len(shape)], start=1):
+        options = [
+            window.movedim(-1, axis) for x in options for window in x.unfold(axis, size[axis - 1], 1).unbind(axis)
+        ]
+        options += [x.flip(axis) for x in options] if name in axes else []
+    wanted = {x.contiguous().numpy().tobytes() for x in options}
+    assert len(wanted) == len(options)
+    settings = AugmentSettings(flip=True, flip_axes=axes, crop="random")
+    count = 150 * len(options)
+    seen = Counter(v.numpy().tobytes() for v in view(one.expand(count, *one.shape), settings, size=size))
+    assert set(seen) == wanted
+    assert sum((n - 150) ** 2 / 150 for n in seen.values()) < len(options) + 6 * len(options) ** 0.5
 
 
 @pytest.mark.parametrize("flip", [False, True])

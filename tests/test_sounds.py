@@ -22,11 +22,12 @@ from pydantic import ValidationError
 from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.pictures import Entry, from_tiles, padding, to_tiles
 from vqstack.commands import compress, decompress, generate, reconstruct
-from vqstack.images import ImageSettings, grid, load_images, load_splits, saver, sounds
+from vqstack.images import AugmentSettings, ImageSettings, grid, load_images, load_splits, saver, sounds
 from vqstack.images.pieces import pieces
 from vqstack.likelihood import walked_log_prob
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
+from vqstack.sources import PixelSource
 
 RATE = 8000
 
@@ -222,6 +223,29 @@ def test_few_values_are_kept_as_bytes_as_models_want_them(changes, odd):
     """Trap: they were kept in 32 bits, which a model of 256 values refuses."""
     pixels = load_splits(settings(odd, **changes), ["train"])["train"].pixels
     assert pixels.dtype == torch.uint8 and pixels.max() > 100
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_longer_piece_is_kept_and_any_window_of_it_trained_on(streaming, odd):
+    config = settings(odd, size=(64,), resize=(90,), streaming=streaming, workers=0)
+    split = load_splits(config, ["train"])["train"]
+    assert split.stored.shape[1:] == (1, 90) and len(split) == 2 * 3  # 200 numbers each: three pieces that overlap
+    assert torch.equal(split.pixels, split.stored[..., 13 : 13 + 64])  # scored is the centre
+    draws = AugmentSettings(crop="random")
+    source = PixelSource(split.stored, (64,), draws, seed=1)
+    places = set()
+    for epoch in range(60):
+        (views,) = source.batch(torch.arange(6), torch.full((6,), epoch))
+        fits = (split.stored.unfold(-1, 64, 1) == views[:, :, None]).all(-1)[:, 0]
+        assert fits.any(1).all()
+        places |= set(fits[0].nonzero().flatten().tolist())
+    assert len(places) > 20
+    whole = load_images([next((odd / "high").iterdir())], config)
+    assert torch.equal(whole[0], sounds_of(odd / "high" / "good.wav")[..., :64])  # by hand: from its beginning
+
+
+def sounds_of(path):
+    return torch.from_numpy(sounds.read(str(path), 0, 200, RATE, 1, 2**16))
 
 
 def test_excerpts_of_a_file_lie_in_one_split(tmp_path):

@@ -143,10 +143,7 @@ class RunConfig(StackSettings):
             raise ValueError(
                 f"train_refiners: {len(self.train_refiners)} entries for {len(self.refiners)} refiners: give one or all"
             )
-        if self.augment.crop == "random" and self.data.resize in (None, self.data.size):
-            raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
-        if self.augment.shift and self.data.rate and self.data.size and len(self.data.size) == 1:
-            raise ValueError("augment.shift fills with value 0, the loudest number of a sound: leave it out")
+        self.augment.check(self.data)
         if self.data.padding and self.renderer is not None:
             raise ValueError(
                 "a renderer draws whole pictures, and data.padding leaves parts out: leave one of them out"

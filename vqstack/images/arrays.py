@@ -126,10 +126,10 @@ def _signals(values: NDArray[Any], settings: ImageSettings, path: str) -> NDArra
     r"""An array [n, c, \*size] of whole numbers; the axis of one channel may be missing."""
     if values.dtype.kind not in "iu":
         raise InputError(f"{path}: the numbers are {values.dtype}; store whole numbers from 0 to values - 1")
-    axes = len(settings.size or ())
+    axes = len(settings.kept or ())
     if axes and settings.channels == 1 and values.ndim == axes + 1:
         values = values[:, None]
-    wanted = (settings.channels, *(settings.size or ()))
+    wanted = (settings.channels, *(settings.kept or ()))
     if (axes and values.shape[1:] != wanted) or not 3 <= values.ndim <= 5 or values.shape[1] != settings.channels:
         raise InputError(f"{path}: inputs of {values.shape[1:]} where {wanted} was said; correct size or channels")
     return values

@@ -113,7 +113,7 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     if settings.source not in CUTS and not settings.pictures:  # as arrays are stored and drawn
         settings = settings.model_copy(update={"source": "audiofolder" if settings.sounds else "volumefolder"})
     cut = settings.source in CUTS  # a piece of the size, the first one
-    native = settings if cut else settings.model_copy(update={"size": None, "resize": None})
+    native = settings.model_copy(update={"resize": None} | ({} if cut else {"size": None}))
     images: list[Tensor] = []
     for name in map(str, paths):
         first = images[0].shape[1:] if images and settings.size is None else None

@@ -41,7 +41,7 @@ def excerpts(inputs: Records, settings: ImageSettings, cut: Cut) -> Records:
             origin += [number] * len(starts)
         kept = held.pieces()
     if not records:
-        size = by_axis(settings.size or ())
+        size = by_axis(settings.kept or ())
         raise InputError(f"{inputs.where}: no {cut.what} of {size} or more: choose a smaller size")
     rows, given = np.array(origin), inputs.given
     return replace(
@@ -92,7 +92,7 @@ def _piece(
 def _opened(record: Mapping[str, Any], settings: ImageSettings, cut: Cut) -> tuple[list[Start], Any, str]:
     """As :meth:`Cut.opened`, and why there are no pieces; what cannot be read is refused, or has none."""
     try:
-        short = "holds no number" if settings.padding else f"smaller than {by_axis(settings.size or ())}"
+        short = "holds no number" if settings.padding else f"smaller than {by_axis(settings.kept or ())}"
         return *cut.opened(record, settings), short
     except InputError:
         raise

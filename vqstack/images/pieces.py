@@ -1,8 +1,9 @@
 """Inputs that are larger than ``size`` and cut into pieces of it: sounds, volumes, videos, and series in rows.
 
-Pieces lie side by side along each axis, and overlap where ``size`` does not divide: every number is in one, nothing is
-padded. With ``data.padding`` they never overlap, and what lies beyond the end holds ``PADDING``. A source is what
-:data:`CUTS` says of it: files by their names, and how all values of one are had.
+Pieces have the size ``resize`` where there is one, so that ``size`` may lie anywhere inside. They lie side by side
+along each axis, and overlap where their size does not divide: every number is in one, nothing is padded. With
+``data.padding`` they never overlap, and what lies beyond the end holds ``PADDING``. A source is what :data:`CUTS` says
+of it: files by their names, and how all values of one are had.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,12 +43,12 @@ class Cut:
 
     def opened(self, record: Mapping[str, Any], settings: ImageSettings) -> tuple[list[Start], Any]:
         """Where the pieces of an input begin, and all its values where these had to be read for that."""
-        assert settings.size is not None
+        assert settings.kept is not None
         if self.sites is not None:
-            return pieces(self.sites(record, settings), settings.size, settings.padding), None
+            return pieces(self.sites(record, settings), settings.kept, settings.padding), None
         assert self.whole is not None
         values = self.whole(record, settings)
-        return pieces(values.shape[1:], settings.size, settings.padding), values
+        return pieces(values.shape[1:], settings.kept, settings.padding), values
 
 
 def _of_whole(what: str, named: Callable[[str], bool], whole: Callable[[Mapping[str, Any], ImageSettings], Any]) -> Cut:
@@ -61,17 +62,17 @@ def _of_whole(what: str, named: Callable[[str], bool], whole: Callable[[Mapping[
 
 def piece_of(values: Integer[np.ndarray, "c *sites"], start: Start, settings: ImageSettings) -> NDArray[Any]:
     """A copy of the piece that begins at ``start``, in the type that is kept."""
-    assert settings.size is not None
-    inside = (slice(first, first + count) for first, count in zip(start, settings.size, strict=True))
+    assert settings.kept is not None
+    inside = (slice(first, first + count) for first, count in zip(start, settings.kept, strict=True))
     return _padded(values[(slice(None), *inside)], settings)
 
 
 def _padded(found: Integer[np.ndarray, "c *here"], settings: ImageSettings) -> NDArray[Any]:
     """A piece in the type that is kept, filled up where it goes beyond the end."""
-    assert settings.size is not None
+    assert settings.kept is not None
     if not settings.padding:
         return found.astype(np.uint8 if settings.values <= 256 else np.int32)
-    room = [(0, count - here) for count, here in zip(settings.size, found.shape[1:], strict=True)]
+    room = [(0, count - here) for count, here in zip(settings.kept, found.shape[1:], strict=True)]
     return np.pad(found.astype(np.int32), [(0, 0), *room], constant_values=PADDING)
 
 
@@ -86,8 +87,8 @@ def stored(record: Mapping[str, Any], settings: ImageSettings, what: str) -> byt
 
 
 def _sound(record: Mapping[str, Any], start: Start, settings: ImageSettings) -> Integer[np.ndarray, "c n"]:
-    assert settings.size is not None and settings.rate is not None
-    (first,), (count,), rate = start, settings.size, settings.rate
+    assert settings.kept is not None and settings.rate is not None
+    (first,), (count,), rate = start, settings.kept, settings.rate
     if settings.padding:
         count = min(count, sounds.length(record["path"], rate) - first)
     how = settings.channels, settings.values, settings.companding
@@ -102,8 +103,8 @@ def _whole_sound(record: Mapping[str, Any], settings: ImageSettings) -> Integer[
 
 
 def _volume(record: Mapping[str, Any], settings: ImageSettings) -> Integer[np.ndarray, "c *sites"]:
-    assert settings.size is not None
-    return volumes.whole(record["path"], len(settings.size), settings.channels, settings.values, settings.range)
+    assert settings.kept is not None
+    return volumes.whole(record["path"], len(settings.kept), settings.channels, settings.values, settings.range)
 
 
 SERIES = _of_whole("series", lambda path: False, lambda record, settings: series.whole(record["numbers"], settings))

@@ -25,6 +25,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "moving_mnist": (3,),
 }
 """How many axes the inputs of a source may have, the usual number first."""
+FLAT = ("height", "width")
 STREAM_LIMIT = 2000  # images of each split of a stream that are kept for scoring, unless `limit` says otherwise
 
 
@@ -136,7 +137,8 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     )
     resize: Size | None = Field(
         default=None,
-        description="height and width kept, pixels; size is its centre, or a random crop of it; empty: size",
+        description="height and width kept, pixels; size is its centre, or a random crop of it; empty: size. Of what "
+        "is cut into pieces, or stored as arrays, the sites of a piece along each axis: nothing is scaled",
     )
     channels: int = Field(
         default=1,
@@ -292,8 +294,8 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             raise ValueError("resize needs size, and a number for each of its axes")
         if self.resize and self.size and any(r < s for r, s in zip(self.resize, self.size, strict=True)):
             raise ValueError("resize is at least as large as size along all axes")
-        if self.resize and (len(self.resize) != 2 or self.source in ("volumefolder", "moving_mnist")):
-            raise ValueError("resize: only images are brought to another size: leave it out")
+        if self.resize and (self.source == "moving_mnist" or self.padding):
+            raise ValueError("resize: pieces of moving_mnist, and those with padding, are whole: leave it out")
         cut = self.series or self.sounds or self.source in ("audiofolder", "videofolder", "volumefolder")
         if self.padding and not cut:
             raise ValueError(f"padding: source {self.source} is not cut into pieces: leave it out (pad_to pads images)")
@@ -350,6 +352,12 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         return len(self.size or (1, 1)) == 2 and self.channels in (1, 3) and self.values <= 256
 
     @property
+    def axis_names(self) -> tuple[str, ...]:
+        """What the axes of an input are called."""
+        moving = self.source in ("videofolder", "moving_mnist")
+        return {1: ("time",), 3: ("time" if moving else "depth", *FLAT)}.get(len(self.size or FLAT), FLAT)
+
+    @property
     def kept(self) -> Size | None:
         """Sites along each axis that inputs are stored at, None for their native size."""
         return self.resize or self.size
@@ -371,7 +379,15 @@ class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
     shift: int = Field(
         default=0, ge=0, description="largest shift along each axis, pixels; beyond the edge lies value 0"
     )
-    flip: bool = Field(default=False, description="mirror left and right with probability one half, no unit")
+    flip: bool = Field(
+        default=False,
+        description="mirror left and right, or along flip_axes, each with probability one half, no unit",
+    )
+    flip_axes: tuple[Literal["time", "depth", "height", "width"], ...] = Field(
+        default=(),
+        description="axes that flip mirrors: time of sounds, series and videos, depth of volumes, height, width; "
+        "empty: width",
+    )
     crop: Literal["center", "random"] = Field(
         default="center", description="where the crop of data.size lies inside data.resize; random: anywhere, evenly"
     )
@@ -381,6 +397,20 @@ class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
         description="views of each training image whose codes are stored for the levels above 1 and the prior, count; "
         "0: a new view is encoded each time an image is seen",
     )
+
+    def check(self, data: ImageSettings) -> None:
+        """ValueError where such inputs are not changed like that."""
+        if self.crop == "random" and data.resize in (None, data.size):
+            raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
+        if self.flip_axes and not self.flip:
+            raise ValueError("augment.flip_axes: nothing is mirrored without augment.flip: set it, or leave this out")
+        names = data.axis_names
+        if other := [axis for axis in self.flip_axes if axis not in names]:
+            raise ValueError(f"augment.flip_axes: {other[0]} is no axis of these inputs: choose of {', '.join(names)}")
+        if names == ("time",) and self.flip and not self.flip_axes:
+            raise ValueError("augment.flip plays backwards here: leave it out, or set augment.flip_axes to time")
+        if self.shift and names == ("time",) and data.rate:
+            raise ValueError("augment.shift fills with value 0, the loudest number of a sound: leave it out")
 
     @property
     def active(self) -> bool:

@@ -92,8 +92,8 @@ def _whole(
 
 def whole(path: str, settings: ImageSettings) -> UInt8[np.ndarray, "c t h w"]:
     """All frames of a file, at the rate and of the size that settings ask for."""
-    assert settings.rate is not None and settings.size is not None
-    status, size = os.stat(path), settings.size[1:]
+    assert settings.rate is not None and settings.kept is not None
+    status, size = os.stat(path), settings.kept[1:]
     state = (status.st_size, status.st_mtime_ns)
     return _whole(path, state, settings.rate, size, settings.channels, settings.values, settings.background)
 

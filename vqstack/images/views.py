@@ -9,7 +9,8 @@ from torch import Tensor
 from vqstack.images.settings import AugmentSettings, Size
 from vqstack.shapes import Pixels
 
-DRAWS = 8  # uniform numbers for each view
+DRAWS = 10  # uniform numbers for each view
+FROM_END = {"width": -1, "height": -2, "depth": 0, "time": 0}  # places of axes by their names
 
 
 def uniforms(seed: int, epochs: Int64[Tensor, "b"], images: Int64[Tensor, "b"]) -> Float64[np.ndarray, "b draws"]:
@@ -42,14 +43,14 @@ def center(pixels: Pixels, size: Size) -> Integer[Tensor, "b c *size"]:
 def augment(
     pixels: Pixels, draws: Float64[np.ndarray, "b draws"], settings: AugmentSettings, size: Size, share: float = 1.0
 ) -> Integer[Tensor, "b c *size"]:
-    """A view [b, c, *size] of each image: cropped, shifted and (along the last axis) mirrored as ``settings`` says.
+    """A view [b, c, *size] of each image: cropped, shifted and mirrored along each axis as ``settings`` says.
 
     ``draws`` comes from :func:`uniforms`. A share of the images is changed, the others are their centre. What lies
     beyond the edge of the stored image has value 0.
     """
     batch, channels, *stored = pixels.shape
     changed = draws[:, 5] < share
-    mirrored = torch.from_numpy(changed & (draws[:, 4] < 0.5) & settings.flip).to(pixels.device)
+    mirrored = {FROM_END[name] % len(size) for name in settings.flip_axes or ("width",)} if settings.flip else set()
     sites = torch.zeros(batch, 1, dtype=torch.int64, device=pixels.device)  # numbers of those of the view, as stored
     inside = torch.ones(batch, 1, dtype=torch.bool, device=pixels.device)
     for axis, (crop, move) in zip(range(len(size)), ((0, 2), (1, 3), (6, 7)), strict=False):
@@ -58,8 +59,9 @@ def augment(
         shift = settings.shift - np.floor(draws[:, move] * (2 * settings.shift + 1))
         first = torch.from_numpy(np.where(changed, start + shift, room // 2).astype(np.int64)).to(pixels.device)
         across = torch.arange(size[axis], device=pixels.device).expand(batch, -1)
-        if axis == len(size) - 1:
-            across = torch.where(mirrored[:, None], across.flip(1), across)
+        if axis in mirrored:
+            turned = changed & (draws[:, (4, 8, 9)[len(size) - 1 - axis]] < 0.5)
+            across = torch.where(torch.from_numpy(turned).to(pixels.device)[:, None], across.flip(1), across)
         places = first[:, None] + across  # [b, sites along the axis]
         there = (places >= 0) & (places < stored[axis])
         sites = (sites[:, :, None] * stored[axis] + places.clamp(0, stored[axis] - 1)[:, None]).flatten(1)
