@@ -1,6 +1,6 @@
 """Samples of several runs side by side: how near they come to held-out images, and what one of them costs.
 
-    python benchmarks/samples.py feed-forward=runs/cifar10_cpu refined=runs/cifar10_refined flat=runs/cifar10_flat \
+    python benchmarks/samples.py feed-forward=runs/cifar10_product refined=runs/cifar10_refined flat=runs/cifar10_flat \
         --out runs/samples [--num 500] [--codes 0.7 0.8 0.9 1.0] [--pixels 0.5 0.7 1.0] [--batches 1 8 64 256]
 
 All runs are trained on the same images. For each, two temperatures are tuned in the same way, by the Fréchet distance

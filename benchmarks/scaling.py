@@ -25,7 +25,7 @@ from vqstack.config import RunConfig, read_yaml
 from vqstack.fit import Order
 from vqstack.sources import CodeSource
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10_cpu.yaml"
+RECIPE = Path(__file__).parent / "recipes" / "cifar10_product.yaml"
 BATCH, BILLION = 256, 10**9
 
 
