@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from explorer import BROWSERS
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
@@ -107,6 +108,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--story", choices=STORIES, required=True)
     parser.add_argument("--image", type=int, default=3, help="number of the test image")
     options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "vqstack", "explore", str(options.run), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -114,7 +116,7 @@ def main(arguments: list[str]) -> None:
         address = server.stdout.readline().strip()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+                executable_path=next(filter(None, map(shutil.which, BROWSERS))), args=["--no-sandbox", "--disable-gpu"]
             )
             page = browser.new_page(viewport={"width": 1100, "height": 900})
             page.goto(address)
