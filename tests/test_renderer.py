@@ -4,12 +4,13 @@ import copy
 import json
 import math
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import equal, refused, trained
+from helpers import command_refused, equal, refused, trained
 from PIL import Image
 from torch import nn
 from torch.func import functional_call
@@ -44,6 +45,7 @@ from vqstack.renderer import (
 from vqstack.run_report import _curves as curves
 from vqstack.variables import Variable
 
+EVALUATE = Path(__file__).parents[1] / "tools" / "evaluate.py"
 QUICK = {"steps": 4, "batch_size": 8, "warmup": 1, "evaluate_every": 2}
 RENDERER = {"width": 8, "least_width": 4, "perceptual": "none"}
 GAME = {"weight": 0.5, "start": 1, "width": 4, "layers": 2}
@@ -524,6 +526,34 @@ def test_pictures_are_measured_beside_their_images(models, model, batch_size):
     plain = likenesses(models["without"][0], split)
     assert list(plain.ways) == ["level-1", "level-2"]
     assert plain.floor is plain.ways["level-1"].frechet is None
+
+
+@pytest.mark.parametrize("decoder", ["likelihood", "renderer"])
+def test_samples_are_judged_by_the_pixels_of_either(models, model, call, tmp_path, monkeypatch, decoder):
+    """Samples that the model draws here are compared here; the ledger is that of the run."""
+    quick = FitSettings(steps=6, batch_size=8, evaluate_every=6)
+    monkeypatch.setattr(vqstack.features, "_quick_enough", lambda sites: quick)
+    run, out = models["with"][1], tmp_path / "out"
+    given = ["--split", "validation", "--num", 6, "--seeds", 4, "--batch-size", 4, "--leaks", 0, "--cpu"]
+    code, printed, _ = call(EVALUATE, run, "--out", out, "--decoder", decoder, *given, "--cache", tmp_path / "cache")
+    assert code == 0
+    found = json.loads((out / "evaluate.json").read_text("utf-8"))
+    split = load_splits(data_of_run(run))
+    by = vqstack.features.ruler("classifier", split["train"], split["validation"], tmp_path / "cache", Accelerator())
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(4))[:6]
+    samples = model.sample(6, seed=4, decoder=decoder).pixels
+    expected = frechet_distance(by.rows(samples), by.rows(split["validation"].pixels[order]))
+    assert found["samples"]["decoder"] == found["settings"]["decoder"] == decoder
+    assert found["samples"]["seeds"][0]["distance"] == pytest.approx(expected, rel=1e-4)
+    assert f"pixels by the {decoder}" in printed
+    ledger = model.ledger(split["validation"].pixels, split["validation"].labels if model.classes else None)
+    assert found["ledger"]["feed-forward"]["bits"] == pytest.approx(ledger.bits)
+
+
+def test_samples_by_a_renderer_that_is_not_there_are_refused(models, call, tmp_path):
+    given = [models["without"][1], "--out", tmp_path / "out", "--decoder", "renderer", "--cpu"]
+    command_refused(*call(EVALUATE, *given), "no renderer")
+    command_refused(*call(EVALUATE, *given, "--no-samples"), "decoder")
 
 
 # --- settings

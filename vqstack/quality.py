@@ -12,7 +12,7 @@ from vqstack.evaluation import labels_and_condition
 from vqstack.features import Extractor, Ruler
 from vqstack.images import ImageSplit
 from vqstack.metrics import Features, FidelityMeter, frechet_distance, precision_recall
-from vqstack.model import HierarchicalModel
+from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.renderer import pictures_of
 from vqstack.shapes import Labels, Nats, Pixels
@@ -99,10 +99,11 @@ def draw_samples(
     sampling: SamplingSettings,
     batch_size: int = 64,
     split: ImageSplit | None = None,
+    decoder: Decoder = "likelihood",
 ) -> tuple[Pixels, Labels | None]:
     """Samples number 0 … num - 1 of a seed, on the CPU, and their classes, drawn from P(label) where there are any.
 
-    A model that is given floats is given those of the split's images, from the first one on.
+    Their pixels come from the likelihood or from the renderer, their codes from the likelihood. A model that is given floats is given those of the split's images, from the first one on.
     """
     samples = []
     for first in Progress(range(0, num, batch_size), desc=f"samples of seed {seed}", leave=False, disable=None):
@@ -110,7 +111,7 @@ def draw_samples(
         condition = None
         if split is not None:
             _, condition = labels_and_condition(model, split, torch.arange(first, first + count) % len(split))
-        samples.append(model.sample(count, None, condition, seed=seed, sampling=sampling, first=first))
+        samples.append(model.sample(count, None, condition, seed=seed, sampling=sampling, first=first, decoder=decoder))
     labels = [sample.labels.cpu() for sample in samples if sample.labels is not None]
     return torch.cat([sample.pixels.cpu() for sample in samples]), torch.cat(labels) if labels else None
 

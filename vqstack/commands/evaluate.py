@@ -27,7 +27,7 @@ from vqstack.evaluation import (
 from vqstack.features import Ruler, ruler
 from vqstack.images import SPLITS, ImageSettings, ImageSplit, Split, default_cache, grid, load_splits
 from vqstack.ledger import BITS, table
-from vqstack.model import HierarchicalModel
+from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, check_folder, saved
 from vqstack.phases import check_condition, check_images, duration, in_classes_of, named_run, warn_of_changes
@@ -83,13 +83,18 @@ class Command(Settings):
     sampling: Unprefixed[SamplingSettings] = Field(
         default=SamplingSettings(), description="How samples are drawn; default: the model's own settings."
     )
+    decoder: Decoder = Field(
+        default="likelihood",
+        description="What makes pixels of the samples' lowest codes: level 1's own decoder, or the renderer. The "
+        "ledger is the likelihood's either way.",
+    )
     cache: Path = Field(default=default_cache(), description="Folder that keeps the trained classifier for other runs.")
     batch_size: int = Field(default=64, ge=1, description="Images at a time, count; does not change the results.")
     cpu: bool = Field(default=False, description="Stay on the CPU even where there is an accelerator.")
 
     def unused(self) -> dict[str, str]:
         """Options that are about samples, where none are drawn."""
-        about_samples = ("num", "seeds", "features", "cache", *SamplingSettings.model_fields)
+        about_samples = ("num", "seeds", "features", "decoder", "cache", *SamplingSettings.model_fields)
         why = "says how samples are drawn or compared: leave it out, or --no-samples"
         return {} if self.samples else dict.fromkeys(about_samples, why)
 
@@ -106,7 +111,7 @@ def compare_samples(
     classify = None if by.judge is None else by.judge.classes
 
     def draw(seed: int) -> tuple[Pixels, Labels | None]:
-        pixels, labels = draw_samples(model, count, seed, command.sampling, command.batch_size, split)
+        pixels, labels = draw_samples(model, count, seed, command.sampling, command.batch_size, split, command.decoder)
         if seed == command.seeds[0]:
             scale = max(1, 64 // model.stack.shape[1])
             shown = grid(pixels[: SHOWN**2], SHOWN, model.stack.values, scale, model.settings.sound)
@@ -141,8 +146,9 @@ def report(
     pictures: Likenesses,
     leaked: dict[int, Leak],
     quality: Quality | None,
+    decoder: Decoder,
 ) -> str:
-    """Everything as one table to read."""
+    """Everything as one table to read; ``decoder``: what the samples' pixels came from."""
     lines = ["Bits per image", table({name: score.ledger for name, score in scores.items()}), ""]
     if orders:
         lines.append("Masked models in random orders of single sites, bits per image, ± standard error")
@@ -167,7 +173,7 @@ def report(
             surely = f"{'at least' if leak.maps else 'more than'} {leak.surely:.2f}"
             lines.append(f"{number:5}  {found['sites']:8.2%}  {found['maps']:8.2%}  {least:>20}  {surely:>21}")
     if quality is not None:
-        of = f"{quality.images} a side, {len(quality.comparisons)} seeds, ± their standard deviation"
+        of = f"pixels by the {decoder}, {quality.images} a side, {len(quality.comparisons)} seeds, ± their deviation"
         lines += ["", f"Samples ({of})", f"{'':18}  {'samples':>18}  {'other half of real':>18}"]
         for title, name, floor in (
             ("Fréchet distance", "distance", "floor"),
@@ -193,7 +199,7 @@ def forecast(
     pictures = min(len(split), PICTURED) * (1 + command.samples)  # of codes: their means, and draws to compare with
     few = min(TRIED, command.batch_size, len(split))
     began = time.perf_counter()
-    draw_samples(model, few, 0, command.sampling, few, split)
+    draw_samples(model, few, 0, command.sampling, few, split, command.decoder)
     between = time.perf_counter()
     evaluate_split(model, split, accelerator, command.batch_size, most=few)
     scored = len(split) * (2 if model.refiners else 1)
@@ -214,6 +220,7 @@ def main(arguments: list[str]) -> None:
     command = parse(Command, arguments, default)
     model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(command.run))
     model.settings.draws(command.sampling)
+    model.check_decoder(command.decoder)
     figure()  # refuses before anything is written where there is nothing to plot with
     names = SPLITS if command.samples else (command.split,)
     splits = load_splits(command.data, names)
@@ -258,10 +265,10 @@ def main(arguments: list[str]) -> None:
         "random_orders": {row: asdict(of) for row, of in orders.items()},
         "reconstruction": pictures.to_json(),
         "leaks": {f"level-{number}": leak.to_json() for number, leak in leaked.items()},
-        "samples": quality and {"features": command.features, **quality.to_json()},
+        "samples": quality and {"decoder": command.decoder, "features": command.features, **quality.to_json()},
         "settings": command.model_dump(mode="json"),
     }
-    text = report(scores, orders, pictures, leaked, quality)
+    text = report(scores, orders, pictures, leaked, quality, command.decoder)
     output.write("evaluate.json", (json.dumps(results, indent=1) + "\n").encode())
     output.write("table.txt", text.encode())
     output.finish()
