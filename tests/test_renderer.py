@@ -43,6 +43,7 @@ from vqstack.renderer import (
     register_perceptual,
 )
 from vqstack.run_report import _curves as curves
+from vqstack.stack import Stack
 from vqstack.variables import Variable
 
 EVALUATE = Path(__file__).parents[1] / "tools" / "evaluate.py"
@@ -304,10 +305,26 @@ class Pairs:
         return self.pixels[indices], self.vectors[indices]
 
 
+class Images(Pairs):
+    """The digits alone."""
+
+    def batch(self, indices, epochs):
+        return (self.pixels[indices],)
+
+
+def together(seed=0, weight=3.0):
+    """Level 1 and a renderer of its codes, against a discriminator."""
+    game = rendering(seed)
+    torch.manual_seed(seed)
+    level = Stack(config().model_settings((1, 8, 8), 0).stack, (1, 8, 8), 17).level(1)
+    return RenderedLevel(level, game, weight).train()
+
+
 def build(folder, module=None, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"steps": 8, "batch_size": 12, "warmup": 1, "evaluate_every": 4, "learning_rate": 1e-3, **changes}
-    train, validation = Pairs(30, 1), Pairs(6, 2)
+    source = Images if isinstance(module, RenderedLevel) else Pairs
+    train, validation = source(30, 1), source(6, 2)
     accelerator = Accelerator(cpu=True)
     return Fit(
         "renderer", module or rendering(), train, validation, FitSettings(**settings), accelerator, folder, seed=5
@@ -376,18 +393,19 @@ def test_the_game_begins_with_its_step(tmp_path):
     assert fit.module.adversary.steps == 5  # scoring moves nothing
 
 
-def test_killed_amid_the_game_and_resumed_equals_uninterrupted(tmp_path):
-    whole = build(tmp_path / "whole")
+@pytest.mark.parametrize("make", [rendering, together])
+def test_killed_amid_the_game_and_resumed_equals_uninterrupted(tmp_path, make):
+    whole = build(tmp_path / "whole", make())
     whole.run()
-    kept = {name: value for name, value in whole.module.state_dict().items() if name.startswith("adversary.")}
-    assert kept["adversary.balance"] > 0
+    (balance,) = [value for name, value in whole.module.state_dict().items() if name.endswith("adversary.balance")]
+    assert balance > 0
 
     class Killed(BaseException):
         pass
 
     for stop in (3, 5, 7):
         folder = tmp_path / f"stopped-{stop}"
-        first = build(folder, checkpoint_every=2)
+        first = build(folder, make(), checkpoint_every=2)
         step = first.training_step
 
         def stopping(first=first, step=step, stop=stop):
@@ -398,7 +416,7 @@ def test_killed_amid_the_game_and_resumed_equals_uninterrupted(tmp_path):
         first.training_step = stopping
         with pytest.raises(Killed):
             first.run()
-        again = build(folder, rendering(seed=9), checkpoint_every=2)
+        again = build(folder, make(seed=9), checkpoint_every=2)
         again.run()
         assert equal(again.module.state_dict(), whole.module.state_dict())
         ends = [fit.checkpoints.intact()[-1].read() for fit in (again, whole)]
@@ -420,12 +438,13 @@ def test_micro_batches_change_nothing(tmp_path, start):
     assert found[0]["adversary.balance"] > 0
 
 
-def test_a_bad_step_leaves_no_trace_in_the_game(tmp_path):
-    fit = build(tmp_path)
+@pytest.mark.parametrize("make", [rendering, together])
+def test_a_bad_step_leaves_no_trace_in_the_game(tmp_path, make):
+    fit = build(tmp_path, make())
     fit.training_step()
     fit.training_step()
     before = copy.deepcopy(fit.module.state_dict())
-    bias = fit.module.adversary.discriminator.body[0].bias
+    bias = fit.module.opponent.body[0].bias
     handle = bias.register_hook(lambda gradient: gradient * math.nan)
     fit.training_step()
     handle.remove()
@@ -479,8 +498,40 @@ def test_the_encoder_receives_both_gradients(model):
     assert all(part.abs().max() > 0 for part in parts[1].values())
 
 
-def test_a_run_whose_encoder_is_trained_with_it(tmp_path):
-    settings = config({**RENDERER, "joint_encoder": 5.0})
+def test_the_encoder_is_trained_against_a_discriminator_that_has_its_own_loss():
+    """By losses apart: the encoder's has w times the game's term, the discriminator's does not know w."""
+    module = together()
+    module.rendering.adversary.steps += 1
+    module.rendering.adversary.balance.fill_(0.7)
+    apart = copy.deepcopy(module)
+    pixels = torch.randint(0, 17, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    torch.manual_seed(6)
+    module(pixels).loss.backward()
+    torch.manual_seed(6)
+    level, game = apart.level, apart.rendering
+    quantized, real, discriminator = level.quantize(pixels), pictures_of(pixels, 17), apart.opponent
+    alone = level.objective(pixels, quantized, level.distribution(quantized.vectors, quantized.codes))
+    drawn = game.renderer(quantized.vectors)
+    distance, _ = game.distance(real, drawn)
+    (alone.loss + 3 * (distance - 0.5 * 0.7 * discriminator(drawn).mean())).backward()
+    for name, part in {"level": level, "rendering.renderer": game.renderer}.items():
+        found = {n: p.grad for n, p in module.get_submodule(name).named_parameters()}
+        near({n: p.grad for n, p in part.named_parameters()}, found)
+    discriminator.zero_grad()
+    of_real, of_drawn = discriminator(real), discriminator(drawn.detach())
+    hinge = ((1 - of_real).relu().mean() + (1 + of_drawn).relu().mean()) / 2
+    lecam = of_real.square().mean() + of_drawn.square().mean()  # averages are zero yet
+    (hinge + game.settings.adversary.lecam * lecam).backward()
+    near(
+        {n: p.grad for n, p in discriminator.named_parameters()},
+        {n: p.grad for n, p in module.opponent.named_parameters()},
+    )
+    assert module.eval()(pixels).metrics.keys().isdisjoint({"adversarial"})
+
+
+@pytest.mark.parametrize("game", [{}, {"adversary": {**GAME, "joint": True}}], ids=["alone", "against"])
+def test_a_run_whose_encoder_is_trained_with_it(tmp_path, game):
+    settings = config({**RENDERER, "joint_encoder": 5.0, **game})
     with closing(Run(settings, tmp_path / "run", Accelerator(cpu=True))) as run:
         before = copy.deepcopy(run.model.renderer.state_dict())
         run.train(run.phases["level-1"])
@@ -492,6 +543,8 @@ def test_a_run_whose_encoder_is_trained_with_it(tmp_path):
         again.train_all()
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "level-1: both" in page
+    row = json.loads((tmp_path / "run" / "phases" / "level-1" / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    assert (row.get("train/adversarial", 0) != 0) == bool(game)
 
 
 # --- measured
@@ -574,6 +627,7 @@ def test_the_command_line_adds_one_to_a_recipe():
         ({"renderer": {"perceptual": "eyes"}}, "perceptual: eyes is not registered"),
         ({"renderer": {"joint_encoder": -1}}, "greater than or equal to 0"),
         ({"renderer": {"choose": "frechet", "perceptual": "none"}}, "frechet compares features"),
+        ({"renderer": {"adversary": {"weight": 1, "joint": True}}}, "needs adversary.weight and joint_encoder"),
     ],
 )
 def test_settings_that_are_refused(changes, words):

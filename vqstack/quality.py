@@ -103,7 +103,8 @@ def draw_samples(
 ) -> tuple[Pixels, Labels | None]:
     """Samples number 0 … num - 1 of a seed, on the CPU, and their classes, drawn from P(label) where there are any.
 
-    Their pixels come from the likelihood or from the renderer, their codes from the likelihood. A model that is given floats is given those of the split's images, from the first one on.
+    Their pixels come from the likelihood or from the renderer, their codes from the likelihood. A model that is given
+    floats is given those of the split's images, from the first one on.
     """
     samples = []
     for first in Progress(range(0, num, batch_size), desc=f"samples of seed {seed}", leave=False, disable=None):

@@ -94,14 +94,16 @@ def _level(config: RunConfig, model: HierarchicalModel, data: RunData, number: i
 def _rendered_level(config: RunConfig, model: HierarchicalModel, data: RunData) -> Phase:
     """``argmin E[-ln P_dec_1(y | z_1) + w distance(y, g(z_1))]`` over level 1 and the renderer g."""
     assert config.renderer is not None
-    without = config.renderer.model_copy(update={"adversary": AdversarySettings()})
-    rendering, weight = _rendering(model, without), config.renderer.joint_encoder
+    settings = config.renderer
+    if not settings.adversary.joint:
+        settings = settings.model_copy(update={"adversary": AdversarySettings()})
+    rendering, weight = _rendering(model, settings), settings.joint_encoder
     return Phase(
         "level-1",
         RenderedLevel(model.stack.level(1), rendering, weight),
         partial(data.maps, level=0),
         config.train_levels[0],
-        prepare=lambda: rendering.compare_by(data.perceptual(without.perceptual)),
+        prepare=lambda: rendering.compare_by(data.perceptual(settings.perceptual)),
     )
 
 

@@ -24,6 +24,11 @@ class AdversarySettings(Settings):
     r1: float = Field(
         default=0.0, ge=0, description="Weight of R1 regularisation, no unit; 0: none. Its steps take twice as long."
     )
+    joint: bool = Field(
+        default=False,
+        description="Let it take part where the encoder is trained with the renderer (joint_encoder), from the step "
+        "start of level 1 on; the renderer's own phase begins with a new one.",
+    )
 
 
 class RendererSettings(Settings):
@@ -78,6 +83,12 @@ class RendererSettings(Settings):
             raise ValueError(
                 f"choose: frechet compares features, and perceptual {self.perceptual} has none: set another"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_joint(self) -> "RendererSettings":
+        if self.adversary.joint and not (self.joint_encoder and self.adversary.weight):
+            raise ValueError("adversary.joint: needs adversary.weight and joint_encoder: set both, or leave it out")
         return self
 
     @field_validator("perceptual")

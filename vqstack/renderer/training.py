@@ -1,4 +1,4 @@
-"""What trains a renderer: alone on frozen codes, or together with the encoder of level 1.
+"""What trains a renderer: alone on frozen codes, or together with the encoder of level 1; with a game or without.
 
 Neither is a likelihood: the weights of a renderer are chosen by ``distance``, how far its pictures are from the images,
 or by ``frechet``, how far all of them are from all images.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vqstack.errors import InputError
 from vqstack.level import Level
 from vqstack.metrics import Gaussian, gaussian_distance
-from vqstack.renderer.adversary import Adversary
+from vqstack.renderer.adversary import Adversary, Play
 from vqstack.renderer.network import Renderer
 from vqstack.renderer.perceptual import Distance, Pictures, pictures_of
 from vqstack.renderer.settings import RendererSettings
@@ -71,10 +71,14 @@ class RendererTraining(nn.Module):
         distance, metrics = self.distance(real, drawn)
         if not self.training:
             return Objective(distance, metrics, rows=self._rows(real, drawn))
-        if self.adversary is None:
-            return Objective(distance, metrics)
-        play = self.adversary(real, drawn, distance, self.renderer.last_weight)
+        play = self.play(real, drawn, distance)
         return Objective(distance + play.renderer + play.discriminator, metrics | play.metrics)
+
+    def play(self, real: Pictures, drawn: Pictures, distance: Tensor) -> Play:
+        """The game, in training; nothing where there is none."""
+        if self.adversary is None or not self.training:
+            return Play(distance.new_zeros(()), distance.new_zeros(()), {})
+        return self.adversary(real, drawn, distance, self.renderer.last_weight)
 
     def _rows(self, real: Pictures, drawn: Pictures) -> dict[str, Tensor]:
         """What a choice by Fréchet distance needs of each picture."""
@@ -94,7 +98,8 @@ class RenderedLevel(nn.Module):
     """``argmin E[-ln P_dec_1(y | z_1) / N + w distance(y, g(z_1))]`` over encoder, codebook, decoder and renderer.
 
     Decoder and renderer read the same quantized vectors, through which both gradients pass straight to the encoder: the
-    codes come to hold what the eye asks for beside what the likelihood does. There is no discriminator here.
+    codes come to hold what the eye asks for beside what the likelihood does. A discriminator, where there is one, adds
+    its term to the distance, and is trained by its own loss, whatever w is.
 
     Args:
         level: level 1.
@@ -106,8 +111,6 @@ class RenderedLevel(nn.Module):
 
     def __init__(self, level: Level, rendering: RendererTraining, weight: float) -> None:
         super().__init__()
-        if rendering.opponent is not None:
-            raise ValueError("an encoder is trained by a distance, not against a discriminator")
         self.level, self.rendering, self.weight = level, rendering, weight
 
     @property
@@ -115,14 +118,18 @@ class RenderedLevel(nn.Module):
         """The plain networks, which can be compiled."""
         return self.level.networks + self.rendering.networks
 
+    @property
+    def opponent(self) -> nn.Module | None:
+        return self.rendering.opponent
+
     def forward(self, below: Pixels) -> Objective:
         """Metrics: those of both, and ``both``, the two added up as in the loss, by which weights are chosen."""
         quantized = self.level.quantize(below)
         distribution = self.level.distribution(quantized.vectors, quantized.codes)
         alone = self.level.objective(below, quantized, distribution)
-        real = pictures_of(below, self.level.lower.size)
-        distance, metrics = self.rendering.distance(real, self.rendering.renderer(quantized.vectors))
+        real, drawn = pictures_of(below, self.level.lower.size), self.rendering.renderer(quantized.vectors)
+        distance, metrics = self.rendering.distance(real, drawn)
+        play = self.rendering.play(real, drawn, distance)
         both = alone.metrics["nats"] / distribution.sites + self.weight * metrics["distance"]
-        return Objective(
-            alone.loss + self.weight * distance, {**alone.metrics, **metrics, "both": both}, alone.histograms
-        )
+        loss = alone.loss + self.weight * (distance + play.renderer) + play.discriminator
+        return Objective(loss, {**alone.metrics, **metrics, **play.metrics, "both": both}, alone.histograms)
