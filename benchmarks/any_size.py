@@ -24,7 +24,6 @@ from vqstack import HierarchicalModel, Tokenizer
 from vqstack.ending import run_command
 from vqstack.images import save_png
 from vqstack.model import Decoder
-from vqstack.pretrained import find_artefact
 from vqstack.tokenizer import cut
 
 
@@ -71,7 +70,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--whole", action="store_true", help="compare with a single tile, which must fit into memory")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(options.run))
+    model: HierarchicalModel = HierarchicalModel.from_pretrained(options.run)
     pixels, results = photograph(options.size), []
     if options.whole:
         one = Tokenizer(model, tuple(options.size))

@@ -28,7 +28,6 @@ from vqstack.codec.container import open_container
 from vqstack.codec.pictures import Pictures, from_tiles, pictures_of_split, to_tiles
 from vqstack.images import ImageSettings, load_splits, save_png
 from vqstack.model import HierarchicalModel
-from vqstack.pretrained import find_artefact
 
 FORMATS: dict[str, dict] = {
     "PNG": {"format": "PNG", "optimize": True},
@@ -113,7 +112,7 @@ def measured(size: Callable[[Image.Image], int], images: list[Image.Image], numb
 
 def run_case(name: str, run: Path, file: Path, count: int | None, singles: int, threads: int) -> dict:
     """All figures of one model and one file of images."""
-    codec = BlockCodec(HierarchicalModel.from_pretrained(find_artefact(run)))
+    codec = BlockCodec(HierarchicalModel.from_pretrained(run))
     pictures = pictures_of_file(codec, file, count)
     few = Pictures(pictures.entries[:singles], pictures.load)
     return {

@@ -36,7 +36,6 @@ from vqstack.errors import PARTLY, InputError
 from vqstack.images import load_splits, save_png
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
-from vqstack.pretrained import find_artefact
 
 Damage = Callable[[bytes, bytes, random.Random], bytes]
 
@@ -178,7 +177,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="damaged files (default 2000)")
     parser.add_argument("--seconds", type=int, default=60, help="longest time for one file (default 60)")
     options = parser.parse_args()
-    codec = BlockCodec(HierarchicalModel.from_pretrained(find_artefact(options.run)))
+    codec = BlockCodec(HierarchicalModel.from_pretrained(options.run))
     data = data_of_run(options.run).model_copy(update={"limit": 2})
     pictures = pictures_of_split(load_splits(data, ["test"])["test"])
     truths, counts, failures = images_at_each_level(codec, pictures), Counter[str](), 0

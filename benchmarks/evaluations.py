@@ -44,7 +44,6 @@ from vqstack.model_settings import SamplingSettings
 from vqstack.phases import Run
 from vqstack.phases.named import config_of_run
 from vqstack.plots import figure
-from vqstack.pretrained import find_artefact
 from vqstack.terms import descend
 
 MASKED = {"family": "masked", "masks": "random"}
@@ -239,7 +238,7 @@ def main(arguments: list[str]) -> None:
         return found
 
     if options.pixels and judge is not None:
-        pixels = measured(HierarchicalModel.from_pretrained(find_artefact(options.pixels)), options.out / "pixels.json")
+        pixels = measured(HierarchicalModel.from_pretrained(options.pixels), options.out / "pixels.json")
         print("pixels without codes", pixels, flush=True)
     for name, (model, training) in models.items():
         for at in points(model, name, options.budgets):

@@ -25,7 +25,6 @@ from vqstack.images import ImageSplit, load_splits
 from vqstack.ledger import BITS
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
-from vqstack.pretrained import find_artefact
 from vqstack.run_folder import differences
 
 
@@ -104,7 +103,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="receives the numbers as JSON")
     options = parser.parse_args(arguments)
     same_data({"REFINED": options.refined, "FLAT": options.flat})
-    model, flat = (HierarchicalModel.from_pretrained(find_artefact(p)) for p in (options.refined, options.flat))
+    model, flat = (HierarchicalModel.from_pretrained(p) for p in (options.refined, options.flat))
     split = load_splits(data_of_run(options.refined), ["test"])["test"]
     count = min(options.images, len(split))
     same_codes(model, flat, split)

@@ -19,7 +19,6 @@ from vqstack.codes import CodeDataset
 from vqstack.images import load_images, load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
-from vqstack.pretrained import find_artefact
 
 TOOL = Path(__file__).parents[1] / "tools" / "generate.py"
 BATCH = 64
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--num", type=int, default=1000, help="images compared")
     options = parser.parse_args()
-    model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(options.run))
+    model: HierarchicalModel = HierarchicalModel.from_pretrained(options.run)
     data = data_of_run(options.run)
     pixels = load_splits(data, [options.split])[options.split].pixels[: options.num]
     stored = next(CodeDataset(options.codes).blocks(options.split)).codes

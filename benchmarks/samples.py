@@ -25,7 +25,6 @@ from vqstack.images import ImageSplit, default_cache, grid, load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.phases import data_of_run
-from vqstack.pretrained import find_artefact
 from vqstack.quality import Quality, compare, draw_samples, images_a_side
 
 TUNING_SEED = 1000  # its samples choose the temperatures and are not reported
@@ -94,7 +93,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("runs: give each as NAME=FOLDER")
     same_data(runs)
     accelerator = Accelerator()
-    models = {n: HierarchicalModel.from_pretrained(find_artefact(p)).to(accelerator.device) for n, p in runs.items()}
+    models = {n: HierarchicalModel.from_pretrained(p).to(accelerator.device) for n, p in runs.items()}
     splits = load_splits(data_of_run(next(iter(runs.values()))))
     images_a_side(options.num, splits["test"])
     judge = trained_judge(splits["train"], splits["validation"], options.cache, accelerator)

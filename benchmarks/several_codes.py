@@ -18,7 +18,6 @@ from vqstack.images import load_splits
 from vqstack.metrics import FidelityMeter
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
-from vqstack.pretrained import find_artefact
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = (("vq", 1, 256), ("residual", 2, 16), ("residual", 4, 4), ("product", 2, 16), ("product", 4, 4))
@@ -28,7 +27,7 @@ IMAGES = 500
 @torch.no_grad()
 def fidelity(run: Path) -> list[float | None]:
     """PSNR in dB of the images that the first code of each site makes, the first two, … all."""
-    model = HierarchicalModel.from_pretrained(find_artefact(run)).eval()
+    model = HierarchicalModel.from_pretrained(run).eval()
     pixels = load_splits(data_of_run(run))["test"].pixels[:IMAGES]
     meters = [FidelityMeter(model.stack.values) for _ in range(model.stack.level(1).quantizer.codes)]
     for batch in pixels.split(64):

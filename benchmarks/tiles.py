@@ -16,7 +16,6 @@ from vqstack.ending import run_command
 from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
-from vqstack.pretrained import find_artefact
 
 
 def with_tile(model: HierarchicalModel, side: int) -> HierarchicalModel:
@@ -36,7 +35,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--images", type=int, default=1000, help="of the test split")
     options = parser.parse_args(arguments)
     for run in options.runs:
-        model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(run))
+        model: HierarchicalModel = HierarchicalModel.from_pretrained(run)
         test = load_splits(data_of_run(run), ["test"])["test"]
         trained = model.settings.stack.levels[0].decoder.tile[0]
         for side in dict.fromkeys([trained, 0, *options.tiles]):

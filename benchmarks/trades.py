@@ -29,7 +29,6 @@ from vqstack.model import HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.phases import data_of_run
 from vqstack.plots import figure
-from vqstack.pretrained import find_artefact
 from vqstack.quality import draw_samples, images_a_side
 
 Variant = tuple[HierarchicalModel, SamplingSettings]
@@ -102,7 +101,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps the trained classifier")
     options = parser.parse_args(arguments)
     accelerator = Accelerator()
-    model = HierarchicalModel.from_pretrained(find_artefact(options.run)).to(accelerator.device)
+    model = HierarchicalModel.from_pretrained(options.run).to(accelerator.device)
     change, values, _ = KINDS[options.kind]
     variants = {value: change(model, value) for value in options.values or values}
     for changed, sampling in variants.values():

@@ -37,7 +37,6 @@ from vqstack.metrics import frechet_distance
 from vqstack.model import HierarchicalModel
 from vqstack.phases import config_of_run, forecast
 from vqstack.phases.data import RunData
-from vqstack.pretrained import find_artefact
 from vqstack.quality import LikenessMeter
 from vqstack.quantizer import usage
 from vqstack.renderer import pictures_of, pixels_of
@@ -166,7 +165,7 @@ def main(arguments: list[str]) -> None:
     if config is None or config.renderer is None or len(config.levels) > 1:
         raise InputError("run: give the folder of a run with one level and a renderer")
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    ours = HierarchicalModel.from_pretrained(find_artefact(options.run)).to(accelerator.device)
+    ours = HierarchicalModel.from_pretrained(options.run).to(accelerator.device)
     splits = load_splits(config.data)
     by = ruler(options.features, splits["train"], splits["validation"], options.cache, accelerator)
     if options.seconds is None:

@@ -646,7 +646,7 @@ def test_a_stopped_command_says_what_running_it_again_does(programs, monkeypatch
     def stop(folder):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(programs[program], "find_artefact", stop)
+    monkeypatch.setattr(HierarchicalModel, "from_pretrained", stop)
     monkeypatch.setattr(sys, "argv", [str(program), str(tmp_path), "--out", str(tmp_path / "out")])
     if program == ENCODE:
         sys.argv += ["--data.source", "digits"]

@@ -20,7 +20,7 @@ from vqstack.images import numerals
 from vqstack.joint import JointLevels
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
-from vqstack.pretrained import find_artefact, holds_artefact
+from vqstack.pretrained import holds_artefact
 from vqstack.run_folder import differences
 from vqstack.stack import Stack, StackSettings
 
@@ -40,7 +40,7 @@ class Reused:
     def __init__(self, path: Path, settings: ModelSettings, encoders: bool = False, kept: int | None = None) -> None:
         self.path, self.encoders = path, encoders
         asked = "encoders_from" if encoders else "levels_from"
-        source: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(path))
+        source: HierarchicalModel = HierarchicalModel.from_pretrained(path)
         self.stack, ours, theirs = source.stack, settings.stack, source.settings
         self.count = min(len(ours.levels), len(source.stack))
         if kept is not None and kept > self.count:
@@ -133,7 +133,7 @@ class Start:
 
     def __init__(self, model: HierarchicalModel, sources: Mapping[Any, Path]) -> None:
         self.model, self.about, self.lines = model, dict[str, Any](), list[str]()
-        loaded = {path: HierarchicalModel.from_pretrained(find_artefact(path)) for path in set(sources.values())}
+        loaded = {path: HierarchicalModel.from_pretrained(path) for path in set(sources.values())}
         names = model.settings.class_names or numerals(model.settings.classes)
         state, taken = model.state_dict(), dict[str, Tensor]()
         for part in PARTS:

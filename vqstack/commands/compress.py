@@ -29,7 +29,6 @@ from vqstack.images.files import walk
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, unfinished
 from vqstack.phases import given_condition, named_run, run_of, warn_of_changes
-from vqstack.pretrained import find_artefact
 from vqstack.reading import read_json, reading
 from vqstack.settings import Settings
 from vqstack.shapes import Floats
@@ -157,7 +156,7 @@ def main(arguments: list[str]) -> None:
     check_flags(command, arguments)
     if "/" in command.name or not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
-    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model = HierarchicalModel.from_pretrained(command.run)
     if command.single and not is_of_images(model):
         raise InputError(
             "--single: a file of its own holds an image, sounds and volumes come in archives: leave it out"

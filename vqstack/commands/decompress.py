@@ -25,7 +25,6 @@ from vqstack.errors import PARTLY, InputError
 from vqstack.model import HierarchicalModel
 from vqstack.output import Output, saved, unfinished
 from vqstack.phases import given_condition
-from vqstack.pretrained import find_artefact
 from vqstack.reading import reading
 from vqstack.settings import Settings
 from vqstack.terminal import Progress, say, warn
@@ -165,7 +164,7 @@ def note(damaged: list[Partial], image: Restored, path: Path, why: str) -> None:
 
 def main(arguments: list[str]) -> None:
     command = parse(Command, arguments)
-    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model = HierarchicalModel.from_pretrained(command.run)
     if command.levels is not None and command.levels > len(model.stack):
         raise InputError(f"--levels {command.levels}: the model has {len(model.stack)}; leave it out for whole images")
     if command.seed and not command.sample:

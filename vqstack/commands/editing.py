@@ -15,7 +15,6 @@ from vqstack.images import FileFormat, captioned, grid, saver
 from vqstack.model import Decoder, HierarchicalModel
 from vqstack.output import Output, saved
 from vqstack.phases import read_images
-from vqstack.pretrained import find_artefact
 from vqstack.settings import Settings
 from vqstack.shapes import Codes, Pixels
 from vqstack.terminal import say
@@ -60,7 +59,7 @@ def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalMode
 
 def opened_model(command: Editing) -> HierarchicalModel:
     """The model of a command, where it is to compute."""
-    model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model: HierarchicalModel = HierarchicalModel.from_pretrained(command.run)
     model.check_decoder(command.decoder)
     saver(**model.settings.stored(), asked=command.format)  # refuses what the images cannot be
     threads.share_cores()

@@ -33,7 +33,6 @@ from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, s
 from vqstack.model import HierarchicalModel
 from vqstack.paths import remote
 from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
-from vqstack.pretrained import find_artefact
 from vqstack.settings import Settings
 from vqstack.terminal import Progress, lines, say
 
@@ -98,7 +97,7 @@ def main(arguments: list[str]) -> None:
         data = run[1].model_copy(update={"limit": None}) if run[1].streaming else run[1]
         default = {"run": run[0], "data": data}
     command = parse(Command, arguments, default)
-    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model = HierarchicalModel.from_pretrained(command.run)
     # Others wait while the first process of each host reads the images, and for the last shard.
     accelerator = Accelerator(cpu=command.cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     threads.share_cores(accelerator.num_processes)

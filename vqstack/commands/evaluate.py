@@ -32,7 +32,6 @@ from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, check_folder, saved
 from vqstack.phases import check_condition, check_images, duration, in_classes_of, named_run, warn_of_changes
 from vqstack.plots import figure, plot_ledgers, plot_usage, reconstruction_strip
-from vqstack.pretrained import find_artefact
 from vqstack.quality import (
     PICTURED,
     Likenesses,
@@ -215,10 +214,10 @@ def main(arguments: list[str]) -> None:
     run = named_run(arguments)  # its data set and its model's sampling settings are the defaults
     default = None
     if run is not None:
-        sampling = HierarchicalModel.from_pretrained(find_artefact(run[0])).settings.sampling
+        sampling = HierarchicalModel.from_pretrained(run[0]).settings.sampling
         default = {"run": run[0], "data": run[1], "sampling": sampling}
     command = parse(Command, arguments, default)
-    model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model: HierarchicalModel = HierarchicalModel.from_pretrained(command.run)
     model.settings.draws(command.sampling)
     model.check_decoder(command.decoder)
     figure()  # refuses before anything is written where there is nothing to plot with

@@ -15,7 +15,6 @@ from vqstack.errors import InputError
 from vqstack.export.folder import Part, export
 from vqstack.export.trace import OPSET, Format
 from vqstack.model import HierarchicalModel
-from vqstack.pretrained import find_artefact
 from vqstack.settings import Settings
 from vqstack.terminal import say
 
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if command.format == "onnx" and missing:
         raise InputError(f"--format: onnx needs {', '.join(missing)}: pip install 'vqstack[export]', or take torch")
-    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model = HierarchicalModel.from_pretrained(command.run)
     threads.share_cores()
     card = export(model, command.out, command.format, command.parts, command.opset)
     size = sum(graph["bytes"] for graph in card["graphs"].values())

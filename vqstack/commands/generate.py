@@ -27,7 +27,6 @@ from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, saved
 from vqstack.phases import read_condition, read_images
-from vqstack.pretrained import find_artefact
 from vqstack.settings import Settings
 from vqstack.shapes import Pixels, by_axis
 from vqstack.terminal import Progress, say
@@ -283,7 +282,7 @@ def generate(
 
 def main(arguments: list[str]) -> None:
     command = parse(Command, arguments)
-    model = HierarchicalModel.from_pretrained(find_artefact(command.run))
+    model = HierarchicalModel.from_pretrained(command.run)
     check(command, model)
     ending, save = saver(**model.settings.stored(), asked=command.format)
     model.to(chosen_device(command.device))

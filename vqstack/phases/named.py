@@ -107,7 +107,7 @@ def split_of_run(run: str | Path, name: Split = "test") -> ImageSplit:
     settings = config_of_run(Path(run))
     if settings is None:
         raise InputError(f"{run} is a model without its run, which names the images: read files, or draw samples")
-    model: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(Path(run)))
+    model: HierarchicalModel = HierarchicalModel.from_pretrained(Path(run))
     return in_classes_of(model, load_splits(settings.data, [name]))[name]
 
 

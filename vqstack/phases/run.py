@@ -39,7 +39,6 @@ from vqstack.phases.forecast import forecast
 from vqstack.phases.opening import opening, remarks
 from vqstack.phases.order import Phase, phases_of
 from vqstack.phases.pictures import picture
-from vqstack.pretrained import find_artefact
 from vqstack.reading import read_json
 from vqstack.renderer import check_colours
 from vqstack.reuse import START, Reused, Start, load_start, reused_levels, start_of
@@ -313,7 +312,7 @@ class Run:
         """
         folder = self.folder / "model"
         try:
-            released: HierarchicalModel = HierarchicalModel.from_pretrained(find_artefact(folder))  # never of a hub
+            released: HierarchicalModel = HierarchicalModel.from_pretrained(folder)  # never of a hub
             read_json(self.folder / "ledger.json", 2**20)
         except (InputError, OSError, ValueError):
             return False  # there is none, or it is damaged: it is made from what the phases left
