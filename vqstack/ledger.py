@@ -10,6 +10,7 @@ Nats inside; bits and bits per dimension (a dimension is one channel of one pixe
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -102,28 +103,22 @@ class Ledger:
         return found | ({"given": self.given} if self.given else {})
 
 
-def table(ledgers: Mapping[str, Ledger]) -> str:
-    """Ledgers side by side, in bits per image; one column each."""
-    names = list(next(iter(ledgers.values())).rows)
+def side_by_side(ledgers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The lines of a table of ledgers as :meth:`Ledger.to_json` has them, in bits per image; one column each."""
+    found = list(ledgers.values())
     lines = [["row", "dims", *ledgers]]
-    for name in names:
-        lines.append(
-            [
-                name,
-                f"{next(iter(ledgers.values())).rows[name].dims:.1f}".removesuffix(".0"),
-                *(f"{x.row_bits(name):.2f}" for x in ledgers.values()),
-            ]
-        )
-    given = next(iter(ledgers.values())).given
-    total = f"total bits given {given}" if given else "total bits"
-    lines.append([total, "", *(f"{x.bits:.2f}" for x in ledgers.values())])
-    errors = ["" if x.error is None else f"{x.error:.2f}" for x in ledgers.values()]
+    for rows in zip(*(ledger["rows"] for ledger in found), strict=True):
+        dims = f"{rows[0]['dims']:.1f}".removesuffix(".0")
+        lines.append([rows[0]["row"], dims, *(f"{row['bits']:.2f}" for row in rows)])
+    total = f"total bits given {found[0]['given']}" if "given" in found[0] else "total bits"
+    lines.append([total, "", *(f"{ledger['bits']:.2f}" for ledger in found)])
+    errors = [f"{ledger['standard_error']:.2f}" if "standard_error" in ledger else "" for ledger in found]
     lines += [["± standard error", "", *errors]] if any(errors) else []
-    lines.append(["bits/dim", "", *(f"{x.bits_per_dim:.4f}" for x in ledgers.values())])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return [*lines, ["bits/dim", "", *(f"{ledger['bits_per_dim']:.4f}" for ledger in found)]]
+
+
+def table(ledgers: Mapping[str, Ledger]) -> str:
+    """:func:`side_by_side` as text."""
+    lines = side_by_side({name: ledger.to_json() for name, ledger in ledgers.items()})
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], others)]) for line in lines)

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vqstack.ledger import BITS
+from vqstack.ledger import BITS, side_by_side
 from vqstack.reading import read_bytes, read_json
 from vqstack.terminal import lines
 
@@ -98,14 +98,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _ledger_table(splits: Mapping[str, Any]) -> str:
-    of = [{row["row"]: row for row in found["rows"]} for found in splits.values()]
-    rows = [[name, str(row["dims"]), *(f"{rows[name]['bits']:.2f}" for rows in of)] for name, row in of[0].items()]
-    rows.append(["total bits", "", *(f"{found['bits']:.2f}" for found in splits.values())])
-    errors = ["" if "standard_error" not in found else f"{found['standard_error']:.2f}" for found in splits.values()]
-    rows += [["± standard error", "", *errors]] if any(errors) else []
-    rows.append(["bits/dim", "", *(f"{found['bits_per_dim']:.4f}" for found in splits.values())])
-    rows.append(["images", "", *(f"{found['images']:,}" for found in splits.values())])
-    return _table(["row", "dims", *splits], rows)
+    head, *rows = side_by_side(splits)
+    return _table(head, [*rows, ["images", "", *(f"{found['images']:,}" for found in splits.values())]])
 
 
 def _usage_table(splits: Mapping[str, Any], sizes: Sequence[int]) -> str:

@@ -3,8 +3,9 @@
 For large patches, which one fold would leave to a single layer.
 """
 
+from abc import ABC, abstractmethod
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -81,69 +82,21 @@ class Shrinking(Stage):
         return self.shrink(fold(self.blocks(x), self.factors))
 
 
-class StagedPath(nn.Module):
+class StagedPath(nn.Module, ABC):
     """Stages between a map and a smaller one; channels are halved from stage to stage towards the larger.
 
     Args:
+        channels, out: features per site of the input and of the output.
         width, blocks, dropout: residual blocks at the smaller map.
+        map_shape: of the smaller map; not read.
         scale: how many sites of the larger map one site of the smaller one covers along each axis.
-        stage: a class of :class:`Stage`.
         least: channels that no stage falls below, unless ``width`` does.
         each: residual blocks of each stage, count.
         attention: after how many of the last residual blocks at the smaller map all its sites see each other, count.
         norm: see :func:`vqstack.nets.norm_layer`.
     """
 
-    def __init__(
-        self,
-        width: int,
-        blocks: int,
-        scale: tuple[int, ...],
-        dropout: float,
-        stage: type[Stage],
-        least: int,
-        each: int,
-        attention: int,
-        norm: str,
-    ) -> None:
-        super().__init__()
-        at_map = list[nn.Module]()
-        for number in range(blocks):
-            at_map.append(ResidualBlock(width, dropout, len(scale), norm))
-            if number >= blocks - attention:
-                at_map.append(Attention(width, len(scale), norm))
-        self.blocks, self.scale = nn.Sequential(*at_map), scale
-        stages, here = list[Stage](), width
-        for factors in stages_of(scale):  # coarse to fine, whichever way the path goes
-            finer = max(here // 2, min(least, here))
-            stages.append(stage(finer, here, factors, each, dropout, norm))
-            here = finer
-        self.stages = nn.ModuleList(stages)
-        self.width, self.finest = width, here  # channels at either end
-
-    @property
-    def reach(self) -> tuple[int, ...] | None:
-        """How many sites of the smaller map away along each axis what is read may lie; None: anywhere."""
-        if any(isinstance(module, nn.GroupNorm | Attention) for module in self.modules()):
-            return None
-        return self._reach()
-
-    def _reach(self) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def floats(self, sites: tuple[int, ...]) -> int:
-        """Numbers that a backward pass keeps of an image, roughly: of each residual block six maps of its width."""
-        here = prod(sites)
-        kept = here * self.width * (6 * len(self.blocks) + 3)
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            here *= prod(stage.factors)
-            kept += here * stage.width * (6 * len(stage.blocks) + 2)
-        return kept
-
-
-class StagedDown(StagedPath):
-    """An :class:`EncoderNetwork` in stages; arguments as of :class:`ScalingPath` and :class:`StagedPath`."""
+    stage: ClassVar[type[Stage]]
 
     def __init__(
         self,
@@ -160,10 +113,56 @@ class StagedDown(StagedPath):
         attention: int = 0,
         norm: str = "group",
     ) -> None:
-        super().__init__(width, blocks, scale, dropout, Shrinking, least, each, attention, norm)
-        convolve = convolution(len(scale))
+        super().__init__()
+        at_map = list[nn.Module]()
+        for number in range(blocks):
+            at_map.append(ResidualBlock(width, dropout, len(scale), norm))
+            if number >= blocks - attention:
+                at_map.append(Attention(width, len(scale), norm))
+        self.blocks, self.scale = nn.Sequential(*at_map), scale
+        stages, here = list[Stage](), width
+        for factors in stages_of(scale):  # coarse to fine, whichever way the path goes
+            finer = max(here // 2, min(least, here))
+            stages.append(self.stage(finer, here, factors, each, dropout, norm))
+            here = finer
+        self.stages = nn.ModuleList(stages)
+        self.width, self.finest = width, here  # channels at either end
+        self._add_ends(channels, out, norm)
+
+    @abstractmethod
+    def _add_ends(self, channels: int, out: int, norm: str) -> None:
+        """The layers before the first block or stage, and after the last."""
+
+    @property
+    def reach(self) -> tuple[int, ...] | None:
+        """How many sites of the smaller map away along each axis what is read may lie; None: anywhere."""
+        if any(isinstance(module, nn.GroupNorm | Attention) for module in self.modules()):
+            return None
+        return self._reach()
+
+    @abstractmethod
+    def _reach(self) -> tuple[int, ...]: ...
+
+    def floats(self, sites: tuple[int, ...]) -> int:
+        """Numbers that a backward pass keeps of an image, roughly: of each residual block six maps of its width."""
+        here = prod(sites)
+        kept = here * self.width * (6 * len(self.blocks) + 3)
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            here *= prod(stage.factors)
+            kept += here * stage.width * (6 * len(stage.blocks) + 2)
+        return kept
+
+
+class StagedDown(StagedPath):
+    """An :class:`EncoderNetwork` in stages; arguments as of :class:`StagedPath`."""
+
+    stage = Shrinking
+
+    def _add_ends(self, channels: int, out: int, norm: str) -> None:
+        convolve = convolution(len(self.scale))
         self.enter = convolve(channels, self.finest, 3, padding=1)
-        self.leave = nn.Sequential(norm_layer(width, norm), nn.SiLU(), convolve(width, out, 1))
+        self.leave = nn.Sequential(norm_layer(self.width, norm), nn.SiLU(), convolve(self.width, out, 1))
 
     def _reach(self) -> tuple[int, ...]:
         far = [2 * len(self.blocks)] * len(self.scale)  # a convolution reads one site more, a residual block two
@@ -180,31 +179,18 @@ class StagedDown(StagedPath):
 
 
 class StagedUp(StagedPath):
-    """A :class:`DecoderNetwork` in stages; arguments as of :class:`ScalingPath` and :class:`StagedPath`.
+    """A :class:`DecoderNetwork` in stages; arguments as of :class:`StagedPath`.
 
     Attributes:
         features: of each site of the smaller map.
         last: the convolution that puts out the numbers of the larger map.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        width: int,
-        out: int,
-        *,
-        blocks: int,
-        map_shape: tuple[int, ...],
-        scale: tuple[int, ...],
-        dropout: float = 0.0,
-        least: int = 32,
-        each: int = 1,
-        attention: int = 0,
-        norm: str = "group",
-    ) -> None:
-        super().__init__(width, blocks, scale, dropout, Growing, least, each, attention, norm)
-        convolve, self.features = convolution(len(scale)), width
-        self.enter = convolve(channels, width, 3, padding=1)
+    stage = Growing
+
+    def _add_ends(self, channels: int, out: int, norm: str) -> None:
+        convolve, self.features = convolution(len(self.scale)), self.width
+        self.enter = convolve(channels, self.width, 3, padding=1)
         self.ready = nn.Sequential(norm_layer(self.finest, norm), nn.SiLU())
         self.last = convolve(self.finest, out, 3, padding=1)
 
