@@ -171,8 +171,8 @@ class BlockCodec:
         """
         codes = [torch.cat(maps) for maps in zip(*map(self.model.encode, pixels.split(batch)), strict=True)]
         labels = self._choose(pixels, codes, label, condition) if self.model.classes else None
-        ledger = self._ledger(pixels, codes, labels, batch, padding, condition)
         truth = self.model.values(pixels, codes, labels, condition)
+        ledger = self._ledger(truth, batch, padding)
         coded = self._coded(len(pixels), batch, truth, padding, condition)
         if coded is None:
             return self.store(pixels, ledger, seed=seed)
@@ -292,9 +292,7 @@ class BlockCodec:
     ) -> Labels:
         """The label given for all images, or for each the one that makes the rows which read it shortest."""
         if label is not None:
-            labels = torch.full((len(pixels),), label)
-            self.model.check_labels(labels)
-            return labels
+            return torch.full((len(pixels),), label)
         found = list[Labels]()
         for first in range(0, len(pixels), BATCH):
             part = slice(first, first + BATCH)
@@ -302,28 +300,17 @@ class BlockCodec:
             found.append(self.model.likeliest_labels(pixels[part], [z[part] for z in codes], given))
         return torch.cat(found)
 
-    def _ledger(
-        self,
-        pixels: Pixels,
-        codes: list[AnyCodes],
-        labels: Labels | None,
-        batch: int,
-        padding: Padding | None,
-        condition: Floats | None,
-    ) -> Ledger:
-        ledger, last = None, self.model.terms()[-1]
-        for first in range(0, len(pixels), batch):
+    def _ledger(self, truth: Values, batch: int, padding: Padding | None) -> Ledger:
+        """Of the images of a block; what both sides know of them costs nothing."""
+        ledger, terms = None, self.model.terms()
+        for first in range(0, len(truth["pixels"]), batch):
             part = slice(first, first + batch)
-            given = None if labels is None else labels[part]
-            floats = None if condition is None else condition[part]
-            values = self.model.values(pixels[part], [z[part] for z in codes], given, floats)
+            values = {name: value[part] for name, value in truth.items()}
             count = len(values["pixels"])
-            if padding is None:
-                lengths = code_lengths(self.model.terms(), values, count)
-            else:
-                lengths = code_lengths(self.model.terms()[:-1], values, count)
-                counted = ~padding[1][part].flatten(1)
-                lengths[last.row] = -walked_log_prob(last.distribution(values, count), values["pixels"], counted)
+            lengths = code_lengths(terms if padding is None else terms[:-1], values, count)
+            if padding is not None:
+                distribution, counted = terms[-1].distribution(values, count), ~padding[1][part].flatten(1)
+                lengths[terms[-1].row] = -walked_log_prob(distribution, values["pixels"], counted)
             one = Ledger.of(lengths, self.model.dims)
             ledger = one if ledger is None else ledger.merge(one)
         assert ledger is not None
