@@ -10,14 +10,13 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from vqstack.checks import check_number
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Codebook
-from vqstack.shapes import Pixels
+from vqstack.shapes import Pixels, tiled
 
 BATCH = 64
 
@@ -53,14 +52,11 @@ def use_of_codes(model: HierarchicalModel, pixels: Pixels, level: int) -> CodeUs
     quantizer, shape = here.quantizer, patch_shape(model, level)
     maps, rows = [n * size for n, size in zip(here.map_shape, shape, strict=True)], list[Tensor]()
     total = torch.zeros(quantizer.codes * quantizer.size, model.stack.shape[0] * prod(shape), dtype=torch.float64)
-    axes = range(len(shape))
-    whole, apart = " ".join(f"(m{i} p{i})" for i in axes), " ".join(f"m{i}" for i in axes)
-    form = f"b c {whole} -> b ({apart}) (c {' '.join(f'p{i}' for i in axes)})"
     for part in pixels.split(BATCH):
         codes = model.stack.encode(part.to(model.device), level)[-1]
         found = quantizer.rows(codes).flatten(1 + len(quantizer.chain)).cpu()
         ends = [end for n, size in zip(maps, part.shape[2:], strict=True) for end in (n - size, 0)][::-1]
-        patches = rearrange(F.pad(part.cpu().double(), ends), form, **{f"p{i}": n for i, n in enumerate(shape)})
+        patches = tiled(F.pad(part.cpu().double(), ends), shape).flatten(1, len(shape)).flatten(2)
         for one in found.unbind(1) if quantizer.chain else [found]:
             total.index_add_(0, one.flatten(), patches.flatten(0, 1))
         rows.append(found)

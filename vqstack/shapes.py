@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Float64, Int64, Integer
+from jaxtyping import Float, Float64, Int64, Integer, Shaped
 from torch import Tensor
 
 Pixels: TypeAlias = Integer[Tensor, "b c *pixels"]
@@ -83,6 +83,30 @@ def cropped(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The first sites along each of the last axes: maps without padding."""
     here: tuple[Any, ...] = (..., *map(slice, shape))
     return maps[here]
+
+
+def replicated(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The last axes with as many sites as ``shape``: the last ones are repeated."""
+    for axis, sites in zip(range(maps.ndim - len(shape), maps.ndim), shape, strict=True):
+        maps = maps.index_select(axis, torch.arange(sites, device=maps.device).clamp(max=maps.shape[axis] - 1))
+    return maps
+
+
+def tiled(maps: Shaped[Tensor, "b c *map"], tile: tuple[int, ...]) -> Shaped[Tensor, "b *count_c_tile"]:
+    """Maps cut into tiles: how many there are along each axis, then the channels and sites of one."""
+    axes = len(tile)
+    for axis, size in enumerate(tile):
+        maps = maps.unflatten(2 + 2 * axis, (-1, size))
+    return maps.permute(0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
+
+
+def untiled(tiles: Shaped[Tensor, "b *count_c_tile"]) -> Shaped[Tensor, "b c *map"]:
+    """The inverse of :func:`tiled`."""
+    axes = tiles.ndim // 2 - 1
+    maps = tiles.permute(0, axes + 1, *(n for axis in range(axes) for n in (1 + axis, axes + 2 + axis)))
+    for axis in range(2, 2 + axes):
+        maps = maps.flatten(axis, axis + 1)
+    return maps
 
 
 @dataclass(frozen=True)

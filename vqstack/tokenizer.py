@@ -25,7 +25,7 @@ from vqstack.checks import check_number
 from vqstack.errors import InputError
 from vqstack.model import Decoder, HierarchicalModel
 from vqstack.renderer import Renderer, pixels_of
-from vqstack.shapes import AnyCodes, Pixels, by_axis, value_dtype
+from vqstack.shapes import AnyCodes, Pixels, by_axis, replicated, value_dtype
 from vqstack.stack import Stack
 from vqstack.window import SeeingDecoder
 
@@ -102,7 +102,7 @@ class Tokenizer(nn.Module):
             raise InputError(f"pixels: {list(pixels.shape)} where {wanted} is needed: give inputs of the model's kind")
         sites = tuple(-(-n // p) for n, p in zip(size, self.patch, strict=True))
         held = tuple(max(n, m) for n, m in zip(sites, self.map_shape, strict=True))
-        filled = _replicated(pixels, tuple(n * p for n, p in zip(held, self.patch, strict=True)))
+        filled = replicated(pixels, tuple(n * p for n, p in zip(held, self.patch, strict=True)))
         level = self.stack.levels[0]
         codes = torch.zeros(len(pixels), *level.upper.shape[: -len(sites)], *held, dtype=torch.int64)
         for batch in _batches(self._parts(held), len(pixels), self.batch):
@@ -127,7 +127,7 @@ class Tokenizer(nn.Module):
         axes, level = len(self.tile), self.stack.levels[0]
         sites = tuple(codes.shape[-axes:])
         held = tuple(max(n, m) for n, m in zip(sites, self.map_shape, strict=True))
-        filled = _replicated(codes, held)
+        filled = replicated(codes, held)
         shape = (self.stack.shape[0], *(n * p for n, p in zip(held, self.patch, strict=True)))
         weigh = self._core if self.seamless(decoder) else self._fading
         found = []
@@ -238,10 +238,3 @@ def _batches(parts: list[tuple[Part, ...]], images: int, batch: int) -> Iterator
     """Number of the image and tile, some at a time."""
     every = list(product(range(images), parts))
     return (every[i : i + batch] for i in range(0, len(every), batch))
-
-
-def _replicated(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The last axes with as many sites as ``shape``: the last ones are repeated."""
-    for axis, sites in zip(range(x.ndim - len(shape), x.ndim), shape, strict=True):
-        x = x.index_select(axis, torch.arange(sites, device=x.device).clamp(max=x.shape[axis] - 1))
-    return x

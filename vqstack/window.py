@@ -13,7 +13,6 @@ numbers of axes: see :func:`vqstack.schedule.advance`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cache
 from math import prod
 from typing import Annotated, Any
 
@@ -30,7 +29,7 @@ from vqstack.nets import convolution, over_map
 from vqstack.registry import Registry
 from vqstack.schedule import Schedule, advance, raveled
 from vqstack.settings import Settings
-from vqstack.shapes import AnyCodes, Nats, Pixels, by_axis, filled, widened
+from vqstack.shapes import AnyCodes, Nats, Pixels, by_axis, filled, tiled, untiled, widened
 
 FAMILIES = Registry[Any]("family", dict.fromkeys(("product", "window")))
 """What a decoder has after its way up, by family: nothing for a product, else a network as :class:`WindowNetwork`."""
@@ -198,8 +197,7 @@ class WindowNetwork(nn.Module):
 
     def split(self, maps: Shaped[Tensor, "b c *map"]) -> Shaped[Tensor, "tiles c *tile"]:
         """The tiles of maps, each a map of its own."""
-        whole, apart = _tiles(len(self.tile))
-        return rearrange(maps, f"{whole} -> {apart}", **{f"s{axis}": size for axis, size in enumerate(self.tile)})
+        return tiled(maps, self.tile).flatten(0, len(self.tile))
 
     def tile_sites(self) -> Int64[Tensor, "t n"]:
         """Numbers, in the whole map, of the sites of each tile."""
@@ -208,9 +206,8 @@ class WindowNetwork(nn.Module):
 
     def join(self, tiles: Float[Tensor, "tiles c *tile"]) -> Float[Tensor, "b c *map"]:
         """The inverse of :meth:`split`."""
-        whole, apart = _tiles(len(self.tile))
-        counts = {f"t{axis}": self.map_shape[axis] // size for axis, size in enumerate(self.tile)}
-        return rearrange(tiles, f"{apart} -> {whole}", **counts)
+        counts = (whole // size for whole, size in zip(self.map_shape, self.tile, strict=True))
+        return untiled(tiles.unflatten(0, (-1, *counts)))
 
 
 FAMILIES["window"] = WindowNetwork
@@ -227,14 +224,6 @@ def tile_of(settings: DecoderSettings, map_shape: tuple[int, ...]) -> tuple[int,
             "all sides"
         )
     return tile
-
-
-@cache
-def _tiles(axes: int) -> tuple[str, str]:
-    """For einops: maps of t0 × t1 × … tiles of s0 × s1 × … sites, and the tiles by themselves."""
-    count, sites = [f"t{axis}" for axis in range(axes)], [f"s{axis}" for axis in range(axes)]
-    whole = " ".join(f"({t} {s})" for t, s in zip(count, sites, strict=True))
-    return f"b c {whole}", f"(b {' '.join(count)}) c {' '.join(sites)}"
 
 
 class PointwiseBlock(nn.Module):

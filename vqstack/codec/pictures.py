@@ -30,7 +30,7 @@ from vqstack.images import ImageSplit, bombs_refused, more_than_eight_bits, open
 from vqstack.images.volumes import ENDINGS, Container, Range, as_npy, is_volume
 from vqstack.images.volumes import lossless as whole_volume
 from vqstack.model import HierarchicalModel
-from vqstack.shapes import Pixels, cropped, filled
+from vqstack.shapes import Pixels, cropped, filled, replicated, tiled, untiled
 
 Mode = Literal["L", "RGB", "PCM", "NUM"]
 MAX_PIXELS = 2**26
@@ -292,10 +292,8 @@ def to_tiles(pixels: Integer[Tensor, "c *map"], tile: tuple[int, ...], mode: Mod
     """
     if mode in FILL:
         return _cut(pixels, tile[-(pixels.ndim - 1) :], FILL[mode])
-    (h, w), (_, height, width) = tile, pixels.shape
-    rows, columns = -(-height // h), -(-width // w)
-    pixels = pixels[:, torch.arange(rows * h).clamp(max=height - 1)]
-    return _cut(pixels[:, :, torch.arange(columns * w).clamp(max=width - 1)], (h, w), 0)
+    whole = tuple(-(-count // each) * each for count, each in zip(pixels.shape[1:], tile, strict=True))
+    return _cut(replicated(pixels, whole), tile, 0)
 
 
 def padding(entries: Sequence[Entry], tile: tuple[int, ...]) -> tuple[Pixels, Bool[Tensor, "n c *map"]] | None:
@@ -316,21 +314,14 @@ def _cut(pixels: Integer[Tensor, "c *map"], tile: tuple[int, ...], fill: int) ->
     """Tiles [n, c, *tile], in raster order, with ``fill`` beyond the end of each axis."""
     sites = pixels.shape[1:]
     room = [n for count, each in zip(sites[::-1], tile[::-1], strict=True) for n in (0, -count % each)]
-    pixels = F.pad(pixels, room, value=fill)
-    for axis, each in enumerate(tile):
-        pixels = pixels.unflatten(1 + 2 * axis, (-1, each))
-    axes = len(tile)
-    return pixels.permute(*range(1, 2 * axes, 2), 0, *range(2, 2 * axes + 1, 2)).flatten(0, axes - 1)
+    return tiled(F.pad(pixels, room, value=fill)[None], tile).flatten(0, len(tile))
 
 
 def from_tiles(tiles: Pixels, entry: Entry) -> Integer[Tensor, "channels *map"]:
     """The picture that tiles make, cropped, with the channels of its mode."""
     sites = entry.file.sites if entry.file else (entry.width,) if entry.mode == "PCM" else (entry.height, entry.width)
-    axes, tile = len(sites), tiles.shape[2:]
-    whole = tiles.unflatten(0, [-(-count // each) for count, each in zip(sites, tile, strict=True)])
-    whole = whole.permute(axes, *(n for axis in range(axes) for n in (axis, axes + 1 + axis)))
-    for axis, count in enumerate(sites):
-        whole = whole.flatten(1 + axis, 2 + axis).narrow(1 + axis, 0, count)
+    counts = [-(-count // each) for count, each in zip(sites, tiles.shape[2:], strict=True)]
+    whole = cropped(untiled(tiles.unflatten(0, (1, *counts)))[0], sites)
     if entry.mode in FILL:
         return whole
     return whole[:1] if entry.mode == "L" else whole.expand(3, -1, -1)

@@ -26,9 +26,9 @@ from vqstack.likelihood import Draw
 from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, saved
-from vqstack.phases import read_condition, read_images
+from vqstack.phases import given_condition, read_images
 from vqstack.settings import Settings
-from vqstack.shapes import Pixels, by_axis
+from vqstack.shapes import Pixels
 from vqstack.terminal import Progress, say
 from vqstack.texts import encode_texts
 
@@ -172,18 +172,10 @@ def check(command: Command, model: HierarchicalModel) -> None:
         raise InputError("--label: this model knows no classes: leave it out")
     for label in command.label:
         model.settings.class_number(label)  # refuses what is no class
-    if command.condition is not None and model.condition is None:
-        raise InputError("--condition: this model is conditional on no floats: leave it out")
     if command.text and (model.condition is None or model.condition.text is None):
         raise InputError("--text: this model was trained with no text encoder: leave it out, or give --condition")
     if command.text and command.condition is not None:
         raise InputError("--text and --condition: only one of them can be given: leave one out")
-    if not command.given and model.condition is not None and not started:
-        shape = by_axis(model.condition.shape)
-        raise InputError(
-            f"--condition: missing, and this model is given {model.condition.name}: name a .npy of {shape}"
-            + (", or give --text" if model.condition.text else "")
-        )
 
 
 def check_refined_labels(command: Command, model: HierarchicalModel) -> None:
@@ -236,9 +228,10 @@ def condition_of(command: Command, model: HierarchicalModel) -> Tensor | None:
         condition = torch.from_numpy(encode_texts(model.condition.text, command.text))
         model.check_condition(condition, None)
         return condition
-    if command.condition is None or model.condition is None:
-        return None
-    return read_condition(model, command.condition)
+    if command.condition is None and (command.images or command.codes is not None):
+        return None  # what reads it below kept codes was looked at before
+    texts = ", or give --text" if model.condition is not None and model.condition.text is not None else ""
+    return given_condition(model, command.condition, texts)
 
 
 def chosen_device(name: str | None) -> torch.device:

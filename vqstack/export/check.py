@@ -155,15 +155,13 @@ def check_walks(exported: Exported, model: HierarchicalModel, num: int = 3) -> d
         found[name] = beside.walk(arrays, drawn_at)
     for level in model.stack.levels:
         name = f"level-{level.number}"
-        if name in exported.card["walks"] and name not in found and level.number > 1:
-            distribution = level.decode(values[level.upper.name])
-            beside = Beside(exported, name, distribution, distribution.mode())
-            found[name] = beside.walk(arrays, None)
-        elif name in exported.card["walks"] and name not in found:
-            distribution = level.decode(values[level.upper.name])
-            mode = distribution.sample(noise(0, range(num), 0, distribution.sites), Draw())
-            beside = Beside(exported, name, distribution, mode)
-            found[name] = beside.walk(arrays, noise(0, range(num), 0, distribution.sites).numpy())
+        if name not in exported.card["walks"] or name in found:
+            continue
+        distribution = level.decode(values[level.upper.name])
+        uniforms = noise(0, range(num), 0, distribution.sites) if level.number == 1 else None
+        truth = distribution.mode() if uniforms is None else distribution.sample(uniforms, Draw())
+        beside = Beside(exported, name, distribution, truth)
+        found[name] = beside.walk(arrays, None if uniforms is None else uniforms.numpy())
     return found
 
 

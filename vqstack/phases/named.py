@@ -90,14 +90,17 @@ def read_condition(model: HierarchicalModel, path: Path) -> Floats:
     return condition
 
 
-def given_condition(model: HierarchicalModel, path: Path | None) -> Floats | None:
-    """What ``--condition`` names, where the model is given floats; InputError where one is there without the other."""
+def given_condition(model: HierarchicalModel, path: Path | None, otherwise: str = "") -> Floats | None:
+    """What ``--condition`` names, where the model is given floats; InputError where one is there without the other.
+
+    ``otherwise`` is what may be given in its place.
+    """
     if path is not None and model.condition is None:
         raise InputError("--condition: this model is conditional on no floats: leave it out")
     if path is None and model.condition is not None:
         shape = by_axis(model.condition.shape)
         raise InputError(
-            f"--condition: missing, and this model is given {model.condition.name}: name a .npy of {shape}"
+            f"--condition: missing, and this model is given {model.condition.name}: name a .npy of {shape}{otherwise}"
         )
     return None if path is None else read_condition(model, path)
 
