@@ -253,6 +253,9 @@ def test_a_quantizer_reads_codes_and_vectors_of_its_own_alone(kind):
     for wrong in (None, codes.numpy(), codes.float(), codes.int(), codes + 1, codes - 1, codes.to("meta")):
         with pytest.raises(InputError, match="^codes"):
             quantizer.lookup(wrong)
+    for wrong in (codes + 1, codes - 1):  # -1 does not wrap around to the last code
+        with pytest.raises(IndexError):
+            quantizer.unchecked_lookup(wrong)
     for training in (False, True):
         quantizer.train(training)
         for wrong in (None, vectors.numpy(), vectors.long(), vectors[0, 0], vectors[:, :2], vectors.to("meta")):

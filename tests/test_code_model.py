@@ -34,6 +34,7 @@ EVERY = [
     ("masked", 1),
     ("masked", 3),
 ]
+WAYS = [(0, False, 0), (1, True, 0), (1, False, 1), (1, True, 2)]
 
 
 def randomise(model, std=0.4):
@@ -99,9 +100,7 @@ def test_causality_by_gradients(groups, window, wavefront):
 @torch.no_grad()
 @pytest.mark.parametrize("groups", [0, 1, 3])
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize(
-    ("window", "codebook", "wavefront"), [(0, False, 0), (1, True, 0), (1, False, 1), (1, True, 2)]
-)
+@pytest.mark.parametrize(("window", "codebook", "wavefront"), WAYS)
 def test_cached_equals_uncached(groups, classes, window, codebook, wavefront):
     model, parent = with_parent(groups=groups, classes=classes, window=window, codebook=codebook, wavefront=wavefront)
     codes, labels = some(model)
@@ -121,9 +120,7 @@ def test_cached_equals_uncached(groups, classes, window, codebook, wavefront):
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize(
-    ("window", "codebook", "wavefront"), [(0, False, 0), (1, True, 0), (1, False, 1), (1, True, 2)]
-)
+@pytest.mark.parametrize(("window", "codebook", "wavefront"), WAYS)
 def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, window, codebook, wavefront):
     model = build(family, groups, classes=classes, window=window, codebook=codebook, wavefront=wavefront)
     codes, labels = some(model)
@@ -145,9 +142,7 @@ def test_log_prob_is_the_sum_over_the_walked_factors(family, groups, classes, wi
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "groups"), EVERY)
 @pytest.mark.parametrize("classes", [0, 2])
-@pytest.mark.parametrize(
-    ("window", "codebook", "wavefront"), [(0, False, 0), (1, True, 0), (1, False, 1), (1, True, 2)]
-)
+@pytest.mark.parametrize(("window", "codebook", "wavefront"), WAYS)
 def test_all_maps_sum_to_one(family, groups, classes, window, codebook, wavefront):
     model = build(
         family, groups, map_shape=(2, 2), size=3, classes=classes, window=window, codebook=codebook, wavefront=wavefront

@@ -487,12 +487,6 @@ def test_an_override_whose_sizes_do_not_fit_writes_nothing(run_folder, recipe, c
         assert call(TRAIN, *given, "--train-prior.steps", 7)[0] == 0
 
 
-def test_training_refuses_a_missing_recipe(call, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    refused(*call(TRAIN, "--config", tmp_path / "missing.yaml"), "missing.yaml cannot be read")
-    assert not list(tmp_path.iterdir())
-
-
 def test_training_refuses_folders_that_are_taken(call, recipe, run_folder, tmp_path):
     (tmp_path / "thesis.txt").write_text("all of it")
     for out in (tmp_path, tmp_path / "thesis.txt"):

@@ -46,6 +46,14 @@ def mixture(batch=2, spread=1.0, channels=3, size=8, components=4, rows=1, colum
 FAMILIES = {"categorical": categorical, "bernoulli": bernoulli, "mixture": mixture}
 
 
+KINDS = [  # the parameters of one image whose maps can be counted
+    (Categorical, (1, 2, 2, 3), {}),
+    (Bernoulli, (1, 1, 2, 3), {}),
+    (LogisticMixture, (1, logistic_parameters(3, 2), 1, 1), {"channels": 3, "size": 4}),
+    (LogisticMixture, (1, logistic_parameters(2, 3), 1, 2), {"channels": 2, "size": 3}),
+]
+
+
 def all_log_probs(distribution_of):
     """Log-probabilities of every map under a distribution that is built for a batch of that many equal images."""
     one = distribution_of(1)
@@ -99,27 +107,12 @@ def reference_logistic(parameters, image, channels, size):
 # --- normalisation ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
-def test_categorical_sums_to_one_over_every_map(spread):
-    maps, log_probs = all_log_probs(repeated(Categorical, spread * torch.randn(1, 2, 2, 3)))
-    assert len(maps) == 3**4
-    assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.parametrize("spread", [0.1, 1.0, 20.0])
-def test_bernoulli_sums_to_one_over_every_image(spread):
-    maps, log_probs = all_log_probs(repeated(Bernoulli, spread * torch.randn(1, 2, 2, 2)))
-    assert len(maps) == 2**8
-    assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
-
-
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
-def test_logistic_mixture_sums_to_one_over_every_colour(spread):
-    for _ in range(5):
-        parameters = spread * torch.randn(1, logistic_parameters(3, 4), 1, 1)
-        maps, log_probs = all_log_probs(repeated(LogisticMixture, parameters, channels=3, size=8))
-        assert len(maps) == 512
-        assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize(("kind", "shape", "settings"), KINDS)
+def test_all_maps_sum_to_one(kind, shape, settings, spread):
+    maps, log_probs = all_log_probs(repeated(kind, spread * torch.randn(shape), **settings))
+    assert len(maps) >= 2**6
+    assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 256), (1, 2), (2, 16)])
@@ -314,15 +307,7 @@ def frequencies_match(build, images, draw=Draw()):
     return ((counts - p * images) / (p * (1 - p) * images).sqrt())[used].abs().max().item()
 
 
-@pytest.mark.parametrize(
-    ("kind", "shape", "settings"),
-    [
-        (Categorical, (1, 2, 2, 3), {}),
-        (Bernoulli, (1, 1, 2, 3), {}),
-        (LogisticMixture, (1, logistic_parameters(3, 2), 1, 1), {"channels": 3, "size": 4}),
-        (LogisticMixture, (1, logistic_parameters(2, 3), 1, 2), {"channels": 2, "size": 3}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "shape", "settings"), KINDS)
 def test_samples_come_as_often_as_their_probability_says(kind, shape, settings):
     """Whole maps are counted, so a wrong dependence between sites or channels shows as well as a wrong table."""
     assert frequencies_match(repeated(kind, torch.randn(shape), **settings), 20000) < 4.5
@@ -398,15 +383,6 @@ def test_tables_taken_a_few_sites_at_a_time_give_the_same(monkeypatch, draw):
         for part in (1, 300, 2**20):
             monkeypatch.setattr(factors, "PART", part)
             assert torch.equal(factor.draw(u, draw), whole)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_extreme_noise_gives_values_in_range(family):
-    distribution = FAMILIES[family](spread=30.0)
-    for u in (0.0, ALMOST_ONE):
-        x = distribution.sample(torch.full((2, distribution.sites), u, dtype=torch.float64)).long()
-        assert x.min() >= 0 and x.max() < distribution.size
-        assert distribution.log_prob(x.to(distribution.dtype)).isfinite().all()
 
 
 def shares(probs, draw):
