@@ -124,8 +124,8 @@ class BlockCodec:
     @property
     def tile(self) -> tuple[int, ...]:
         """Sites of an image along each axis; of a sound channels and numbers."""
-        shape, geometry = self.model.stack.shape, self.model.settings.geometry
-        return shape if len(shape) == 2 and geometry is not None and geometry.rate is not None else shape[1:]
+        shape = self.model.stack.shape
+        return shape if self.model.settings.sound else shape[1:]
 
     @torch.inference_mode()
     def probe(self, threads: int, batch: int) -> str:
