@@ -9,11 +9,12 @@ from helpers import refused
 import vqstack
 from vqstack import Edited
 from vqstack.code_use import colours, neighbours
+from vqstack.ledger import BITS
 from vqstack.likelihood import Clamped, Distribution, Table
 from vqstack.terms import Term
 
 
-def model_of(family="product", prior="autoregressive", classes=3, **changes):
+def model_of(family="product", prior="autoregressive", classes=3, renderer=None, **changes):
     """Two levels over 4x4 pixels of 4 values: maps of 2x2 codes out of 5 and of 1x2 out of 3, with random weights."""
     small = {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1}
     decoder = {"family": family, "width": 8, "features": 4, "blocks": 1} if family == "window" else {}
@@ -30,6 +31,7 @@ def model_of(family="product", prior="autoregressive", classes=3, **changes):
             "image_shape": [1, 4, 4],
             "values": 4,
             "classes": classes,
+            "renderer": renderer,
         }
     )
     torch.manual_seed(0)
@@ -130,6 +132,34 @@ def test_below_the_top_maps_follow_and_pixels_alone_can_be_drawn():
     same[3, 3] = False
     assert torch.equal(drawn.pixels[0, 0][same], image.pixels[0, 0][same])
     assert torch.equal(drawn.codes[0], image.model.encode(drawn.pixels)[0])
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_the_renderer_draws_what_follows_from_codes(near):
+    """Codes are those of the likelihood; pixels are the renderer's wherever the change reaches."""
+    model = model_of(renderer={"width": 8, "least_width": 4, "perceptual": "none"})
+    likely, given = Edited.of(model, PIXELS, 0), Edited.of(model, PIXELS, 0).by("renderer")
+    assert torch.equal(given.pixels, PIXELS)
+    other = (int(given.codes[0][0, 1, 0]) + 1) % 5
+    one, changed = (image.placed(1, {(1, 0): other}, near=near) for image in (likely, given))
+    reached = torch.zeros(4, 4, dtype=torch.bool)
+    reached[2:, :2] = True
+    assert all(torch.equal(a, b) for a, b in zip(one.codes, changed.codes, strict=True))
+    drawn = model.render(changed.codes[0])
+    assert torch.equal(changed.pixels, torch.where(reached, drawn, PIXELS) if near else drawn)
+    above = given.resampled(2, seed=3, near=False, draw=True)
+    assert torch.equal(above.pixels, model.render(above.codes[0]))
+    sample = Edited.drawn(model, 3, 2, 1, decoder="renderer")
+    assert torch.equal(sample.pixels, model.render(sample.codes[0]))
+    with torch.no_grad():
+        rows = model.code_lengths(sample.pixels, list(sample.codes), sample.labels)
+    assert sum(sample.bits.values()) == pytest.approx(sum(float(nats) for nats in rows.values()) * BITS)
+    blended = sample.blended(given, [0.5, 0.5]).varied(2, seed=1).by("likelihood").varied(1, seed=2)
+    names = {"model": model, "pixels": PIXELS}
+    exec(blended.script(), names)
+    assert names["image"].script() == blended.script() and torch.equal(names["image"].pixels, blended.pixels)
+    refused(lambda: given.resampled(0, [(0, 0, 0)]), "level 0", "likelihood")
+    refused(lambda: Edited.of(model_of(), PIXELS, 0).by("renderer"), "no renderer")
 
 
 def test_its_lines_make_an_image_again():

@@ -21,7 +21,7 @@ from vqstack.editing import blend
 from vqstack.errors import InputError
 from vqstack.ledger import BITS
 from vqstack.likelihood import Draw, Known, draw_values, noise
-from vqstack.model import HierarchicalModel
+from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.shapes import AnyCodes, Floats, Labels, Pixels, by_axis, cropped, finest
 from vqstack.terms import Term
@@ -54,6 +54,7 @@ class Edited:
         seed: with ``number`` names the noise of what is drawn below a change, which is the same before and after.
         number: of the image among those of its seed.
         lines: of Python that make it again; they read ``model`` and, for a given image, ``pixels``.
+        decoder: what makes pixels of z_1 from here on (see :meth:`by`); bits are the likelihood's with either.
     """
 
     model: HierarchicalModel
@@ -64,6 +65,7 @@ class Edited:
     seed: int = 0
     number: int = 0
     lines: tuple[str, ...] = ()
+    decoder: Decoder = "likelihood"
 
     @classmethod
     @torch.no_grad()
@@ -111,9 +113,10 @@ class Edited:
         label: int | None = None,
         condition: Floats | None = None,
         sampling: SamplingSettings | None = None,
+        decoder: Decoder = "likelihood",
     ) -> "Edited":
         """Image ``number`` of those that the model draws with a seed; see :meth:`HierarchicalModel.sample`."""
-        return cls.gallery(model, 1, seed, number, label, condition, sampling)[0]
+        return cls.gallery(model, 1, seed, number, label, condition, sampling, decoder)[0]
 
     @classmethod
     def gallery(
@@ -125,13 +128,15 @@ class Edited:
         label: int | None = None,
         condition: Floats | None = None,
         sampling: SamplingSettings | None = None,
+        decoder: Decoder = "likelihood",
     ) -> "list[Edited]":
         """Images ``first`` … ``first + num - 1`` of :meth:`drawn`, in one go; ``condition`` is that of one image."""
         labels = None if label is None else torch.full((num,), label)
         floats = None if condition is None else condition.expand(num, *condition.shape[1:])
-        sample = model.sample(num, labels, floats, seed=seed, sampling=sampling, first=first)
+        sample = model.sample(num, labels, floats, seed=seed, sampling=sampling, first=first, decoder=decoder)
         given = {} if sampling is None else sampling.model_dump(exclude_defaults=True)
         how = f", sampling=SamplingSettings({', '.join(f'{k}={v}' for k, v in given.items())})" if given else ""
+        how += "" if decoder == "likelihood" else f", decoder={decoder!r}"
         made = []
         for place in range(num):
             told = _given(seed=seed or None, number=first + place or None, label=label) + _with(condition)
@@ -139,7 +144,7 @@ class Edited:
             codes = tuple(sample.codes[level][one] for level in range(1, len(model.stack) + 1))
             drawn = None if sample.labels is None else sample.labels[one]
             lines = (f"image = Edited.drawn(model{told}{how})",)
-            made.append(cls(model, sample.pixels[one], codes, drawn, condition, seed, first + place, lines))
+            made.append(cls(model, sample.pixels[one], codes, drawn, condition, seed, first + place, lines, decoder))
         return made
 
     def script(self) -> str:
@@ -192,6 +197,14 @@ class Edited:
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
+    def by(self, decoder: Decoder) -> "Edited":
+        """The same image, whose pixels come from another decoder as soon as codes change."""
+        if decoder == self.decoder:
+            return self
+        return replace(
+            self, decoder=self.model.check_decoder(decoder), lines=(*self.lines, f"image = image.by({decoder!r})")
+        )
+
     @torch.no_grad()
     def resampled(
         self,
@@ -218,6 +231,8 @@ class Edited:
             near: below, only what lies under these sites is drawn again; otherwise all.
             draw: what is below is drawn as the model draws; otherwise the most likely codes, and the mean of pixels.
         """
+        if level == 0 and self.decoder == "renderer":
+            raise InputError("level 0: the renderer draws no pixels given others: choose a map of codes, or likelihood")
         term, target = self._term(level), self._variable(level)
         chosen = self._mask(level, sites)
         count = check_number(proposals, "proposals", 1, 10**4) if not chosen.all() else 1
@@ -262,7 +277,8 @@ class Edited:
     @torch.no_grad()
     def varied(self, level: int, *, seed: int = 0, number: int = 0) -> "Edited":
         """z_level and what lies above stay, everything below is drawn as the model draws."""
-        sample = self.model.vary(self.map(level), level, self._read(level), self.condition, seed=seed, first=number)
+        about = self._read(level), self.condition
+        sample = self.model.vary(self.map(level), level, *about, seed=seed, first=number, decoder=self.decoder)
         codes = (*(sample.codes[below] for below in range(1, level)), *self.codes[level - 1 :])
         told = _given(seed=seed or None, number=number or None)
         lines = (*self.lines, f"image = image.varied({level}{told})")
@@ -272,7 +288,8 @@ class Edited:
     def blended(self, other: "Edited", shares: Sequence[float], *, seed: int = 0) -> "Edited":
         """Its layout with the texture of another; see :func:`vqstack.blend`."""
         labels = self._read(len(self.codes))
-        sample = blend(self.model, self.codes, other.codes, shares, labels, self.condition, seed=seed)
+        about = labels, self.condition
+        sample = blend(self.model, self.codes, other.codes, shares, *about, seed=seed, decoder=self.decoder)
         codes = tuple(sample.codes[level] for level in range(1, len(self.codes) + 1))
         before = (*other.lines, *self.lines)  # either may be a blend itself, with another one of its own
         name = f"other{sum(line.startswith('other') for line in before) or ''}"
@@ -288,13 +305,16 @@ class Edited:
         maps = [self.pixels, *self.codes]
         maps[level] = new
         if level:
-            known = self._under(level, chosen[None]) if near else None
+            known = self._under(level, chosen[None]) if near else {}
+            # The renderer makes all pixels at once: those that stay are put back.
+            kept = known.pop(0, None) if self.decoder == "renderer" else None
             sampling = None if draw else SamplingSettings(mode=(True,), mean=(True,))
             sample = self.model.vary(
                 new, level, self._read(level), self.condition, seed=self.seed, sampling=sampling, first=self.number,
-                known=known,
+                known=known, decoder=self.decoder,
             )  # fmt: skip
-            maps[:level] = [sample.pixels, *(sample.codes[number] for number in range(1, level))]
+            pixels = sample.pixels if kept is None else torch.where(kept.given, kept.values, sample.pixels)
+            maps[:level] = [pixels, *(sample.codes[number] for number in range(1, level))]
         for number in range(level + 1, len(maps)):
             maps[number] = self.model.stack.level(number).code(maps[number - 1])
         how = _given(near=None if near else False, draw=draw or None)

@@ -67,6 +67,7 @@ def blend(
     *,
     seed: int = 0,
     sampling: SamplingSettings | None = None,
+    decoder: Decoder = "likelihood",
 ) -> Sample:
     r"""The layout of one image with the texture of another: each level keeps a share of the sites of the second.
 
@@ -80,6 +81,7 @@ def blend(
         labels, condition: of the images, where a refiner reads them.
         seed: of what is drawn, and of which sites are kept.
         sampling: how, default: the model's own settings.
+        decoder: what makes pixels of z_1.
     """
     count, num = len(model.stack), len(first[-1])
     if not len(first) == len(second) == len(shares) == count:
@@ -94,7 +96,7 @@ def blend(
         kept[number] = Known(codes, sites.to(codes.device).expand(codes.shape))
     top = torch.where(kept[count].given, second[-1], first[-1])
     kept.pop(count)
-    return model.vary(top, count, labels, condition, seed=seed, sampling=sampling, known=kept)
+    return model.vary(top, count, labels, condition, seed=seed, sampling=sampling, known=kept, decoder=decoder)
 
 
 def splice(first: AnyCodes, second: AnyCodes, box: Sequence[int]) -> AnyCodes:

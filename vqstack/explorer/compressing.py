@@ -18,6 +18,7 @@ from vqstack.phases import read_images
 
 LARGEST = 16 * 2**20  # bytes of what is dropped at once
 SHOWN = 16  # images
+NAMED = 3  # files
 
 
 class Compressing:
@@ -26,7 +27,10 @@ class Compressing:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.made: Compressed | None = None
-        ui.label("Drop files here. They come back exactly, and cost what the ledger says, and a header.")
+        ui.label("Drop files here. All their numbers come back exactly, and cost what the ledger says, and a header.")
+        ui.label("Of pictures it is the pixels that come back, as PNG, whatever kind of file they were.").classes(
+            "note"
+        )
         what = "images, or what else the model knows; or a compressed file"
         dropped = Upload(what, self._take, self._large, multiple=True, max_total_size=LARGEST)
         dropped.props('data-drop=""')
@@ -59,9 +63,9 @@ class Compressing:
             return
         self.made, report = made, made.report.to_json()
         size, per = report["bytes"], report["bits_per_dim"]
-        count = f"{len(event.files)} file{'s' * (len(event.files) > 1)}"
+        names = listed([path.name for path in paths])
         self.said.set_text(
-            f"{count}: {made.given:,} bytes as given, {size:,} compressed ({per:.3f} bits/dim); "
+            f"{names}: {made.given:,} bytes as given, {size:,} compressed ({per:.3f} bits/dim); "
             f"the ledger says {report['ledger_bytes']:,.1f}"
         )
         coded = {row: (f"{bits['ledger_bits'] / 8:,.1f}", bits["coded_bits"]) for row, bits in report["rows"].items()}
@@ -112,7 +116,7 @@ class Compressing:
     def _shown(self, size: int, found: list[Restored]) -> None:
         self.pictures.clear()
         level = max((image.level for image in found), default=None)
-        said = f"all below {title_of(self.desk, level)} guessed" if level else "what was given, exact"
+        said = f"all below {title_of(self.desk, level)} guessed" if level else "all that was given, exact"
         self.level.set_text(f"{size:,} bytes: {'too few for the top map' if level is None else said}")
         with self.pictures:
             for number, image in enumerate(found[:SHOWN]):
@@ -137,6 +141,12 @@ class Compressing:
             ui.download.content(content, name)
         else:
             ui.download.content(zipped(named), "back.zip")
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def too_large(desk: Desk, remedy: str) -> None:

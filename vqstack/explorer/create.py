@@ -149,11 +149,11 @@ class Create:
         if numbers is None:
             return
         label, (num, seed), sampling = self.label.number, map(int, numbers[:2]), self.sampling()
-        condition, given = self.condition, self.given
+        condition, given, by = self.condition, self.given, self.desk.decoder
 
         def drawn(numbers: range) -> list[Edited]:
             images = Edited.gallery(
-                self.model, len(numbers), seed, numbers.start, label=label, condition=condition, sampling=sampling
+                self.model, len(numbers), seed, numbers.start, label, condition, sampling, decoder=by
             )
             return [image.after(given) for image in images]
 
@@ -168,7 +168,7 @@ class Create:
     async def _vary(self) -> None:
         image, level, numbers = self.desk.opened_image(), int(self.from_level.value), self.desk.read(self.varied)
         if image is not None and numbers is not None:
-            seed, name = int(numbers[0]), f"variation of {self.desk.name}"
+            seed, name, image = int(numbers[0]), f"variation of {self.desk.name}", image.by(self.desk.decoder)
             await self._make(name, 8, lambda numbers: [image.varied(level, seed=seed, number=n) for n in numbers])
 
     def _blends(self) -> None:
@@ -184,7 +184,7 @@ class Create:
         image, other = self.desk.opened_image(), self.other.image()
         shares = [float(slider.value) for slider in self.shares]
         if image is not None and other is not None:
-            name = f"blend of {self.desk.name}"
+            name, image = f"blend of {self.desk.name}", image.by(self.desk.decoder)
             await self._make(name, 4, lambda seeds: [image.blended(other(), shares, seed=seed) for seed in seeds])
 
     async def _make(self, kind: str, num: int, make: Callable[[range], list[Edited]], together: int = 1) -> None:

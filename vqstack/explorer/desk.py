@@ -13,6 +13,7 @@ from vqstack.edited import Edited
 from vqstack.errors import InputError
 from vqstack.explorer.fields import Number
 from vqstack.explorer.opened import Opened, Stopped
+from vqstack.model import Decoder
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -37,6 +38,7 @@ class History:
         now: what is open.
         past, future: what undo and redo lead to, images that were open before among them.
         other: the name of an image to copy codes from, and to blend with, and the image.
+        decoder: what makes pixels of codes that are drawn, looked at or changed.
         part, dark: of the page the part that is seen, and whether it is dark; None: as the system.
     """
 
@@ -44,6 +46,7 @@ class History:
     past: list[Step] = field(default_factory=list)
     future: list[Step] = field(default_factory=list)
     other: tuple[str, Edited] | None = None
+    decoder: Decoder = "likelihood"
     part: str = ""
     dark: bool | None = None
 
@@ -87,9 +90,21 @@ class Desk:
         now, said = self.history.now, [self.name]
         if now is not None and now.image.labels is not None:
             said.append(f"class {self.opened.classes.get(int(now.image.labels), '?')}")
+        if now is not None and now.image.decoder == "renderer":
+            said.append("pixels by the renderer")
         if now is not None and now.changes:
             said.append(f"{now.changes} change{'s' * (now.changes > 1)}")
         return ", ".join(said)
+
+    @property
+    def decoder(self) -> Decoder:
+        """What makes pixels of codes."""
+        return self.history.decoder
+
+    def decode_by(self, decoder: Decoder) -> None:
+        """Choose it; what is open stays as it is until its codes change."""
+        self.history.decoder = decoder
+        self._changed()
 
     @property
     def before(self) -> Edited | None:
@@ -203,7 +218,8 @@ class Desk:
         now = self.history.now
         if self.opened_image() is None or now is None:
             return False
-        made = await self.run(lambda: work(now.image))
+        by = self.decoder
+        made = await self.run(lambda: work(now.image.by(by)))
         if made is None:
             return False
         if self.history.now is not now:  # one of the gallery

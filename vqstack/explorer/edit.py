@@ -158,7 +158,7 @@ class Edit:
         """The likeliest codes of the chosen site, each with the picture that it makes."""
         if (image := self.desk.opened_image()) is None:
             return
-        sites, level, how = self.sites or [], self.level, self._how
+        sites, level, how, image = self.sites or [], self.level, self._how, image.by(self.desk.decoder)
         if not level or len(self.board.selected) != 1:
             self.desk.say("choose one site of a map of codes", "warning")
             return

@@ -11,6 +11,7 @@ from nicegui import ui
 from nicegui.elements.upload_files import FileUpload
 
 ANY = -1  # class
+EXACT = 2**53 - 1  # a browser knows every whole number up to here, and rounds larger ones
 
 
 class Number(ui.number):
@@ -19,7 +20,7 @@ class Number(ui.number):
     Args:
         title: what it is, shown or read aloud.
         value: at first.
-        low, high: the least and the most; none: any.
+        low, high: the least and the most; none: any, of whole ones up to the largest that a browser knows exactly.
         whole: whether it is a count.
         shown: whether the title stands in the field.
     """
@@ -34,7 +35,8 @@ class Number(ui.number):
         whole: bool = True,
         shown: bool = True,
     ) -> None:
-        self.title, self.low, self.high, self.whole = title, low, high, whole
+        self.title, self.low, self.whole = title, low, whole
+        self.high = EXACT if whole and high is None else high
         super().__init__(title if shown else None, value=value, validation=self._problem)
         self.classes("number").props("hide-bottom-space")
         if not shown:

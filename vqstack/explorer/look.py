@@ -16,6 +16,7 @@ from vqstack.explorer.pictures import address, laid_out, noun, of_input, of_patc
 from vqstack.explorer.player import Player
 from vqstack.images import heat
 from vqstack.ledger import BITS
+from vqstack.model import Decoder
 from vqstack.quantizer import Codebook
 from vqstack.shapes import by_axis
 
@@ -58,13 +59,12 @@ class Look:
     """The part of the page that looks at an image."""
 
     def __init__(self, desk: Desk) -> None:
-        self.desk, self.bits, self.seen, self.shown = desk, dict[str, torch.Tensor](), True, desk.image
+        self.desk, self.bits, self.seen = desk, dict[str, torch.Tensor](), True
+        self.shown: tuple[Edited | None, Decoder] = desk.image, desk.decoder
         self.pointed = (0, 0)
         self.values = "pixels" if noun(desk.opened.model) in ("image", "video") else "values"
         self.boards = dict[int, Board]()
         self.kept, self.players = dict[int, ui.image](), dict[int, Player]()
-        self.decoder = ui.select(["likelihood", "renderer"], value="likelihood", label="pixels by")
-        self.decoder.on_value_change(self._again).set_visibility(desk.opened.model.renderer is not None)
         ui.label("Codes as colours: codes that are near each other look alike. Point at a site, or use the arrow keys.")
         with ui.row().classes("items-start"):
             for level in range(desk.opened.levels, -1, -1):
@@ -112,9 +112,9 @@ class Look:
     def fresh(self) -> None:
         """Show another image; what takes computing comes after."""
         image = self.desk.image
-        if not self.seen or image is None or image is self.shown:
+        if not self.seen or image is None or (image is self.shown[0] and self.desk.decoder == self.shown[1]):
             return
-        self.shown, self.bits = image, {}
+        self.shown, self.bits = (image, self.desk.decoder), {}
         self.heat.clear()
         for shown in self.kept.values():
             shown.set_source("")
@@ -130,7 +130,7 @@ class Look:
         ui.timer(0.01, self._computed, once=True)
 
     async def _computed(self) -> None:
-        image, by = self.desk.image, self.decoder.value
+        image, by = self.desk.image, self.desk.decoder
         assert image is not None
 
         def work() -> tuple[dict[int, torch.Tensor], dict[str, torch.Tensor]]:
@@ -139,10 +139,10 @@ class Look:
             return kept, {row: found * BITS for row, found in nats.items()}
 
         found = await self.desk.run(work, wait=True, aside=True)
-        if self.desk.image is not image:
+        if self.desk.image is not image or self.desk.decoder != by:
             return
         if found is None:  # once more when this part is seen again
-            self.shown = None
+            self.shown = None, by
             return
         kept, self.bits = found
         for level, pixels in kept.items():
@@ -150,10 +150,6 @@ class Look:
             self.players[level].play(pixels)
         self._ledger()
         self._heat()
-
-    def _again(self) -> None:
-        self.shown = None
-        self.fresh()
 
     def _row(self, level: int) -> str:
         """The ledger's row of a map."""

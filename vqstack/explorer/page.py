@@ -69,6 +69,9 @@ class Chooser:
                 ui.button("open", on_click=self._test).props('data-do="test"')
             self.seed, self.label = Number("seed", 0), Class(opened.classes).classes("number")
             ui.button("draw one", on_click=self._sample).props('data-do="drawn"')
+            self.decoder = ui.select(["likelihood", "renderer"], value=desk.decoder, label="pixels by")
+            self.decoder.on_value_change(lambda event: desk.decode_by(event.value))
+            self.decoder.set_visibility(opened.model.renderer is not None)
             own = Upload("own file", self._file, self._large, max_file_size=LARGEST)
             own.props('flat bordered data-own=""')
         self.said = ui.label("No image is open yet: open one of the test split, draw one, or drop a file of your own.")
@@ -88,7 +91,7 @@ class Chooser:
     async def _sample(self) -> None:
         if numbers := self.desk.read(self.seed):
             seed, label = int(numbers[0]), self.label.number
-            draw = partial(Edited.drawn, self.desk.opened.model, seed, label=label)
+            draw = partial(Edited.drawn, self.desk.opened.model, seed, label=label, decoder=self.desk.decoder)
             await self.desk.start(f"sample, seed {seed}", draw)
 
     def _large(self, _: events.UiEventArguments) -> None:
@@ -121,7 +124,7 @@ def build(opened: Opened, client: Client) -> Desk:
         )
         stop.bind_visibility_from(desk.busy)
         ui.keyboard(desk.key, ignore=[])
-    Chooser(desk)
+    chooser = Chooser(desk)
     with ui.tabs().classes("w-full") as tabs:
         for name in PARTS:
             ui.tab(name).props(f'data-tab="{name}"')
@@ -147,6 +150,7 @@ def build(opened: Opened, client: Client) -> Desk:
 
     def again() -> None:
         tabs.set_value(desk.history.part or PARTS[0])
+        chooser.decoder.set_value(desk.decoder)
         colours.set_value(DARK.index(desk.history.dark))
 
     tabs.on_value_change(lambda event: see(event.value))
