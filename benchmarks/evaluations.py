@@ -2,9 +2,9 @@
 
     python benchmarks/evaluations.py RUN --out FOLDER [--pixels RUN_WITHOUT_CODES] [--seconds 300]
 
-RUN has one level; its z_1 is common to all and frozen. Flat models over z_1: raster (one site at a time), wavefront
-(diagonals of slope 1) and masked (K groups, all K from one training). Hierarchies, a masked prior and a masked
-refiner of z_1 whose groups share the budget: ``clusters`` (8 clusters of the codes of z_1 on its own map) and
+RUN has one level and no labels; its z_1 is common to all and frozen. Flat models over z_1: raster (one site at a time),
+wavefront (diagonals of slope 1) and masked (K groups, all K from one training). Hierarchies, a masked prior and a
+masked refiner of z_1 whose groups share the budget: ``clusters`` (8 clusters of the codes of z_1 on its own map) and
 ``thin`` (a map of half the sides, 16 codes). A hierarchy without a refiner is ``windows``: 2×2 codes of 16 for the
 whole map, and z_1 given it by a window decoder, for each budget one of its own whose tiles are as large as its steps
 allow; ``alone`` are the same windows under one code of 2, which says a bit at most: flat models that are windows. All
@@ -188,7 +188,7 @@ def plot(results: list[dict], pixels: dict | None):
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the run with one level")
+    parser.add_argument("run", type=Path, help="folder of a run with one level, prior.labels false")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives runs and results")
     parser.add_argument("--pixels", type=Path, help="a run that stands for a pixel model without codes")
     parser.add_argument("--seconds", type=float, default=300, help="processor seconds of each training")
@@ -201,8 +201,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps the trained classifier")
     options = parser.parse_args(arguments)
     base = config_of_run(options.run)
-    if base is None or len(base.levels) > 1:
-        raise InputError("run: give the folder of a run with one level")
+    if base is None or len(base.levels) > 1 or base.prior.labels:
+        raise InputError("run: give the folder of a run with one level and a prior without labels")
     prior = base.prior.model_copy(update={"dim": options.dim})
     base = changed(base, {"levels_from": options.run, "prior": prior})
     _, first, _ = train(base, options.out / "codes", 1)

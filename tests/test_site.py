@@ -4,6 +4,7 @@ import re
 import shlex
 import wave
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 import vqstack
 from vqstack.commands import train
+from vqstack.config import parse
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -46,6 +48,55 @@ def test_what_a_page_trains_is_accepted(page, capsys):
         train.main([*arguments, "--dry-run"])
         assert "total" in capsys.readouterr().out
     AcceleratorState._reset_state()
+
+
+def measured() -> list[list[str]]:
+    """The commands that the pages of figures name, variables filled in but for that of the data."""
+    found = []
+    for page in ("benchmarks.md", "comparisons.md"):
+        text = re.sub(r"\\\n\s*", "", (DOCS / page).read_text("utf-8"))
+        known = dict(re.findall(r'^    ([A-Z_]+)="(.*)"$', text, re.MULTILINE))
+        known |= dict(re.findall(r"`\$([A-Z]+)` stands for `([^`]*)`", text))
+        for line in re.findall(r"^    ((?:accelerate|python|vqstack) .*)$", text, re.MULTILINE):
+            filled = Template(Template(line).safe_substitute(known)).safe_substitute(known)
+            found.append(shlex.split(filled, comments=True))
+    return found
+
+
+def test_trainings_of_the_pages_of_figures_parse(monkeypatch):
+    monkeypatch.chdir(ROOT)  # recipes are named from there
+    monkeypatch.setenv("DATA", "data")
+    trainings = 0
+    for command in measured():
+        if place := {"recipes/train_stack.py", "train"} & set(command[:3]):
+            arguments = command[command.index(place.pop()) + 1 :]
+            _, recipe = train.recipe_of(arguments)
+            parse(train.Command, arguments, train.Command(**dict(recipe)))
+            trainings += 1
+    assert trainings > 20
+
+
+def test_scripts_of_the_pages_of_figures_are_there_and_take_their_options():
+    for _, script, *arguments in (command for command in measured() if command[0] == "python"):
+        source = (ROOT / script).read_text("utf-8")
+        if script.startswith("benchmarks/"):  # those with a dot, and a few others, are a run's
+            own = {a for a in arguments if a.startswith("--") and "." not in a}
+            runs = {f"--{name.replace('_', '-')}" for name in vqstack.RunConfig.model_fields}
+            fields = {f"--{name}" for name in re.findall(r"^    (\w+): .* = Field\(", source, re.MULTILINE)}
+            assert own <= runs | fields | set(re.findall(r'"(--[a-z-]+)"', source)), script
+
+
+def test_runs_that_the_pages_of_figures_read_are_made_there_and_once():
+    trained, made, read = [], {"digits"}, set()  # the digits by make demo
+    for command in measured():
+        out = command[command.index("--out") + 1] if "--out" in command else ""
+        made |= set(re.findall(r"^runs/([^/]+)", out))
+        read |= {name for word in command if word != out for name in re.findall(r"(?:^|=)runs/([^/]+)", word)}
+        trained += [out] if {"recipes/train_stack.py", "train"} & set(command[:3]) else []
+    for recipe in (ROOT / "benchmarks" / "recipes").glob("*.yaml"):
+        read |= set(re.findall(r"^levels_from: runs/(\S+)$", recipe.read_text("utf-8"), re.MULTILINE))
+    assert sorted(read - made) == []
+    assert sorted(set(trained)) == sorted(trained)
 
 
 def test_the_pages_show_the_ledger_of_the_readme():
