@@ -533,6 +533,20 @@ def test_a_family_of_ones_own_is_named_as_left_out(tmp_path, unregistered):
         exported.sample(1, label=np.array([0]))
 
 
+def test_blocks_that_attend_to_what_is_given_are_left_out_and_the_score_is_not(tmp_path):
+    told = {"name": "told", "kind": "attention", "shape": (2, 3)}
+    model = model_of("stages, renderer", condition=told)
+    assert set(plan_of(model).left_out) == {"prior"}
+    refused(lambda: export(model, tmp_path / "out", parts=("walk",)), "prior", "attend to what is given")
+    exported, num = eager(model, tmp_path), 5
+    values, floats = example(model), given_floats(model, 7)[:num].numpy()
+    pixels = values["pixels"][:num]
+    found = exported.score(pixels.numpy(), exported.encode(pixels.numpy()), condition=floats)
+    wanted = model.code_lengths(pixels, model.encode(pixels), None, torch.from_numpy(floats))
+    for row, nats in wanted.items():
+        np.testing.assert_allclose(found[row], nats.detach(), rtol=1e-4, atol=1e-4)
+
+
 def test_the_command_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     refused(lambda: command.main(["run", "--out", "out"]), "onnx, onnxscript, onnxruntime", "vqstack[export]")

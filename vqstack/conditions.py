@@ -41,10 +41,16 @@ class Condition(nn.Module, ABC):
     """
 
     needs: str
+    attended = False
+    """Whether every block of the transformer attends to the features (cross-attention); else they are added."""
 
     @abstractmethod
-    def forward(self, values: Tensor) -> Float[Tensor, "b 1 d"]:
-        """Features; zeros where nothing is told."""
+    def forward(self, values: Tensor) -> Float[Tensor, "b n d"]:
+        """Features, one vector where they are added; zeros where nothing is told."""
+
+    @abstractmethod
+    def told(self, values: Tensor) -> Bool[Tensor, "b"]:
+        """Of which images anything is told."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -77,8 +83,10 @@ class ClassCondition(Condition):
         self.embedding = nn.Embedding(classes, dim)
 
     def forward(self, values: Labels) -> Float[Tensor, "b 1 d"]:
-        told = (values != NO_LABEL)[:, None]
-        return (self.embedding(values.clamp(min=0)) * told)[:, None]
+        return (self.embedding(values.clamp(min=0)) * self.told(values)[:, None])[:, None]
+
+    def told(self, values: Labels) -> Bool[Tensor, "b"]:
+        return values != NO_LABEL
 
     def reset(self) -> None:
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -96,8 +104,9 @@ class ReaderSettings(Settings):
     kind: str = Field(
         default="",
         max_length=80,
-        description="vector, sequence, or the name under which a class of yours is registered (register_condition); "
-        "empty: as the floats are.",
+        description="vector, attention (of every block to a sequence of vectors), sequence (one vector made of a "
+        "sequence), or the name under which a class of yours is registered (register_condition); empty: vector or "
+        "attention, as the floats are, with unified sequence.",
     )
     options: dict[str, int | float | str | bool] = Field(
         default={}, description="What a class of yours is given beside shape and dim; any unit."
@@ -132,7 +141,7 @@ class GivenCondition(Condition, ABC):
         self.register_buffer("deviation", torch.ones(shape[-1]))
 
     @abstractmethod
-    def features(self, values: Float[Tensor, "b *shape"]) -> Float[Tensor, "b d"]:
+    def features(self, values: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *d"]:
         """Of standardised values."""
 
     @torch.no_grad()
@@ -146,11 +155,14 @@ class GivenCondition(Condition, ABC):
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(constant, 1.0, deviation))
 
-    def forward(self, values: Float[Tensor, "b *shape"]) -> Float[Tensor, "b 1 d"]:
-        told = ~values.flatten(1).isnan().any(1)
+    def forward(self, values: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n d"]:
+        told = self.told(values)
         readable = torch.where(told.view(-1, *[1] * len(self.shape)), values, self.mean)
-        features = self.features((readable - self.mean) / self.deviation)
-        return (features * told[:, None])[:, None]
+        features = self.features((readable - self.mean) / self.deviation).view(len(values), -1, self.dim)
+        return features * told[:, None, None]
+
+    def told(self, values: Float[Tensor, "b *shape"]) -> Bool[Tensor, "b"]:
+        return ~values.flatten(1).isnan().any(1)
 
     def nothing(self, num: int, device: torch.device) -> Float[Tensor, "b *shape"]:
         return torch.full((num, *self.shape), torch.nan, device=device)
@@ -165,7 +177,7 @@ class VectorCondition(GivenCondition):
     def __init__(self, shape: tuple[int, ...], dim: int) -> None:
         super().__init__(shape, dim)
         if len(shape) != 1:
-            raise InputError(f"condition.kind: vector reads {shape} floats: choose sequence")
+            raise InputError(f"condition.kind: vector reads {shape} floats: choose attention, or sequence")
         self.linear = nn.Linear(shape[0], dim)
 
     def reset(self) -> None:
@@ -176,6 +188,28 @@ class VectorCondition(GivenCondition):
         return self.linear(values)
 
 
+class AttentionCondition(GivenCondition):
+    """``W x_n + p_n`` of standardised vectors x_n: what every block of the transformer attends to.
+
+    p_n, a learned vector for each place of the sequence, lets the order of the vectors matter.
+    """
+
+    attended = True
+
+    def __init__(self, shape: tuple[int, ...], dim: int) -> None:
+        super().__init__(shape, dim)
+        _check_sequence(shape)
+        self.linear = nn.Linear(shape[1], dim, bias=False)
+        self.place = nn.Parameter(torch.zeros(shape[0], dim))
+
+    def reset(self) -> None:  # as large as what blocks see of sites, which is normalised
+        nn.init.normal_(self.linear.weight, std=self.shape[1] ** -0.5)
+        nn.init.normal_(self.place, std=0.5)
+
+    def features(self, values: Float[Tensor, "b n v"]) -> Float[Tensor, "b n d"]:
+        return self.linear(values) + self.place
+
+
 class SequenceCondition(GivenCondition):
     """``sum_n softmax_n(q x_n) g_n (W x_n + b)`` of standardised vectors x_n: attention by one learned query q.
 
@@ -184,10 +218,7 @@ class SequenceCondition(GivenCondition):
 
     def __init__(self, shape: tuple[int, ...], dim: int) -> None:
         super().__init__(shape, dim)
-        if len(shape) != 2:
-            raise InputError(
-                f"condition.kind: sequence reads vectors, and {by_axis(shape)} floats are one: choose vector"
-            )
+        _check_sequence(shape)
         self.query = nn.Parameter(torch.zeros(shape[1]))
         self.place = nn.Parameter(torch.ones(shape[0], dim))
         self.linear = nn.Linear(shape[1], dim)
@@ -203,7 +234,16 @@ class SequenceCondition(GivenCondition):
         return (weights[..., None] * self.place * self.linear(values)).sum(1)
 
 
-CONDITIONS = Registry[Any]("condition", {"vector": VectorCondition, "sequence": SequenceCondition})
+def _check_sequence(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        raise InputError(
+            f"condition.kind: a sequence of vectors is read, and {by_axis(shape)} floats are one: choose vector"
+        )
+
+
+CONDITIONS = Registry[Any](
+    "condition", {"vector": VectorCondition, "attention": AttentionCondition, "sequence": SequenceCondition}
+)
 register_condition = CONDITIONS.register
 """Let ``condition.kind`` name a class of :class:`GivenCondition`, built as ``condition(shape, dim, **options)``."""
 
@@ -217,15 +257,31 @@ def build_condition(settings: ConditionSettings, dim: int) -> GivenCondition:
 
 
 class Conditions(nn.ModuleDict):
-    """All that a transformer is conditional on, by name; their features are added."""
+    """All that a transformer is conditional on, by name; features are added to its inputs, or attended to."""
 
     def items(self) -> ItemsView[str, Condition]:
         return super().items()  # type: ignore[return-value]
 
     def features(self, conditioning: Conditioning) -> Float[Tensor, "b 1 d"] | None:
         """Of what each image is given; none where the transformer reads nothing, however much is given."""
-        parts = [condition(conditioning[name]) for name, condition in self.items()]
+        parts = [condition(conditioning[name]) for name, condition in self.items() if not condition.attended]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
+
+    @property
+    def attended(self) -> bool:
+        """Whether blocks attend to any of it."""
+        return any(condition.attended for _, condition in self.items())
+
+    def context(self, conditioning: Conditioning) -> dict[str, Tensor]:
+        """What the blocks attend to and, where nothing is told, do not; by the names of the library; maybe nothing."""
+        parts = [(condition(value), condition.told(value)) for condition, value in self._attended(conditioning)]
+        if not parts:
+            return {}
+        seen = [told[:, None].expand(-1, vectors.shape[1]) for vectors, told in parts]
+        return {"context": torch.cat([vectors for vectors, _ in parts], 1), "context_mask": torch.cat(seen, 1)}
+
+    def _attended(self, conditioning: Conditioning) -> list[tuple[Condition, Tensor]]:
+        return [(condition, conditioning[name]) for name, condition in self.items() if condition.attended]
 
     def nothing(self, num: int, device: torch.device) -> Conditioning:
         """What tells nothing of ``num`` images."""

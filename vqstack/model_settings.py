@@ -155,6 +155,8 @@ class ModelSettings(Settings):
         check_refiners(self.refiners, self.stack.levels)
         if self.unified:
             check_unified(self.prior, self.refiners, self.stack.levels)
+        if self.unified and self.condition is not None and self.condition.kind == "attention":
+            raise ValueError("unified: its segments share blocks, which attend to no condition: set kind to sequence")
         if self.class_names and not len(set(self.class_names)) == len(self.class_names) == self.classes:
             raise ValueError(f"class_names: {len(set(self.class_names))} different names for {self.classes} classes")
         return self

@@ -135,7 +135,8 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
         parameters = sum(p.numel() for p in {p for part in parts for p in part.parameters()})  # shared ones once
         floats = 0
         for part in parts:
-            kept = 16 * part.settings.dim * part.settings.depth + 3 * part.head.parameters
+            each = 16 + 5 * part.conditions.attended
+            kept = each * part.settings.dim * part.settings.depth + 3 * part.head.parameters
             # What a window reads is gathered, and again without the unknown.
             scored = max(scored, part.sites * (12 * part.settings.dim + 3 * part.head.parameters))
             floats += part.sites * (kept + (0 if part.window is None else 2 * part.window.mix.in_features))

@@ -6,7 +6,7 @@ likelihood stays exact and takes one pass. x-transformers supplies the blocks; `
 their key-value cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +53,9 @@ class AutoregressiveCodeModel(CodeModel):
                 attend.causal = False
 
     def _attention(self) -> list[Attend]:
-        return [module for module in self.backbone.modules() if isinstance(module, Attend)]
+        """Of places to each other."""
+        layers = zip(self.backbone.layer_types, self.backbone.layers, strict=True)  # type: ignore[arg-type]
+        return [layer[1].attend for kind, layer in layers if kind == "a"]
 
     def _schedule(self, groups: int) -> Schedule:
         if groups == self.sites:
@@ -79,7 +81,8 @@ class AutoregressiveCodeModel(CodeModel):
         if before is not None:
             inputs = torch.cat([before.inputs(conditioning), inputs], 1)
             group = torch.cat([before.group, group + before.group[-1] + 1])
-        return self.outputs(self.attend(inputs, group)[:, -self.sites :], values, parent)
+        hidden = self.attend(inputs, group, **self.conditions.context(conditioning))
+        return self.outputs(hidden[:, -self.sites :], values, parent)
 
     @property
     def groups(self) -> Int64[Tensor, "N"]:
@@ -97,7 +100,7 @@ class AutoregressiveCodeModel(CodeModel):
     def attend(self, inputs: Float[Tensor, "b M d"], group: Int64[Tensor, "M"], **options: Any) -> Any:
         """The network over places, each of which sees those of its own group and of groups before.
 
-        Gives features [b, M, d]; with ``return_hiddens`` the cache, too.
+        Gives features [b, M, d]; with ``return_hiddens`` the cache, too. Other options: what blocks attend to besides.
         """
         if not all(attend.causal for attend in self._attention()):
             options["attn_mask"] = group[:, None] >= group[None, :]
@@ -132,11 +135,12 @@ class AutoregressiveCodeModel(CodeModel):
         """
         first = self.schedule.sizes[0]
         inputs = self._begin(batch, conditioning) + context[:, self.order[:first]]
+        given = self.conditions.context(conditioning)
         if before is None:
-            return self.backbone(inputs, return_hiddens=True)
+            return self.backbone(inputs, return_hiddens=True, **given)
         inputs = torch.cat([before.inputs(conditioning), inputs.expand(batch, -1, -1)], 1)
         group = F.pad(before.group, (0, first), value=int(before.group[-1]) + 1)
-        hidden, cache = self.attend(inputs, group, return_hiddens=True)
+        hidden, cache = self.attend(inputs, group, return_hiddens=True, **given)
         return hidden[:, -first:], cache
 
     def read_up_to(
@@ -149,11 +153,16 @@ class AutoregressiveCodeModel(CodeModel):
         if parent is not None and parent.before is not None:
             inputs = torch.cat([parent.before.inputs(conditioning), inputs], 1)
             places = torch.cat([parent.before.group, places + parent.before.group[-1] + 1])
-        hidden, cache = self.attend(inputs, places, return_hiddens=True)
+        hidden, cache = self.attend(inputs, places, return_hiddens=True, **self.conditions.context(conditioning))
         return hidden[:, -size:], cache
 
     def step(
-        self, group: int, values: Int64[Tensor, "b N c"], context: Float[Tensor, "#b N d"], cache: LayerIntermediates
+        self,
+        group: int,
+        values: Int64[Tensor, "b N c"],
+        context: Float[Tensor, "#b N d"],
+        cache: LayerIntermediates,
+        given: Mapping[str, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "b n d"], LayerIntermediates]:
         """The same for a later group.
 
@@ -162,13 +171,14 @@ class AutoregressiveCodeModel(CodeModel):
             values: of all sites; only those of the groups before are read.
             context: of every site.
             cache: of the groups before.
+            given: what blocks attend to besides, see :meth:`vqstack.conditions.Conditions.context`.
         """
         size, start = self.schedule.sizes[group], self.schedule.starts[group]
         sites, first = self.order[start : start + size], start - self.schedule.sizes[0]
         inputs = self.embed(values[:, self.source[first : first + size]]) + context[:, sites]
         if self.window is not None:
             inputs = inputs + self.window.of_few(lambda near: self.embed(values[:, near]), sites)
-        return self.backbone(inputs, cache=cache, cache_age=inputs.shape[1], return_hiddens=True)
+        return self.backbone(inputs, cache=cache, cache_age=inputs.shape[1], return_hiddens=True, **(given or {}))
 
     def unchecked_log_prob(
         self, values: AnyCodes | Pixels, conditioning: Conditioning, parent: Parent | None = None
@@ -206,7 +216,7 @@ class Autoregressive(CodeModelDistribution[AutoregressiveCodeModel]):
     @torch.no_grad()
     def factors(self, values: Int64[Tensor, "b M"]) -> Iterator[Factor]:
         model = self.model
-        context = model.context(self.parent)
+        context, given = model.context(self.parent), model.conditions.context(self.conditioning)
         before = None if self.parent is None else self.parent.before
         schedule = model.schedule.on(self.device)
         drawn = self._drawn(schedule)
@@ -219,7 +229,7 @@ class Autoregressive(CodeModelDistribution[AutoregressiveCodeModel]):
             elif group == first:
                 hidden, cache = model.read_up_to(group, model.by_site(values), self.conditioning, self.parent)
             else:
-                hidden, cache = model.step(group, model.by_site(values), context, cache)
+                hidden, cache = model.step(group, model.by_site(values), context, cache, given)
             if group in drawn:
                 parameters = model.correct(hidden, base)
                 yield from model.site_factors(parameters, schedule.sites(group), values)

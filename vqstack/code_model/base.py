@@ -142,6 +142,8 @@ class CodeModel(nn.Module, ABC):
             attn_flash=True,
             attn_dropout=settings.dropout,
             ff_dropout=settings.dropout,
+            cross_attend=self.conditions.attended,
+            cross_attn_add_zero_kv=True,  # all that there is to attend to where nothing is told
         )
         for _, block, _ in self.backbone.layers:  # type: ignore[union-attr]  # attentions and feed-forward networks
             block.is_block = True  # see vqstack/fit/blocks.py
@@ -156,7 +158,7 @@ class CodeModel(nn.Module, ABC):
         nn.init.zeros_(self.to_logits.bias)
         self.soft_codebook: Tensor | None  # in units in which the mean squared distance to the nearest other code is 1
         self.register_buffer("soft_codebook", None, persistent=False)
-        rename_state(self, _own_names(settings.depth) | CONDITION_NAMES)
+        rename_state(self, _own_names(settings.depth, self.conditions.attended) | CONDITION_NAMES)
         self._add_inputs()
 
     @abstractmethod
@@ -381,11 +383,12 @@ def by_group(
         yield None if raster is None else raster[:, schedule.sites(group)]
 
 
-def _own_names(depth: int) -> dict[str, str]:
-    """Parameter names of our own for the library's blocks (each is an attention and a feed-forward layer)."""
-    names = {"final_norm.gain": "backbone.final_norm.gamma"}
+def _own_names(depth: int, attended: bool) -> dict[str, str]:
+    """Parameter names of our own for the library's blocks: an attention, maybe one to what is given, a feed-forward."""
+    names, layers = {"final_norm.gain": "backbone.final_norm.gamma"}, 2 + attended
     for block in range(depth):
-        attention, feedforward = f"backbone.layers.{2 * block}", f"backbone.layers.{2 * block + 1}"
+        attention, feedforward = (f"backbone.layers.{layers * block + layer}" for layer in (0, layers - 1))
+        given = f"backbone.layers.{layers * block + 1}"
         names |= {
             f"blocks.{block}.attention_norm.gain": f"{attention}.0.0.gamma",
             f"blocks.{block}.query": f"{attention}.1.to_q",
@@ -396,4 +399,15 @@ def _own_names(depth: int) -> dict[str, str]:
             f"blocks.{block}.feedforward_in": f"{feedforward}.1.ff.0.0",
             f"blocks.{block}.feedforward_out": f"{feedforward}.1.ff.2",
         }
+        names |= (
+            {
+                f"blocks.{block}.given_norm.gain": f"{given}.0.0.gamma",
+                f"blocks.{block}.given_query": f"{given}.1.to_q",
+                f"blocks.{block}.given_key": f"{given}.1.to_k",
+                f"blocks.{block}.given_value": f"{given}.1.to_v",
+                f"blocks.{block}.given_out": f"{given}.1.to_out",
+            }
+            if attended
+            else {}
+        )
     return names

@@ -50,7 +50,7 @@ class MaskedCodeModel(CodeModel):
     ) -> Float[Tensor, "b N d"]:
         """What the network puts out for every site, given the values where they are known."""
         inputs = self.visible(values, known) + self.context(parent)
-        return self.backbone(inputs + self.condition_features(conditioning))
+        return self.backbone(inputs + self.condition_features(conditioning), **self.conditions.context(conditioning))
 
     def inside(self, values: AnyCodes | Pixels) -> Bool[Tensor, "b N"]:
         """Which sites are no padding."""

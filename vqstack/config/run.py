@@ -235,9 +235,9 @@ class RunConfig(StackSettings):
         r"""The settings of the model for images of a shape (c, \*map), each given floats of the shape ``given``."""
         condition = None
         if given:
-            kind = self.condition.kind or ("vector" if len(given) == 1 else "sequence")
+            kind = "vector" if len(given) == 1 else "sequence" if self.unified else "attention"
             condition = ConditionSettings(
-                kind=kind,
+                kind=self.condition.kind or kind,
                 options=self.condition.options,
                 name=str(self.data.condition),
                 shape=given,

@@ -187,6 +187,9 @@ class Planner:
         if isinstance(over, SeeingDecoder) and not isinstance(over.window, WindowNetwork):
             self.plan.left_out[name] = "it refines a decoder of a family that has no step here"
             return
+        if model.conditions.attended:
+            self.plan.left_out[name] = "its blocks attend to what is given, which no step here does"
+            return
         above = [level.upper.name for level in (term.levels if term.segments else term.levels[:1])]
         self.stepped(name, term, [*above, *model.conditions], _steps(model), model.head)
 
