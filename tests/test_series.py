@@ -101,9 +101,12 @@ def test_what_is_left_out_is_named(tmp_path):
 
 
 def test_short_rows_are_counted_and_columns_must_be_told_apart(tmp_path):
-    path = table(tmp_path, [[1, 2, 3], [1, 2, 3, 4]])
+    path = table(tmp_path, [[1, 2, 3], [1, 2, 3, 4], []])
     split = load_splits(settings(path), ["train"])["train"]
-    assert len(split) == 1 and split.source["left_out"]["smaller than 4"]["count"] == 1
+    assert len(split) == 1 and split.source["left_out"]["smaller than 4"]["count"] == 2
+    path = table(tmp_path, [[[], []], [[1] * 4, [2] * 4], []], "pairs.parquet", pa.list_(WHOLE))
+    split = load_splits(settings(path, channels=2), ["train"])["train"]
+    assert len(split) == 1 and split.source["left_out"]["smaller than 4"]["count"] == 2
     several = table(tmp_path, [[1, 2, 3, 4]], "two.parquet", other=pa.array([[9, 9, 9, 9]]))
     refused(lambda: load_splits(settings(several), ["train"]), "image column")
     assert pixels(several, image_column="other").tolist() == [[[9, 9, 9, 9]]]

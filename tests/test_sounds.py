@@ -248,6 +248,14 @@ def sounds_of(path):
     return torch.from_numpy(sounds.read(str(path), 0, 200, RATE, 1, 2**16))
 
 
+def test_bytes_of_sounds_without_a_rate_are_told_of(several, tmp_path):
+    made = pa.table({"audio": pa.array([row["bytes"] for row in rows(several)])})
+    pq.write_table(made, tmp_path / "a.parquet")
+    told = {"rate": None, "values": 256}
+    refused(lambda: load_splits(in_rows(tmp_path / "a.parquet", **told)), "if audio holds sounds, set rate")
+    refused(lambda: load_splits(in_rows(tmp_path / "a.parquet", size=(8, 8), **told)), "a sound: give size one number")
+
+
 def test_excerpts_of_a_file_lie_in_one_split(tmp_path):
     for number in range(12):
         write(tmp_path / "all" / f"{number}.wav", tone(400, 50 + 10 * number))

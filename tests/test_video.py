@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import refused, toy, trained
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 from vqstack.commands import generate
@@ -127,6 +127,41 @@ def test_frames_are_scaled_until_they_cover_the_size_and_cut(tmp_path):
     assert found.shape == (1, 5, 10, 10) and found[..., 2:-2].min() >= 190
 
 
+@pytest.mark.parametrize("aspect", [Fraction(2), Fraction(1, 2), Fraction(10, 11)], ids=str)
+def test_pixels_that_are_not_square_are_made_so(aspect, tmp_path):
+    """As players show it: the width is scaled, and then the frame as any other."""
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        track = file.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
+        track.codec_context.sample_aspect_ratio = aspect
+        for frame in frames(3, side=32):
+            file.mux(track.encode(av.VideoFrame.from_ndarray(frame, "rgb24").reformat(format="yuv420p")))
+        file.mux(track.encode(None))
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        stored = [frame.to_image() for frame in file.decode(video=0)]
+    width = round(32 * aspect)
+    pictures = [image.resize((width, 32), Image.Resampling.LANCZOS) for image in stored]
+    side = min(width, 32)
+    wanted = np.stack([np.asarray(ImageOps.fit(one, (side, side), Image.Resampling.LANCZOS)) for one in pictures])
+    found = whole(str(tmp_path / "a.mp4"), settings(tmp_path, size=(1, side, side)))
+    assert np.array_equal(found, wanted.transpose(3, 0, 1, 2))
+
+
+@pytest.mark.parametrize("rate", [7, 24, 30, 48, 50])
+def test_a_gif_lasts_as_long_as_its_frames_and_each_of_them_is_read_back(rate, tmp_path):
+    clip = frames(2 * rate + 1, side=4, channels=1).transpose(3, 0, 1, 2)
+    _, save = saver(clip.shape, 256, rate=rate, asked="gif")
+    with (tmp_path / "a.gif").open("wb") as stream:
+        save(torch.from_numpy(clip), stream)
+    with Image.open(tmp_path / "a.gif") as image:
+        lasts = []
+        for number in range(image.n_frames):
+            image.seek(number)
+            lasts.append(image.info["duration"])
+    assert min(lasts) >= 20 and np.abs(np.cumsum(lasts) - 1000 * np.arange(1, 2 * rate + 2) / rate).max() <= 5
+    asked = settings(tmp_path, size=(1, 4, 4), channels=1, rate=rate)
+    assert np.array_equal(whole(str(tmp_path / "a.gif"), asked), clip)
+
+
 def _cut(path, part):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
@@ -157,6 +192,11 @@ BROKEN = {  # file name, what writes it, words of the refusal
     "Matroska, cut off": ("a.mkv", _broken(lambda p: write(p, NOISE), lambda p: _cut(p, 0.5)), "cannot be read"),
     "AVI, cut off": ("a.avi", _broken(lambda p: write(p, NOISE), lambda p: _cut(p, 0.5)), "cannot be read"),
     "sound alone": ("a.mkv", _sound_alone, "no video"),
+    "a hole in its times": (
+        "a.mkv",
+        lambda p: write(p, frames(3), times=[0, 100, 10_000_100]),
+        "a frame stays for 10,000 seconds",
+    ),
     "an image": ("a.mp4", lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "cannot be read"),
 }
 
@@ -224,9 +264,10 @@ def test_mp4_has_the_frames_and_the_rate_and_nearly_the_values(channels, sides, 
 
 def test_what_a_video_cannot_be_is_refused():
     refused(lambda: saver((1, 4, 8, 8), 256, rate=10, asked="wav"), "format wav", "gif, mkv, mp4, npy")
-    refused(lambda: saver((1, 4, 8, 8), 256, asked="mp4"), "format mp4", "npy")
+    refused(lambda: saver((1, 4, 8, 8), 256, asked="mp4"), "format mp4", "npy, tiff")
     refused(lambda: saver((9, 8), 256, rate=8000, asked="flac"), "format flac", "wav, npy")
     refused(lambda: saver((1, 8), 256, rate=196_611, asked="flac"), "format flac", "wav, npy")
+    refused(lambda: saver((1, 4, 8, 8), 256, rate=51, asked="gif"), "format gif", "mkv, mp4, npy")
     refused(lambda: saver((3, 8, 8), 256, asked="gif"), "format gif", "png, npy")
 
 

@@ -8,6 +8,7 @@ import zlib
 import nibabel
 import numpy as np
 import pytest
+import torch
 from helpers import refused, toy, trained
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from vqstack.codec.container import open_container
 from vqstack.commands import compress, decompress, generate
-from vqstack.images import ImageSettings, load_images, load_splits
+from vqstack.images import ImageSettings, load_images, load_splits, saver
 from vqstack.images.pieces import pieces
 from vqstack.images.volumes import from_values, lossless, save_volume, to_values, whole
 from vqstack.model import HierarchicalModel
@@ -321,6 +322,26 @@ def test_a_file_comes_back_from_its_values_and_its_container(kind, tmp_path):
             for number in range(one.n_frames):
                 one.seek(number), other.seek(number)
                 assert np.array_equal(np.array(one), np.array(other)) and len(one.mode) <= len(other.mode) + 1
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 5), (2, 3, 4, 5), (4, 6, 5), (1, 6, 5)], ids=str)
+@pytest.mark.parametrize(("values", "limits"), [(200, None), (4096, None), (500, (100, 599))])
+def test_values_come_back_from_a_stack_of_pages(shape, values, limits, tmp_path):
+    if shape[0] == 1 and len(shape) == 3 and values <= 256:
+        values = 1000  # grey images of 8 bits are PNG
+    found = np.random.default_rng(0).integers(0, values, shape)
+    ending, save = saver(shape, values, limits=limits, asked="tiff")
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / f"a{ending}").open("wb") as stream:
+        save(torch.from_numpy(found), stream)
+    chosen = settings(tmp_path / "out", size=shape[1:], channels=shape[0], values=values, range=limits)
+    assert np.array_equal(load_splits(chosen, ["train"])["train"].pixels[0].numpy(), found)
+
+
+def test_numbers_that_no_page_holds_are_no_stack():
+    refused(lambda: saver((1, 3, 4, 5), 100, limits=(0, 1), asked="tiff"), "format tiff", "stored as npy")
+    refused(lambda: saver((1, 3, 4, 5), 100, limits=(-50, 49), asked="tiff"), "format tiff")
+    refused(lambda: saver((1, 30), 100, asked="tiff"), "format tiff")
 
 
 def test_floats_and_scaled_numbers_are_not_archived(tmp_path):

@@ -36,7 +36,7 @@ FORMAT: Any = Field(
     default=None,
     description="Kind of file; default: one without loss. Of images png; of sounds wav or flac; of videos gif (256 "
     "colours a frame), mkv (FFV1) or mp4 (H.264, for players, with loss; odd sides are doubled); npy, the numbers, of "
-    "all.",
+    "all; tiff, pages of 8 or 16 bits, of volumes and images of many channels.",
 )
 
 

@@ -27,6 +27,7 @@ from vqstack.images.fitting import channels_first, fitted, to_values
 from vqstack.images.formats import bombs_refused, opened, upright
 from vqstack.images.pieces import CUTS, cut_of, stored
 from vqstack.images.settings import ImageSettings
+from vqstack.images.sounds import begins_as_sound
 from vqstack.images.views import center
 from vqstack.shapes import Pixels, filled
 
@@ -59,6 +60,8 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
         return np.array(record["piece"]) if "piece" in record else cut.read(record, record["start"], settings)
     record = {"bytes": None, "path": None} if record is None else record
     file = stored(record, settings, "image") if isinstance(record, dict) else record
+    if isinstance(file, bytes) and begins_as_sound(file):
+        raise ValueError("a sound: give size one number, and set rate")
     with opened(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
         pixels = channels_first(_fitted(upright(image), settings))
     return to_values(pixels, settings.values)

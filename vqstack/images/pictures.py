@@ -16,15 +16,15 @@ from torch import Tensor
 
 from vqstack.errors import InputError
 from vqstack.images.sounds import save_sound
-from vqstack.images.video import save_gif, save_video
-from vqstack.images.volumes import Range, from_values
+from vqstack.images.video import FASTEST, save_gif, save_video
+from vqstack.images.volumes import Range, as_tiff, from_values, save_volume
 from vqstack.shapes import Pixels
 
 WAVE = (64, 192)  # rows and columns of the picture of a series
 RAMP = np.array([[13, 8, 70], [126, 3, 168], [240, 100, 60], [250, 240, 120]], float)  # few bits to many
 SLICES = 8  # of a volume that its picture shows, at most
 
-FileFormat = Literal["png", "wav", "flac", "gif", "mkv", "mp4", "npy"]
+FileFormat = Literal["png", "wav", "flac", "gif", "mkv", "mp4", "npy", "tiff"]
 Save: TypeAlias = Callable[[Tensor, io.BufferedIOBase], None]
 """Writes one input into a stream."""
 
@@ -57,9 +57,12 @@ def saver(
         known |= {kind.lower(): _of_numbers(save_sound, **how, kind=kind) for kind in ("WAV", "FLAC")[: 1 + flac]}
     elif len(shape) == 4 and rate is not None and shape[0] in (1, 3) and values <= 256:
         known |= {kind: _of_numbers(save_video, values=values, rate=rate, kind=kind) for kind in ("mkv", "mp4")}
-        gif = {"gif": _of_numbers(save_gif, values=values, rate=rate)}
+        gif = {"gif": _of_numbers(save_gif, values=values, rate=rate)} if rate <= FASTEST else {}
         known = gif | known if shape[0] == 1 else known | gif
+    stack = as_tiff(shape, values, limits) if "png" not in known and rate is None else None
     known["npy"] = _of_numbers(lambda numbers, stream: np.save(stream, from_values(numbers, values, limits)))
+    if stack is not None:
+        known["tiff"] = _of_numbers(lambda numbers, stream: save_volume(numbers, stack, values, limits, stream))
     chosen = next(iter(known)) if asked is None else asked
     if chosen not in known:
         raise InputError(f"format {chosen}: what this model makes is stored as {', '.join(known)}: choose one of these")

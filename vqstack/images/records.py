@@ -328,6 +328,8 @@ def _columns(
     told = ""
     if audio and not settings.sounds:
         told = f" ({', '.join(audio)}: sounds; for them give size one number and set rate)"
+    elif settings.series and not lists and (stored or binary):
+        told = f"; if {', '.join(stored or binary)} holds sounds, set rate"
     elif lists and settings.sounds:
         told = f" ({', '.join(lists)}: numbers; for series leave rate out)"
     image_column = _choose("image", settings.image_column, fitting, list(types), where, told)

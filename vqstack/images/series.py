@@ -26,10 +26,14 @@ def whole(numbers: Any, settings: ImageSettings) -> Integer[np.ndarray, "c t"]:
     """All values of a row; ValueError where it is no series of the settings' channels, or holds what has no value."""
     if numbers is None:
         raise ValueError("no list of numbers in this row")
-    channels = numbers if len(numbers) and isinstance(numbers[0], list) else [numbers]
+    if not len(numbers):
+        return np.zeros((settings.channels, 0), np.uint8)
+    channels = numbers if isinstance(numbers[0], list) else [numbers]
     if any(one is None or any(number is None for number in one) for one in channels):
         raise ValueError("a number is missing")
     if len(channels) != settings.channels or len({len(one) for one in channels}) > 1:
         lengths = ", ".join(str(len(one)) for one in channels)
         raise ValueError(f"lists of {lengths} numbers where {settings.channels} of one length are asked for")
+    if not len(channels[0]):
+        return np.zeros((settings.channels, 0), np.uint8)
     return to_values(np.array(channels), settings.values, settings.range)

@@ -32,6 +32,13 @@ def is_sound(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
+def begins_as_sound(content: bytes) -> bool:
+    """Whether bytes begin as WAV, FLAC, OGG or AIFF does."""
+    return content[:4] in (b"fLaC", b"OggS") or (
+        content[:4] in (b"RIFF", b"FORM") and content[8:11] in (b"WAV", b"AIF")
+    )
+
+
 def _library() -> Any:
     try:
         import soundfile

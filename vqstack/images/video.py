@@ -2,7 +2,9 @@
 
 Moment k is ``k / rate`` seconds after the first frame. What is on the screen then is taken: the last frame that has
 begun, to half a tick of the file's clock. So frames of a slower or a varying rate repeat, and of a faster one some are
-left out. Needs the extra ``video`` (PyAV).
+left out. One that stays for more than a minute is a hole in the times of the file, which is refused.
+
+Needs the extra ``video`` (PyAV).
 """
 
 import io
@@ -23,6 +25,8 @@ from vqstack.images.fitting import channels_first, fitted, to_values
 from vqstack.images.settings import ImageSettings
 from vqstack.reading import plain_file
 
+LONGEST = 60  # seconds that a frame may stay on the screen
+FASTEST = 50  # frames a second that players show of a GIF
 SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .ogv .wmv .flv .ts .m2ts .3gp .y4m .apng".split())
 
 
@@ -53,7 +57,7 @@ def _frames(path: str) -> Iterator[tuple[Fraction, Any]]:
                 raise ValueError(f"frame {count} is shown before the one that precedes it")
             gap = frame.pts * frame.time_base - time if count else gap
             time, count = frame.pts * frame.time_base, count + 1
-            yield time, frame
+            yield time, (frame, stream.sample_aspect_ratio or 1)
         if not count:
             raise ValueError("no frames in it")
         usual = 1 / stream.average_rate if stream.average_rate else gap
@@ -66,10 +70,15 @@ def _frames(path: str) -> Iterator[tuple[Fraction, Any]]:
         yield end, None
 
 
-def _picture(frame: Any) -> Image.Image:
-    """A frame as a viewer shows it: 8 bits, with its transparency, turned as the file says."""
+def _picture(frame: Any, aspect: Fraction | int) -> Image.Image:
+    """A frame as a viewer shows it: 8 bits, with its transparency, turned as the file says, its pixels square.
+
+    Pixels that are wider than high, or the other way round, are made square by scaling the width.
+    """
     alpha = any(part.is_alpha for part in frame.format.components) or frame.format.has_palette
     image = Image.fromarray(frame.to_ndarray(format="rgba")) if alpha else frame.to_image()
+    if aspect != 1:
+        image = image.resize((max(1, round(image.width * aspect)), image.height), Image.Resampling.LANCZOS)
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
@@ -79,13 +88,15 @@ def _whole(
 ) -> UInt8[np.ndarray, "c t h w"]:
     found = list[NDArray[np.uint8]]()
     frames = _frames(path)
-    first, frame = next(frames)
-    tick = frame.time_base / 2
-    for (_, shown), (end, _) in pairwise(chain([(first, frame)], frames)):
+    first, begin = next(frames)
+    tick = begin[0].time_base / 2
+    for (start, shown), (end, _) in pairwise(chain([(first, begin)], frames)):
+        if end - start > LONGEST:
+            raise ValueError(f"a frame stays for {float(end - start):,.0f} seconds, more than {LONGEST}: cut it there")
         picture = None
         while Fraction(len(found), rate) < end - first - tick:
             if picture is None:
-                picture = to_values(channels_first(fitted(_picture(shown), size, channels, background)), values)
+                picture = to_values(channels_first(fitted(_picture(*shown), size, channels, background)), values)
             found.append(picture)
     return np.stack(found, 1)
 
@@ -99,13 +110,15 @@ def whole(path: str, settings: ImageSettings) -> UInt8[np.ndarray, "c t h w"]:
 
 
 def save_gif(clip: UInt8[np.ndarray, "c t h w"], stream: io.BufferedIOBase, values: int, rate: int) -> None:
-    """Frames as an animation that repeats; a frame lasts whole hundredths of a second, and has 256 colours at most.
+    """Frames as an animation that repeats; of FASTEST a second at most, each of 256 colours at most.
 
-    Grey frames lose nothing.
+    Grey frames lose nothing. A frame lasts whole hundredths of a second: as many as bring its end nearest to its time,
+    so that 30 frames of a thirtieth last 3, 4 and 3, and all of them a second.
     """
     shown = (frame[..., 0] if len(clip) == 1 else frame for frame in _eight_bits(clip, values))
     first, *others = map(Image.fromarray, shown)
-    lasts = max(20, 10 * round(100 / rate))
+    ends = [round(100 * frame / rate) for frame in range(clip.shape[1] + 1)]
+    lasts = [10 * (end - start) for start, end in pairwise(ends)]
     first.save(stream, format="GIF", save_all=True, append_images=others, duration=lasts, loop=0)  # type: ignore[arg-type]
 
 

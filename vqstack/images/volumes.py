@@ -267,6 +267,21 @@ def as_npy(shape: tuple[int, ...], values: int, limits: Range) -> Container:
     return Container(".npy", kind, 0, "C", head.getvalue())
 
 
+def as_tiff(shape: tuple[int, ...], values: int, limits: Range) -> Container | None:
+    r"""A stack of pages for values [c, \*sites] of that shape; None where TIFF does not hold such numbers, or axes.
+
+    Several channels are pages of their own, told as ImageJ tells them.
+    """
+    kind = from_values(np.zeros(1), values, limits).dtype.str
+    if kind[1:] not in ("u1", "u2") or len(shape) not in (3, 4):
+        return None
+    if shape[0] == 1:
+        return Container(".tif", kind, None)
+    slices = shape[1] if len(shape) == 4 else 1
+    said = f"ImageJ=1.54\nimages={shape[0] * slices}\nchannels={shape[0]}\nslices={slices}\n"
+    return Container(".tif", kind, len(shape) - 3, head=said.encode())
+
+
 def save_volume(found: NDArray[Any], about: Container, values: int, limits: Range, stream: io.BufferedIOBase) -> None:
     r"""Writes values [c, \*sites] into a file of that kind; ValueError where they do not fit it."""
     numbers = from_values(found, values, limits).astype(about.dtype)

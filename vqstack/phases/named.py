@@ -85,7 +85,14 @@ def read_condition(model: HierarchicalModel, path: Path) -> Floats:
             f"--condition: {path} holds {found}: give {by_axis(model.condition.shape)} floats "
             f"({model.condition.name}) for all images, or a row of them for each"
         )
-    condition = torch.from_numpy(rows.astype(np.float32))
+    with np.errstate(over="ignore"):
+        condition = torch.from_numpy(rows.astype(np.float32))
+    finite = condition.flatten(1).isfinite().all(1)
+    if not finite.all():
+        raise InputError(
+            f"--condition: {path}, row {int(finite.int().argmin())} holds a number that is not finite, or too large "
+            "for 32 bits: correct it"
+        )
     model.check_condition(condition, None)
     return condition
 
