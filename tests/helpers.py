@@ -12,6 +12,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from vqstack.codec.blocks import BlockCodec
+from vqstack.codec.coder import Decoder
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
 from vqstack.fit import Fit
@@ -54,6 +56,25 @@ def every_world(*worlds):
     """What goes together in every combination, as one batch of each."""
     index = torch.cartesian_prod(*(torch.arange(len(world)) for world in worlds))
     return [world[i] for world, i in zip(worlds, index.unbind(1), strict=True)]
+
+
+def assert_as_often(drawn, probs):
+    """Numbers of what was drawn come as often as their probabilities say, within five standard errors."""
+    found = torch.bincount(drawn, minlength=len(probs)) / len(drawn)
+    assert ((found - probs).abs() <= 5 * (probs * (1 - probs) / len(drawn)).sqrt() + 1e-3).all()
+
+
+@torch.inference_mode()
+def assert_coded(model, pixels, labels, portable=False):
+    """The codec gives back every value of a block, in the bits that the model says they take."""
+    codec, codes, count = BlockCodec(model, portable), model.encode(pixels), len(pixels)
+    encoder, _ = codec._coded(count, count, model.values(pixels, codes, labels))
+    stream = b"".join(encoder.sections())
+    found = [values for section in codec._walk(Decoder(stream), count, count, None) for values in section]
+    for wanted, got in zip([labels, *codes[::-1], pixels], found, strict=True):
+        assert got.equal(wanted)
+    bits = -float(model.joint_log_prob(pixels, codes, labels).sum()) / math.log(2)
+    assert 8 * len(stream) == pytest.approx(bits, rel=0.06 if portable else 0.02, abs=100)
 
 
 def assert_near(one, other):

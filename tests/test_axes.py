@@ -6,9 +6,8 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from helpers import toy, trained
+from helpers import assert_coded, toy, trained
 
-from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.coder import Decoder, Encoder, code
 from vqstack.codes import CodeDataset
 from vqstack.commands import encode, generate
@@ -138,20 +137,9 @@ def test_samples_are_the_same_in_any_batch_and_refined_or_varied(name):
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("decoder", ["product", "window"])
 @pytest.mark.parametrize("name", SIGNALS, ids=str)
-@torch.inference_mode()
 def test_the_codec_gives_back_every_value_in_the_bits_of_the_ledger(name, decoder, portable):
-    signal = SIGNALS[name]
-    model = build(**signal, decoder=DECODERS[decoder])
-    codec = BlockCodec(model, portable)
-    pixels, labels = inputs(signal, 4), torch.tensor([1, 1, 0, 2])
-    codes = model.encode(pixels)
-    encoder, contents = codec._coded(4, 4, model.values(pixels, codes, labels))
-    *_, last = contents
-    assert last[-1].equal(pixels)
-    found = list(codec._walk(Decoder(b"".join(encoder.sections())), 4, 4, None))
-    assert found[-1][-1].equal(pixels) and found[0][0].equal(labels)
-    bits = -model.joint_log_prob(pixels, codes, labels).sum() / torch.log(torch.tensor(2.0))
-    assert 8 * len(b"".join(encoder.sections())) == pytest.approx(float(bits), rel=0.06 if portable else 0.02, abs=100)
+    model = build(**SIGNALS[name], decoder=DECODERS[decoder])
+    assert_coded(model, inputs(SIGNALS[name], 4), torch.tensor([1, 1, 0, 2]), portable)
 
 
 def test_values_past_255_add_up_to_one_and_are_drawn_as_often_as_their_probability():

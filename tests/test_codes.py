@@ -235,8 +235,7 @@ def test_maps_that_do_not_fit_are_refused(tmp_path, wrong):
     assert files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("size", [1, 4, 7, 100])
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(("labelled", "size"), [(True, 1), (False, 4), (True, 7), (False, 100)])
 def test_the_data_set_comes_back(tmp_path, labelled, size):
     folder = tmp_path / "codes"
     images = write(folder, labelled, size, train=7, validation=1, test=0)

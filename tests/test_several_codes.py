@@ -1,14 +1,12 @@
 """Residual and product quantizers, and the chain that the codes of a site form in every distribution over them."""
 
 import json
-import math
 
 import pytest
 import torch
-from helpers import every_map, trained
+from helpers import assert_coded, every_map, trained
+from test_model import total
 
-from vqstack.codec.blocks import BlockCodec
-from vqstack.codec.coder import Decoder
 from vqstack.codes import CodeDataset
 from vqstack.commands import encode
 from vqstack.config import RunConfig
@@ -188,29 +186,14 @@ def test_samples_have_the_frequencies_of_their_probabilities():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_everything_sums_to_one(family, kind):
     model = world(family, kind)
-    shapes = [(1, 2, 1), *model.stack.map_shapes]
-    assert shapes[1:] == [(2, 2, 1), (2, 1, 1)]
-    worlds = [every_map(shape, 2) for shape in shapes]
-    index = torch.cartesian_prod(*(torch.arange(len(world)) for world in worlds), torch.arange(2))
-    pixels, *codes = (maps[i] for maps, i in zip(worlds, index.unbind(1)[:3], strict=True))
-    nats = model.joint_log_prob(pixels.to(torch.uint8), codes, index[:, 3])
-    assert nats.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert model.stack.map_shapes == [(2, 2, 1), (2, 1, 1)]
+    assert total(model) == pytest.approx(1, abs=1e-5)
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_codec_gives_back_every_code_in_the_bits_of_the_ledger(family):
     model = world(family, maps=((4, 4), (2, 2)), shape=(1, 8, 8))
-    codec, labels = BlockCodec(model), torch.tensor([1, 0, 0, 1])
-    pixels = torch.randint(2, (4, 1, 8, 8), dtype=torch.uint8)
-    codes = model.encode(pixels)
-    encoder, _ = codec._coded(4, 4, model.values(pixels, codes, labels))
-    section = b"".join(encoder.sections())
-    found = [values for contents in codec._walk(Decoder(section), 4, 4, None) for values in contents]
-    for wanted, got in zip([labels, *codes[::-1], pixels], found, strict=True):
-        assert got.equal(wanted)
-    bits = -model.joint_log_prob(pixels, codes, labels).sum() / math.log(2)
-    assert 8 * len(section) == pytest.approx(float(bits), rel=0.02, abs=100)
+    assert_coded(model, torch.randint(2, (4, 1, 8, 8), dtype=torch.uint8), torch.tensor([1, 0, 0, 1]))
 
 
 @torch.no_grad()

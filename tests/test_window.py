@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from helpers import every_map, every_world
+from helpers import assert_as_often, every_map
+from test_model import total
 
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
@@ -134,8 +135,7 @@ def test_frequencies_of_samples():
     images = every_map((1, 2, 2), 3, torch.uint8)
     probs = level.decode(codes[: len(images)]).log_prob(images).exp()
     place = (drawn.flatten(1).long() * torch.tensor([27, 9, 3, 1])).sum(1)
-    counts = torch.bincount(place, minlength=81).double() / 20000
-    assert (counts - probs).abs().max() < 5 * (probs * (1 - probs) / 20000).sqrt().max()
+    assert_as_often(place, probs)
 
 
 def test_samples_do_not_depend_on_their_batch():
@@ -242,11 +242,8 @@ REFINERS = [
 
 @pytest.mark.parametrize("refiners", REFINERS, ids=str)
 def test_the_whole_model_sums_to_one(refiners):
-    """Every image, every map; decoders alone, and as the base of refiners."""
-    model = small_model(refiners)
-    pixels, *codes = every_world(every_map((1, 2, 2), 2, torch.uint8), every_map((2, 1), 3), every_map((1, 1), 2))
-    with torch.no_grad():
-        assert model.joint_log_prob(pixels, codes).exp().sum().item() == pytest.approx(1, abs=1e-6)
+    """Decoders alone, and as the base of refiners."""
+    assert total(small_model(refiners)) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("family", ["masked", "autoregressive"])
@@ -270,11 +267,3 @@ def test_a_refiner_walks_along_with_the_decoder_that_it_corrects(family):
 def test_refiners_that_take_another_order_are_refused(changes):
     with pytest.raises(ValueError, match="window decoder"):
         small_model(({"level": 1, "family": "autoregressive", **changes},))
-
-
-def test_the_network_is_a_plain_module_that_exports():
-    """Tensors in, tensors out: what torch traces says what the module says, of other values too."""
-    network = pixel_level((3, 4, 6), tile=(2, 3)).decoder.window
-    known, features = torch.rand(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
-    exported = torch.export.export(network, (known, features)).module()
-    torch.testing.assert_close(exported(known / 2, features), network(known / 2, features))
