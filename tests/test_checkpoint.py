@@ -166,25 +166,27 @@ def test_a_file_is_whole_or_as_before(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from vqstack.disk import Lock
-lock = Lock(Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(600)
-"""
+FORK = multiprocessing.get_context("fork")
+
+
+def hold(folder, held):
+    lock = Lock(folder)  # noqa: F841  # held until the process ends
+    held.set()
+    time.sleep(60)
 
 
 def test_the_lock_ends_with_its_process(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout.readline() == "held\n"
-            for take in (check_unlocked, lambda folder: Lock(folder, patience=0.0)):
-                with pytest.raises(InputError, match="another process is writing"):
-                    take(tmp_path)
-        finally:
-            holder.kill()
+    held = FORK.Event()
+    holder = FORK.Process(target=hold, args=(tmp_path, held))
+    holder.start()
+    try:
+        assert held.wait(60)
+        for take in (check_unlocked, lambda folder: Lock(folder, patience=0.0)):
+            with pytest.raises(InputError, match="another process is writing"):
+                take(tmp_path)
+    finally:
+        holder.kill()
+        holder.join()
     check_unlocked(tmp_path)
     Lock(tmp_path, patience=0.0).release()
     Lock(tmp_path, patience=0.0).release()  # given back, it can be taken again
@@ -192,7 +194,7 @@ def test_the_lock_ends_with_its_process(tmp_path):
 
 def test_a_forked_child_does_not_hold_the_lock(tmp_path):
     lock = Lock(tmp_path)
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child = FORK.Process(target=time.sleep, args=(60,))
     child.start()
     try:
         time.sleep(0.2)

@@ -16,7 +16,6 @@ from vqstack.level import LevelSettings
 from vqstack.likelihood import Draw, Known, PixelSettings, noise
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings, SamplingSettings
-from vqstack.quantizer import QuantizerSettings
 from vqstack.stack import StackSettings
 
 KINDS = {"vq": (3, 2), "cosine": (3, 2), "fsq": (3, 3), "lfq": (4, 2), "simvq": (3, 2)}
@@ -193,24 +192,14 @@ def test_variations_keep_the_codes_of_the_level():
             model.vary(top, level)
 
 
-def test_wrong_labels_are_refused():
+def test_labels_are_given_where_classes_are_known():
     model = tiny()
     pixels = torch.zeros(2, 1, 2, 1, dtype=torch.uint8)
     with pytest.raises(InputError, match="conditional on the class"):
         model.ledger(pixels)
-    for wrong in (2, -1):
-        labels = torch.tensor([1, wrong])
-        with pytest.raises(InputError, match=f"labels: {wrong} lies outside 0 … 1"):
-            model.ledger(pixels, labels)
-        with pytest.raises(InputError, match=f"labels: {wrong} lies outside"):
-            model.sample(2, labels)
     free = tiny(classes=0)
     assert free.sample(2).labels is None
     assert "label" not in free.ledger(pixels, free.labels_read(torch.tensor([7, 7]))).rows
-
-
-def test_wanted_labels_are_used():
-    assert tiny().sample(3, torch.tensor([1, 0, 1])).labels.tolist() == [1, 0, 1]
 
 
 def test_a_prior_without_labels():
@@ -249,11 +238,6 @@ def test_sampling_settings_one_or_one_a_level():
 def test_wrong_sampling_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         tiny().sample(1, sampling=SamplingSettings(**settings))
-
-
-def test_quantizer_settings_are_checked():
-    with pytest.raises(ValueError, match="power of two"):
-        QuantizerSettings(kind="lfq", codebook_size=3)
 
 
 # Refiners.

@@ -35,7 +35,3 @@ def test_a_notebook_runs(path, monkeypatch):
         "codes_elsewhere": lambda: 0 < names["bits"] and 0 <= names["accuracy"] <= 1,
     }
     assert expected[path.stem]()
-
-
-def test_there_are_three():
-    assert [path.stem for path in NOTEBOOKS] == ["codes_elsewhere", "first_hierarchy", "own_images"]
