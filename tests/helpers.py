@@ -47,6 +47,14 @@ def toy(data, *maps, steps=3, window=(), **changes):
     return RunConfig.model_validate(settings | changes)
 
 
+def randomised(module, std):
+    """All its parameters drawn anew: layers that start at zero say nothing, and pass no gradient."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=std)
+    return module
+
+
 def every_map(shape, size, dtype=torch.int64):
     """Every map of a shape: [size ** sites, *shape]."""
     return torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape))), dtype=dtype).view(-1, *shape)

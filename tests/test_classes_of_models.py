@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import refused
+from helpers import randomised, refused
 from pydantic import ValidationError
 from test_images import png
 
@@ -35,8 +35,7 @@ def built(names=NAMES, labels=True) -> HierarchicalModel:
     )
     torch.manual_seed(0)
     model = HierarchicalModel(config.model_settings((1, 4, 4), 3, names)).eval()
-    for parameter in model.prior.parameters():  # its last layer starts at zero: then no class would matter
-        torch.nn.init.normal_(parameter, std=0.5)
+    randomised(model.prior, 0.5)  # its last layer starts at zero: then no class would matter
     if model.classes:
         model.count_labels(torch.tensor([0, 0, 0, 0, 1, 2, 2]))
     return model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same_run, every_map, every_world, killed, main
+from helpers import assert_same_run, every_map, every_world, killed, main, randomised
 from pydantic import ValidationError
 
 from vqstack.cluster import ClusterLevel, merged, neighbours
@@ -44,8 +44,7 @@ def build(family="product", table=(0, 1, 1, 0, 1), seed=0, map_shape=(1, 2)):
     )
     torch.manual_seed(seed)
     model = HierarchicalModel(settings).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    randomised(model, 0.5)
     model.stack.level(2).encoder.table.copy_(torch.tensor(table))
     return model
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_often, every_map
+from helpers import assert_as_often, every_map, randomised
 
 from vqstack.code_model import (
     AutoregressiveCodeModel,
@@ -566,8 +566,7 @@ def test_steps_in_which_all_is_known_are_read_in_one_pass_or_left_out(order, cha
     torch.manual_seed(0)
     settings = CodeModelSettings(depth=2, dim=16, heads=2, **order)
     model = build_code_model(settings, (4, 5), 7, 0, chain=chain).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    randomised(model, 0.2)
     shape = (3, *chain, 4, 5)
     values, u = torch.randint(0, 7, shape), torch.rand(3, math.prod(shape[1:]), dtype=torch.float64)
     given = torch.ones(shape, dtype=torch.bool)

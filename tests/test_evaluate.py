@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from helpers import command_refused
+from helpers import command_refused, randomised
 from PIL import Image
 
 from vqstack import features
@@ -48,8 +48,7 @@ def run_folder(tmp_path_factory):
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     torch.manual_seed(3)
     model = HierarchicalModel(config.model_settings((1, 8, 8), 10))
-    for parameter in model.refiners.parameters():  # its last layer starts at zero, where it corrects nothing
-        torch.nn.init.normal_(parameter, std=0.3)
+    randomised(model.refiners, 0.3)  # its last layer starts at zero, where it corrects nothing
     model.save_pretrained(folder / "model")
     return folder
 

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import refused
+from helpers import randomised, refused
 
 from vqstack.commands import export as command
 from vqstack.export import run
@@ -120,10 +120,7 @@ def model_of(name, **changes):
     settings = {"image_shape": (1, 8, 8), "values": 17, **MODELS[name], **changes}
     torch.manual_seed(0)
     model = HierarchicalModel(ModelSettings.model_validate(settings))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    return model.eval()
+    return randomised(model, 0.3).eval()
 
 
 def plan_of(model):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from helpers import refused, trained
+from helpers import randomised, refused, trained
 from pydantic import ValidationError
 
 from vqstack.config import RunConfig
@@ -87,8 +87,7 @@ def test_levels_with_other_networks_sum_to_one_together(unregistered):
         for m, kind in (((2, 1), "plain"), ((1, 1), "residual"))
     )
     stack = Stack(StackSettings(levels=levels), (1, 4, 2), 2).eval()
-    for parameter in stack.parameters():
-        torch.nn.init.normal_(parameter)
+    randomised(stack, 1.0)
     pixels = torch.cartesian_prod(*[torch.arange(2)] * 8).to(torch.uint8).view(-1, 1, 4, 2)
     maps = torch.cartesian_prod(*[torch.arange(3)] * 2).view(-1, 2, 1)
     for level, below in ((1, pixels), (2, maps)):

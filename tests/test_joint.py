@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import randomised
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -31,8 +32,7 @@ def levels(quantizer="fsq", **changes):
 def build(sharing):
     settings = StackSettings.model_validate({"levels": levels(), "sharing": sharing})
     stack = Stack(settings, (1, 8, 8), 17)
-    for parameter in stack.parameters():  # residual blocks start as the identity, and gradients of zero say nothing
-        torch.nn.init.normal_(parameter, std=0.2)
+    randomised(stack, 0.2)  # residual blocks start as the identity, and gradients of zero say nothing
     return stack
 
 
@@ -127,8 +127,7 @@ def test_shared_parameters_are_stored_once(tmp_path, pixels):
         {"levels": levels("vq"), "sharing": "trunk", "prior": {"depth": 1, "dim": 8, "heads": 2}}
     )
     model = HierarchicalModel(config.model_settings((1, 8, 8), 0)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    randomised(model, 0.2)
     model.save_pretrained(tmp_path / "model")
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert not [name for name in stored if name.startswith("stack.levels.1.encoder.trunk.blocks")]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised
 
 from vqstack.errors import InputError
 from vqstack.level import CodeLevel, LevelSettings, PixelLevel
@@ -21,13 +22,6 @@ def pixel_level(shape=(1, 6, 4), values=4, pad_to=None, kind="vq", **changes):
 def code_level(below, **changes):
     settings = LevelSettings(**{"map": (3, 1), "width": 8, "quantizer": {"codebook_size": 5, "dim": 3}, **changes})
     return CodeLevel(settings, below)
-
-
-def randomised(level):
-    with torch.no_grad():
-        for parameter in level.parameters():
-            parameter.normal_(std=0.3)
-    return level
 
 
 def images(batch, shape=(1, 6, 4), values=4):
@@ -68,7 +62,7 @@ def test_a_map_above_that_does_not_divide_is_refused():
 
 def test_padding_is_neither_scored_nor_shown():
     shape = (1, 5, 3)
-    level = randomised(pixel_level(shape, pad_to=(6, 4))).eval()
+    level = randomised(pixel_level(shape, pad_to=(6, 4)), 0.3).eval()
     pixels, codes = images(4, shape), torch.randint(0, 8, (4, 3, 2))
     distribution = level.decode(codes)
     assert distribution.shape == shape
@@ -97,7 +91,7 @@ def test_padding_is_neither_scored_nor_shown():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_the_encoder_through_the_quantizer(kind):
-    level = randomised(pixel_level(kind=kind)).train()
+    level = randomised(pixel_level(kind=kind), 0.3).train()
     vectors = level.encoder(level.features(images(16)))
     vectors.retain_grad()
     quantized = level.quantizer(vectors)
@@ -110,14 +104,14 @@ def test_gradients_reach_the_encoder_through_the_quantizer(kind):
 
 def test_gradients_reach_the_embedding_of_the_codes_below():
     one = pixel_level()
-    two = randomised(code_level(one)).train()
+    two = randomised(code_level(one), 0.3).train()
     two(torch.randint(0, 8, (16, 3, 2))).loss.backward()
     assert two.embedding.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_changes_nothing_in_eval_mode(kind):
-    level = randomised(pixel_level(kind=kind, dropout=0.5)).eval()
+    level = randomised(pixel_level(kind=kind, dropout=0.5), 0.3).eval()
     before = {name: value.clone() for name, value in level.state_dict().items()}
     pixels = images(16)
     first, second = level(pixels), level(pixels)

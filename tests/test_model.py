@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from helpers import every_map, every_world
+from helpers import every_map, every_world, randomised
 
 from vqstack.code_model import CodeModelSettings, RefinerSettings
 from vqstack.errors import InputError
@@ -56,9 +56,7 @@ def tiny(
         condition=condition_of,
     )
     model = HierarchicalModel(settings).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.5)
+    randomised(model, 0.5)
     if classes:
         model.count_labels(torch.tensor([0] * 3 + [1] * 7))
     return model

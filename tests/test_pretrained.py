@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-from helpers import equal, refused
+from helpers import equal, randomised, refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -40,9 +40,7 @@ def build(kind="vq"):
         classes=3,
     )
     model = HierarchicalModel(settings).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
+    randomised(model, 0.2)
     model.count_labels(torch.tensor([0, 0, 1, 2, 2, 2]))
     return model
 

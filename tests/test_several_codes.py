@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import assert_coded, every_map, trained
+from helpers import assert_coded, every_map, randomised, trained
 from test_model import total
 
 from vqstack.codes import CodeDataset
@@ -54,10 +54,7 @@ def world(family="product, raster", kind="residual", maps=((2, 1), (1, 1)), shap
         "classes": classes,
     }
     model = HierarchicalModel(ModelSettings.model_validate(settings)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.5)
-    return model
+    return randomised(model, 0.5)
 
 
 # Quantizers.
@@ -145,9 +142,7 @@ def chain(sites=(2, 3), codes=3, size=4):
     """A distribution over maps whose codes of a site depend on each other."""
     torch.manual_seed(1)
     head = ChainHead(codes, size, 8)
-    with torch.no_grad():
-        for parameter in head.network.parameters():
-            parameter.normal_(std=0.7)
+    randomised(head.network, 0.7)
     return head(torch.randn(5, 8, *sites))
 
 

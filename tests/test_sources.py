@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import randomised
 
 from vqstack.code_model import Parent, RefinerSettings, parent_of
 from vqstack.config import RunConfig
@@ -30,10 +31,7 @@ def random_stack(codebook_size):
     quantizer = {"codebook_size": codebook_size, "dim": 3}
     levels = tuple(LevelSettings(map=m, width=8, quantizer=quantizer) for m in ((4, 4), (2, 2)))
     stack = Stack(StackSettings(levels=levels), (1, 8, 8), 5).eval()
-    with torch.no_grad():
-        for parameter in stack.parameters():
-            parameter.normal_(std=0.5)
-    return stack
+    return randomised(stack, 0.5)
 
 
 def source(stack, number, labels=None, **settings):
@@ -161,9 +159,7 @@ def test_every_phase_sees_augmented_images_through_the_frozen_levels(tmp_path, m
         }
     )
     run, taken = Run(config, tmp_path / "run", Accelerator(cpu=True)), {}
-    with torch.no_grad():
-        for parameter in run.model.stack.parameters():
-            parameter.normal_(std=0.5)
+    randomised(run.model.stack, 0.5)
 
     def phase(name, module, train, *others, **options):
         taken[name] = train

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised
 
 from vqstack.errors import InputError
 from vqstack.level import LevelSettings
@@ -18,10 +19,7 @@ def build(shape=(3, 8, 4), values=256, **changes):
         for m, k in zip(MAPS, (8, 6, 4), strict=True)
     )
     stack = Stack(StackSettings(**{"levels": levels, **changes}), shape, values).eval()
-    with torch.no_grad():
-        for parameter in stack.parameters():
-            parameter.normal_(std=0.3)
-    return stack
+    return randomised(stack, 0.3)
 
 
 def images(batch, shape=(3, 8, 4)):
