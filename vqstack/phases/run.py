@@ -44,7 +44,6 @@ from vqstack.renderer import check_colours
 from vqstack.reuse import START, Reused, Start, load_start, reused_levels, start_of
 from vqstack.run_folder import Images, claim, read_images
 from vqstack.run_report import REPORT, report
-from vqstack.shapes import filled
 from vqstack.sources import resident_images
 from vqstack.terminal import lines, warn
 
@@ -246,11 +245,11 @@ class Run:
     def _write_picture(self, name: str, trained: nn.Module, refines: int | None, step: int) -> None:
         folder = self.folder / "samples"
         make_folder(folder)
-        count, seed, split = self.config.sample_grid, self.config.seed, self.splits["validation"]
-        shown = filled(self.data.pixels("validation")[:count], self.model.stack.values).to(self.accelerator.device)
+        count, seed = self.config.sample_grid, self.config.seed
+        first = self.splits["validation"].part(slice(count))
+        shown = first.pixels.to(self.accelerator.device)
         with torch.no_grad(), any_algorithms():  # a picture leaves no trace in the weights
-            labels, condition = (None if x is None else x[:count] for x in (split.labels, split.condition))
-            images = picture(self.model, trained, refines, shown, labels, condition, count, seed)
+            images = picture(self.model, trained, refines, shown, first.labels, first.condition, count, seed)
         settings = self.model.settings
         sheet = grid(images.cpu(), min(count, len(images)), settings.values, 2, settings.sound)
         names = settings.class_names
