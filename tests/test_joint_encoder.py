@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import equal
+from helpers import equal, randomised
 from pydantic import ValidationError
 
 from vqstack.code_model import JointEncoder, Parent
@@ -39,11 +39,7 @@ def config(weight=0.5, kind="fsq", **changes):
 @pytest.fixture
 def model():
     built = HierarchicalModel(config().model_settings((1, 8, 8), 10))
-    for (
-        parameter
-    ) in built.parameters():  # layers that start at zero pass no gradient, and gradients of zero say nothing
-        torch.nn.init.normal_(parameter, std=0.3)
-    return built.train()
+    return randomised(built, 0.3).train()
 
 
 @pytest.fixture
