@@ -3,8 +3,10 @@
 import copy
 import json
 import math
+import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.config import RunConfig, parse
 from vqstack.features import Classifier, Ruler
 from vqstack.fit import Fit, FitSettings
-from vqstack.images import load_splits
+from vqstack.images import ImageSettings, load_splits
 from vqstack.likelihood import Known
 from vqstack.metrics import frechet_distance
 from vqstack.model import HierarchicalModel
@@ -228,9 +230,70 @@ def test_networks_see_damage(kind):
 def test_what_images_can_be_compared_by():
     check_colours("efficientnet-lite0", (1, 8, 8))
     refused(lambda: check_colours("efficientnet-lite0", (3, 8, 8, 8)), "3x8x8x8", "choose classifier")
-    refused(lambda: PERCEPTUAL.find("lpips")(lambda: None, torch.device("cpu")), "lpips is not installed")
     with pytest.raises(ValueError, match="perceptual: eyes is not registered here"):
         RendererSettings(perceptual="eyes")
+
+
+class Judged(nn.Module):
+    """What the library's class has: it scales, gives layers, and weighs squares of their differences."""
+
+    def __init__(self, net, verbose):
+        super().__init__()
+        assert net == "vgg"
+        torch.manual_seed(2)
+        self.stages = nn.ModuleList([nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)])
+        self.lins = [torch.rand(4), torch.rand(6)]
+        self.requires_grad_(True)
+
+    def scaling_layer(self, x):
+        return (x + 0.1) / 0.4
+
+    def net(self, x):
+        found = [self.stages[0](x)]
+        return [*found, self.stages[1](found[0])]
+
+    def forward(self, a, b):
+        layers = zip(self.net(self.scaling_layer(a)), self.net(self.scaling_layer(b)), self.lins, strict=True)
+        return sum(
+            ((f / f.norm(dim=1, keepdim=True) - g / g.norm(dim=1, keepdim=True)) ** 2 * w[:, None, None])
+            .sum(1, keepdim=True)
+            .mean((2, 3), keepdim=True)
+            for f, g, w in layers
+        )
+
+
+def test_lpips_is_the_librarys_distance_and_its_last_layer(monkeypatch, tmp_path):
+    """On a stand-in of its form, without its weights: three equal channels of grey, frozen, for pixels and pictures."""
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Judged))
+    made = PERCEPTUAL.find("lpips")(lambda: None, torch.device("cpu"))
+    a, b = (torch.rand(2, 1, 16, 16) * 2 - 1 for _ in range(2))
+    network, colours = Judged("vgg", False), [x.repeat(1, 3, 1, 1) for x in (a, b)]
+    torch.testing.assert_close(made(a, b), network(*colours).flatten().detach())
+    assert made(a, a).abs().max() < 1e-6 and not any(p.requires_grad for p in made.network.parameters())
+    last = network.stages[1](network.stages[0]((colours[0] + 0.1) / 0.4)).mean((2, 3)).detach()
+    torch.testing.assert_close(made.features(a), last)
+    drawn = b.clone().requires_grad_()
+    made(a, drawn).sum().backward()
+    assert drawn.grad.abs().max() > 0
+
+    np.save(tmp_path / "all.npy", np.random.default_rng(0).integers(0, 17, (9, 16, 16), dtype=np.uint8))
+    files = {"train": str(tmp_path / "all.npy")}
+    splits = load_splits(ImageSettings(source="array", files=files, values=17, validation=3, test=3))
+    given = splits["train"], splits["validation"], tmp_path, Accelerator(cpu=True)
+    by = vqstack.features.ruler("lpips", *given)
+    assert (by.name, by.judge) == ("lpips", None)
+    pixels = splits["test"].pixels
+    torch.testing.assert_close(by.rows(pixels), made.features(pictures_of(pixels, 17)))
+    assert RendererSettings(perceptual="lpips", adversary=GAME).chosen_by == "frechet"
+
+    def offline(**how):
+        raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=offline))
+    refused(lambda: vqstack.features.ruler("lpips", *given), "--features", "no network", "vgg16")
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    refused(lambda: PERCEPTUAL.find("lpips")(lambda: None, torch.device("cpu")), "pip install 'vqstack[lpips]'")
+    refused(lambda: check_colours("lpips", (1, 8, 8)), "16x16", "8x8")
 
 
 class Brightness(nn.Module):

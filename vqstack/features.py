@@ -23,7 +23,15 @@ from vqstack.fit import CHECKPOINTS, DONE, Fit, FitSettings, Source, evaluate, l
 from vqstack.images import AugmentSettings, ImageSplit, Size
 from vqstack.metrics import Features
 from vqstack.nets import ResidualBlock, convolution, norm_layer
-from vqstack.renderer import Distance, LayerDistance, check_colours, efficientnet_layers, pictures_of
+from vqstack.renderer import (
+    Distance,
+    LayerDistance,
+    Lpips,
+    check_colours,
+    efficientnet_layers,
+    lpips_distance,
+    pictures_of,
+)
 from vqstack.shapes import Labels, Objective, Pixels
 from vqstack.sources import PixelSource
 
@@ -263,17 +271,18 @@ def ruler(
     """The features of that name; a classifier is trained where the images have labels. InputError for what cannot be.
 
     Args:
-        name: classifier, efficientnet-lite0 or inception.
+        name: classifier, efficientnet-lite0, lpips or inception.
         train, validation, cache, accelerator: see :func:`trained_judge`.
     """
     rows: Extractor | None = None
-    distance: LayerDistance | None = None
+    distance: LayerDistance | Lpips | None = None
     values = int(train.source["values"])
     if name == "inception":
         rows = inception(values, accelerator.device)
-    elif name == "efficientnet-lite0":
+    elif name != "classifier":
         check_colours(name, tuple(train.pixels.shape[1:]), "--features")
-        distance = LayerDistance(efficientnet_layers(accelerator.device, "--features"))
+        asked = accelerator.device, "--features"
+        distance = lpips_distance(*asked) if name == "lpips" else LayerDistance(efficientnet_layers(*asked))
         rows = _rows_of(distance, values, accelerator.device)
     if rows is not None and not (train.labelled and validation.labelled):
         return Ruler(name, rows, distance, None)
@@ -283,7 +292,7 @@ def ruler(
     return Ruler(name, rows, distance, judge)
 
 
-def _rows_of(distance: LayerDistance, values: int, device: torch.device) -> Extractor:
+def _rows_of(distance: LayerDistance | Lpips, values: int, device: torch.device) -> Extractor:
     """The features of pictures, for pixels."""
 
     @torch.no_grad()

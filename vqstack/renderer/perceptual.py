@@ -110,27 +110,48 @@ def _efficientnet(classifier: Callable[[], Layers], device: torch.device) -> Dis
     return LayerDistance(efficientnet_layers(device))
 
 
-def _lpips(classifier: Callable[[], Layers], device: torch.device) -> Distance:
-    """LPIPS (Zhang et al. 2018) on VGG16, where the package and the weights are on the disk."""
+class Lpips:
+    """LPIPS (Zhang et al. 2018): ``sum over layers of mean over sites of w · (f/|f| - g/|g|)²``, w what people judged.
+
+    Args:
+        network: the library's, frozen.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def __call__(self, a: Pictures, b: Pictures) -> Nats:
+        return self.network(coloured(a), coloured(b)).flatten().float()
+
+    def features(self, pictures: Pictures) -> Float[Tensor, "b d"]:
+        """The last layer of its network, averaged over its sites."""
+        return self.network.net(self.network.scaling_layer(coloured(pictures)))[-1].float().flatten(2).mean(2)
+
+    def __deepcopy__(self, memo: Any) -> "Lpips":
+        return self
+
+
+def lpips_distance(device: torch.device, asked: str = "renderer.perceptual") -> Lpips:
+    """LPIPS on VGG16, where the library and the weights of VGG16 can be had; ``asked``: as for EfficientNet."""
     try:
         import lpips
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter from a torchvision that was built for another torch
         raise InputError(
-            "renderer.perceptual: lpips is not installed, and needs torchvision with it: install both, or choose "
-            "efficientnet-lite0 or classifier"
+            f"{asked}: lpips is not installed, or its torchvision does not fit torch ({error}): pip install "
+            "'vqstack[lpips]', or choose efficientnet-lite0 or classifier"
         ) from error
     try:
-        network: Any = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+        network = lpips.LPIPS(net="vgg", verbose=False)
     except OSError as error:  # what urllib and torch.hub raise
         raise InputError(
-            f"renderer.perceptual: the weights of lpips cannot be fetched ({error}): put those of torchvision's vgg16 "
-            f"into {torch.hub.get_dir()}/checkpoints, or choose classifier"
+            f"{asked}: the weights of lpips cannot be fetched ({error}): put those of torchvision's vgg16 into "
+            f"{torch.hub.get_dir()}/checkpoints, or choose classifier"
         ) from error
+    return Lpips(network.to(device).eval().requires_grad_(False))
 
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return network(coloured(a), coloured(b)).flatten()
 
-    return distance
+def _lpips(classifier: Callable[[], Layers], device: torch.device) -> Distance:
+    return lpips_distance(device)
 
 
 def _none(classifier: Callable[[], Layers], device: torch.device) -> Distance:
@@ -140,10 +161,12 @@ def _none(classifier: Callable[[], Layers], device: torch.device) -> Distance:
 PERCEPTUAL = Registry[Callable[[Callable[[], Layers], torch.device], Distance]](
     "perceptual", {"classifier": _of_classifier, "efficientnet-lite0": _efficientnet, "lpips": _lpips, "none": _none}
 )
-FEATURELESS = ("lpips", "none")
-"""Distances that have no features of a picture by itself."""
+FEATURELESS = ("none",)
+"""Distances here that have no features of a picture by itself."""
 COLOURS = ("efficientnet-lite0", "lpips")
 """Networks that know images of one or three channels alone."""
+LEAST = 16
+"""Sites along each axis that VGG16, which halves them four times, needs."""
 
 
 def register_perceptual(kind: str, build: Callable[[Callable[[], Layers], torch.device], Distance]) -> None:
@@ -162,4 +185,8 @@ def check_colours(kind: str, shape: tuple[int, ...], asked: str = "renderer.perc
     if kind in COLOURS and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise InputError(
             f"{asked}: {kind} knows images of 1 or 3 channels, these are {by_axis(shape)}: choose classifier"
+        )
+    if kind == "lpips" and min(shape[1:]) < LEAST:
+        raise InputError(
+            f"{asked}: lpips needs {LEAST}x{LEAST} pixels, these are {by_axis(shape[1:])}: choose classifier"
         )

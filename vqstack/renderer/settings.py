@@ -52,8 +52,8 @@ class RendererSettings(Settings):
         default="classifier",
         max_length=80,
         description="Features that pictures are compared by: of a small classifier of the training images, of their "
-        "labels or else of ways to turn them, trained in the run; efficientnet-lite0 (extra perceptual); lpips, where "
-        "package and weights are there; none; or what is registered under a name.",
+        "labels or else of ways to turn them, trained in the run; efficientnet-lite0 (extra perceptual); lpips (extra "
+        "lpips, and weights that are fetched); none; or what is registered under a name.",
     )
     perceptual_weight: float = Field(default=1.0, ge=0, description="Weight of the perceptual distance, no unit.")
     adversary: AdversarySettings = Field(default=AdversarySettings(), description="The discriminator.")
