@@ -1,14 +1,21 @@
 """Everything that wants a GPU, in one command of at most nine minutes; without one it checks itself at toy size.
 
-    python benchmarks/gpu.py [--out gpu.json] [--toy]
+    python benchmarks/gpu.py [--out gpu.json] [--toy] [--data $DATA]
 
 Trains and encodes in bfloat16, compiled, channels last, with the fused optimiser, and compares each with a bare loop
 over the same modules under the same settings. The walk of a prior reads all its weights once a site, as the bfloat16
 copies that autocast keeps of them; it is compared with the time in which the device copies as many bytes. Then a run is
 stopped in the middle and gone on with, ``deterministic``, and its weights are compared with those of a run that was
-left alone, bit by bit. The numbers are written after each comparison; what is not measured after nine minutes is not.
+left alone, bit by bit.
+
+At the end come pictures. Steps of an encoder with likelihood and renderer, against a discriminator, at 64×64 and at
+256×256 (images of 64×64, enlarged): images a second beside a bare loop over the same module, and the memory that a step
+adds. Then such a run on emoji of 64×64 (emoji64-train.parquet and emoji64-test.parquet in ``--data``; faces that are
+made here without it), and the bare VQGAN loop of ``vqgan.py`` for as long on the same images: codes used, PSNR, rFID.
+
+The numbers are written after each comparison; what is not measured after nine minutes is not.
 Prints what falls short of the aims: training 0.9 of the bare loop, encoding 0.9 of the bare network, a walk within
-twice the time of its bytes, equal bits.
+twice the time of its bytes, equal bits, pictures in no number worse than those of the bare VQGAN loop.
 """
 
 import argparse
@@ -17,24 +24,32 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+import vqgan
 from accelerate import Accelerator
 from run import Comparison, bare_training, compare, make_pixels, seconds
-from torch import Tensor
+from torch import Tensor, nn
 
 import vqstack
 from vqstack.code_model import CodeModelSettings, build_code_model
 from vqstack.ending import run_command
 from vqstack.errors import Stopped
-from vqstack.fit import Callback, Fit, FitSettings
+from vqstack.features import Classifier
+from vqstack.fit import Callback, Fit, FitSettings, optimizer_for
 from vqstack.level import Level, LevelSettings, NetworkSettings
 from vqstack.likelihood import noise
+from vqstack.model import HierarchicalModel
+from vqstack.model_settings import ModelSettings
 from vqstack.quantizer import QuantizerSettings
+from vqstack.renderer import AdversarySettings, LayerDistance, RenderedLevel, RendererSettings, RendererTraining
 from vqstack.sources import PixelSource
 from vqstack.stack import Stack, StackSettings
 from vqstack.window import DecoderSettings
@@ -52,11 +67,24 @@ class Size:
     dim: int
     sites: int
     steps: int
+    sides: tuple[int, int]  # pixels of the images of which pictures are made
+    pictured: int  # steps of the run that makes them
 
 
 LONGEST = 530  # seconds
-FULL = Size(width=256, codes=4096, batch=256, images=8192, depth=24, dim=1024, sites=256, steps=200)
-TOY = Size(width=16, codes=32, batch=8, images=64, depth=2, dim=32, sites=16, steps=8)
+FULL = Size(
+    width=256,
+    codes=4096,
+    batch=256,
+    images=8192,
+    depth=24,
+    dim=1024,
+    sites=256,
+    steps=200,
+    sides=(64, 256),
+    pictured=1500,
+)
+TOY = Size(width=16, codes=32, batch=8, images=64, depth=2, dim=32, sites=16, steps=8, sides=(16, 32), pictured=4)
 
 
 def level_of(size: Size, family: str, device: torch.device) -> Level:
@@ -147,6 +175,129 @@ def walk(size: Size, device: torch.device) -> dict:
     return {"what": "walk of a prior, batch 1", "seconds a site": each, "of its bytes": least, "ratio": each / least}
 
 
+def faces(count: int, side: int) -> Tensor:
+    """Coloured discs with two eyes on white, uint8: made, and as easy as emoji."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator)[..., None, None]
+
+    rows, columns = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij")
+    radius, ground = 0.5 + 0.45 * drawn(1), torch.ones(count, 3, side, side)
+    face = torch.where(rows**2 + columns**2 < radius**2, drawn(3), ground)
+    for across in (-0.4, 0.4):
+        eye = (rows + 0.3 * radius) ** 2 + (columns - across * radius) ** 2 < (0.2 * radius) ** 2
+        face = torch.where(eye, drawn(3), face)
+    return (255 * face).round().to(torch.uint8)
+
+
+def rendered_level(size: Size, side: int, device: torch.device) -> RenderedLevel:
+    """Level 1 and a renderer against a discriminator, compared by a network that was not trained: for time alone."""
+    torch.manual_seed(0)
+    quantizer = QuantizerSettings(codebook_size=size.codes, dim=16)
+    level = LevelSettings(
+        map=(size.sides[0] // 4,) * 2, quantizer=quantizer, width=size.width, networks=NetworkSettings(kind="staged")
+    )
+    adversary = AdversarySettings(weight=0.5, start=0, width=size.width // 4, layers=3, joint=True)
+    settings = RendererSettings(width=size.width, joint_encoder=1.0, adversary=adversary)
+    stack, prior = StackSettings(levels=(level,)), CodeModelSettings(depth=1, dim=32, heads=2)
+    model = HierarchicalModel(
+        ModelSettings(stack=stack, prior=prior, image_shape=(3, side, side), values=256, renderer=settings)
+    )
+    assert model.renderer is not None
+    training = RendererTraining(model.renderer, settings)
+    network = Classifier((3, side, side), 256, 10).to(device).eval().requires_grad_(False)
+    training.compare_by(LayerDistance(network.layers))
+    module = RenderedLevel(model.stack.level(1), training, 1.0).to(device)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as above
+
+
+def bare_rendering(module: RenderedLevel, pixels: Tensor, settings: FitSettings, of: Accelerator) -> Iterator[None]:
+    """The loop that one would write by hand; every turn is a step."""
+    module.train()
+    optimizer, judge = optimizer_for(module, settings, pixels.device), list(module.opponent.parameters())
+    theirs = set(map(id, judge))
+    own = [p for p in module.parameters() if id(p) not in theirs]
+    average = [p.detach().clone() for p in module.parameters()]
+    while True:
+        for indices in torch.randperm(len(pixels), device=pixels.device).split(settings.batch_size):
+            with of.autocast():
+                loss = module(pixels[indices]).loss
+            loss.backward()
+            for weights in (own, judge):
+                nn.utils.clip_grad_norm_(weights, settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                torch._foreach_lerp_(average, list(module.parameters()), 1 - settings.ema)
+            yield
+
+
+def rendering(size: Size, device: torch.device) -> Iterator[Comparison]:
+    """Level 1 with a renderer and a discriminator, at both sizes, through the toolkit's loop and through a bare one."""
+    compiled, small = device.type == "cuda", faces(size.images, size.sides[0])
+    for side in size.sides:
+        batch = max(2, size.batch * size.sides[0] // side // 4)
+        pixels = F.interpolate(small, (side, side)).to(device)
+        settings, accelerator = FitSettings(steps=10**6, batch_size=batch), accelerator_of(device)
+        other, ours = (rendered_level(size, side, device) for _ in range(2))
+        if compiled:
+            for network in other.networks:
+                network.compile(dynamic=False)
+        bare = bare_rendering(other, pixels, settings, accelerator)
+        with tempfile.TemporaryDirectory() as folder:
+            source = PixelSource(pixels)
+            fit = Fit("gpu", ours, source, source, settings, accelerator, Path(folder), compile_module=compiled)
+            name = f"encoder, likelihood and renderer at {side}x{side}, batch {batch} / bare loop"
+            yield Comparison(name, fit.training_step, partial(next, bare), "speed", 0.9, batch)
+
+
+def memory(call: Callable[[], object], device: torch.device) -> float | None:
+    """GiB that a call adds at most to what is held; None where nobody counts."""
+    if device.type != "cuda":
+        return None
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return (torch.cuda.max_memory_allocated() - held) / 2**30
+
+
+def pictures(size: Size, device: torch.device, data: Path | None) -> dict:
+    """An encoder with likelihood and renderer, then the renderer alone, and the bare VQGAN loop for as long."""
+    side, fit = size.sides[0], {"batch_size": size.batch // 4, "warmup": 2, "evaluate_every": size.pictured}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        made = zip(
+            ("test", "train"), faces(size.images, side).split([size.images // 4, size.images * 3 // 4]), strict=True
+        )
+        files = {part: str(folder / f"{part}.npy") for part in ("train", "test")}
+        for part, pixels in made:
+            np.save(files[part], pixels.numpy())
+        here = {"source": "array", "files": files, "size": (side, side), "validation": 0.1}
+        given = {"files": {part: str(data / f"emoji64-{part}.parquet") for part in files}} if data else here
+        config = vqstack.recipe(
+            Path(__file__).parent / "recipes" / "emoji_renderer.yaml",
+            data=given,
+            levels={"map": (side // 4, side // 4), "width": size.width, "quantizer": {"codebook_size": size.codes // 4}}
+            | {"networks": {"kind": "staged", "options": {"norm": "site"}}},
+            renderer={"width": size.width, "norm": "site", "joint_encoder": 1.0},
+            train_levels={**fit, "steps": size.pictured},
+            train_renderer={**fit, "steps": size.pictured // 2},
+            mixed_precision="no" if device.type == "cpu" else "bf16",
+            compile=device.type == "cuda",
+        )
+        began = time.process_time()
+        vqstack.train(config, out=folder / "run")
+        spent = time.process_time() - began
+        vqgan.main(
+            [str(folder / "run"), "--out", scratch, "--seconds", str(spent), "--features", config.renderer.perceptual]
+        )
+        found = json.loads((folder / "vqgan.json").read_text(encoding="utf-8"))
+    bare, ours = found["ways"].values()
+    about = {"what": f"pictures of {side}x{side}", "of": str(data or "faces that are made here"), "seconds": spent}
+    return {**about, "steps": found["training"]["steps"], "ours": ours, "bare": bare, "floor": found["floor"]}
+
+
 class TimeIsUp(BaseException):
     """No Exception, so that nothing on the way takes it for an error."""
 
@@ -181,7 +332,13 @@ def resumed_equal(size: Size, device: torch.device) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def measured(size: Size, device: torch.device) -> Iterator[tuple[dict, bool]]:
+def no_worse(ours: dict, bare: dict) -> bool:
+    """Whether pictures are at least as good in every number."""
+    more = all(ours[name] >= bare[name] for name in ("psnr", "ssim", "used"))
+    return more and all(ours[name] <= bare[name] for name in ("perceptual", "frechet"))
+
+
+def measured(size: Size, device: torch.device, data: Path | None) -> Iterator[tuple[dict, bool]]:
     """What was found of each thing, and whether it is as good as was aimed at."""
     for section in (training, encoding):
         for comparison in section(size, device):
@@ -191,12 +348,20 @@ def measured(size: Size, device: torch.device) -> Iterator[tuple[dict, bool]]:
     yield found, found["ratio"] <= 2
     equal = resumed_equal(size, device)
     yield {"what": "stopped and gone on with, equal bits", "equal": equal}, equal
+    for comparison in rendering(size, device):
+        row = compare(comparison, 5, device)
+        held = [memory(side, device) for side in (comparison.ours, comparison.other)]
+        about = {"what": row.what, "ratio": row.ratio, "per_second": row.ours_per_second}
+        yield {**about, "GiB a step": held[0], "GiB bare": held[1]}, row.met is not False
+    found = pictures(size, device, data)
+    yield found, no_worse(found["ours"], found["bare"])
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="receives the numbers")
     parser.add_argument("--toy", action="store_true", help="at toy size, though there is a GPU")
+    parser.add_argument("--data", type=Path, help="folder of the emoji of 64x64; default: images that are made here")
     parser.add_argument("--seconds", type=int, default=LONGEST, help="after so many it is cut off")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -216,7 +381,7 @@ def main(arguments: list[str]) -> None:
     def write() -> None:
         found["seconds"] = time.perf_counter() - began
         if device.type == "cuda":
-            found["peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
+            found["peak_GiB"] = max(found.get("peak_GiB", 0), torch.cuda.max_memory_allocated() / 2**30)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     def stop(*_: object) -> None:
@@ -225,7 +390,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(options.seconds)
     try:
-        for row, fine in measured(size, device):
+        for row, fine in measured(size, device, None if toy else options.data):
             found["rows"].append(row)
             found["short"] += [] if fine else [row["what"]]
             write()

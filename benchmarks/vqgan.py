@@ -1,6 +1,6 @@
 """Against a public tokenizer's training code: vector-quantize-pytorch's VQ in a bare loop with the losses of VQGAN.
 
-    python benchmarks/vqgan.py RUN --out FOLDER [--seconds 600] [--learning-rate 3e-4] [--discriminator 0.8]
+    python benchmarks/vqgan.py RUN --out FOLDER [--seconds 600] [--learning-rate 3e-4] [--discriminator 0]
 
 RUN has one level and a renderer. The bare side has the same encoder and a decoder of the same class and size as the
 renderer, as many codes, the numbers of RUN's quantizer (decay, commitment, threshold of dead codes), the same images,
@@ -95,6 +95,9 @@ def trained(model: HierarchicalModel, data: RunData, options: argparse.Namespace
     size, against = config.train_levels[0].batch_size, config.renderer.adversary
     perceptual = data.perceptual(config.renderer.perceptual)
     bare = Bare(model, size).to(accelerator.device).train()
+    if config.compile:  # as the run is
+        for network in (bare.encoder, bare.decoder):
+            network.compile(dynamic=False)
     judge = Discriminator(against, model.stack.shape[0], model.stack.shape[1:]).to(accelerator.device)
     adam = partial(torch.optim.Adam, lr=options.learning_rate, betas=(0.5, 0.9))
     own = adam([*bare.encoder.parameters(), *bare.codebook.parameters(), *bare.decoder.parameters()])

@@ -21,12 +21,15 @@ def told(out, *more):
 @pytest.mark.slow
 def test_it_checks_itself(tmp_path):
     said, found = told(tmp_path / "gpu.json", "--seconds", 600)
-    assert len(found["rows"]) == 5 and found["rows"][-1]["equal"] is True
+    *compared, walk, bits, small, large, pictures = found["rows"]
+    assert len(compared) == 3 and bits["equal"] is True
     assert "falls short: " in said and all(what in said for what in found["short"])
-    assert all(row["ratio"] > 0 for row in found["rows"][:-1]) and found["toy"]
+    assert all(row["ratio"] > 0 for row in (*compared, walk, small, large)) and found["toy"]
+    assert all(0 < pictures[side]["used"] <= 1 and pictures[side]["frechet"] > 0 for side in ("ours", "bare"))
+    assert pictures["steps"] > 0 and pictures["floor"] > 0
 
 
 @pytest.mark.slow
 def test_its_time_has_an_end(tmp_path):
     said, found = told(tmp_path / "gpu.json", "--seconds", 1)
-    assert len(found["rows"]) < 5 and "cut off after 1 s" in said
+    assert len(found["rows"]) < 8 and "cut off after 1 s" in said
