@@ -292,7 +292,7 @@ def test_blocks_of_a_file_lie_in_one_split(tmp_path):
     assert sum(map(len, files.values())) == 12 == len(set.union(*files.values()))
 
 
-@pytest.mark.parametrize("changes", [{"size": None}, {"range": (1, 1)}, {"resize": (8, 8, 8)}], ids=str)
+@pytest.mark.parametrize("changes", [{"size": None}, {"range": (1, 1)}, {"resize": (8, 8)}], ids=str)
 def test_settings_that_do_not_fit_are_refused(changes, tmp_path):
     with pytest.raises(ValidationError):
         settings(tmp_path, **changes)
