@@ -169,7 +169,16 @@ def test_every_number_and_switch_can_be_overridden():
         for part in name.split("."):
             value = value[int(part)] if part.isdigit() else getattr(value, part.replace("-", "_"))
         fixed = (
-            name in ("joint", "data.values", "data.channels", "data.streaming", "refiners.0.level", "unified")
+            name
+            in (
+                "joint",
+                "data.values",
+                "data.channels",
+                "data.streaming",
+                "data.padding",
+                "refiners.0.level",
+                "unified",
+            )
             or "map" in name
             or name.endswith("quantizer.codes")
             or name.startswith("data.text-")
