@@ -668,7 +668,7 @@ def test_samples_are_judged_by_the_pixels_of_either(models, model, call, tmp_pat
 
 def test_samples_by_a_renderer_that_is_not_there_are_refused(models, call, tmp_path):
     models["without"][0].save_pretrained(tmp_path / "model")  # its run has got one by now
-    given = [tmp_path / "model", "--out", tmp_path / "out", "--decoder", "renderer", "--cpu"]
+    given = [tmp_path / "model", "--data.source", "digits", "--out", tmp_path / "out", "--decoder", "renderer", "--cpu"]
     command_refused(*call(EVALUATE, *given), "no renderer")
     command_refused(*call(EVALUATE, *given, "--no-samples"), "decoder")
 
