@@ -33,3 +33,28 @@ def test_it_checks_itself(tmp_path):
 def test_its_time_has_an_end(tmp_path):
     said, found = told(tmp_path / "gpu.json", "--seconds", 1)
     assert len(found["rows"]) < 8 and "cut off after 1 s" in said
+
+
+FAILING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import gpu
+
+def fails(size, device):
+    yield {"what": "before"}, True
+    raise RuntimeError("no memory is left")
+
+def stands(size, device):
+    yield {"what": "after"}, True
+
+gpu.sections = lambda data: {"first": fails, "second": stands}
+gpu.main(["--toy", "--out", sys.argv[2]])
+"""
+
+
+def test_what_fails_is_told_and_hides_nothing_else(tmp_path):
+    out = tmp_path / "gpu.json"
+    done = subprocess.run([sys.executable, "-c", FAILING, SCRIPT.parent, out], capture_output=True, check=False)
+    found = json.loads(out.read_text("utf-8"))
+    assert [row["what"] for row in found["rows"]] == ["before", "first", "after"]
+    assert "no memory is left" in found["rows"][1]["error"] and found["short"] == ["first"] and done.returncode == 1
