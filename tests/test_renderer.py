@@ -294,6 +294,9 @@ def test_lpips_is_the_librarys_distance_and_its_last_layer(monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "lpips", None)
     refused(lambda: PERCEPTUAL.find("lpips")(lambda: None, torch.device("cpu")), "pip install 'vqstack[lpips]'")
     refused(lambda: check_colours("lpips", (1, 8, 8)), "16x16", "8x8")
+    asked = vqstack.recipe("digits", renderer={"perceptual": "lpips"})
+    refused(lambda: vqstack.train(asked, out=tmp_path / "run"), "pip install 'vqstack[lpips]'")
+    assert not (tmp_path / "run").exists()  # before anything is trained
 
 
 class Brightness(nn.Module):

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from vqstack.config import RunConfig, changed, read_recipe
 from vqstack.errors import InputError
-from vqstack.fit import Callback
+from vqstack.fit import DONE, Callback
 from vqstack.images import check_paths, image_shape
 from vqstack.in_memory import InMemory, with_images
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
 from vqstack.phases import Run, check_trackers
 from vqstack.recipes import find_recipe
+from vqstack.renderer import check_packages
 from vqstack.report import growing_maps
 from vqstack.run_folder import check_run_folder
 from vqstack.terminal import warn
@@ -127,6 +128,8 @@ def prepare(config: RunConfig, folder: Path, override: bool = False) -> tuple[Mo
     settings = config.model_settings(shape, 1)
     settings.draws()  # wrong settings of sampling are refused now, not after training
     check_run_folder(folder, config, override)
+    if config.renderer is not None and not (folder / "phases" / "renderer" / DONE).exists():
+        check_packages(config.renderer.perceptual)
     check_trackers(config.trackers)
     # Shards that lie in the memory of the host are reduced there.
     offloaded = {"backend": "cuda:nccl,cpu:gloo"} if config.cpu_offload and torch.cuda.is_available() else {}

@@ -180,6 +180,13 @@ def register_perceptual(kind: str, build: Callable[[Callable[[], Layers], torch.
     PERCEPTUAL.register(kind, build)
 
 
+def check_packages(kind: str) -> None:
+    """InputError where the package of a distance, or its weights, are missing: before days of training, not after."""
+    packaged = {"efficientnet-lite0": efficientnet_layers, "lpips": lpips_distance}
+    if kind in packaged:
+        packaged[kind](torch.device("cpu"))
+
+
 def check_colours(kind: str, shape: tuple[int, ...], asked: str = "renderer.perceptual") -> None:
     """InputError where a network knows no images of a shape (c, *sites); ``asked``: the setting that names it."""
     if kind in COLOURS and (len(shape) != 3 or shape[0] not in (1, 3)):
