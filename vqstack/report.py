@@ -78,6 +78,12 @@ def _held(modules: Sequence[nn.Module], shards: int) -> float:
     return 20 * sum(whole.values()) / shards + 8 * (outside + 2 * max(parts.values(), default=0))
 
 
+def _rendered(model: HierarchicalModel) -> float:
+    """Floats that a picture of the renderer keeps for the backward pass, as many again to compare it."""
+    assert model.renderer is not None
+    return 2 * model.renderer.up.floats(model.stack.levels[0].map_shape)
+
+
 def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[list[str], float]:
     """Lines for a person, and bytes."""
     shards = processes if config.sharded else 1
@@ -108,7 +114,7 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
         outputs = level.settings.decoder.features if windowed else level.head.parameters
         staged = [network for network in (level.encoder, level.up) if isinstance(network, StagedPath)]
         paths = sum(path.floats(level.map_shape) for path in staged)
-        floats = paths or sites * 6 * level.settings.width * (blocks + 2)
+        floats: float = paths or sites * 6 * level.settings.width * (blocks + 2)
         floats += 5 * sites * level.quantizer.size
         floats += (10 if number == 1 and not windowed else 4) * outputs * sites * math.prod(level.scale)
         # Without a backward pass a block's maps are given back, the likelihood's are not.
@@ -120,7 +126,10 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
             forward += size * 7 * max(window.width, level.head.parameters)  # one after the other
         floats += 3 * sites * level.quantizer.dim  # the start by k-means has the vectors of a batch three times
         scored = max(scored, forward)
-        memory = _held([level], shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes)
+        trained: list[nn.Module] = [level]
+        if number == 1 and model.renderer is not None and config.renderer and config.renderer.joint_encoder:
+            trained, floats = [level, model.renderer], floats + _rendered(model)
+        memory = _held(trained, shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes)
         together += memory
         peak = together if config.at_once else max(peak, memory)
     if config.sharing == "trunk":
@@ -129,9 +138,9 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
         lines.append(f"sharing  trunk: {shared if model.stack.owners else nothing}")
     fits = [config.train_prior, *(config.train_refiners * len(config.refiners))[: len(config.refiners)]]
     names = ["unified " if config.unified else "prior   ", *(f"refiner {refiner.level}" for refiner in config.refiners)]
-    trained: list[list[Any]] = [model.segments if config.unified else [model.prior]]
-    trained += [[model.refiner(refiner.level)] for refiner in config.refiners]
-    for name, parts, fit in zip(names, trained, fits, strict=True):
+    parts_of: list[list[Any]] = [model.segments if config.unified else [model.prior]]
+    parts_of += [[model.refiner(refiner.level)] for refiner in config.refiners]
+    for name, parts, fit in zip(names, parts_of, fits, strict=True):
         parameters = sum(p.numel() for p in {p for part in parts for p in part.parameters()})  # shared ones once
         floats = 0
         for part in parts:
@@ -146,8 +155,7 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
         lines.append(f"{name} {order}, {parameters:,} parameters")
     if model.renderer is not None:
         parameters, fit = sum(p.numel() for p in model.renderer.parameters()), config.train_renderer
-        floats = 2 * model.renderer.up.floats(model.stack.levels[0].map_shape)  # as many again to compare pictures
-        memory = _held([model.renderer], shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes)
+        memory = _held([model.renderer], shards) + 4 * _rendered(model) * fit.batch_size / (fit.accumulate * processes)
         peak = max(peak, memory)
         lines.append(f"renderer beside level 1, outside the ledger, {parameters:,} parameters")
     total = sum(p.numel() for p in model.parameters())
