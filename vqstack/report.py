@@ -78,7 +78,7 @@ def _held(modules: Sequence[nn.Module], shards: int) -> float:
     return 20 * sum(whole.values()) / shards + 8 * (outside + 2 * max(parts.values(), default=0))
 
 
-def _rendered(model: HierarchicalModel) -> float:
+def _rendered(model: HierarchicalModel) -> int:
     """Floats that a picture of the renderer keeps for the backward pass, as many again to compare it."""
     assert model.renderer is not None
     return 2 * model.renderer.up.floats(model.stack.levels[0].map_shape)
@@ -114,7 +114,7 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
         outputs = level.settings.decoder.features if windowed else level.head.parameters
         staged = [network for network in (level.encoder, level.up) if isinstance(network, StagedPath)]
         paths = sum(path.floats(level.map_shape) for path in staged)
-        floats: float = paths or sites * 6 * level.settings.width * (blocks + 2)
+        floats = paths or sites * 6 * level.settings.width * (blocks + 2)
         floats += 5 * sites * level.quantizer.size
         floats += (10 if number == 1 and not windowed else 4) * outputs * sites * math.prod(level.scale)
         # Without a backward pass a block's maps are given back, the likelihood's are not.
