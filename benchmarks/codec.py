@@ -78,8 +78,8 @@ def round_trip(codec: BlockCodec, pictures: Pictures, name: str | None, threads:
         "exact": exact,
         "encode_images_per_second": len(pictures.entries) / report.seconds,
         "decode_images_per_second": len(pictures.entries) / seconds,
-        "encode_megabytes_per_second": report.numbers / report.seconds / 1e6,
-        "decode_megabytes_per_second": report.numbers / seconds / 1e6,
+        "encode_megabytes_per_second": report.whole / report.seconds / 1e6,
+        "decode_megabytes_per_second": report.whole / seconds / 1e6,
         "bytes_over_ledger_a_file": (sum(sizes) - ledger_bits / 8) / len(sizes),
     }
 
@@ -89,11 +89,11 @@ def others(codec: BlockCodec, pictures: Pictures) -> dict[str, dict]:
     images = list[Image.Image]()
     for i, entry in enumerate(pictures.entries):
         buffer = io.BytesIO()
-        shown = from_tiles(to_tiles(pictures.load(i), codec.tile, entry.mode), entry)
+        shown = from_tiles(to_tiles(pictures.load(i), codec.tile), entry)
         save_png(shown, buffer, codec.model.stack.values)  # type: ignore[arg-type]  # pillow takes a file as well
         images.append(Image.open(buffer))
         images[-1].load()
-    numbers = sum(entry.size for entry in pictures.entries)
+    numbers = sum(entry.numbers for entry in pictures.entries)
     return {name: measured(partial(size_of, options=o), images, numbers) for name, o in FORMATS.items()}
 
 

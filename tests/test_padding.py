@@ -2,19 +2,28 @@
 
 import itertools
 import json
+import struct
+import zlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
 from helpers import toy, trained, untrained
 
 from vqstack.code_model import parent_of
-from vqstack.codec.pictures import pictures_of_split
+from vqstack.codec import archive
+from vqstack.codec.blocks import BlockCodec
+from vqstack.codec.container import open_container
+from vqstack.codec.layout import START
+from vqstack.codec.pictures import Entry, NumberFile, Pictures, pictures_of_split, rest
 from vqstack.commands import compress, decompress, reconstruct
 from vqstack.config import RunConfig
 from vqstack.images import ImageSettings, load_splits
 from vqstack.images.pieces import pieces
+from vqstack.images.volumes import as_npy
 from vqstack.shapes import PADDING, filled
 
 RATE = 8000
@@ -144,7 +153,9 @@ def test_a_run_counts_what_is_there_and_its_archive_holds_that(folder, tmp_path)
     held = pictures_of_split(split, sound=True)
     assert sum(entry.width for entry in held.entries) == 3 * sum(LENGTHS)
     assert all(held.load(i).shape == (1, entry.width) for i, entry in enumerate(held.entries))
-    compress.main([str(run), str(folder / "test"), "--out", str(tmp_path / "small")])
+    compress.main([str(run), str(folder / "test"), "--report", str(tmp_path / "r"), "--out", str(tmp_path / "small")])
+    found = json.loads((tmp_path / "r").read_text())
+    assert found["numbers"] == 3 * sum(LENGTHS) and found["bits_per_dim"] == found["bytes"] * 8 / found["numbers"]
     decompress.main([str(run), str(tmp_path / "small"), "--out", str(tmp_path / "back")])
     for path in (folder / "test").iterdir():
         one, other = (soundfile.read(at / path.name, dtype="int16")[0] for at in (folder / "test", tmp_path / "back"))
@@ -152,6 +163,81 @@ def test_a_run_counts_what_is_there_and_its_archive_holds_that(folder, tmp_path)
     short = str(folder / "test" / "0-5.wav")
     reconstruct.main([str(run), short, "--out", str(tmp_path / "kept")])
     assert soundfile.info(tmp_path / "kept" / "000000-image.wav").frames == 64
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Series in rows, and volumes of 16 bits."""
+    made = tmp_path_factory.mktemp("others")
+    generator = np.random.default_rng(1)
+    rows = [generator.integers(0, 300, 10 + 7 * number).tolist() for number in range(9)]
+    pq.write_table(pa.table({"values": rows}), made / "rows.parquet")
+    for number in range(9):
+        volume = generator.integers(0, 1000, (5, 4, 4 + number)).astype(np.uint16)
+        (made / "volumes").mkdir(exist_ok=True)
+        np.save(made / "volumes" / f"{number}.npy", volume)
+    return made
+
+
+def of(kind, folder, others):
+    """Settings of data that are cut into pieces, and the map of a code map of theirs."""
+    held = {"validation": 0.3, "test": 0.4, "padding": True}
+    if kind == "series":
+        rows = {"source": "parquet", "files": {"train": str(others / "rows.parquet")}, "size": (16,), "values": 300}
+        return rows | held, (4,)
+    if kind == "volumes":
+        files = {"source": "volumefolder", "files": {"train": str(others / "volumes")}, "size": (4, 4, 4)}
+        return files | held | {"values": 1000}, (2, 2, 2)
+    return settings(folder, values=kind), (16,)
+
+
+@pytest.mark.parametrize("kind", [1024, "series", "volumes"], ids=str)
+def test_an_archive_of_a_split_holds_what_its_ledger_says(kind, folder, others, tmp_path):
+    """The rows of the pieces that were scored, bits per number that is there, and all of it back."""
+    data, sites = of(kind, folder, others)
+    run = tmp_path / "run"
+    config = toy(data, sites)
+    trained(config, run)
+    told = json.loads((run / "ledger.json").read_text())["test"]
+    report = tmp_path / "report.json"
+    compress.main([str(run), "--split", "test", "--report", str(report), "--out", str(tmp_path / "small")])
+    found, split = json.loads(report.read_text()), load_splits(config.data, ["test"])["test"]
+    assert found["pictures"] == told["images"] == len(split) and not found["raw_blocks"]
+    for row in told["rows"]:
+        assert found["rows"][row["row"]]["ledger_bits"] == pytest.approx(row["bits"] * told["images"], rel=1e-3)
+        assert found["rows"][row["row"]]["coded_bits"] == pytest.approx(row["bits"] * told["images"], rel=0.01)
+    assert found["numbers"] == int((split.marked >= 0).sum()) < split.marked.numel()
+    assert found["bits_per_dim"] == pytest.approx(found["bytes"] * 8 / found["numbers"])
+    assert found["ledger_bytes"] * 8 / found["numbers"] == pytest.approx(told["bits_per_dim"], rel=1e-3)
+
+
+def test_archives_from_before_the_rest_of_series_was_that_of_training_come_back(tmp_path, monkeypatch):
+    """Beyond the end of series stood 0; so it is read where the header does not say otherwise."""
+    codec = BlockCodec(untrained(tmp_path, (1, 16), [(4,)], values=300))
+    values = torch.randint(0, 300, (1, 21), dtype=torch.int32)
+    entry = Entry("a", 1, 21, "NUM", NumberFile((21,), as_npy((1, 21), 300, None)))
+
+    def packed(**more):
+        made = list[bytes]()
+        pictures = Pictures([entry], lambda _: values)
+        archive.compress(codec, pictures, lambda _, content: made.append(content), name="a", **more)
+        return made[0]
+
+    def images(content):
+        return list(archive.restore(codec, open_container(tmp_path / "a.vqs", codec.tile, content), range(1)))
+
+    now, at = packed(), START.size + 8
+    monkeypatch.setattr(archive, "rest", lambda entry, values, middle=False: rest(entry, values, middle))
+    before = packed(check=False)
+    length, _ = struct.unpack_from("<II", before, START.size)
+    header = json.loads(zlib.decompress(before[at : at + length]))
+    assert images(before)[0].damaged and header.pop("middle") is True
+    text = zlib.compress(json.dumps(header).encode())
+    index = struct.pack("<II", len(text), zlib.crc32(text))
+    before = before[: START.size] + index + text + before[at + length :]
+    for content in (now, before):
+        (image,) = images(content)
+        assert not image.damaged and not image.level and image.pixels.equal(values)
 
 
 def test_what_is_not_cut_and_what_draws_whole_pictures_is_refused():

@@ -507,7 +507,7 @@ def test_what_lies_beyond_the_end_of_a_sound_costs_nothing():
     codec = BlockCodec(model)
     entry = Entry("a", 2, 27, "PCM")
     sound = torch.randint(2**15 - 2, 2**15 + 3, (2, 27), dtype=torch.int32)  # what a model that learned nothing expects
-    tiles, known = to_tiles(sound, (2, 16), "PCM"), padding([entry], (2, 16))
+    tiles, known = to_tiles(sound, (2, 16), 2**15), padding([entry], (2, 16), 2**15)
     assert known[1].sum() == 2 * 5 and tiles[known[1]].eq(2**15).all() and from_tiles(tiles, entry).equal(sound)
     block = codec.encode(tiles, None, batch=32, seed=1, padding=known)
     whole = codec.encode(tiles, None, batch=32, seed=1)

@@ -16,7 +16,7 @@ from vqstack.codec.blocks import BATCH, Block, BlockCodec, Padding, Section, bat
 from vqstack.codec.container import open_container
 from vqstack.codec.layout import BLOCK, SUFFIX, Container, Place, block_seed, blocks_of, environment
 from vqstack.codec.many import pack_archive
-from vqstack.codec.pictures import Entry, Pictures, from_tiles, padding, tile_count, to_tiles
+from vqstack.codec.pictures import Entry, Pictures, from_tiles, padding, rest, tile_count, to_tiles
 from vqstack.codec.single import pack_single, single_header
 from vqstack.errors import InputError, WriteError
 from vqstack.images import save_volume, saver
@@ -32,7 +32,8 @@ class Report:
     """What compressing came to.
 
     Attributes:
-        pictures, numbers: how many; numbers are channels of pixels, one byte each without compression.
+        pictures, numbers: how many; numbers are channels of pixels.
+        whole: bytes of the numbers without compression.
         bits: information that was coded, by row of the ledger.
         ledger: what the ledger says of the same images and labels (tiles of the model's size, padding included).
         size: bytes of all files.
@@ -43,6 +44,7 @@ class Report:
 
     pictures: int = 0
     numbers: int = 0
+    whole: int = 0
     bits: dict[str, float] = field(default_factory=dict)
     ledger: Ledger | None = None
     size: int = 0
@@ -89,7 +91,7 @@ class Report:
         line("all", found["ledger_bytes"], float(self.size))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         rows = ["  ".join([c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])]) for c in lines]
-        speed = f"{self.pictures / self.seconds:.1f} images/s, {self.numbers / self.seconds / 1e6:.3f} MB/s"
+        speed = f"{self.pictures / self.seconds:.1f} images/s, {self.whole / self.seconds / 1e6:.3f} MB/s"
         rows.append(f"{found['bits_per_dim']:.4f} bits/dim; {speed}")
         if self.raw:
             rows.append(f"{self.raw} blocks are stored raw, because what the model coded did not come back")
@@ -118,23 +120,24 @@ def compress(
             one does not come back is stored raw.
         threads: of torch, here and where it is decoded.
     """
-    entries, report = pictures.entries, Report(pictures=len(pictures.entries))
-    report.numbers, began = sum(entry.size for entry in entries), time.perf_counter()
+    entries, began = pictures.entries, time.perf_counter()
+    numbers, whole = sum(entry.numbers for entry in entries), sum(entry.size for entry in entries)
+    report = Report(len(entries), numbers, whole)
     drafts: Iterable[_Draft] = (_Single(codec, entry, threads, number) for number, entry in enumerate(entries))
     if name is not None:
         drafts = [_Archive(codec, entries, threads, name)]
     with Progress(total=len(entries), desc="compress", unit="img", disable=None) as progress:
         for draft in drafts:
             blocks = list[Block]()
-            for number, numbers in enumerate(draft.ranges):
-                tiles = _tiles(codec, pictures, numbers)
-                inside = [pictures.entries[i] for i in numbers]
-                known = padding(inside, codec.tile)
-                given = codec.given(numbers, [tile_count(entry, codec.tile) for entry in inside])
+            for number, places in enumerate(draft.ranges):
+                tiles = _tiles(codec, pictures, places)
+                inside = [pictures.entries[i] for i in places]
+                known = padding(inside, codec.tile, rest(inside[0], codec.model.stack.values))
+                given = codec.given(places, [tile_count(entry, codec.tile) for entry in inside])
                 seed = draft.seed(number, False)
                 block = codec.encode(tiles, label, batch=draft.batch, seed=seed, padding=known, condition=given)
                 blocks.append(block if not block.raw else draft.stored(number, tiles, block))
-                progress.update(len(numbers))
+                progress.update(len(places))
             content = draft.pack(blocks)
             if check and (lost := _lost(draft, pictures, content)):
                 for number in lost:
@@ -216,7 +219,8 @@ class _Single(_Draft):
 
 
 def _tiles(codec: BlockCodec, pictures: Pictures, numbers: range) -> Pixels:
-    return torch.cat([to_tiles(pictures.load(i), codec.tile, pictures.entries[i].mode) for i in numbers])
+    fills = [rest(pictures.entries[i], codec.model.stack.values) for i in numbers]
+    return torch.cat([to_tiles(pictures.load(i), codec.tile, fill) for i, fill in zip(numbers, fills, strict=True)])
 
 
 def _lost(draft: _Draft, pictures: Pictures, content: bytes) -> list[int]:
@@ -330,7 +334,8 @@ def restore(
         counts = [tile_count(entry, codec.tile) for entry in entries]
         sections = codec.sections if levels is None else min(levels, codec.sections)
         condition = codec.given(range(place.first, place.first + place.count), counts)
-        found = _decode(codec, file, place, sum(counts), sections, padding(entries, codec.tile), condition)
+        known = padding(entries, codec.tile, rest(entries[0], codec.model.stack.values, file.middle))
+        found = _decode(codec, file, place, sum(counts), sections, known, condition)
         tiles, level = _show(codec, found, sampling, seed, condition)
         damaged = len(found) < (1 if place.raw else sections)
         first = 0

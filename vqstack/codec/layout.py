@@ -84,6 +84,7 @@ class Container:
     size: int
     names: Sequence[tuple[str, int]]  # a name, and how many there are that count up from it
     content: bytes | None = None  # of a file that is not written yet
+    middle: bool = False  # what lies beyond the end of series: see vqstack.codec.pictures.rest
 
     def read(self, place: Place, sections: int) -> list[tuple[bytes, int]]:
         """The first ``sections`` sections of a block and their checks, as many as are there whole."""

@@ -86,6 +86,7 @@ class _Header(BaseModel):
     shapes: list[tuple[_Count, _Count, Mode, _Count]]
     blocks: list[tuple[_Count, bool, list[Annotated[int, Field(ge=0, le=2**40)]]]]
     files: list[tuple[_File, _Count]] = []
+    middle: bool = False
 
 
 def pack_archive(entries: Sequence[Entry], blocks: list[tuple[int, Block]], model: str, where: Environment) -> bytes:
@@ -110,6 +111,7 @@ def pack_archive(entries: Sequence[Entry], blocks: list[tuple[int, Block]], mode
         "shapes": shapes,
         "blocks": [(count, block.raw, [len(section) for section in block.sections]) for count, block in blocks],
         **({"files": files} if files else {}),
+        **({"middle": True} if files and len(files[0][0]["sites"]) == 1 else {}),
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     packed = zlib.compress(text, 9)
@@ -137,7 +139,7 @@ def open_archive(path: Path, file: BufferedIOBase, size: int, tile: tuple[int, .
         first, offset = first + count, places[-1].end
     where = Environment(header.torch, header.constriction, header.threads, header.batch, header.probe, header.portable)
     entries = Entries(header.names, header.shapes, files)
-    return Container(path, header.model, where, entries, places, size, header.names)
+    return Container(path, header.model, where, entries, places, size, header.names, middle=header.middle)
 
 
 def _read_header(file: BufferedIOBase, size: int) -> tuple[_Header, int]:

@@ -35,8 +35,6 @@ from vqstack.shapes import Pixels, cropped, filled, replicated, tiled, untiled
 Mode = Literal["L", "RGB", "PCM", "NUM"]
 MAX_PIXELS = 2**26
 """Rows times columns of the largest picture."""
-FILL: dict[str, int] = {"PCM": 2**15, "NUM": 0}
-"""What stands beyond the end of a sound, silence, and of a volume."""
 REPAIR = "repair it or leave it out"
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _PARTIAL = re.compile(r".*\.level-[0-9]+", re.DOTALL)  # what decompress.py calls images that are not exact
@@ -56,10 +54,15 @@ class Entry:
     file: "NumberFile | None" = None  # of NUM
 
     @property
+    def numbers(self) -> int:
+        """How many it holds: what bits/dim divide by."""
+        return self.height * self.width * (3 if self.mode == "RGB" else 1)
+
+    @property
     def size(self) -> int:
         """Its bytes without compression."""
-        each = np.dtype(self.file.container.dtype).itemsize if self.file else {"RGB": 3, "PCM": 2}.get(self.mode, 1)
-        return self.height * self.width * each
+        each = np.dtype(self.file.container.dtype).itemsize if self.file else 2 if self.mode == "PCM" else 1
+        return self.numbers * each
 
 
 @dataclass(frozen=True)
@@ -285,29 +288,40 @@ def tile_count(entry: Entry, tile: tuple[int, ...]) -> int:
     return prod(-(-count // each) for count, each in zip(sites, tile, strict=True))
 
 
-def to_tiles(pixels: Integer[Tensor, "c *map"], tile: tuple[int, ...], mode: Mode = "RGB") -> Pixels:
-    """The picture in tiles, row by row; beyond its lower and right edge the last row and column are repeated.
+def rest(entry: Entry, values: int, middle: bool = True) -> int | None:
+    """What stands beyond the end of a sound or a volume: what training has there (:func:`vqstack.shapes.filled`).
 
-    Beyond the end of a sound or a volume stands what :func:`padding` says.
+    None for images. ``middle`` is false for files from before it was so of series, which had 0.
     """
-    if mode in FILL:
-        return _cut(pixels, tile[-(pixels.ndim - 1) :], FILL[mode])
+    if entry.file is not None:
+        return values // 2 if middle and len(entry.file.sites) == 1 else 0
+    return values // 2 if entry.mode == "PCM" else None
+
+
+def to_tiles(pixels: Integer[Tensor, "c *map"], tile: tuple[int, ...], fill: int | None = None) -> Pixels:
+    """The picture in tiles, row by row; beyond its end along each axis stands ``fill``.
+
+    None: the last row and column are repeated.
+    """
+    if fill is not None:
+        return _cut(pixels, tile[-(pixels.ndim - 1) :], fill)
     whole = tuple(-(-count // each) * each for count, each in zip(pixels.shape[1:], tile, strict=True))
     return _cut(replicated(pixels, whole), tile, 0)
 
 
-def padding(entries: Sequence[Entry], tile: tuple[int, ...]) -> tuple[Pixels, Bool[Tensor, "n c *map"]] | None:
+def padding(
+    entries: Sequence[Entry], tile: tuple[int, ...], fill: int | None
+) -> tuple[Pixels, Bool[Tensor, "n c *map"]] | None:
     """Where the tiles lie beyond the ends of sounds or volumes, and what stands there: it costs nothing.
 
-    None for images.
+    None for images, which have no ``fill``.
     """
-    if not entries or entries[0].mode not in FILL:
+    if fill is None:
         return None
-    mode = entries[0].mode
     shapes = [(e.height, *(e.file.sites if e.file else (e.width,))) for e in entries]
     inside = [_cut(torch.ones(shape, dtype=torch.uint8), tile[-(len(shape) - 1) :], 0) for shape in shapes]
     beyond = torch.cat(inside) == 0
-    return torch.full_like(beyond, FILL[mode], dtype=torch.int32), beyond
+    return torch.full_like(beyond, fill, dtype=torch.int32), beyond
 
 
 def _cut(pixels: Integer[Tensor, "c *map"], tile: tuple[int, ...], fill: int) -> Pixels:
@@ -322,6 +336,6 @@ def from_tiles(tiles: Pixels, entry: Entry) -> Integer[Tensor, "channels *map"]:
     sites = entry.file.sites if entry.file else (entry.width,) if entry.mode == "PCM" else (entry.height, entry.width)
     counts = [-(-count // each) for count, each in zip(sites, tiles.shape[2:], strict=True)]
     whole = cropped(untiled(tiles.unflatten(0, (1, *counts)))[0], sites)
-    if entry.mode in FILL:
+    if entry.mode in ("PCM", "NUM"):
         return whole
     return whole[:1] if entry.mode == "L" else whole.expand(3, -1, -1)

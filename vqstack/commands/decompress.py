@@ -172,7 +172,7 @@ def main(arguments: list[str]) -> None:
     codec = BlockCodec(model, condition=given_condition(model, command.condition))
     files, refused = open_files(command, codec)
     sampling = model.settings.sampling if command.sample else None
-    damaged, numbers, exact, shown, began = list[Partial](), 0, 0, 0, time.perf_counter()
+    damaged, size, exact, shown, began = list[Partial](), 0, 0, 0, time.perf_counter()
     output = Output(command.out, "decompress")
     total = sum(len(chosen_images(command, one.file)) for one in files)
     with Progress(total=total, desc="decompress", unit="img", disable=None) as progress:
@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> None:
                     note(damaged, image, one.file.path, why)
                 shown += image.pixels is not None
                 exact += image.level == 0 and image.pixels is not None
-                numbers += image.entry.size
+                size += image.entry.size
                 progress.update()
     output.finish()
     for complaint in [*refused, *(one.elsewhere for one in files if one.elsewhere), *damaged]:
@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> None:
     seconds = time.perf_counter() - began
     say(
         f"{exact} images exact and {shown - exact} from their upper levels in {command.out}; "
-        f"{total / seconds:.1f} images/s, {numbers / seconds / 1e6:.3f} MB/s"
+        f"{total / seconds:.1f} images/s, {size / seconds / 1e6:.3f} MB/s"
     )
     if damaged or refused:
         sys.exit(PARTLY)
