@@ -21,6 +21,7 @@ from vqstack.codec.layout import START
 from vqstack.codec.pictures import Entry, NumberFile, Pictures, pictures_of_split, rest
 from vqstack.commands import compress, decompress, reconstruct
 from vqstack.config import RunConfig
+from vqstack.evaluation import random_orders
 from vqstack.images import ImageSettings, load_splits
 from vqstack.images.pieces import pieces
 from vqstack.images.volumes import as_npy
@@ -240,9 +241,26 @@ def test_archives_from_before_the_rest_of_series_was_that_of_training_come_back(
         assert not image.damaged and not image.level and image.pixels.equal(values)
 
 
+def test_a_random_order_leaves_out_what_is_not_there(others, tmp_path):
+    data, _ = of("series", None, others)
+    split = load_splits(ImageSettings(**data), ["test"])["test"]
+    model = untrained(tmp_path, (1, 16), [(4,)], refiners=[{**REFINED, "family": "masked"}], values=300)
+    codes, nats = model.encode(split.pixels), list[torch.Tensor]()
+    for pixels in (split.marked, split.pixels):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            nats.append(model.random_order_nats(pixels, codes)["level-1"])
+    short = (split.marked < 0).flatten(1).any(1)
+    torch.testing.assert_close(nats[0][~short], nats[1][~short])
+    assert (nats[0] <= nats[1]).all() and nats[0][short].sum() < nats[1][short].sum()
+    assert random_orders(model, split)["level-1"].nats == pytest.approx(nats[0].mean().item(), rel=1e-5)
+
+
 def test_what_is_not_cut_and_what_draws_whole_pictures_is_refused():
     with pytest.raises(ValueError, match="padding: source digits is not cut"):
         RunConfig(data={"source": "digits", "padding": True})
     videos = {"source": "videofolder", "files": {"train": "x"}, "rate": 1, "size": (2, 8, 8), "padding": True}
     with pytest.raises(ValueError, match="a renderer draws whole pictures"):
         RunConfig(data=videos, levels=[{"map": (1, 2, 2)}], renderer={})
+    with pytest.raises(ValueError, match="augment.shift fills with value 0, which data.padding would score"):
+        RunConfig(data=videos, levels=[{"map": (1, 2, 2)}], augment={"shift": 1})

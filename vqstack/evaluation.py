@@ -123,7 +123,7 @@ def random_orders(
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for indices in torch.arange(len(split)).split(batch_size):
-            pixels = split.pixels[indices].to(model.device)
+            pixels = split.marked[indices].to(model.device)
             about = labels_and_condition(model, split, indices)
             for name, nats in model.random_order_nats(pixels, model.encode(pixels), *about).items():
                 found.setdefault(name, []).append(nats.cpu())

@@ -411,6 +411,8 @@ class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
             raise ValueError("augment.flip plays backwards here: leave it out, or set augment.flip_axes to time")
         if self.shift and names == ("time",) and data.rate:
             raise ValueError("augment.shift fills with value 0, the loudest number of a sound: leave it out")
+        if self.shift and data.padding:
+            raise ValueError("augment.shift fills with value 0, which data.padding would score: leave one of them out")
 
     @property
     def active(self) -> bool:
