@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vqstack.ledger import BITS, Ledger, Row, table
+from vqstack.ledger import BITS, Ledger, Row, side_by_side, table
 
 LN2 = math.log(2)
 
@@ -82,3 +83,9 @@ def test_table_by_hand():
         ["bits/dim", "3.0000", "6.0000"],
     ]
     assert len({len(line) for line in lines}) == 1  # columns are aligned
+    padded = replace(ledger(), rows={**ledger().rows, "level-1": Row(1.0, 12.25)})  # mean numbers that are there
+    assert [line[1] for line in side_by_side({"train": ledger().to_json(), "test": padded.to_json()})[1:4]] == [
+        "1",
+        "4",
+        "16 / 12.2",
+    ]

@@ -108,7 +108,8 @@ def side_by_side(ledgers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     found = list(ledgers.values())
     lines = [["row", "dims", *ledgers]]
     for rows in zip(*(ledger["rows"] for ledger in found), strict=True):
-        dims = f"{rows[0]['dims']:.1f}".removesuffix(".0")
+        each = [f"{row['dims']:.1f}".removesuffix(".0") for row in rows]
+        dims = " / ".join(each if len(set(each)) > 1 else each[:1])  # with padding those of each ledger
         lines.append([rows[0]["row"], dims, *(f"{row['bits']:.2f}" for row in rows)])
     total = f"total bits given {found[0]['given']}" if "given" in found[0] else "total bits"
     lines.append([total, "", *(f"{ledger['bits']:.2f}" for ledger in found)])
