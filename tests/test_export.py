@@ -15,7 +15,7 @@ from helpers import randomised, refused
 
 from vqstack.commands import export as command
 from vqstack.export import run
-from vqstack.export.card import about, write_card
+from vqstack.export.card import about, readme, write_card
 from vqstack.export.check import check_graph, check_walks, given_floats, ties_of
 from vqstack.export.folder import example, export
 from vqstack.export.plan import Planner
@@ -315,6 +315,29 @@ def test_the_command_line_scores_what_it_draws(told_to):
         assert list(found) == list(rows) and all(np.array_equal(found[row], rows[row]) for row in rows)
 
 
+def test_batches_change_nothing(told_to):
+    exported, tell = told_to
+    labels = np.array([2, 0, 1, 1, 2])
+    np.save("label.npy", labels)
+    label = ("--label", "label.npy")
+    found = []
+    for size in "2", "5", "9":
+        more = ("--batch-size", size)
+        assert tell("sample", "5", "drawn.npy", "--seed", "3", *more) == 0
+        assert tell("sample", "5", "x.npy", "--seed", "3", *label, *more) == 0
+        assert tell("encode", "x.npy", "codes.npz", *more) == 0
+        assert tell("decode", "codes.npz", "means.npy", "--level", "1", *more) == 0
+        assert tell("score", "x.npy", "nats.npz", *label, *more) == 0
+        arrays = {name: np.load(f"{name}.npy") for name in ("drawn", "x", "means")} | dict(np.load("codes.npz"))
+        found.append((arrays, dict(np.load("nats.npz"))))
+    arrays, nats = found[0]
+    for others, rows in found[1:]:
+        assert all(np.array_equal(arrays[name], others[name]) for name in others)
+        assert all(np.allclose(nats[row], rows[row], rtol=1e-5) for row in rows)
+    assert len(arrays["x"]) == 5 and nats.keys() == set(exported.card["rows"])
+    assert np.array_equal(exported.sample(2, 3, first=3)["pixels"], arrays["drawn"][3:])
+
+
 @pytest.mark.parametrize("told_to", ["stages, renderer"], indirect=True)
 def test_the_command_line_decodes_by_either_decoder(told_to):
     exported, tell = told_to
@@ -348,7 +371,9 @@ def test_the_command_line_decodes_by_either_decoder(told_to):
         ("decode z.npz y.npy", "z.npz holds other"),
         ("decode w.npz y.npy --level 1", "w.npz holds z_2"),
         ("decode w.npz y.npy --level 0", "w.npz holds z_2"),
-        ("decode v.npz y.npy --decoder renderer", "render was not exported"),
+        ("decode v.npz y.npy --decoder renderer", "this model has none"),
+        ("sample 1 y.npy --batch-size 0", "--batch-size: 0"),
+        ("sample 1 y.npy --label long.npy", "label: the shape is 2: give 1"),
         ("score x.npy y.npz", "label is missing"),
     ],
 )
@@ -360,11 +385,12 @@ def test_the_command_line_says_what_is_wrong_in_a_line(told_to, arguments, words
     np.savez("z.npz", other=pixels)
     np.savez("w.npz", z_2=np.zeros((1, 2, 2), np.uint8))
     np.savez("v.npz", z_1=np.zeros((1, 4, 4), np.uint8))
+    np.save("long.npy", np.zeros(2, int))
     Path("text.npy").write_text("no array", "utf-8")
     assert tell(*arguments.split()) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and said.startswith("run.py: ")
-    assert not Path("y.npy").exists() and not Path("y.npz").exists()
+    assert not list(Path().glob("y*"))
 
 
 @pytest.mark.slow
@@ -444,6 +470,38 @@ def test_the_card_says_what_every_file_takes(small):
         assert f"## {graph['file']}" in page and graph["check"]["ties"] == 0
         assert onnx.load(folder / graph["file"]).opset_import[0].version == card["opset"]
     assert "opset 20" in page and "nats" in page
+
+
+def test_the_page_opens_a_program(tmp_path, monkeypatch):
+    model = model_of("series", stack={"levels": [level(4)]}, values=4)
+    written(model, tmp_path / "out", "torch", parts=("encode",))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"encode.pt2", "export.json", "README.md"}
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path / "out")
+    names = {"pixels": torch.randint(0, 4, (5, 1, 8), dtype=torch.uint8)}
+    exec(code, names)
+    assert torch.equal(names["outputs"][0], model.encode(names["pixels"])[0])
+
+
+def commands_of(page):
+    """Of ``run.py``, as the card for people shows them."""
+    return [line.split()[2:] for line in page.splitlines() if line.startswith("python run.py ")]
+
+
+def test_every_command_of_the_page_runs(small, tmp_path, monkeypatch):
+    _, folder, card = small
+    exported = Exported(folder)
+    monkeypatch.setattr(run, "Exported", lambda folder: exported)
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.zeros((2, 1, 8, 8), np.uint8))
+    shown = commands_of(readme(card))
+    assert [words[0] for words in shown] == ["encode", "decode", "sample", "score"]
+    for words in shown:
+        label = ["--label", "1"] if words[0] in ("sample", "score") else []
+        monkeypatch.setattr(sys, "argv", ["run.py", *words, *label])
+        run.main()
+    alone = card | {"graphs": {"encode": card["graphs"]["encode"]}, "walks": {}}
+    assert [words[0] for words in commands_of(readme(alone))] == ["encode"]
 
 
 @pytest.mark.slow

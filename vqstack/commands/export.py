@@ -1,7 +1,7 @@
 """Write a model as files that run without vqstack: vqstack export RUN --out FOLDER [--format onnx|torch] [--parts …].
 
-Every file is compared with torch before the folder is there. ``run.py`` in it encodes, decodes and samples with numpy
-and onnxruntime alone.
+Every file is compared with torch before the folder is there. Beside ONNX files lies ``run.py``, which encodes, decodes
+and samples with numpy and onnxruntime alone.
 """
 
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 class Command(Settings):
     """Write a model as files that run without vqstack."""
 
-    run: Positional[Path] = Field(description="Folder of a run or of a released model.")
+    run: Positional[Path] = Field(description="Folder of a run or of a released model, or OWNER/NAME on the hub.")
     out: Path = Field(description="Folder that receives the files; new or empty.")
     format: Format = Field(default="onnx", description="onnx: for onnxruntime; torch: programs of torch.export (.pt2).")
     parts: tuple[Part, ...] = Field(
@@ -50,5 +50,5 @@ def main(arguments: list[str]) -> None:
     files = f"{len(card['graphs'])} file{'s' * (len(card['graphs']) != 1)}"
     say(
         f"{command.out}: {files}, {size / 1e6:.1f} MB, made in {seconds:.0f} s, equal to torch but "
-        f"for {ties} {'tie' if ties == 1 else 'ties'}; README.md says what each takes and gives, run.py runs them"
+        f"for {ties} {'tie' if ties == 1 else 'ties'}; README.md says how to run them"
     )

@@ -29,7 +29,7 @@ def about(model: HierarchicalModel, plan: Plan, kind: Format, opset: int) -> dic
         "opset": opset if kind == "onnx" else None,
         "vqstack": __version__,
         "torch": torch.__version__,
-        "images": {"shape": list(model.stack.shape), "values": model.stack.values},
+        "images": {"shape": model.stack.shape, "values": model.stack.values},
         "maps": {level.upper.name: {"shape": list(level.upper.shape), "codes": level.upper.size} for level in levels},
         "rows": [term.row for term in terms],
         "label": labels[0] if labels else None,
@@ -37,6 +37,7 @@ def about(model: HierarchicalModel, plan: Plan, kind: Format, opset: int) -> dic
         "condition": {"name": told.name, "shape": list(told.shape)} if told else None,
         "sampling": {name: draw.model_dump() for name, draw in zip(drawn, model.settings.draws(), strict=True)},
         "sample": drawn,
+        "renderer": model.renderer is not None,
         "left_out": plan.left_out,
         "tolerance": {"relative": RELATIVE, "absolute": ABSOLUTE},
         "graphs": {graph.name: _entry(graph, ENDINGS[kind]) for graph in plan.graphs},
@@ -82,8 +83,9 @@ def readme(card: dict[str, Any]) -> str:
         f"{form}, by vqstack {card['vqstack']} and torch {card['torch']}. Images: {by_axis(images['shape'])}, values "
         f"0 … {images['values'] - 1}.",
         "",
-        "`run.py` runs it with numpy and onnxruntime alone: `Exported(FOLDER).encode(pixels)`. `export.json` says the "
-        "same as this page, and the sites of every step.",
+        *(_run_py(card) if card["opset"] else _programs(card)),
+        "",
+        "`export.json` says the same as this page, and the sites of every step.",
         "",
         "Axes: b images, n sites of a step, t places in the cache, m0 m1 … sites of a map. They may have any size.",
         "",
@@ -98,6 +100,37 @@ def readme(card: dict[str, Any]) -> str:
         lines += _of_walks(card)
     lines += [f"Not exported: {name}, {why}." for name, why in card["left_out"].items()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _run_py(card: dict[str, Any]) -> list[str]:
+    """Commands of ``run.py`` for which all files are there."""
+    graphs, walks = card["graphs"], card["walks"]
+    lines = ["python run.py encode images.npy codes.npz"] * ("encode" in graphs)
+    lines += ["python run.py decode codes.npz means.npy"] * ("decode" in graphs or "level-1" in walks)
+    lines += ["python run.py decode codes.npz images.npy --decoder renderer"] * ("render" in graphs)
+    lines += ["python run.py sample 16 images.npy --seed 1"] * (walks.keys() >= set(card["sample"]))
+    lines += ["python run.py score images.npy nats.npz"] * (graphs.keys() >= {"encode", "score"})
+    calls = ["Exported(FOLDER).encode(pixels)"] * ("encode" in graphs) + ["Exported(FOLDER).run(NAME, inputs)"]
+    return [
+        "`run.py` runs it with numpy and onnxruntime alone:",
+        *(["", "```sh", "pip install numpy onnxruntime", *lines, "```"]),
+        "",
+        f"From Python: `{'`, or `'.join(calls)}` for the outputs of one file by name.",
+    ]
+
+
+def _programs(card: dict[str, Any]) -> list[str]:
+    """How the first program is opened."""
+    graph = next(iter(card["graphs"].values()))
+    inputs = ", ".join(port["name"] for port in graph["inputs"])
+    return [
+        f"Programs for torch alone, inputs in the order below. Open them with torch {card['torch']}, which wrote them; "
+        "other versions may not read them:",
+        *("", "```python", "import torch", ""),
+        f'program = torch.export.load("{graph["file"]}").module()',
+        f"outputs = program({inputs})",
+        "```",
+    ]
 
 
 def _of_graph(graph: dict[str, Any]) -> list[str]:

@@ -58,7 +58,8 @@ def export(
         for name, found in check_walks(exported, model).items() if plan.walks else ():
             card["walks"][name]["check"] = found
         write_card(card, folder)
-        (folder / RUN).write_bytes((Path(__file__).parent / RUN).read_bytes())
+        if kind == "onnx":
+            (folder / RUN).write_bytes((Path(__file__).parent / RUN).read_bytes())
         (folder / ABOUT).write_text(readme(card), "utf-8")
         output = Output(out, "export")
         with ExitStack() as files:

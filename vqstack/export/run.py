@@ -5,13 +5,16 @@
     python run.py sample 16 images.npy --seed 1 --label 3
     python run.py score images.npy nats.npz --label labels.npy   # of each image by row of the ledger, with its codes
 
-Or from Python: ``Exported(FOLDER).encode(pixels)``. ``export.json`` says what each graph takes and gives.
+Images go through the graphs in batches (``--batch-size``), which change nothing but speed and memory.
+
+From Python: ``Exported(FOLDER).encode(pixels)``. ``export.json`` says what each graph takes and gives.
 """
 
 import argparse
 import json
+import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import numpy as np
 Choose = Callable[[dict[str, Any], np.ndarray, np.ndarray], np.ndarray]
 """A walk, numbers [b, n, P] and sites [n] of a step to their values, [b, n, c]."""
 PART = 4096  # sites whose tables are made at a time
+BATCH = 256  # images
 COLDEST = 0.001  # temperature
 DECODERS = "likelihood", "renderer"
 LACKS = {"top_k": None, "top_p": 1.0, "guidance": 1.0, "confidence": False}
@@ -60,6 +64,13 @@ def drawn(log_probs: np.ndarray, uniform: np.ndarray, temperature: float = 1.0) 
     total = cdf[..., -1:]
     threshold = np.minimum(uniform[..., None] * total, np.nextafter(total, 0))
     return (cdf <= threshold).sum(-1)
+
+
+def counted(what: str, number: Any, least: int) -> int:
+    """What was given as a number of things."""
+    if not isinstance(number, int | np.integer) or not least <= number < 2**63:
+        raise Wrong(f"{what}: {number} is no whole number from {least} to 2**63 - 1: give one")
+    return int(number)
 
 
 def shaped(name: str, given: Any, shape: Sequence[int | str]) -> np.ndarray:
@@ -134,6 +145,8 @@ class Exported:
             raise Wrong(f"level {level} is not there: give 1 … {len(self.card['maps'])}")
         if decoder not in DECODERS:
             raise Wrong(f"decoder {decoder!r} is not there: give {' or '.join(DECODERS)}")
+        if decoder == "renderer" and not self.card["renderer"]:
+            raise Wrong(f"decoder {decoder!r}: this model has none: leave it out")
         for number in range(level, 1, -1):
             codes = self.walk(f"level-{number}", {f"z_{number}": codes}, self.likeliest)
         if decoder == "renderer":
@@ -149,23 +162,23 @@ class Exported:
         label: np.ndarray | None = None,
         condition: np.ndarray | None = None,
         temperature: float | None = None,
+        first: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Samples 0 … num-1 of a seed: ``pixels``, the maps that they came from, and their ``label``.
+        """Samples ``first`` … ``first + num - 1`` of a seed: ``pixels``, the maps they came from, and their ``label``.
 
         They are drawn by the model's own settings; a temperature takes the place of all of them, in every part.
         """
-        for what, number, least in (("num", num, 1), ("seed", seed, 0)):
-            if not isinstance(number, int | np.integer) or not least <= number < 2**63:
-                raise Wrong(f"{what}: {number} is no whole number from {least} to 2**63 - 1: give one")
+        counted("num", num, 1), counted("seed", seed, 0), counted("first", first, 0)
+        indices = range(first, first + num)
         choosers = [self.chooser(name, temperature) for name in self.card["sample"]]
         values = self.told(num, label, condition)
         if self.card["label"] and label is None:
             log_probs = np.array(self.card["label"]["log_probs"], np.float32)
-            noise = uniforms(seed, range(num), self.card["label"]["number"], 1)
+            noise = uniforms(seed, indices, self.card["label"]["number"], 1)
             values["label"] = drawn(log_probs[None, None], noise)[:, 0]
         for name, chooser in zip(self.card["sample"], choosers, strict=True):
             walk = self.walk_of(name)
-            noise = uniforms(seed, range(num), walk["number"], walk["sites"] * walk["channels"])
+            noise = uniforms(seed, indices, walk["number"], walk["sites"] * walk["channels"])
             values[walk["target"]] = self.walk(name, values, chooser(noise), num)
         return values
 
@@ -285,7 +298,7 @@ class Exported:
 def opened(path: str, ending: str) -> Any:
     """The array of a .npy, or the arrays of a .npz by name."""
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.load(path, mmap_mode="c", allow_pickle=False)
         found = found if isinstance(found, np.ndarray) else dict(found)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be read"
@@ -300,62 +313,113 @@ def numbers_of(given: str | None, num: int) -> np.ndarray | None:
     if given is None or given.endswith(".npy"):
         return None if given is None else opened(given, ".npy")
     try:
-        return np.full(num, int(given))
+        return np.broadcast_to(np.int64(given), num)
     except (ValueError, OverflowError):
         raise Wrong(f"--label: {given} is no class number and no .npy: give one of them") from None
 
 
-def result_of(asked: argparse.Namespace, exported: Exported) -> Any:
-    """What a command gives: an array for a .npy, arrays by name for a .npz."""
+Parts = tuple[int, Callable[[slice], Any]]
+"""How many images there are, and what a command gives of some of them: an array for a .npy, arrays by name for .npz."""
+
+
+def parts_of(asked: argparse.Namespace, exported: Exported) -> Parts:
+    """The command that was asked for, over some of its images at a time; what is given with them is checked at once."""
     if asked.what == "decode":
-        codes = opened(asked.source, ".npz")
-        known = [number for number in range(1, len(exported.card["maps"]) + 1) if f"z_{number}" in codes]
-        level = max(known, default=0) if asked.level is None else asked.level
-        if level not in known:
-            has = ", ".join(codes) or "nothing"
-            raise Wrong(
-                f"{asked.source} holds {has}: give codes {', '.join(exported.card['maps'])}, and a --level of them"
-            )
-        return exported.decode(codes[f"z_{level}"], level, asked.decoder)
-    if asked.what == "encode":
-        return dict(zip(exported.card["maps"], exported.encode(opened(asked.source, ".npy")), strict=True))
-    condition = None if asked.condition is None else opened(asked.condition, ".npy")
+        codes, level = codes_of(asked, exported)
+        return len(codes), lambda some: exported.decode(codes[some], level, asked.decoder)
     if asked.what == "sample":
-        label = numbers_of(asked.label, max(asked.num, 0))
-        return exported.sample(asked.num, asked.seed, label, condition, asked.temperature)["pixels"]
-    pixels = opened(asked.source, ".npy")
-    return exported.score(pixels, exported.encode(pixels), numbers_of(asked.label, len(pixels)), condition)
+        num, seed, pixels = counted("num", asked.num, 1), counted("seed", asked.seed, 0), np.zeros(0)
+    else:
+        pixels = np.atleast_1d(opened(asked.source, ".npy"))
+        num = len(pixels)
+    if asked.what == "encode":
+        return num, lambda some: dict(zip(exported.card["maps"], exported.encode(pixels[some]), strict=True))
+    label = numbers_of(asked.label, num)
+    condition = None if asked.condition is None else opened(asked.condition, ".npy")
+    exported.told(num, label, condition)
+
+    def of(some: slice) -> Any:
+        told = [None if given is None else np.array(given[some]) for given in (label, condition)]
+        if asked.what == "score":
+            return exported.score(pixels[some], exported.encode(pixels[some]), *told)
+        return exported.sample(some.stop - some.start, seed, *told, asked.temperature, some.start)["pixels"]
+
+    return num, of
+
+
+def codes_of(asked: argparse.Namespace, exported: Exported) -> tuple[np.ndarray, int]:
+    """Codes that a file holds, and their level."""
+    codes = opened(asked.source, ".npz")
+    known = [number for number in range(1, len(exported.card["maps"]) + 1) if f"z_{number}" in codes]
+    level = max(known, default=0) if asked.level is None else asked.level
+    if level not in known:
+        has = ", ".join(codes) or "nothing"
+        raise Wrong(f"{asked.source} holds {has}: give codes {', '.join(exported.card['maps'])}, and a --level of them")
+    return np.atleast_1d(codes[f"z_{level}"]), level
+
+
+def in_batches(parts: Parts, size: int) -> Iterator[Any]:
+    """What a command gives, batch by batch, with progress on a terminal."""
+    num, of = parts
+    for start in range(0, max(num, 1), size):  # of none there is a batch too: the graph says what is wrong
+        stop = min(start + size, num)
+        yield of(slice(start, stop))
+        if sys.stderr.isatty():
+            print(f"\r{stop:,} of {num:,} images", end="\n" if stop == num else "", file=sys.stderr, flush=True)
+
+
+def write(result: Path, num: int, batches: Iterator[Any]) -> None:
+    """The batches as one file, whole or not there. A .npy grows by batches: no more than one is held."""
+    aside = result.with_name(f"{result.name}.part")
+    try:
+        with aside.open("wb") as file:
+            if result.suffix == ".npy":
+                for batch in batches:
+                    if not file.tell():
+                        about = {"descr": batch.dtype.str, "fortran_order": False, "shape": (num, *batch.shape[1:])}
+                        np.lib.format.write_array_header_1_0(file, about)
+                    file.write(batch.tobytes())
+            else:
+                found = list(batches)
+                np.savez(file, **{name: np.concatenate([batch[name] for batch in found]) for name in found[0]})
+        aside.replace(result)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def main() -> None:
     """The four commands of the first lines."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="what", required=True)
-    encode, decode, sample, score = (commands.add_parser(name) for name in ("encode", "decode", "sample", "score"))
+    encode = commands.add_parser("encode", help="pixels to codes z_1, z_2, …")
+    decode = commands.add_parser("decode", help="codes to pixels")
+    sample = commands.add_parser("sample", help="draw new images")
+    score = commands.add_parser("score", help="nats of images, by row of the ledger")
     for command in (encode, score):
         command.add_argument("source", help=".npy of pixels [b, c, …]")
     decode.add_argument("source", help=".npz of codes z_1, z_2, …")
     decode.add_argument("--level", type=int, help="from this map; default: the highest in the file")
-    decode.add_argument("--decoder", choices=DECODERS, default=DECODERS[0], help="mean of the likelihood (default), …")
+    decode.add_argument(
+        "--decoder", choices=DECODERS, default=DECODERS[0], help="mean of the likelihood (default), or the renderer"
+    )
     sample.add_argument("num", type=int, help="how many")
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=int, default=0, help="names all draws; default: 0")
     sample.add_argument("--temperature", type=float, help="of all parts; default: the model's own settings")
     for command in (sample, score):
         command.add_argument("--label", help="a class number, or a .npy of one for each image; sample: or none, drawn")
         command.add_argument("--condition", help=".npy of floats, where the model is given any")
     for command, ending in ((encode, ".npz"), (decode, ".npy"), (sample, ".npy"), (score, ".npz")):
         command.add_argument("result", help=f"{ending} to write")
+        command.add_argument("--batch-size", type=int, default=BATCH, help=f"images at a time; default: {BATCH}")
         command.set_defaults(ending=ending)
     asked = parser.parse_args()
     try:
         result = Path(asked.result)
         if result.suffix != asked.ending or not result.parent.is_dir():
             raise Wrong(f"{result}: give a {asked.ending} in a folder that is there")
-        found = result_of(asked, Exported(Path(__file__).parent))
-        if isinstance(found, dict):
-            np.savez(result, **found)
-        else:
-            np.save(result, found)
+        size = counted("--batch-size", asked.batch_size, 1)
+        parts = parts_of(asked, Exported(Path(__file__).parent))
+        write(result, parts[0], in_batches(parts, size))
     except (Wrong, OSError) as wrong:
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(wrong))  # names of files are anything
         parser.exit(2, f"run.py: {line}\n")
