@@ -339,10 +339,10 @@ def parts_of(asked: argparse.Namespace, exported: Exported) -> Parts:
     exported.told(num, label, condition)
 
     def of(some: slice) -> Any:
-        told = [None if given is None else np.array(given[some]) for given in (label, condition)]
+        labels, told = (None if given is None else np.array(given[some]) for given in (label, condition))
         if asked.what == "score":
-            return exported.score(pixels[some], exported.encode(pixels[some]), *told)
-        return exported.sample(some.stop - some.start, seed, *told, asked.temperature, some.start)["pixels"]
+            return exported.score(pixels[some], exported.encode(pixels[some]), labels, told)
+        return exported.sample(some.stop - some.start, seed, labels, told, asked.temperature, some.start)["pixels"]
 
     return num, of
 
@@ -381,7 +381,8 @@ def write(result: Path, num: int, batches: Iterator[Any]) -> None:
                     file.write(batch.tobytes())
             else:
                 found = list(batches)
-                np.savez(file, **{name: np.concatenate([batch[name] for batch in found]) for name in found[0]})
+                whole: dict[str, Any] = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+                np.savez(file, **whole)
         aside.replace(result)
     finally:
         aside.unlink(missing_ok=True)
