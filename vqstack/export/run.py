@@ -365,7 +365,8 @@ def in_batches(parts: Parts, size: int) -> Iterator[Any]:
         stop = min(start + size, num)
         yield of(slice(start, stop))
         if sys.stderr.isatty():
-            print(f"\r{stop:,} of {num:,} images", end="\n" if stop == num else "", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\r{stop:,} of {num:,} images" + "\n" * (stop == num))
+            sys.stderr.flush()
 
 
 def write(result: Path, num: int, batches: Iterator[Any]) -> None:
