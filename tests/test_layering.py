@@ -166,6 +166,7 @@ def bare_prints(source: str) -> list[int]:
 
 
 def test_only_what_is_escaped_is_printed():
-    """reader.py prints to the process that started it; everything else goes to a person."""
+    """reader.py prints to the process that started it, export/run.py counts; everything else goes to a person."""
     for path in [*MODULES, *PROGRAMS]:
-        assert path.name == "reader.py" or bare_prints(path.read_text("utf-8")) == [], path
+        known = path.name == "reader.py" or path.parts[-2:] == ("export", "run.py")
+        assert known or bare_prints(path.read_text("utf-8")) == [], path
