@@ -387,27 +387,13 @@ def _own_names(depth: int, attended: bool) -> dict[str, str]:
     """Parameter names of our own for the library's blocks: an attention, maybe one to what is given, a feed-forward."""
     names, layers = {"final_norm.gain": "backbone.final_norm.gamma"}, 2 + attended
     for block in range(depth):
-        attention, feedforward = (f"backbone.layers.{layers * block + layer}" for layer in (0, layers - 1))
-        given = f"backbone.layers.{layers * block + 1}"
+        own, at = f"blocks.{block}", [f"backbone.layers.{layers * block + layer}" for layer in range(layers)]
+        for kind, prefix, layer in [("attention", "", at[0]), ("given", "given_", at[1])][: 1 + attended]:
+            names |= {f"{own}.{prefix}{name}": f"{layer}.1.to_{name[0]}" for name in ("query", "key", "value")}
+            names |= {f"{own}.{kind}_norm.gain": f"{layer}.0.0.gamma", f"{own}.{kind}_out": f"{layer}.1.to_out"}
         names |= {
-            f"blocks.{block}.attention_norm.gain": f"{attention}.0.0.gamma",
-            f"blocks.{block}.query": f"{attention}.1.to_q",
-            f"blocks.{block}.key": f"{attention}.1.to_k",
-            f"blocks.{block}.value": f"{attention}.1.to_v",
-            f"blocks.{block}.attention_out": f"{attention}.1.to_out",
-            f"blocks.{block}.feedforward_norm.gain": f"{feedforward}.0.0.gamma",
-            f"blocks.{block}.feedforward_in": f"{feedforward}.1.ff.0.0",
-            f"blocks.{block}.feedforward_out": f"{feedforward}.1.ff.2",
+            f"{own}.feedforward_norm.gain": f"{at[-1]}.0.0.gamma",
+            f"{own}.feedforward_in": f"{at[-1]}.1.ff.0.0",
+            f"{own}.feedforward_out": f"{at[-1]}.1.ff.2",
         }
-        names |= (
-            {
-                f"blocks.{block}.given_norm.gain": f"{given}.0.0.gamma",
-                f"blocks.{block}.given_query": f"{given}.1.to_q",
-                f"blocks.{block}.given_key": f"{given}.1.to_k",
-                f"blocks.{block}.given_value": f"{given}.1.to_v",
-                f"blocks.{block}.given_out": f"{given}.1.to_out",
-            }
-            if attended
-            else {}
-        )
     return names
