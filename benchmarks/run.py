@@ -1,4 +1,4 @@
-"""Speed against named baselines: training, encoding, rendering, nearest-code lookup, sampling.
+"""Speed against named baselines: training, memory kept, encoding, rendering, nearest-code lookup, sampling.
 
     python benchmarks/run.py [--only NAME …] [--repeats 5] [--threads N] [--out benchmarks/latest.json]
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
+from vqstack.allocator import keep_freed_memory
 from vqstack.code_model import CodeModelSettings, build_code_model
 from vqstack.fit import Fit, FitSettings, optimizer_for
 from vqstack.level import Level, LevelSettings, NetworkSettings
@@ -220,6 +222,41 @@ def training(device: torch.device) -> Iterator[Comparison]:
                 0.95,
                 steps * batch,
             )
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def _steps_on_request(kind: Kind, threads: int, keep: bool, pipe: Connection) -> None:
+    """In a process of its own, because what glibc was told stays told: two steps for each message."""
+    torch.set_num_threads(threads)
+    if keep:
+        keep_freed_memory()
+    pixels = make_inputs(kind, 256, torch.device("cpu"))
+    settings = FitSettings(steps=100_000, batch_size=kind.batch)
+    bare = bare_training(make_level(kind, pixels.device), pixels, settings)
+    while pipe.recv():
+        several(2, partial(next, bare))
+        pipe.send(None)
+
+
+def memory(device: torch.device) -> Iterator[Comparison]:
+    """The bare loop where glibc keeps freed memory, as the commands ask it to, against glibc as it comes."""
+    context = torch.multiprocessing.get_context("spawn")
+    for kind in KINDS if device.type == "cpu" else ():
+        pipes = [context.Pipe() for _ in range(2)]
+        for keep, (_, theirs) in zip((True, False), pipes, strict=True):
+            given = (kind, torch.get_num_threads(), keep, theirs)
+            context.Process(target=_steps_on_request, args=given, daemon=True).start()
+
+        def steps(pipe: Connection) -> None:
+            pipe.send(True)
+            pipe.recv()
+
+        ours, other = (partial(steps, mine) for mine, _ in pipes)
+        yield Comparison(f"{kind.name}, freed memory kept / returned", ours, other, "speed", None, 2 * kind.batch)
+        for mine, _ in pipes:
+            mine.send(False)
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
@@ -459,6 +496,7 @@ def windows(device: torch.device) -> Iterator[Comparison]:
 
 LINES = {
     "training": training,
+    "memory": memory,
     "encoding": encoding,
     "tokenizers": tokenizers,
     "norms": norms,
@@ -479,6 +517,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.repeats < 5:
         parser.error("--repeats must be at least 5")
+    keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,7 +11,7 @@ from importlib import import_module
 from textwrap import fill
 from typing import Any, NamedTuple
 
-from vqstack import __version__, signals
+from vqstack import __version__, allocator, signals
 from vqstack.ending import run_command
 from vqstack.errors import InputError
 from vqstack.terminal import say
@@ -62,6 +62,7 @@ def run(name: str, short_help: bool = False) -> None:
     """
     again = COMMANDS[name].again
     signals.leave_at_once(again)
+    allocator.keep_freed_memory()
     module = import_module(f"vqstack.commands.{name}")
     short = short_help and hasattr(module, "Command") and any(argument in HELP for argument in sys.argv)
     run_command(partial(_screen, name, module) if short else module.main, again)
