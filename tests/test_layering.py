@@ -18,6 +18,7 @@ ORDER = [
     "paths",
     "signals",
     "threads",
+    "allocator",
     "disk",
     "shards",
     "checkpoint",

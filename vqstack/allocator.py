@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Let glibc hold up to 2 GiB of what was freed, in place of returning it to the system and asking for it again.
 
     Every step frees and takes tensors of the same sizes; pages that went back to the system are zeroed when they are
-    touched again, which costs a step on the CPU up to a fifth of its time (docs/benchmarks.md). Other C libraries, and
+    touched again, which costs a step on the CPU up to a seventh of its time (docs/benchmarks.md). Other C libraries, and
     whoever has set glibc's own variables (``MALLOC_…_``, ``GLIBC_TUNABLES``), are left alone.
     """
     told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
