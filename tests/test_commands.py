@@ -265,6 +265,7 @@ def test_encoding_goes_on_where_it_stopped(run_folder, code_folder, call, tmp_pa
         if len(codes) == 1:
             before = files_of(out)
             refused(*call(ENCODE, *given[:-1], 8, "--out", out), "other settings")
+            refused(*call(ENCODE, *given, "--mixed-precision", "bf16", "--out", out), "other settings")
             assert files_of(out) == before
     assert codes == [75, 75, 75, 75, 0]
     assert count == 9  # no shard was written twice
@@ -285,6 +286,28 @@ def test_any_subset_of_the_splits_is_encoded(run_folder, call, tmp_path):
     assert data.splits == {"test": 5}
     model = HierarchicalModel.from_pretrained(run_folder / "model")
     assert all(map(torch.equal, data.read("test").codes, model.encode(pixels)))
+
+
+def test_networks_in_half_precision_give_the_codes_of_autocast(run_folder, call, tmp_path):
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    pixels = load_splits(data_of_run(run_folder))["test"].pixels
+    given = [run_folder, "--batch-size", 16, "--mixed-precision", "bf16", "--cpu"]
+    assert call(ENCODE, *given, "--out", tmp_path / "half")[0] == 0
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = [torch.cat(maps) for maps in zip(*map(model.encode, pixels.split(16)), strict=True)]
+    found = CodeDataset(tmp_path / "half").read("test").codes
+    assert all(map(torch.equal, found, expected))
+    assert not all(map(torch.equal, found, model.encode(pixels)))  # else nothing was tested
+
+
+def test_images_drawn_in_half_precision_are_those_of_autocast(run_folder, call, tmp_path):
+    given = [run_folder, "--num", 5, "--seed", 2, "--mixed-precision", "bf16", "--device", "cpu", "--format", "npy"]
+    assert call(GENERATE, *given, "--out", tmp_path / "half")[0] == 0
+    model = HierarchicalModel.from_pretrained(run_folder / "model")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.sample(5, seed=2).pixels
+    found = np.stack([np.load(tmp_path / "half" / f"{i:06d}.npy") for i in range(5)])
+    assert np.array_equal(found.reshape(expected.shape), expected)
 
 
 def test_a_model_without_its_run_needs_images(other_run, call, tmp_path):

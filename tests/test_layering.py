@@ -12,6 +12,7 @@ PACKAGE = ROOT / "vqstack"
 ORDER = [
     "terminal",
     "errors",
+    "precision",
     "settings",
     "registry",
     "reading",

@@ -308,7 +308,7 @@ class Windowed(Seeing):
         network, r = self.network, self.network.settings.radius
         features, numbers = network.split(self.features).flatten(2), network.tile_sites()
         size = tuple(sites + r + after for sites, after in zip(network.tile, network.after, strict=True))
-        known = self.features.new_zeros(len(features), prod(size), network.look.shape[1])
+        known = network.look.new_zeros(len(features), prod(size), network.look.shape[1])  # exact under autocast, too
         sites_of_tile = torch.cartesian_prod(*(torch.arange(n, device=self.device) for n in network.tile))
         place = raveled(sites_of_tile.view(-1, len(size)) + r, size)
         known[:, place, -1] = 1

@@ -27,6 +27,7 @@ from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.output import Output, saved
 from vqstack.phases import given_condition, read_images
+from vqstack.precision import Precision, autocast
 from vqstack.settings import Settings
 from vqstack.shapes import Pixels
 from vqstack.terminal import Progress, say
@@ -100,6 +101,11 @@ class Command(Settings):
     )
     batch_size: int = Field(default=64, ge=1, description="Images at a time, count; they come out the same.")
     format: FileFormat | None = FORMAT
+    mixed_precision: Precision = Field(
+        default="no",
+        description="Number format of the networks; chances stay in float32. bf16 and fp16 are quicker on many "
+        "devices, and images come out otherwise than with no.",
+    )
     device: str | None = Field(default=None, description="cpu, cuda, mps …; default: the best there is.")
 
     @property
@@ -263,12 +269,13 @@ def generate(
         given = torch.tensor([asked[i % len(asked)] for i in range(first, first + count)]) if asked else None
         floats = condition if condition is None or len(condition) > 1 else condition.expand(num, *condition.shape[1:])
         floats = None if floats is None else floats[first : first + count]
-        if start is not None:
-            chosen = torch.stack(list(islice(start, count)))
-            level = command.from_level or 1
-            sample = model.vary(chosen, level, given, floats, first=first, **how)
-        else:
-            sample = model.sample(count, given, floats, first=first, **how)
+        with autocast(command.mixed_precision, model.device):
+            if start is not None:
+                chosen = torch.stack(list(islice(start, count)))
+                level = command.from_level or 1
+                sample = model.vary(chosen, level, given, floats, first=first, **how)
+            else:
+                sample = model.sample(count, given, floats, first=first, **how)
         labels = [None] * count if sample.labels is None else sample.labels.tolist()
         yield first, sample.pixels.cpu(), labels
 

@@ -16,6 +16,7 @@ from vqstack.images import AugmentSettings, ImageSettings
 from vqstack.level import check_scale
 from vqstack.model_settings import Geometry, ModelSettings, SamplingSettings
 from vqstack.paths import path_of
+from vqstack.precision import Precision
 from vqstack.reading import read_yaml_values, to_yaml_text
 from vqstack.renderer import RendererSettings
 from vqstack.shapes import by_axis
@@ -93,7 +94,7 @@ class RunConfig(StackSettings):
         le=2**63 - 1,
         description="Seed of weights, order of images and everything random in training, no unit.",
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+    mixed_precision: Precision = Field(
         default="no", description="Number format of the networks in training: no (float32), fp16 or bf16."
     )
     compile: bool = Field(default=False, description="Run networks through torch.compile in training.")
