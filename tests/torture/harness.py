@@ -76,10 +76,25 @@ ADVERSARIAL = (
     .replace("{steps: 30, batch_size: 16,", "{steps: 100, batch_size: 16, accumulate: 2,")
     .replace("start: 10", "start: 2, r1: 0.1")
 )
+# The same game while level 1 is trained: encoder, codebook, decoder and renderer against a discriminator.
+BRIEF = FIT.replace("steps: 40", "steps: 8")
+TOGETHER = (
+    RECIPE.replace(f"levels: [{FIT}]", f"levels: [{FIT.replace('steps: 40', 'steps: 60, accumulate: 2')}, {BRIEF}]")
+    .replace(FIT, BRIEF)
+    .replace("{steps: 30,", "{steps: 8,")
+    .replace("perceptual: none,", "perceptual: none, joint_encoder: 2,")
+    .replace("start: 10", "joint: true, start: 2, r1: 0.1")
+)
 GREEDY = ["level-1", "level-2", "refiner-2", "prior", "renderer"]
-PHASES = {recipe: GREEDY for recipe in (RECIPE, STREAMED, ADVERSARIAL)}
+PHASES = {recipe: GREEDY for recipe in (RECIPE, STREAMED, ADVERSARIAL, TOGETHER)}
 PHASES[JOINT] = ["joint", "decoders", "refiner-2", "prior", "renderer"]
-NAMES = {RECIPE: "greedy", STREAMED: "streamed", JOINT: "joint", ADVERSARIAL: "adversarial"}
+NAMES = {
+    RECIPE: "greedy",
+    STREAMED: "streamed",
+    JOINT: "joint",
+    ADVERSARIAL: "adversarial",
+    TOGETHER: "adversarial encoder",
+}
 
 
 PROGRAMS = {

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness import ADVERSARIAL, JOINT, STREAMED, Child, End, World
+from harness import ADVERSARIAL, JOINT, STREAMED, TOGETHER, Child, End, World
 
 SIGNALS = {signal.SIGTERM: 20, signal.SIGINT: 8, signal.SIGUSR1: 8}
 PATIENCE = 5.0  # seconds that a launcher gives the others, once one process has ended with an error
@@ -135,9 +135,15 @@ def part(folder: Path, short: bool) -> dict[str, Any]:
     pair = World(folder / "two", processes=2)
     results.append(interruptions(pair, 2 if short else 15, signal.SIGKILL, seed=3))
     results.append(interruptions(pair, 1 if short else 10, signal.SIGTERM, seed=4))
-    for processes, kills, requests in ((1, 20, 6), (2, 10, 5)):
-        game = World(folder / f"adversarial-{processes}", processes, ADVERSARIAL)
-        results.append(interruptions(game, 2 if short else kills, signal.SIGKILL, seed=8, within="renderer"))
+    for recipe, within, processes, kills, requests in (
+        (ADVERSARIAL, "renderer", 1, 20, 6),
+        (ADVERSARIAL, "renderer", 2, 10, 5),
+        (TOGETHER, "level-1", 1, 10, 3),
+        (TOGETHER, "level-1", 2, 5, 2),
+    ):
+        game = World(folder / f"{within}-{processes}", processes, recipe)
+        few = 2 if recipe == ADVERSARIAL else 1
+        results.append(interruptions(game, few if short else kills, signal.SIGKILL, seed=8, within=within))
         if not short:
-            results.append(interruptions(game, requests, signal.SIGTERM, seed=9, within="renderer"))
+            results.append(interruptions(game, requests, signal.SIGTERM, seed=9, within=within))
     return {"results": results, "failures": [failure for result in results for failure in result["failures"]]}
