@@ -33,6 +33,7 @@ from vqstack.phases import Run, data_of_run
 from vqstack.quality import likenesses
 from vqstack.renderer import (
     PERCEPTUAL,
+    Adversary,
     AdversarySettings,
     LayerDistance,
     RenderedLevel,
@@ -44,6 +45,7 @@ from vqstack.renderer import (
     pixels_of,
     register_perceptual,
 )
+from vqstack.report import memory_of
 from vqstack.run_report import _curves as curves
 from vqstack.stack import Stack
 from vqstack.variables import Variable
@@ -704,6 +706,59 @@ def test_settings_that_are_refused(changes, words):
 
 def test_training_of_no_renderer_is_refused():
     refused(lambda: parse(RunConfig, ["--train-renderer.steps", "7"], config(None)), "train-renderer", "add renderer")
+
+
+# --- memory
+
+
+def kept(compute):
+    """Bytes that a backward pass will need of what ``compute`` computes."""
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = compute()
+    assert found is not None
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("game", [{"layers": 3}, {"layers": 3, "r1": 0.1}, {"layers": 4}], ids=str)
+def test_what_a_game_keeps_of_an_image_is_known(game):
+    """As the library's own hooks count it, by how much more two images more take."""
+    last = nn.Parameter(torch.randn(3, 8, 1, 1))
+    adversary = Adversary(AdversarySettings(weight=1, start=0, width=32, **game), 3, (32, 32), last.shape)
+
+    def play(images):
+        pictures, features = torch.randn(images, 3, 32, 32), torch.randn(images, 8, 32, 32)
+        drawn = nn.functional.conv2d(features, last)
+        return adversary(pictures, drawn, (pictures - drawn).abs().mean(), last)
+
+    each = (kept(lambda: play(4)) - kept(lambda: play(2))) / 2 / 4
+    assert adversary.floats(32 * 32) == pytest.approx(each, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("largest", "joint", "counted"), [("renderer", False, 1), ("levels", False, 0), ("levels", True, 1)]
+)
+def test_the_estimate_of_a_run_counts_the_game_where_it_is_played(largest, joint, counted):
+    """Weights, gradients, moments and averages, and what is kept of each image of a micro-batch of that phase."""
+    many, one = QUICK | {"batch_size": 2560, "accumulate": 4}, QUICK | {"batch_size": 1}
+    fits = {"train_levels": [one], "train_renderer": one}
+    fits[f"train_{largest}"] = [many] if largest == "levels" else many
+
+    def needed(**changes):
+        settings = config({**RENDERER, "joint_encoder": 2.0, **changes}, encode_batch=1, **fits)
+        return memory_of(settings, settings.model_settings((1, 8, 8), 0))
+
+    game = {**GAME, "width": 16, "r1": 0.1, "joint": joint}
+    adversary = Adversary(AdversarySettings(**game), 1, (8, 8), torch.Size((1, 4, 1, 1)))
+    parameters = sum(p.numel() for p in adversary.parameters())
+    more = needed(adversary=game) - needed()
+    assert more == counted * (20 * parameters + 4 * 640 * adversary.floats(64))
 
 
 def test_a_discriminator_must_fit_the_images():

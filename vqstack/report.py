@@ -13,6 +13,7 @@ from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
 from vqstack.nets import StagedPath
 from vqstack.pretrained import without_memory
+from vqstack.renderer import Adversary, AdversarySettings
 from vqstack.shapes import by_axis, value_dtype
 from vqstack.window import SeeingDecoder
 
@@ -78,10 +79,17 @@ def _held(modules: Sequence[nn.Module], shards: int) -> float:
     return 20 * sum(whole.values()) / shards + 8 * (outside + 2 * max(parts.values(), default=0))
 
 
-def _rendered(model: HierarchicalModel) -> int:
-    """Floats that a picture of the renderer keeps for the backward pass, as many again to compare it."""
+def _rendered(model: HierarchicalModel, against: AdversarySettings) -> tuple[list[nn.Module], int]:
+    """What is trained with a renderer, and the floats that a picture keeps: as many again to compare it; the game's."""
     assert model.renderer is not None
-    return 2 * model.renderer.up.floats(model.stack.levels[0].map_shape)
+    trained: list[nn.Module] = [model.renderer]
+    floats = 2 * model.renderer.up.floats(model.stack.levels[0].map_shape)
+    if not against.weight:
+        return trained, floats
+    channels, *sides = model.renderer.pixels.shape
+    last = model.renderer.last_weight.shape
+    game = without_memory(lambda: Adversary(against, channels, tuple(sides), last), TENSORS)
+    return [*trained, game.discriminator], floats + game.floats(math.prod(sides))
 
 
 def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[list[str], float]:
@@ -127,8 +135,9 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
         floats += 3 * sites * level.quantizer.dim  # the start by k-means has the vectors of a batch three times
         scored = max(scored, forward)
         trained: list[nn.Module] = [level]
-        if number == 1 and model.renderer is not None and config.renderer and config.renderer.joint_encoder:
-            trained, floats = [level, model.renderer], floats + _rendered(model)
+        if number == 1 and config.renderer is not None and config.renderer.joint_encoder:
+            beside, more = _rendered(model, config.renderer.game_of_level)
+            trained, floats = [level, *beside], floats + more
         memory = _held(trained, shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes)
         together += memory
         peak = together if config.at_once else max(peak, memory)
@@ -153,11 +162,12 @@ def _costs(config: RunConfig, settings: ModelSettings, processes: int) -> tuple[
         sites, groups = sum(part.sites for part in parts), sum(len(part.schedule) for part in parts)
         order = f"{sites} site{'s' * (sites > 1)} in {groups} group{'s' * (groups > 1)}"
         lines.append(f"{name} {order}, {parameters:,} parameters")
-    if model.renderer is not None:
-        parameters, fit = sum(p.numel() for p in model.renderer.parameters()), config.train_renderer
-        memory = _held([model.renderer], shards) + 4 * _rendered(model) * fit.batch_size / (fit.accumulate * processes)
-        peak = max(peak, memory)
-        lines.append(f"renderer beside level 1, outside the ledger, {parameters:,} parameters")
+    if config.renderer is not None:
+        trained, floats = _rendered(model, config.renderer.adversary)
+        fit, (parameters, *opponent) = config.train_renderer, [sum(p.numel() for p in m.parameters()) for m in trained]
+        peak = max(peak, _held(trained, shards) + 4 * floats * fit.batch_size / (fit.accumulate * processes))
+        against = "".join(f", against a discriminator of {number:,}" for number in opponent)
+        lines.append(f"renderer beside level 1, outside the ledger, {parameters:,} parameters{against}")
     total = sum(p.numel() for p in model.parameters())
     peak = max(peak, 4 * total + 4 * scored * config.encode_batch)
     lines.append(f"total    {total:,} parameters, {4 * total / 2**20:,.1f} MiB in float32")

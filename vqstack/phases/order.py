@@ -18,7 +18,7 @@ from vqstack.joint import JointDecoders, JointLevels
 from vqstack.level import CodeLevel
 from vqstack.model import HierarchicalModel
 from vqstack.phases.data import RunData
-from vqstack.renderer import AdversarySettings, RenderedLevel, RendererSettings, RendererTraining
+from vqstack.renderer import RenderedLevel, RendererSettings, RendererTraining
 from vqstack.reuse import ENCODERS
 
 
@@ -94,9 +94,7 @@ def _level(config: RunConfig, model: HierarchicalModel, data: RunData, number: i
 def _rendered_level(config: RunConfig, model: HierarchicalModel, data: RunData) -> Phase:
     """``argmin E[-ln P_dec_1(y | z_1) + w distance(y, g(z_1))]`` over level 1 and the renderer g."""
     assert config.renderer is not None
-    settings = config.renderer
-    if not settings.adversary.joint:
-        settings = settings.model_copy(update={"adversary": AdversarySettings()})
+    settings = config.renderer.model_copy(update={"adversary": config.renderer.game_of_level})
     rendering, weight = _rendering(model, settings), settings.joint_encoder
     return Phase(
         "level-1",

@@ -4,6 +4,7 @@ Files in reading order: ``perceptual`` (how different two pictures look), ``sett
 discriminator and the game against it), ``training``.
 """
 
+from vqstack.renderer.adversary import Adversary
 from vqstack.renderer.network import Renderer
 from vqstack.renderer.perceptual import (
     PERCEPTUAL,
@@ -24,6 +25,7 @@ from vqstack.renderer.training import RenderedLevel, RendererTraining
 
 __all__ = [
     "PERCEPTUAL",
+    "Adversary",
     "AdversarySettings",
     "Distance",
     "LayerDistance",

@@ -1,5 +1,6 @@
 """A discriminator of patches, and the game between it and the renderer."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,15 @@ class Discriminator(nn.Module):
     def forward(self, pictures: Pictures) -> Float[Tensor, "b 1 *patches"]:
         return self.body(pictures)
 
+    def floats(self, sites: int) -> int:
+        """Numbers that a backward pass keeps of a picture of so many sites: what each layer after the first reads."""
+        kept, width = 0, 0
+        for layer in self.body[:-1]:
+            if isinstance(layer, nn.modules.conv._ConvNd):
+                sites, width = sites // math.prod(layer.stride), layer.out_channels
+            kept += sites * width
+        return kept
+
 
 @dataclass(frozen=True)
 class Play:
@@ -98,6 +108,10 @@ class Adversary(nn.Module):
         self.register_buffer("answers", torch.zeros(2))  # averages of D(x), D(g(z))
         self._gathered = torch.zeros(2 * last.numel() + 2)  # of the micro-batches of a step: two gradients, two answers
         self._parts = 0
+
+    def floats(self, sites: int) -> int:
+        """Numbers that a step keeps of an image: the renderer's look at its picture, the discriminator's at both."""
+        return (3 + (self.settings.r1 > 0)) * self.discriminator.floats(sites)  # R1 keeps its gradient's way, too
 
     def forward(self, real: Pictures, drawn: Pictures, distance: Tensor, last: nn.Parameter) -> Play:
         """One micro-batch of a training step.

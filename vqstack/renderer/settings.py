@@ -77,6 +77,11 @@ class RendererSettings(Settings):
             return self.choose
         return "frechet" if self.adversary.weight and self.perceptual not in FEATURELESS else "distance"
 
+    @property
+    def game_of_level(self) -> AdversarySettings:
+        """The game while level 1 is trained with the renderer: none, unless it is asked for there too."""
+        return self.adversary if self.adversary.joint else AdversarySettings()
+
     @model_validator(mode="after")
     def check_choice(self) -> "RendererSettings":
         if self.choose == "frechet" and self.perceptual in FEATURELESS:
