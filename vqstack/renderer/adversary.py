@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
     def floats(self, sites: int) -> int:
         """Numbers that a backward pass keeps of a picture of so many sites: what each layer after the first reads."""
         kept, width = 0, 0
-        for layer in self.body[:-1]:
+        for layer in list(self.body)[:-1]:
             if isinstance(layer, nn.modules.conv._ConvNd):
                 sites, width = sites // math.prod(layer.stride), layer.out_channels
             kept += sites * width
