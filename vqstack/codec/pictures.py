@@ -105,9 +105,13 @@ def safe_stem(stem: str) -> bool:
 
 
 def pictures_of_split(split: ImageSplit, sound: bool = False, limits: Range = None) -> Pictures:
-    """The images of a split, named by their six-digit position in the source; volumes come back as ``.npy``."""
+    """The images of a split, named by their six-digit position in the source; volumes come back as ``.npy``.
+
+    So do pieces that may have padding, grey and colour images too: what an image lacks of a tile is coded, see
+    :func:`rest`.
+    """
     values, shape = split.source["values"], split.marked.shape[1:]
-    picture = len(shape) == 3 and shape[0] in (1, 3) and values <= 256 and limits is None
+    picture = len(shape) == 3 and shape[0] in (1, 3) and values <= 256 and limits is None and not split.padded
 
     def load(number: int) -> Integer[Tensor, "c *map"]:
         marked = split.marked[number]

@@ -157,9 +157,10 @@ def main(arguments: list[str]) -> None:
     if "/" in command.name or not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(command.run)
-    if command.single and not is_of_images(model):
+    if command.single and (not is_of_images(model) or (command.split and command.data.padding)):
         raise InputError(
-            "--single: a file of its own holds an image, sounds and volumes come in archives: leave it out"
+            "--single: a file of its own holds an image, sounds, volumes and pieces with padding come in archives: "
+            "leave it out"
         )
     label = given_label(model, command.label)
     condition = given_condition(model, command.condition)
