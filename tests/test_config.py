@@ -418,11 +418,6 @@ def test_views_of_axes_that_are_not_there_are_refused(data, augment, words):
     RunConfig(data=VOLUMES | {"resize": (9, 8, 8)}, augment={"flip": True, "flip_axes": ["depth", "width"]})
 
 
-def test_a_shift_would_fill_sounds_with_their_loudest_number():
-    with pytest.raises(ValueError, match=r"augment\.shift"):
-        RunConfig(data=SOUNDS, augment={"shift": 1})
-
-
 def test_maps_that_hold_as_much_as_what_lies_below_are_warned_about(train_stack, capsys):
     bits = ["--levels.0.map", "8", "8", "--levels.0.quantizer.codebook-size", "32"]  # 320 of 64 log2(17) = 262 bits
     train_stack.main(["--dry-run", *bits])

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import math
 import struct
 import zlib
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 from helpers import toy, trained, untrained
 
 from vqstack.code_model import parent_of
@@ -21,10 +24,12 @@ from vqstack.codec.layout import START
 from vqstack.codec.pictures import Entry, NumberFile, Pictures, pictures_of_split, rest
 from vqstack.commands import compress, decompress, reconstruct
 from vqstack.config import RunConfig
+from vqstack.errors import InputError
 from vqstack.evaluation import random_orders
-from vqstack.images import ImageSettings, load_splits
+from vqstack.images import AugmentSettings, ImageSettings, augment, load_splits, uniforms
 from vqstack.images.pieces import pieces
 from vqstack.images.volumes import as_npy
+from vqstack.phases import Run
 from vqstack.shapes import PADDING, filled
 
 RATE = 8000
@@ -51,9 +56,9 @@ def marked(pixels, *inside):
 
 REFINED = {"level": 1, "depth": 1, "dim": 8, "heads": 2, "groups": 3}
 SHAPES = [
-    ((1, 8), [(8,), (5,), (1,)]),
-    ((2, 4, 4), [(4, 4), (3, 4), (1, 2)]),
-    ((1, 4, 2, 4), [(4, 2, 4), (3, 1, 2), (1, 1, 1)]),
+    ((1, 8), [(8,), (5,), (0,)]),
+    ((2, 4, 4), [(4, 4), (3, 4), (0, 2)]),
+    ((1, 4, 2, 4), [(4, 2, 4), (3, 1, 2), (0, 0, 0)]),
 ]
 
 
@@ -212,6 +217,38 @@ def test_an_archive_of_a_split_holds_what_its_ledger_says(kind, folder, others, 
     assert found["ledger_bytes"] * 8 / found["numbers"] == pytest.approx(told["bits_per_dim"], rel=1e-3)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_archive_of_padded_images_is_as_long_as_their_ledger(channels, tmp_path):
+    """Grey and colour images of 8 bits cut into pieces, most of which end early: nothing beyond an end is coded."""
+    generator, sides = np.random.default_rng(2), {"train": (5, 7, 10), "test": (4, 10, 19)}
+    for split, lengths in sides.items():
+        (tmp_path / split).mkdir()
+        for rows, columns in itertools.product(lengths, repeat=2):
+            pixels = generator.integers(0, 256, (channels, rows, columns)).astype(np.uint8)
+            np.save(tmp_path / split / f"{rows}-{columns}.npy", pixels)
+    data = {"source": "volumefolder", "files": {name: str(tmp_path / name) for name in sides}, "validation": 0.3}
+    shape = {"size": (8, 8), "channels": channels, "values": 256, "padding": True}
+    config = toy(data | shape, (2, 2), window={"family": "product"})
+    run = tmp_path / "run"
+    trained(config, run)
+    (told, split) = json.loads((run / "ledger.json").read_text())["test"], load_splits(config.data, ["test"])["test"]
+    assert told["images"] == len(split) and (split.marked < 0).float().mean() > 0.2
+    given = [str(run), "--split", "test", "--report", str(tmp_path / "report.json"), "--out", str(tmp_path / "small")]
+    with pytest.raises(InputError, match="pieces with padding come in archives"):
+        compress.main([*given, "--single"])
+    compress.main(given)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["numbers"] == int((split.marked >= 0).sum()) and not found["raw_blocks"]
+    coded = sum(row["coded_bits"] for row in found["rows"].values())
+    assert coded == pytest.approx(told["bits"] * len(split), rel=5e-3)
+    assert 0 < found["bytes"] - coded / 8 < 1000  # names, shapes, checks
+    decompress.main([str(run), str(tmp_path / "small"), "--out", str(tmp_path / "back")])
+    for index, marked in zip(split.index.tolist(), split.marked, strict=True):
+        piece = np.load(tmp_path / "back" / f"{index:06d}.npy")
+        beyond = torch.nn.functional.pad(torch.from_numpy(piece), [0, 8 - piece.shape[2], 0, 8 - piece.shape[1]])
+        assert torch.equal(beyond, marked.clamp(min=0).to(torch.uint8)) and piece.size == int((marked >= 0).sum())
+
+
 def test_archives_from_before_the_rest_of_series_was_that_of_training_come_back(tmp_path, monkeypatch):
     """Beyond the end of series stood 0; so it is read where the header does not say otherwise."""
     codec = BlockCodec(untrained(tmp_path, (1, 16), [(4,)], values=300))
@@ -256,11 +293,43 @@ def test_a_random_order_leaves_out_what_is_not_there(others, tmp_path):
     assert random_orders(model, split)["level-1"].nats == pytest.approx(nats[0].mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("sites", "inside"), [((7,), (4,)), ((5, 4), (5, 2)), ((3, 4, 2), (2, 4, 1))], ids=str)
+def test_a_view_is_the_piece_mirrored_up_to_its_end_and_padding_around_it(sites, inside):
+    """Every one of these is met, and nothing else; only a number that is there is one that is scored."""
+    whole = torch.arange(2 * math.prod(inside), dtype=torch.int32).view(2, *inside) + 300
+    room = [n for more, here in zip(sites[::-1], inside[::-1], strict=True) for n in (1, more - here + 1)]
+    wanted = set[bytes]()
+    names = ImageSettings(source="volumefolder", files={"train": "x"}, size=sites).axis_names
+    for turned in itertools.product((False, True), repeat=len(sites)):
+        mirrored = whole.flip([axis for axis, flip in enumerate(turned, start=1) if flip])
+        around = torch.nn.functional.pad(mirrored, room, value=PADDING)
+        for start in itertools.product(range(3), repeat=len(sites)):
+            there = tuple(slice(first, first + count) for first, count in zip(start, sites, strict=True))
+            wanted.add(around[(slice(None), *there)].contiguous().numpy().tobytes())
+    around = torch.nn.functional.pad(whole, room, value=PADDING)
+    piece = around[(slice(None), *(slice(1, 1 + count) for count in sites))]
+    settings, count = AugmentSettings(shift=1, flip=True, flip_axes=names), 60 * len(wanted)
+    draws = uniforms(0, torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    views = augment(piece.expand(count, *piece.shape), draws, settings, sites, beyond=PADDING)
+    assert {view.numpy().tobytes() for view in views} == wanted
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("padding", [False, True])
+def test_a_shift_lets_in_rest_or_padding(padding, streaming, folder, tmp_path):
+    """Of sounds rest is silence, the middle value; 0 would be the loudest number."""
+    held = {"padding": padding, "streaming": streaming, "size": (5,)} | ({"workers": 0} if streaming else {})
+    config = toy(settings(folder, **held), (1,), augment={"shift": 4})
+    with closing(Run(config, tmp_path / "run", Accelerator(cpu=True))) as run:
+        pieces, beyond = run.splits["train"].stored, PADDING if padding else 2**15
+        (views,) = run.data.maps("train", run.config.train_levels[0], 0).batch(torch.arange(8), torch.zeros(8).long())
+    windows = torch.nn.functional.pad(pieces, (4, 4), value=beyond).unfold(2, 5, 1).flatten(0, 2)
+    assert (views == beyond).any() and (views == windows).all(2).any(1).all()
+
+
 def test_what_is_not_cut_and_what_draws_whole_pictures_is_refused():
     with pytest.raises(ValueError, match="padding: source digits is not cut"):
         RunConfig(data={"source": "digits", "padding": True})
     videos = {"source": "videofolder", "files": {"train": "x"}, "rate": 1, "size": (2, 8, 8), "padding": True}
     with pytest.raises(ValueError, match="a renderer draws whole pictures"):
         RunConfig(data=videos, levels=[{"map": (1, 2, 2)}], renderer={})
-    with pytest.raises(ValueError, match="augment.shift fills with value 0, which data.padding would score"):
-        RunConfig(data=videos, levels=[{"map": (1, 2, 2)}], augment={"shift": 1})

@@ -58,14 +58,19 @@ def value_dtype(size: int) -> torch.dtype:
     return torch.uint8 if size <= 256 else torch.int32
 
 
+def at_rest(size: int, axes: int) -> int:
+    """The one of V values that stands for nothing: the middle one of a signal of one axis, 0 of others."""
+    return size // 2 if axes == 1 else 0
+
+
 def filled(pixels: Tensor, size: int) -> Tensor:
-    """Pixels of V values with rest in place of padding: the middle value of a signal of one axis, 0 of others.
+    """Pixels of V values with rest in place of padding.
 
     Only pixels of int32 hold padding; others, and codes, are given back as they are.
     """
     if pixels.dtype != torch.int32:
         return pixels
-    return pixels.where(pixels >= 0, size // 2 if pixels.ndim == 3 else 0).to(value_dtype(size))
+    return pixels.where(pixels >= 0, at_rest(size, pixels.ndim - 2)).to(value_dtype(size))
 
 
 def of_pixels(values: Any, dtype: torch.dtype) -> dict[str, Any]:

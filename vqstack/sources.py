@@ -68,6 +68,7 @@ class PixelSource:
         seed: with the epoch and the number of the image it decides on the view.
         device: where batches go; None: where ``pixels`` are.
         given: of all images, what the module takes beside them: labels, floats.
+        beyond: the value of what a view has beyond the edge.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class PixelSource:
         seed: int = 0,
         device: torch.device | None = None,
         given: Sequence[Tensor] = (),
+        beyond: int = 0,
     ) -> None:
         self.pixels, self.size = pixels, size or tuple(pixels.shape[2:])
         self.augmentation, self.share, self.seed = augmentation or AugmentSettings(), share, seed
-        self.device, self.given = device or pixels.device, given
+        self.device, self.given, self.beyond = device or pixels.device, given, beyond
         self.ahead = ReadAhead(self._read)
 
     def __len__(self) -> int:
@@ -102,7 +104,7 @@ class PixelSource:
             pixels = center(pixels, self.size)
         else:
             draws = uniforms(self.seed, epochs, indices)
-            pixels = augment(pixels, draws, self.augmentation, self.size, self.share)
+            pixels = augment(pixels, draws, self.augmentation, self.size, self.share, self.beyond)
         return pixels, *rows(self.given, indices, self.device)
 
 
@@ -112,7 +114,7 @@ class StreamSource:
     Args:
         stream: of this process, in batches as large as those that are asked for.
         world: number of processes, among which the indices are dealt out in turn.
-        size, augmentation, share, seed, device: as for :class:`PixelSource`.
+        size, augmentation, share, seed, device, beyond: as for :class:`PixelSource`.
         reads: names of what the module takes beside the images: label, condition.
     """
 
@@ -126,9 +128,10 @@ class StreamSource:
         seed: int,
         device: torch.device,
         reads: Sequence[str],
+        beyond: int = 0,
     ) -> None:
         self.stream, self.world, self.size, self.device, self.reads = stream, world, size, device, reads
-        self.augmentation, self.share, self.seed = augmentation, share, seed
+        self.augmentation, self.share, self.seed, self.beyond = augmentation, share, seed, beyond
         self.next, self.left_out = -1, 0
         self._batches: Iterator[StreamBatch] = iter(())
 
@@ -146,7 +149,7 @@ class StreamSource:
         pixels = taken.pixels.to(self.device, non_blocking=True)
         if self.augmentation.active:
             draws = uniforms(self.seed, taken.epochs, taken.images)
-            pixels = augment(pixels, draws, self.augmentation, self.size, self.share)
+            pixels = augment(pixels, draws, self.augmentation, self.size, self.share, self.beyond)
         else:
             pixels = center(pixels, self.size)
         given = {"label": taken.labels, GIVEN: taken.condition}

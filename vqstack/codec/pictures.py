@@ -30,7 +30,7 @@ from vqstack.images import ImageSplit, bombs_refused, more_than_eight_bits, open
 from vqstack.images.volumes import ENDINGS, Container, Range, as_npy, is_volume
 from vqstack.images.volumes import lossless as whole_volume
 from vqstack.model import HierarchicalModel
-from vqstack.shapes import Pixels, cropped, filled, replicated, tiled, untiled
+from vqstack.shapes import Pixels, at_rest, cropped, filled, replicated, tiled, untiled
 
 Mode = Literal["L", "RGB", "PCM", "NUM"]
 MAX_PIXELS = 2**26
@@ -298,8 +298,8 @@ def rest(entry: Entry, values: int, middle: bool = True) -> int | None:
     None for images. ``middle`` is false for files from before it was so of series, which had 0.
     """
     if entry.file is not None:
-        return values // 2 if middle and len(entry.file.sites) == 1 else 0
-    return values // 2 if entry.mode == "PCM" else None
+        return at_rest(values, len(entry.file.sites)) if middle else 0
+    return at_rest(values, 1) if entry.mode == "PCM" else None
 
 
 def to_tiles(pixels: Integer[Tensor, "c *map"], tile: tuple[int, ...], fill: int | None = None) -> Pixels:

@@ -377,7 +377,10 @@ class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
     """Random changes of the training images, drawn anew each time an image is seen."""
 
     shift: int = Field(
-        default=0, ge=0, description="largest shift along each axis, pixels; beyond the edge lies value 0"
+        default=0,
+        ge=0,
+        description="largest shift along each axis, pixels; beyond the edge lies value 0, of sounds and series the "
+        "middle one, with data.padding what is not scored",
     )
     flip: bool = Field(
         default=False,
@@ -409,10 +412,6 @@ class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
             raise ValueError(f"augment.flip_axes: {other[0]} is no axis of these inputs: choose of {', '.join(names)}")
         if names == ("time",) and self.flip and not self.flip_axes:
             raise ValueError("augment.flip plays backwards here: leave it out, or set augment.flip_axes to time")
-        if self.shift and names == ("time",) and data.rate:
-            raise ValueError("augment.shift fills with value 0, the loudest number of a sound: leave it out")
-        if self.shift and data.padding:
-            raise ValueError("augment.shift fills with value 0, which data.padding would score: leave one of them out")
 
     @property
     def active(self) -> bool:

@@ -24,7 +24,7 @@ from vqstack.images.records import guarded, open_records, open_streams, shuffled
 from vqstack.images.settings import SPLITS, STREAM_LIMIT, ImageSettings, Size
 from vqstack.images.undecoded import Records, Streamed, check_labels
 from vqstack.images.views import center
-from vqstack.shapes import Floats, Labels, Pixels, by_axis, filled
+from vqstack.shapes import PADDING, Floats, Labels, Pixels, at_rest, by_axis, filled
 from vqstack.terminal import Progress
 from vqstack.threads import cores
 
@@ -80,6 +80,11 @@ class ImageSplit:
     def padded(self) -> bool:
         """Whether there may be padding."""
         return bool(self.source.get("padded"))
+
+    @property
+    def beyond(self) -> int:
+        """What a random view has beyond the edge: padding where there may be some, else rest."""
+        return PADDING if self.padded else at_rest(self.source["values"], len(self.size))
 
     @property
     def pixels(self) -> Pixels:

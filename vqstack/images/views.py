@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqstack.images.settings import AugmentSettings, Size
-from vqstack.shapes import Pixels
+from vqstack.shapes import PADDING, Pixels
 
 DRAWS = 10  # uniform numbers for each view
 FROM_END = {"width": -1, "height": -2, "depth": 0, "time": 0}  # places of axes by their names
@@ -41,12 +41,17 @@ def center(pixels: Pixels, size: Size) -> Integer[Tensor, "b c *size"]:
 
 
 def augment(
-    pixels: Pixels, draws: Float64[np.ndarray, "b draws"], settings: AugmentSettings, size: Size, share: float = 1.0
+    pixels: Pixels,
+    draws: Float64[np.ndarray, "b draws"],
+    settings: AugmentSettings,
+    size: Size,
+    share: float = 1.0,
+    beyond: int = 0,
 ) -> Integer[Tensor, "b c *size"]:
     """A view [b, c, *size] of each image: cropped, shifted and mirrored along each axis as ``settings`` says.
 
     ``draws`` comes from :func:`uniforms`. A share of the images is changed, the others are their centre. What lies
-    beyond the edge of the stored image has value 0.
+    beyond the edge of the stored image has the value ``beyond``. Padding, if that is it, follows what is mirrored, too.
     """
     batch, channels, *stored = pixels.shape
     changed = draws[:, 5] < share
@@ -60,11 +65,15 @@ def augment(
         first = torch.from_numpy(np.where(changed, start + shift, room // 2).astype(np.int64)).to(pixels.device)
         across = torch.arange(size[axis], device=pixels.device).expand(batch, -1)
         if axis in mirrored:
-            turned = changed & (draws[:, (4, 8, 9)[len(size) - 1 - axis]] < 0.5)
-            across = torch.where(torch.from_numpy(turned).to(pixels.device)[:, None], across.flip(1), across)
+            drawn = changed & (draws[:, (4, 8, 9)[len(size) - 1 - axis]] < 0.5)
+            turned = torch.from_numpy(drawn).to(pixels.device)
+            across = torch.where(turned[:, None], across.flip(1), across)
+            if beyond == PADDING:
+                lines = pixels[:, :1].movedim(axis + 2, 1).flatten(2).amax(2)
+                first = first - turned * (lines == PADDING).sum(1)
         places = first[:, None] + across  # [b, sites along the axis]
         there = (places >= 0) & (places < stored[axis])
         sites = (sites[:, :, None] * stored[axis] + places.clamp(0, stored[axis] - 1)[:, None]).flatten(1)
         inside = (inside[:, :, None] & there[:, None]).flatten(1)
-    moved = pixels.flatten(2).gather(2, sites[:, None].expand(-1, channels, -1)) * inside[:, None]
-    return moved.view(batch, channels, *size)
+    moved = pixels.flatten(2).gather(2, sites[:, None].expand(-1, channels, -1))
+    return moved.where(inside[:, None], beyond).view(batch, channels, *size)

@@ -105,8 +105,8 @@ class RunData:
     def _images(
         self, split: str, augmentation: AugmentSettings, share: float, seed: int, given: Sequence[Tensor] = ()
     ) -> PixelSource:
-        size, device = self.splits[split].size, self.accelerator.device
-        return PixelSource(self.stored[split], size, augmentation, share, seed, device, given)
+        whole, device = self.splits[split], self.accelerator.device
+        return PixelSource(self.stored[split], whole.size, augmentation, share, seed, device, given, whole.beyond)
 
     def _stream(self, fit: FitSettings, augmentation: AugmentSettings, seed: int, reads: Sequence[str]) -> StreamSource:
         """Training images that are read as they are needed; what is kept of train serves for scoring alone."""
@@ -116,9 +116,8 @@ class RunData:
             self.config.data, shape, train.num_classes, batch, seed, rank, world, train.condition_shape
         )
         reads = [name for name in reads if name != "label" or train.labels is not None]
-        return StreamSource(
-            stream, world, train.size, augmentation, fit.augmented, seed, self.accelerator.device, reads
-        )
+        changes = augmentation, fit.augmented, seed
+        return StreamSource(stream, world, train.size, *changes, self.accelerator.device, reads, train.beyond)
 
     def _stored_codes(self, split: str, level: int, augmentation: AugmentSettings, share: float) -> NDArray[Any]:
         """Codes [views, n, *map] of a split, encoded once, by all processes together, and kept under ``codes/``."""
