@@ -37,7 +37,7 @@ demo: $(STAMP)  ## train on scikit-learn's handwritten digits, then draw 100 sam
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest -n auto --dist loadfile
 
-slow: $(STAMP)  ## run the tests that take minutes: every kind of model exported, Ray, the script for a GPU
+slow: $(STAMP)  ## run the tests that take minutes: every kind of model exported, Ray, Spark, the script for a GPU
 	@$(BIN)/python -m pytest -m slow
 
 # One part: make torture PART=kills (writes, cuts, damage, mutants, memory). FORM=--short takes five minutes, writes nothing.

@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from helpers import refused
+from helpers import refused, untrained
 from pydantic import BaseModel, Field
 
-from vqstack.codes import MapCache
-from vqstack.config import RunConfig, parse, read_yaml
+from vqstack import library
+from vqstack.codes import CodeDataset, MapCache
+from vqstack.config import RunConfig, parse, read_recipe, read_yaml
 from vqstack.disk import append, make_folder, on_main, remove, told_apart, write_atomically
 from vqstack.errors import CommandError, InputError
-from vqstack.images import ImageSettings, is_image, load_splits
+from vqstack.images import ImageSettings, is_image, load_images, load_splits
 from vqstack.images.cache import Rows
+from vqstack.paths import path_of
 from vqstack.pretrained import find_artefact
 from vqstack.reading import reading
+from vqstack.recipes import find_recipe
 
 
 class Command(BaseModel):
@@ -51,6 +54,30 @@ def test_paths_are_filled_in_on_the_command_line_and_in_yaml(tmp_path, monkeypat
     config = read_yaml(tmp_path / "a.yaml", RunConfig)
     assert (config.levels_from, config.data.files["train"]) == (tmp_path / "run", str(tmp_path / "data" / "a.npy"))
     refused(lambda: parse(Command, ["--out", "$NOWHERE/out"], prog="x"), "NOWHERE is not set")
+
+
+def test_addresses_are_refused_where_folders_are_meant(tmp_path, monkeypatch):
+    """Of one a Path keeps a single slash, and a folder ``s3:`` would be made; one that is there is a folder."""
+    monkeypatch.chdir(tmp_path)
+    address = "s3://bucket/some.thing"
+    array = ImageSettings(source="array", files={"train": address})
+    for call in (
+        lambda: parse(Command, ["--out", address], prog="x"),
+        lambda: parse(Command, ["--out", "x", "--images", address], prog="x"),
+        lambda: read_recipe(find_recipe(address)),
+        lambda: CodeDataset(address),
+        lambda: CodeDataset(Path(address)),
+        lambda: find_artefact(Path(address)),
+        lambda: make_folder(Path(address)),
+        lambda: load_images([Path(address)], ImageSettings()),
+        lambda: load_splits(array, ["train"]),
+        lambda: library.train("digits", out=address),
+        lambda: untrained(address, (1, 8, 8), [(2, 2)]),
+    ):
+        refused(call, f"{address}: an address", "copy it here first")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "s3:").mkdir()
+    assert path_of(address) == Path(address)
 
 
 @pytest.mark.parametrize("source", ["parquet", "webdataset", "imagefolder", "array"])

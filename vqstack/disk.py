@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from vqstack.errors import CommandError, InputError, WriteError
+from vqstack.paths import check_local
 from vqstack.reading import opened, plain_file
 
 Result = TypeVar("Result")
@@ -76,7 +77,11 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, and force their names to the disk, or WriteError."""
+    """Make a folder and those above it that are missing, and force their names to the disk, or WriteError.
+
+    InputError for an address, of which a folder ``s3:`` would be made.
+    """
+    check_local(path)
     with writing(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)

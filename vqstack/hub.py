@@ -17,6 +17,7 @@ from huggingface_hub.errors import BadRequestError, HfHubHTTPError, HFValidation
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from vqstack.errors import InputError, WriteError, in_one_line
+from vqstack.paths import check_local
 
 Kind = Literal["model", "dataset"]
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?")
@@ -72,8 +73,9 @@ def fetched(place: Path | str, kind: Kind, files: Sequence[str], wanted: str, **
         options: of ``huggingface_hub.snapshot_download``.
 
     Raises:
-        InputError: there is no such folder, and the hub does not give it.
+        InputError: there is no such folder, and the hub does not give it; or it is an address.
     """
+    check_local(place)
     name = parsed(place)
     if name is None:
         return Path(place)

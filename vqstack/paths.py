@@ -15,6 +15,17 @@ def remote(path: str) -> bool:
     return "://" in path and not _split(path)[0]
 
 
+def check_local(path: Path | str) -> None:
+    """InputError for an address where a file or a folder of this machine is wanted; a Path has lost a slash of it."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path))
+    if found and not _split(str(path))[0]:
+        raise InputError(
+            f"{found[1]}://{str(path)[found.end() :]}: an address, where a file or folder of this machine is wanted: "
+            "copy it here first (`aws s3 sync`, or get of fsspec), or give OWNER/NAME of what lies on the hub; only "
+            "vqstack encode writes to addresses"
+        )
+
+
 def expanded(path: str) -> str:
     """``~`` and ``$NAME`` filled in, but not in that part of the path which exists as it stands, nor in addresses.
 
@@ -32,7 +43,8 @@ def expanded(path: str) -> str:
 
 
 def path_of(path: Path | str) -> Path:
-    """A path with what :func:`expanded` fills in; InputError where a name is not set."""
+    """A path with what :func:`expanded` fills in; InputError where a name is not set, and for addresses."""
+    check_local(path)
     try:
         return Path(expanded(str(path)))
     except ValueError as error:

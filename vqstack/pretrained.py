@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vqstack.disk import digest, make_folder, write_atomically
 from vqstack.errors import InputError, explain
 from vqstack.hub import fetched
+from vqstack.paths import check_local
 from vqstack.reading import opened, plain_file, read_json, reading
 from vqstack.registry import Unregistered
 
@@ -254,7 +255,10 @@ class Pretrained(ModelHubMixin, library_name="vqstack", license=LICENCE, tags=["
                 write_atomically(path, partial(Path.write_bytes, data=content))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """The artefact in a folder, which ``push_to_hub=True`` also uploads; InputError where a part was exchanged."""
+        """The artefact in a folder, which ``push_to_hub=True`` also uploads; InputError where a part was exchanged, and
+        for an address.
+        """
+        check_local(save_directory)
         self.check_parts()  # before the mixin makes the folder
         return super().save_pretrained(save_directory, **options)
 

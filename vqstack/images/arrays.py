@@ -12,6 +12,7 @@ from vqstack.images.given import find_given
 from vqstack.images.labels import Stored
 from vqstack.images.settings import SOURCES, SPLITS, ImageSettings, Split
 from vqstack.images.undecoded import Records
+from vqstack.paths import check_local
 from vqstack.reading import plain_file
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def _open_file(path: str, settings: ImageSettings) -> Opened:
     """
     columns = ((settings.image_column, IMAGES), (settings.label_column, LABELS))
     image_keys, label_keys = (usual if named is None else (named,) for named, usual in columns)
+    check_local(path)
     try:
         content = np.load(plain_file(path), mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):

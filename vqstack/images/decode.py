@@ -29,6 +29,7 @@ from vqstack.images.pieces import CUTS, cut_of, stored
 from vqstack.images.settings import ImageSettings
 from vqstack.images.sounds import begins_as_sound
 from vqstack.images.views import center
+from vqstack.paths import check_local
 from vqstack.shapes import Pixels, filled
 
 CHUNK = 32  # images a thread decodes at a time: taking them one by one costs as much as decoding small ones
@@ -49,7 +50,7 @@ def decode(record: Any, settings: ImageSettings) -> Integer[np.ndarray, "c *map"
             )
         if not settings.pictures:
             return record.astype(np.uint8 if settings.values <= 256 else np.int32)
-        pixels = channels_first(_fitted(Image.fromarray(record), settings))
+        pixels = channels_first(_fitted(Image.fromarray(record.astype(np.uint8)), settings))
         return np.minimum(pixels, settings.values - 1)  # resizing overshoots at edges
     if isinstance(record, Image.Image):
         return to_values(channels_first(_fitted(upright(record), settings)), settings.values)
@@ -119,6 +120,7 @@ def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     native = settings.model_copy(update={"resize": None} | ({} if cut else {"size": None}))
     images: list[Tensor] = []
     for name in map(str, paths):
+        check_local(name)
         first = images[0].shape[1:] if images and settings.size is None else None
         (image,) = decode_all([name], [name], native, first)
         if settings.size is not None and not isinstance(image, str) and image.shape[1:] != settings.size:
