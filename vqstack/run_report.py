@@ -68,7 +68,6 @@ def report(
     """
     splits, names = read_json(folder / "ledger.json", LARGEST), list(phases)
     model = str(folder / "model")
-    label = f" --label {shlex.quote(class_names[0])}" if class_names else ""
     return PAGE.substitute(
         name=_text(folder.absolute().name),
         ledger=_ledger_table(splits),
@@ -80,9 +79,16 @@ def report(
             f"import vqstack\n\nmodel = vqstack.load({model!r})\nimages = model.sample(16, seed=1).pixels\n"
             "codes = model.encode(images)  # [z_1, …, z_L]"
         ),
-        shell=_text(f"vqstack generate {shlex.quote(str(folder))} --num 16{label} --out samples"),
+        shell=_text(first_command(folder, class_names, "renderer" in phases)),
         settings=_text(settings),
     )
+
+
+def first_command(folder: Path, class_names: Sequence[str], renderer: bool) -> str:
+    """What draws images with the model of a run, of its first class, by the decoder that is made to look well."""
+    label = f" --label {shlex.quote(class_names[0])}" if class_names else ""
+    decoder = " --decoder renderer" if renderer else ""
+    return f"vqstack generate {shlex.quote(str(folder))} --num 16{label}{decoder} --out samples"
 
 
 def _text(text: object) -> str:

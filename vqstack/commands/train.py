@@ -4,7 +4,6 @@ Without arguments it trains the digits recipe. Run the same command again to go 
 ``accelerate launch -m vqstack train …``.
 """
 
-import shlex
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from vqstack.phases import Run, check_processes, sharding_for
 from vqstack.recipes import find_recipe
 from vqstack.report import describe
 from vqstack.reuse import check_sources
-from vqstack.run_report import REPORT
+from vqstack.run_report import REPORT, first_command
 from vqstack.terminal import lines, warn
 
 EVALUATIONS = 4  # of a phase at most, where --steps makes it short: each takes time, and draws a picture
@@ -102,12 +101,11 @@ def shortened(config: RunConfig, steps: int) -> RunConfig:
 
 def farewell(folder: Path, model: HierarchicalModel) -> str:
     """Where the model is, and what to do with it first."""
-    names = model.settings.class_names
-    label = f" --label {shlex.quote(names[0])}" if names and model.classes else ""
+    names = model.settings.class_names if model.classes else ()
     report = f"{folder / REPORT}: the ledger, curves, pictures, and how to use the model\n"
     return (
         f"\n{folder / 'model'}: the model\n{report if (folder / REPORT).exists() else ''}"
-        f"next: vqstack generate {shlex.quote(str(folder))} --num 16{label} --out samples"
+        f"next: {first_command(folder, names, model.renderer is not None)}"
     )
 
 
