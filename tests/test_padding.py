@@ -25,11 +25,14 @@ from vqstack.codec.pictures import Entry, NumberFile, Pictures, pictures_of_spli
 from vqstack.commands import compress, decompress, reconstruct
 from vqstack.config import RunConfig
 from vqstack.errors import InputError
-from vqstack.evaluation import random_orders
+from vqstack.evaluation import leaks, random_orders
 from vqstack.images import AugmentSettings, ImageSettings, augment, load_splits, uniforms
 from vqstack.images.pieces import pieces
 from vqstack.images.volumes import as_npy
+from vqstack.likelihood import noise
+from vqstack.model_settings import SamplingSettings
 from vqstack.phases import Run
+from vqstack.quality import draw_samples, likenesses
 from vqstack.shapes import PADDING, filled
 
 RATE = 8000
@@ -325,6 +328,24 @@ def test_a_shift_lets_in_rest_or_padding(padding, streaming, folder, tmp_path):
         (views,) = run.data.maps("train", run.config.train_levels[0], 0).batch(torch.arange(8), torch.zeros(8).long())
     windows = torch.nn.functional.pad(pieces, (4, 4), value=beyond).unfold(2, 5, 1).flatten(0, 2)
     assert (views == beyond).any() and (views == windows).all(2).any(1).all()
+
+
+def test_what_is_compared_with_pieces_ends_where_they_do(folder, tmp_path):
+    """Samples, leaks and pictures of codes: beyond an end both sides have rest, and PSNR is of what is there."""
+    split = load_splits(ImageSettings(**settings(folder, values=1024)), ["test"])["test"]
+    model, count = untrained(tmp_path, (1, 64), [(16,)], values=1024), len(split)
+    samples, _ = draw_samples(model, count + 3, 0, SamplingSettings(), 8, split)
+    whole, _ = draw_samples(model, count + 3, 0, SamplingSettings(), 8)
+    ends = torch.cat([split.marked, split.marked[:3]])
+    assert torch.equal(samples, whole.where(ends >= 0, 512)) and not torch.equal(samples, whole)
+    codes = model.encode(split.marked)[0]
+    drawn = model.conditional(1, codes).sample(noise(0, range(count), 0, 64)).where(split.marked >= 0, 512)
+    same = model.encode(drawn)[0] == codes
+    leak = leaks(model, split.marked, None, batch_size=5)[1]
+    assert (leak.sites, leak.maps) == (int(same.sum()), int(same.all(1).sum()))
+    error = (model.decode(codes, 1) - split.pixels)[split.marked >= 0].double().square().mean()
+    found = likenesses(model, split, batch_size=5).ways["level-1"]
+    assert found.psnr == pytest.approx(10 * math.log10(1023**2 / error), rel=1e-5)
 
 
 def test_what_is_not_cut_and_what_draws_whole_pictures_is_refused():

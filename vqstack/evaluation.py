@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vqstack.images import ImageSplit
 from vqstack.ledger import Ledger, Row
-from vqstack.likelihood import noise
+from vqstack.likelihood import Clamped, Known, noise
 from vqstack.model import HierarchicalModel
 from vqstack.quantizer import Usage, usage
-from vqstack.shapes import Floats, Labels, Nats, Pixels, finest
+from vqstack.shapes import Floats, Labels, Nats, Pixels, filled, finest
 from vqstack.terminal import Progress
 
 
@@ -41,6 +41,12 @@ def labels_and_condition(
     labels = None if split.labels is None else split.labels[indices]
     condition = None if split.condition is None else split.condition[indices]
     return model.labels_read(labels), model.condition_read(condition)
+
+
+def known_ends(model: HierarchicalModel, pixels: Pixels) -> dict[int, Known]:
+    """What is known of images that end where these do: rest where these have padding. Empty where none has."""
+    beyond = pixels < 0
+    return {0: Known(filled(pixels, model.stack.values), beyond)} if beyond.any() else {}
 
 
 @torch.no_grad()
@@ -195,7 +201,7 @@ def leaks(
 
     Args:
         model: in eval mode.
-        pixels, labels, condition: the images.
+        pixels, labels, condition: the images; draws end where they do.
         batch_size: images at a time; does not change the result but at a tie.
         seed: of the draws, which follow the likelihood whatever the model's sampling settings.
     """
@@ -204,8 +210,10 @@ def leaks(
     for batch in Progress(torch.arange(len(pixels)).split(batch_size), desc="leaks", leave=False, disable=None):
         labelled = None if labels is None else model.labels_read(labels[batch])
         given = None if condition is None else model.condition_read(condition[batch])
+        known = known_ends(model, pixels[batch])
         for number, codes in enumerate(model.encode(pixels[batch].to(model.device)), start=1):
             below = model.conditional(number, codes, labelled, condition=given)
+            below = Clamped(below, known[0]) if number == 1 and known else below
             drawn = below.sample(noise(seed, batch.tolist(), number - 1, below.sites))
             back = (model.stack.level(number).encode(drawn) == codes).flatten(1)
             sites[number] += int(back.sum())

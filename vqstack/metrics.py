@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from vqstack.errors import InputError
@@ -112,10 +112,10 @@ class FidelityMeter:
         self._ssim = StructuralSimilarityIndexMeasure(data_range=values - 1.0)
         self._windowed = True
 
-    def add(self, pixels: Pixels, originals: Pixels) -> None:
-        """Count one batch."""
+    def add(self, pixels: Pixels, originals: Pixels, inside: Bool[Tensor, "b c *map"] | None = None) -> None:
+        """Count one batch, for PSNR those numbers alone that are ``inside``."""
         a, b = pixels.cpu().float(), originals.cpu().float()
-        self._psnr.update(a, b)
+        self._psnr.update(*((a, b) if inside is None or inside.all() else (a[inside], b[inside])))
         self._windowed = min(a.shape[-2:]) > 5  # the window's half, which is reflected at the edges
         if self._windowed:
             self._ssim.update(a, b)

@@ -4,18 +4,20 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from vqstack.errors import InputError
-from vqstack.evaluation import labels_and_condition
+from vqstack.evaluation import known_ends, labels_and_condition
 from vqstack.features import Extractor, Ruler
 from vqstack.images import ImageSplit
+from vqstack.likelihood import Known
 from vqstack.metrics import Features, FidelityMeter, frechet_distance, precision_recall
 from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.renderer import pictures_of
-from vqstack.shapes import Labels, Nats, Pixels
+from vqstack.shapes import Labels, Nats, Pixels, ended, filled
 from vqstack.terminal import Progress
 
 PICTURED = 1000  # images whose codes are made into pictures, at most
@@ -104,15 +106,18 @@ def draw_samples(
     """Samples number 0 … num - 1 of a seed, on the CPU, and their classes, drawn from P(label) where there are any.
 
     Their pixels come from the likelihood or from the renderer, their codes from the likelihood. A model that is given
-    floats is given those of the split's images, from the first one on.
+    floats is given those of the split's images, from the first one on; samples end where these do, if there is padding.
     """
     samples = []
     for first in Progress(range(0, num, batch_size), desc=f"samples of seed {seed}", leave=False, disable=None):
         count = min(batch_size, num - first)
-        condition = None
+        condition, known = None, dict[int, Known]()
         if split is not None:
-            _, condition = labels_and_condition(model, split, torch.arange(first, first + count) % len(split))
-        samples.append(model.sample(count, None, condition, seed=seed, sampling=sampling, first=first, decoder=decoder))
+            beside = torch.arange(first, first + count) % len(split)
+            _, condition = labels_and_condition(model, split, beside)
+            known = known_ends(model, split.marked[beside])
+        how: dict[str, Any] = {"seed": seed, "sampling": sampling, "first": first, "known": known, "decoder": decoder}
+        samples.append(model.sample(count, None, condition, **how))
     labels = [sample.labels.cpu() for sample in samples if sample.labels is not None]
     return torch.cat([sample.pixels.cpu() for sample in samples]), torch.cat(labels) if labels else None
 
@@ -202,11 +207,14 @@ class Likenesses:
 
 @torch.no_grad()
 def decoded(model: HierarchicalModel, pixels: Pixels) -> dict[str, Pixels]:
-    """Pictures of the codes of images, on the CPU: the mean from each level, and what the renderer draws, if any."""
+    """Pictures of the codes of images, on the CPU: the mean from each level, and what the renderer draws, if any.
+
+    They end where the images do, if these have padding.
+    """
     codes = model.encode(pixels.to(model.device))
     found: dict[str, Pixels] = {}
     for number, z in enumerate(codes, start=1):
-        found[f"level-{number}"] = model.decode(z, number).cpu()
+        found[f"level-{number}"] = ended(model.decode(z, number).cpu(), pixels, model.stack.values)
         if model.renderer is not None:
             found[f"level-{number} renderer"] = model.decode(z, number, decoder="renderer").cpu()
     return found
@@ -219,8 +227,9 @@ class LikenessMeter:
         self.values, self.ruler, self.fidelity = values, ruler, FidelityMeter(values)
         self.rows, self.distances = list[Features](), list[Nats]()
 
-    def add(self, found: Pixels, wanted: Pixels) -> None:
-        self.fidelity.add(found, wanted)
+    def add(self, found: Pixels, marked: Pixels) -> None:
+        wanted = filled(marked, self.values)
+        self.fidelity.add(found, wanted, marked >= 0)
         if self.ruler is None:
             return
         self.rows.append(self.ruler.rows(found))
@@ -250,12 +259,12 @@ def likenesses(
     count = min(len(split), PICTURED)
     meters: dict[str, LikenessMeter] = {}
     for indices in Progress(torch.arange(count).split(batch_size), desc="reconstruct", leave=False, disable=None):
-        wanted = split.pixels[indices]
+        wanted = split.marked[indices]
         found = decoded(model, wanted)
         if ruler is not None:
             codes = model.stack.encode(wanted.to(model.device), 1)[0]
-            about = labels_and_condition(model, split, indices)
-            drawn = model.vary(codes, 1, *about, sampling=SamplingSettings(), first=int(indices[0]))
+            about, known = labels_and_condition(model, split, indices), known_ends(model, wanted)
+            drawn = model.vary(codes, 1, *about, sampling=SamplingSettings(), first=int(indices[0]), known=known)
             found["level-1 sample"] = drawn.pixels
         for name, pictures in found.items():
             meter = meters.setdefault(name, LikenessMeter(model.stack.values, ruler))

@@ -70,7 +70,12 @@ def filled(pixels: Tensor, size: int) -> Tensor:
     """
     if pixels.dtype != torch.int32:
         return pixels
-    return pixels.where(pixels >= 0, at_rest(size, pixels.ndim - 2)).to(value_dtype(size))
+    return ended(pixels, pixels, size).to(value_dtype(size))
+
+
+def ended(pixels: Tensor, marked: Tensor, size: int) -> Tensor:
+    """Pixels of V values with rest wherever ``marked``, of as many sites, has padding."""
+    return pixels.where(marked >= 0, at_rest(size, pixels.ndim - 2))
 
 
 def of_pixels(values: Any, dtype: torch.dtype) -> dict[str, Any]:

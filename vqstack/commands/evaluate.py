@@ -249,15 +249,16 @@ def main(arguments: list[str]) -> None:
     orders = random_orders(model, split, command.batch_size)
     pictures = likenesses(model, split, by, command.batch_size)
     first = split.part(slice(below))
-    leaked = leaks(model, first.pixels, first.labels, first.condition, command.batch_size) if below else {}
+    leaked = leaks(model, split.marked[:below], first.labels, first.condition, command.batch_size) if below else {}
     quality = compare_samples(command, output, model, split, count, by) if by else None
 
     ledgers = plot_ledgers({name: score.ledger for name, score in scores.items()})
     usage = plot_usage(scores["feed-forward"].counts)
     output.write("ledger.png", saved(partial(ledgers.savefig, dpi=150)))
     output.write("usage.png", saved(partial(usage.savefig, dpi=150)))
-    pixels = split.pixels[:SHOWN]
-    strip = reconstruction_strip(pixels, decoded(model, pixels), model.stack.values, model.settings.sound)
+    strip = reconstruction_strip(
+        split.pixels[:SHOWN], decoded(model, split.marked[:SHOWN]), model.stack.values, model.settings.sound
+    )
     output.write("reconstructions.png", saved(partial(strip.save, format="PNG")))
     results = {
         "split": command.split,
