@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
@@ -154,14 +156,14 @@ def without_dropout(tmp_path_factory, request):
     return given, folder / "run"
 
 
-def assert_same_training(one, other):
+def assert_same_training(one, other, phases=("level-1", "level-2", "prior", "renderer")):
     """Up to rounding: weights, ledger, and what the metrics say, usage of the codes included."""
     weights, others = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
     assert_near(weights, others)
     rows = [json.loads((folder / "ledger.json").read_text())["test"]["rows"] for folder in (one, other)]
     for alone, shared in zip(*rows, strict=True):
         assert shared["nats"] == pytest.approx(alone["nats"], rel=1e-5)
-    for phase in ("level-1", "level-2", "prior", "renderer"):
+    for phase in phases:
         logs = [(folder / "phases" / phase / "metrics.jsonl").read_text().splitlines() for folder in (one, other)]
         for alone, shared in zip(*(map(json.loads, lines) for lines in logs), strict=True):
             assert shared == pytest.approx(alone, rel=1e-4, abs=1e-5)
@@ -176,6 +178,37 @@ def test_training_is_that_of_one_process_whatever_the_number_amid_an_epoch(witho
     for processes, stop_after in ((1, "level-1 4"), (3, "prior 1"), (2, "renderer 3"), (3, "")):
         together(*given, tmp_path / "run", processes=processes, stop_after=stop_after)
     assert_same_training(one, tmp_path / "run")
+
+
+PADDED = """
+data: {source: parquet, files: {train: SERIES}, size: [16], values: 300, padding: true, validation: 0.3, test: 0.3}
+augment: {shift: 3, flip: true, flip_axes: [time]}
+levels:
+  - {map: [4], width: 8, encoder_blocks: 1, decoder_blocks: 1, dropout: 0, decoder: {family: product},
+     quantizer: {codebook_size: 4, dim: 4}}
+train_levels: [{steps: 4, batch_size: 6, warmup: 1, evaluate_every: 2}]
+prior: {depth: 1, dim: 8, heads: 2, dropout: 0}
+train_prior: {steps: 2, batch_size: 6, warmup: 1, evaluate_every: 2}
+refiners: [{level: 1, family: autoregressive, groups: 2, depth: 1, dim: 8, heads: 2, dropout: 0}]
+train_refiners: [{steps: 3, batch_size: 6, warmup: 1, evaluate_every: 3}]
+sample_grid: 2
+"""
+
+
+def test_two_processes_score_and_train_on_padding_as_one_does(tmp_path):
+    """Each has pieces of other lengths: sums over what is there are those of one process, dims of the ledger, too."""
+    generator = np.random.default_rng(0)
+    rows = [generator.integers(0, 300, 3 + 5 * number).tolist() for number in range(14)]
+    pq.write_table(pa.table({"values": rows}), tmp_path / "rows.parquet")
+    (tmp_path / "padded.yaml").write_text(PADDED.replace("SERIES", str(tmp_path / "rows.parquet")), "utf-8")
+    for processes in (1, 2):
+        given = "--config", tmp_path / "padded.yaml", "--out", tmp_path / str(processes)
+        together(tmp_path, "vqstack.commands.train", *given, processes=processes)
+    assert_same_training(tmp_path / "1", tmp_path / "2", ("level-1", "refiner-1", "prior"))
+    one, two = (json.loads((tmp_path / name / "ledger.json").read_text()) for name in "12")
+    for split, told in one.items():
+        dims = {row["row"]: row["dims"] for row in told["rows"]}
+        assert dims == {row["row"]: row["dims"] for row in two[split]["rows"]} and 1 < dims["level-1"] < 16
 
 
 def test_two_processes_refuse_other_images(trained, tmp_path):
