@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -29,7 +30,8 @@ from vector_quantize_pytorch import VectorQuantize
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 from vqstack.allocator import keep_freed_memory
-from vqstack.code_model import CodeModelSettings, build_code_model
+from vqstack.code_model import CodeModel, CodeModelSettings, build_code_model
+from vqstack.conditions import GIVEN, ConditionSettings
 from vqstack.fit import Fit, FitSettings, optimizer_for
 from vqstack.level import Level, LevelSettings, NetworkSettings
 from vqstack.likelihood import noise
@@ -38,7 +40,8 @@ from vqstack.model_settings import ModelSettings
 from vqstack.nets import StagedDown, StagedUp
 from vqstack.quantizer import QuantizerSettings, build_quantizer
 from vqstack.renderer import RendererSettings
-from vqstack.sources import PixelSource
+from vqstack.shapes import PADDING
+from vqstack.sources import CodeSource, PixelSource
 from vqstack.stack import Stack, StackSettings
 from vqstack.window import DecoderSettings, WindowNetwork
 
@@ -130,6 +133,7 @@ class Kind:
     family: str
     batch: int
     quantizer: dict[str, Any]
+    padded: bool = False  # each ends somewhere, as with data.padding
 
 
 PLAIN = {"codebook_size": 512, "dim": 64}
@@ -139,6 +143,8 @@ KINDS = (
     Kind("images, 4 residual codes", SHAPE, VALUES, (8, 8), "window", 16, {**PLAIN, "kind": "residual", "codes": 4}),
     Kind("sounds of 16 bits, window", (1, 1024), 65_536, (256,), "window", 16, PLAIN),
     Kind("series of 10 bits, window", (1, 256), 1024, (32,), "window", 32, PLAIN),
+    Kind("series of 10 bits with padding, window", (1, 256), 1024, (32,), "window", 32, PLAIN, padded=True),
+    Kind("images of 8 channels, window", (8, 32, 32), VALUES, (8, 8), "window", 16, PLAIN),
     Kind("volumes of 12 bits, window", (1, 16, 16, 16), 4096, (4, 4, 4), "window", 4, PLAIN),
     Kind("videos of 8 frames of 32x32, window", (1, 8, 32, 32), VALUES, (2, 4, 4), "window", 4, PLAIN),
 )
@@ -160,18 +166,24 @@ def make_pixels(count: int, device: torch.device) -> Tensor:
     return F.interpolate(small, SHAPE[1:], mode="bicubic").mul(48).add(128).clamp(0, 255).to(torch.uint8).to(device)
 
 
-def bare_training(level: Level, pixels: Tensor, settings: FitSettings) -> Iterator[None]:
-    """The loop that one would write by hand for a level; every turn is a step."""
-    level.train()
-    optimizer = optimizer_for(level, settings, pixels.device)
-    weights: list[Tensor] = list(level.parameters())
+def bare_loss(level: Level, batch: Tensor) -> Tensor:
+    """What a level is trained by, of its parts."""
+    quantized = level.quantizer(level.encoder(level.features(batch)))
+    distribution = level.distribution(quantized.vectors, quantized.codes)
+    return -distribution.unchecked_log_prob(batch).mean() / distribution.sites + quantized.loss
+
+
+def bare_training(
+    module: nn.Module, pixels: Tensor, settings: FitSettings, loss_of: Callable[..., Tensor] = bare_loss, *given: Tensor
+) -> Iterator[None]:
+    """The loop that one would write by hand for a level, or a code model with what it is given; a turn is a step."""
+    module.train()
+    optimizer = optimizer_for(module, settings, pixels.device)
+    weights: list[Tensor] = list(module.parameters())
     average = [p.detach().clone() for p in weights]
     while True:
         for indices in torch.randperm(len(pixels), device=pixels.device).split(settings.batch_size):
-            batch = pixels[indices]
-            quantized = level.quantizer(level.encoder(level.features(batch)))
-            distribution = level.distribution(quantized.vectors, quantized.codes)
-            loss = -distribution.unchecked_log_prob(batch).mean() / distribution.sites + quantized.loss
+            loss = loss_of(module, pixels[indices], *(each[indices] for each in given))
             loss.backward()
             nn.utils.clip_grad_norm_(weights, settings.clip)
             optimizer.step()
@@ -193,8 +205,13 @@ def make_inputs(kind: Kind, count: int, device: torch.device) -> Tensor:
     """Smooth random numbers of a kind."""
     if kind.shape == SHAPE:
         return make_pixels(count, device)
-    walk = torch.randn(count, *kind.shape, generator=torch.Generator().manual_seed(0)).cumsum(-1)
-    return (walk * kind.values / 64 + kind.values / 2).clamp(0, kind.values - 1).int().to(device)
+    generator = torch.Generator().manual_seed(0)
+    walk = torch.randn(count, *kind.shape, generator=generator).cumsum(-1)
+    found = (walk * kind.values / 64 + kind.values / 2).clamp(0, kind.values - 1).int()
+    if kind.padded:
+        ends = torch.randint(1, kind.shape[-1] + 1, (count, *[1] * len(kind.shape)), generator=generator)
+        found = found.where(torch.arange(kind.shape[-1]) < ends, PADDING)
+    return found.to(device)
 
 
 def several(times: int, call: Callable[[], object]) -> None:
@@ -451,6 +468,37 @@ def prior(device: torch.device) -> Iterator[Comparison]:
     yield Comparison(f"{size} / bare loop", ours, lambda: bare_generate(weights), "time", None, BATCH)
 
 
+def conditions(device: torch.device) -> Iterator[Comparison]:
+    """Training of a prior that attends to a sequence of vectors, through the toolkit's loop and through a bare one."""
+    steps, settings = 2, FitSettings(steps=100_000, batch_size=BATCH)
+    torch.manual_seed(0)
+    codes, vectors = torch.randint(CODES, (256, 8, 8)), torch.randn(256, 16, 64, device=device)
+    source = CodeSource(codes[None].numpy().astype(np.uint16), device, [vectors])
+
+    def made() -> CodeModel:
+        torch.manual_seed(0)
+        about = ConditionSettings(name="vectors", shape=(16, 64), kind="attention")
+        return build_code_model(CodeModelSettings(depth=DEPTH, dim=DIM, heads=HEADS), (8, 8), CODES, given=about).to(
+            device
+        )
+
+    def loss_of(model: CodeModel, batch: Tensor, told: Tensor) -> Tensor:
+        return -model.unchecked_log_prob(batch, {GIVEN: told}).mean() / model.sites
+
+    bare = bare_training(made(), codes.to(device), settings, loss_of, vectors)
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = Accelerator(cpu=device.type == "cpu")
+        fit = Fit("benchmark", made(), source, source, settings, accelerator, Path(folder))
+        yield Comparison(
+            f"training a prior, cross-attention to 16 vectors, batch {BATCH} / bare loop",
+            partial(several, steps, fit.training_step),
+            partial(several, steps, partial(next, bare)),
+            "speed",
+            0.95,
+            steps * BATCH,
+        )
+
+
 # --- window decoders --------------------------------------------------------------------------------------------------
 
 
@@ -502,6 +550,7 @@ LINES = {
     "norms": norms,
     "lookup": lookup,
     "prior": prior,
+    "conditions": conditions,
     "windows": windows,
 }
 

@@ -418,6 +418,11 @@ def test_views_of_axes_that_are_not_there_are_refused(data, augment, words):
     RunConfig(data=VOLUMES | {"resize": (9, 8, 8)}, augment={"flip": True, "flip_axes": ["depth", "width"]})
 
 
+def test_a_map_without_axes_is_refused_with_what_to_write():
+    with pytest.raises(ValueError, match=r"give 1 an axis: \[1\] of sounds, \[1, 1\] of images"):
+        RunConfig(levels=[{"map": []}])
+
+
 def test_maps_that_hold_as_much_as_what_lies_below_are_warned_about(train_stack, capsys):
     bits = ["--levels.0.map", "8", "8", "--levels.0.quantizer.codebook-size", "32"]  # 320 of 64 log2(17) = 262 bits
     train_stack.main(["--dry-run", *bits])

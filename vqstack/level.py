@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vqstack.chains import ChainEmbedding, last
@@ -46,7 +46,6 @@ class LevelSettings(Settings):
 
     map: tuple[int, ...] = Field(
         default=(4, 4),
-        min_length=1,
         max_length=3,
         description="Sites of the code map along each axis (of images: rows and columns); divides the map below.",
     )
@@ -64,6 +63,15 @@ class LevelSettings(Settings):
     embedding: Literal["codebook", "random"] = Field(
         default="codebook", description="What the embedding of the codes below starts from (levels above 1)."
     )
+
+    @field_validator("map")
+    @classmethod
+    def _has_axes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            raise ValueError(
+                "has no axes: for one code for the whole input give 1 an axis: [1] of sounds, [1, 1] of images"
+            )
+        return value
 
 
 def check_scale(number: int, below: tuple[int, ...], above: tuple[int, ...]) -> tuple[int, ...]:
