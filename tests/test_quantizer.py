@@ -693,3 +693,29 @@ def test_without_revival_an_unused_code_keeps_its_vector(kind):
 def test_codes_that_are_never_drawn_have_no_temperature(kind):
     with pytest.raises(ValueError, match=f"stochastic means nothing for {kind}"):
         QuantizerSettings(kind=kind, codebook_size=64, stochastic=0.5)
+
+
+OTHER = {"commitment": 0.7, "decay": 0.5, "revival": 0.9, "kmeans": False, "entropy": 0.7, "gradient": "rotation"}
+CODES = {"vq": 1, "cosine": 1, "fsq": 1, "lfq": 1, "simvq": 1, "residual": 2, "product": 2}
+
+
+@pytest.mark.parametrize("kind", CODES)
+@pytest.mark.parametrize("field", OTHER)
+def test_training_depends_on_the_settings_that_a_kind_reads_and_on_no_other(kind, field):
+    """Four steps with another value of one setting: numbers move where it is read, and else stay to the bit."""
+    if field == "gradient" and CODES[kind] > 1:
+        return  # refused whatever reads it
+
+    def learned(**changes):
+        torch.manual_seed(3)
+        quantizer = make(kind, dim=4, codes=CODES[kind], **{"decay": 0.1, **changes}).train()
+        found = []
+        for _ in range(4):
+            x = torch.randn(4, 4, 3, 3, requires_grad=True)
+            quantized = quantizer(x)
+            (quantized.vectors.square().sum() + quantized.loss).backward()
+            found += [x.grad, quantized.loss.detach()]
+        return [*found, *quantizer.state_dict().values()]
+
+    same = all(torch.equal(a, b) for a, b in zip(learned(), learned(**{field: OTHER[field]}), strict=True))
+    assert same == (field in make(kind, codes=CODES[kind]).settings.unused())

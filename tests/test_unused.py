@@ -1,12 +1,17 @@
 """What is given and would not be used is refused by its name."""
 
+import hashlib
+from functools import reduce
+
 import pytest
 from test_config import ROOT
 
-from vqstack.config import RunConfig, parse, read_recipe
+from vqstack.config import RunConfig, changed, parse, read_recipe, to_yaml
 from vqstack.errors import InputError
 from vqstack.images import ImageSettings, load_splits
+from vqstack.quantizer import QuantizerSettings
 from vqstack.run_folder import claim, read_config
+from vqstack.window import DecoderSettings
 
 TRAIN = ROOT / "recipes" / "train_stack.py"
 ARRAY = {"source": "array", "files": {"train": "a.npy"}}
@@ -113,3 +118,62 @@ def test_options_of_samples_without_samples(call, tmp_path, option):
     arguments = ("run", "--out", "out", "--data.source", "digits", "--no-samples", *option.split())
     code, _, err = call(ROOT / "tools" / "evaluate.py", *arguments)
     assert code == 2 and err.startswith(f"error: {option.split()[0]}:")
+
+
+# --- what a kind does not read
+
+
+CLUSTER = {"levels": [{"map": [4, 4]}, {"map": [4, 4], "quantizer": {"kind": "cluster", "codebook_size": 8}}]}
+MASKED = {"refiners": [{"level": 1, "family": "masked"}]}
+OF_KINDS = [  # a field that is set, other settings under which nothing reads it, and under which something does
+    ("levels.0.quantizer.entropy", 0.3, {}, {"levels": {"quantizer": {"kind": "lfq"}}}),
+    ("levels.0.quantizer.decay", 0.9, {"levels": {"quantizer": {"kind": "simvq"}}}, {}),
+    ("levels.0.quantizer.revival", 0.2, {"levels": {"quantizer": {"kind": "lfq"}}}, {}),
+    ("levels.0.quantizer.merge", "vectors", {}, None),
+    ("levels.1.quantizer.commitment", 0.5, CLUSTER, {}),
+    ("levels.1.encoder_blocks", 3, CLUSTER, {}),
+    ("levels.0.embedding", "random", {}, None),
+    ("levels.0.decoder.radius", 2, {}, {"levels": {"decoder": {"family": "window"}}}),
+    ("pixels.components", 5, {}, {"data": {**ARRAY, "values": 256}}),
+    ("prior.masks", "random", {}, {"prior": {"family": "masked"}}),
+    ("prior.groups", 4, {"prior": {"wavefront": 2, "window": 1}}, {}),
+    ("prior.label_dropout", 0.1, {"prior": {"labels": False, "condition": False}}, {}),
+    ("refiners.0.corrupt_by", "samples", MASKED, {"refiners": [{"level": 1, "corruption": 0.2}]}),
+    ("renderer.adversary.start", 5, {"renderer": {}}, {"renderer": {"adversary": {"weight": 1}}}),
+    ("renderer.perceptual_weight", 2.0, {"renderer": {"perceptual": "none"}}, {"renderer": {}}),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "idle", "read"), OF_KINDS, ids=[case[0] for case in OF_KINDS])
+def test_what_a_kind_does_not_read_is_refused_by_its_name(tmp_path, field, value, idle, read):
+    """On the command line and in a recipe; the run of an earlier version that has it is read, and so is its recipe."""
+    option = f"--{field.replace('_', '-')}"
+    settings = changed(RunConfig(), idle)
+    assert refused([option, str(value)], settings).startswith(f"{option}: ")
+    values = settings.model_dump(mode="json")
+    *path, last = field.split(".")
+    reduce(lambda inside, part: inside[int(part) if part.isdigit() else part], path, values)[last] = value
+    (tmp_path / "recipe.yaml").write_text(to_yaml(RunConfig(**values)), encoding="utf-8")
+    with pytest.raises(InputError, match=f": {field}: "):
+        read_recipe(tmp_path / "recipe.yaml")
+    old = to_yaml(RunConfig(**values))
+    (tmp_path / "run").mkdir()
+    sealed = f"# sha256 {hashlib.sha256(old.encode()).hexdigest()}\n{old}"
+    (tmp_path / "run" / "config.yaml").write_text(sealed, encoding="utf-8")
+    assert read_config(tmp_path / "run") == read_recipe(tmp_path / "run" / "config.yaml") == settings
+    if read is not None:
+        found = parse(RunConfig, [option, str(value)], changed(RunConfig(), read))
+        assert reduce(lambda inside, part: inside[int(part)] if part.isdigit() else getattr(inside, part), path, found)
+
+
+def test_what_a_run_writes_down_can_be_its_recipe(tmp_path):
+    """A product in the place of a recipe's window leaves the window's settings without use."""
+    recipe = read_recipe(ROOT / "recipes" / "digits.yaml")
+    config = parse(RunConfig, ["--levels.0.decoder.family", "product", "--refiners.0.wavefront", "0"], recipe)
+    claim(tmp_path / "run", config).release()
+    assert read_recipe(tmp_path / "run" / "config.yaml") == read_config(tmp_path / "run")
+    assert read_config(tmp_path / "run").levels[0].decoder == DecoderSettings()
+
+
+def test_classes_that_are_registered_may_read_any_setting():
+    assert QuantizerSettings(kind="vq").unused() and not QuantizerSettings.model_construct(kind="mine").unused()

@@ -73,6 +73,11 @@ class LevelSettings(Settings):
             )
         return value
 
+    def unused(self) -> dict[str, str]:
+        """Name of each field that is read by nothing -> why, and what to do."""
+        why = "the encoder of a cluster level is a table: leave it out"
+        return dict.fromkeys(("encoder_blocks", "embedding"), why) if self.quantizer.kind == "cluster" else {}
+
 
 def check_scale(number: int, below: tuple[int, ...], above: tuple[int, ...]) -> tuple[int, ...]:
     """Sites of the map below that one site covers along each axis; a map that does not divide is an error."""

@@ -148,6 +148,10 @@ class ModelSettings(Settings):
         description="Names of the classes in the order of their numbers; empty: not known, as in older models.",
     )
 
+    def unused(self) -> dict[str, str]:
+        """Dotted name of each field that is read by nothing, as the others are -> why, and what to do."""
+        return {f"stack.pixels.{name}": why for name, why in self.stack.pixels.unused_of(self.values).items()}
+
     @model_validator(mode="after")
     def check(self) -> "ModelSettings":
         if not 1 <= self.image_shape[0] <= 16 or min(self.image_shape) < 1:

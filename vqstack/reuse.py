@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vqstack.codes import fingerprint
-from vqstack.config import RunConfig
+from vqstack.config import RunConfig, without_unused
 from vqstack.disk import make_folder
 from vqstack.errors import InputError, listed
 from vqstack.fit import DONE, load_outcome, write_outcome
@@ -41,7 +41,9 @@ class Reused:
         self.path, self.encoders = path, encoders
         asked = "encoders_from" if encoders else "levels_from"
         source: HierarchicalModel = HierarchicalModel.from_pretrained(path)
-        self.stack, ours, theirs = source.stack, settings.stack, source.settings
+        self.stack, theirs = source.stack, without_unused(source.settings)
+        settings = without_unused(settings)
+        ours = settings.stack
         self.count = min(len(ours.levels), len(source.stack))
         if kept is not None and kept > self.count:
             raise InputError(f"levels_kept: {kept} levels of {path}, and {self.count} can be taken: choose fewer")

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vqstack.config import RunConfig, read_yaml, to_yaml, without_unused
+from vqstack.config import SEAL, RunConfig, read_yaml, to_yaml, without_unused
 from vqstack.disk import LOCK, Lock, append, check_unlocked, failed_write, make_folder, read_sealed, sealed, write_text
 from vqstack.errors import InputError, WriteError, reason
 from vqstack.reading import plain_file
 
 CONFIG, HISTORY, IMAGES = "config.yaml", "config-history.jsonl", "images.json"
-SEAL = "# sha256 "  # begins the first line of config.yaml, which ends with the checksum of all lines below it
 # What a run may change when it goes on: none of it moves the weights, but by rounding, as the number of processes does.
 MAY_CHANGE = {"cpu_offload", "encode_batch", "ledger_images", "sample_grid", "sampling", "sharded", "trackers"}
 SHOWN = 8  # changes that one line names
@@ -70,11 +69,11 @@ def read_config(folder: Path) -> RunConfig:
             f"{path} is not what the run wrote (its checksum differs): put back what was there, or start the run with "
             "--override-config; settings change on the command line, not in this file"
         )
-    return without_unused(read_yaml(path, RunConfig), RunConfig())
+    return without_unused(read_yaml(path, RunConfig))
 
 
 def _write_config(folder: Path, config: RunConfig) -> None:
-    text = to_yaml(config)
+    text = to_yaml(without_unused(config))
     text = f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
     write_text(folder / CONFIG, text)
 
@@ -112,7 +111,7 @@ def _changes(folder: Path, config: RunConfig, images: Images | None, override: b
     found: list[Change] = []
     try:
         before = read_config(folder)
-        now = without_unused(config, RunConfig())  # as the one that is read: what nothing uses makes no difference
+        now = without_unused(config)  # as the one that is read: what nothing uses makes no difference
         found += differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
     except InputError as error:
         if not override:

@@ -44,6 +44,10 @@ class StackSettings(Settings):
         "train them; without, the lowest level that has them does.",
     )
 
+    def unused(self) -> dict[str, str]:
+        """Dotted name of each field that is read by nothing, as the others are -> why, and what to do."""
+        return {"levels.0.embedding": "of levels above 1, which read codes: leave it out"}
+
     @model_validator(mode="after")
     def check_levels(self) -> "StackSettings":
         check_clusters(self.levels)

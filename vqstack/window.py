@@ -80,6 +80,12 @@ class DecoderSettings(Settings):
     )
     blocks: int = Field(default=1, ge=0, description="Residual blocks of two 1x1 convolutions, count.")
 
+    def unused(self) -> dict[str, str]:
+        """Name of each field that is read by nothing -> why, and what to do."""
+        why = "of window decoders alone: set family to window, or leave it out"
+        fields = [name for name in type(self).model_fields if name not in ("family", "options")]
+        return dict.fromkeys(fields, why) if self.family == "product" else {}
+
     @property
     def steepness(self) -> int:
         """The slope, with 0 resolved: radius + 1 columns ahead no window tells row by row from diagonals."""

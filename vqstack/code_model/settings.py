@@ -75,6 +75,17 @@ class CodeModelSettings(Settings):
         """Names of the conditions that are read where there are any, in the order of a model's."""
         return ("label",) * self.labels + (GIVEN,) * self.condition
 
+    def unused(self) -> dict[str, str]:
+        """Name of each field that is read by nothing, as the others are -> why, and what to do."""
+        found: dict[str, str] = {}
+        if self.family != "masked":
+            found["masks"] = "of masked models alone, and family is autoregressive: leave one of them out"
+        if self.wavefront:
+            found["groups"] = "wavefront says which sites are drawn together: leave one of them out"
+        if not self.reads:
+            found["label_dropout"] = "neither labels nor condition is read: leave it out"
+        return found
+
     @model_validator(mode="after")
     def check(self) -> "CodeModelSettings":
         if self.dim % self.heads:
@@ -116,6 +127,10 @@ class RefinerSettings(CodeModelSettings):
         description="Weight of this refiner's nats (masked) beside the decoder's 1 while the level is trained, so that "
         "its codes hold what neighbours cannot tell; 0: the encoder is trained with the decoder alone.",
     )
+
+    def unused(self) -> dict[str, str]:
+        why = "corruption is 0, so no parent code is replaced: set it, or leave this out"
+        return super().unused() | ({} if self.corruption else {"corrupt_by": why})
 
     @model_validator(mode="after")
     def check_joint_encoder(self) -> "RefinerSettings":

@@ -5,10 +5,11 @@ Values come from the recipe's YAML file, then from the command line; both are st
 
 from vqstack.config.command_line import parse
 from vqstack.config.options import Positional, Unprefixed, options_of
-from vqstack.config.run import RunConfig, changed, read_recipe, read_yaml, to_yaml
+from vqstack.config.run import SEAL, RunConfig, changed, read_recipe, read_yaml, to_yaml
 from vqstack.config.unused import without_unused
 
 __all__ = [
+    "SEAL",
     "Positional",
     "RunConfig",
     "Unprefixed",

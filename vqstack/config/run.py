@@ -23,6 +23,8 @@ from vqstack.shapes import by_axis
 from vqstack.stack import StackSettings
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
+SEAL = "# sha256 "
+"""Begins the first line of a run's config.yaml, which ends with the checksum of all lines below it."""
 
 
 class RunConfig(StackSettings):
@@ -185,7 +187,8 @@ class RunConfig(StackSettings):
 
     def unused(self) -> dict[str, str]:
         """Dotted name of each field that is read by nothing, as the others are -> why, and what to do."""
-        found: dict[str, str] = {}
+        found = super().unused()
+        found |= {f"pixels.{name}": why for name, why in self.pixels.unused_of(self.data.values).items()}
         if self.joint:
             found["train_levels"] = "joint trains all levels by train_joint: leave one of them out"
         else:
@@ -307,10 +310,16 @@ def read_yaml(path: Path, settings: type[AnySettings]) -> AnySettings:
 
 
 def read_recipe(path: Path) -> RunConfig:
-    """The settings of a recipe, as :func:`read_yaml`; what it sets and nothing would read is an error too."""
+    """The settings of a recipe, as :func:`read_yaml`; what it sets and nothing would read is an error too.
+
+    A run's ``config.yaml`` sets every field, and those of earlier versions what nothing reads: that is left out.
+    """
     config = read_yaml(path, RunConfig)
+    with path.open("rb") as file:
+        if file.readline().startswith(SEAL.encode()):
+            return without_unused(config)
     try:
-        check_used(config, RunConfig())
+        check_used(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return config
@@ -326,8 +335,8 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         found = filled_in(RunConfig.model_validate(_merged(config.model_dump(), changes)))
     except ValidationError as error:
         raise InputError(explain(error)) from error
-    check_used(found, RunConfig(), changes)
-    return without_unused(found, RunConfig())
+    check_used(found, changes)
+    return without_unused(found)
 
 
 def _merged(before: Any, changes: Any) -> Any:

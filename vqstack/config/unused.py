@@ -1,12 +1,12 @@
 """What was given and is not used: refused, because whoever gave it expects something of it."""
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
 from vqstack.errors import InputError
-from vqstack.images import ImageSettings
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
@@ -21,25 +21,34 @@ class SaysUnused(Protocol):
 
 
 def unused(settings: BaseModel) -> dict[str, str]:
-    """Dotted name of each field that would be read by nothing -> why, and what to do; those of the images too."""
-    found = settings.unused() if isinstance(settings, SaysUnused) else {}
-    data = getattr(settings, "data", None)
-    if isinstance(data, ImageSettings):
-        found = {f"data.{name}": why for name, why in data.unused().items()} | found
-    return found
+    """Dotted name of each field that would be read by nothing -> why, and what to do; of settings inside, too."""
+    found: dict[str, str] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        entries = {f"{name}.{i}": one for i, one in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        for place, inside in entries.items():
+            if isinstance(inside, BaseModel):
+                found |= {f"{place}.{field}": why for field, why in unused(inside).items()}
+    return found | (settings.unused() if isinstance(settings, SaysUnused) else {})
 
 
-def _at(settings: BaseModel, name: str) -> Any:
-    value: Any = settings
-    for part in name.split("."):
-        value = value[min(int(part), len(value) - 1)] if part.isdigit() else getattr(value, part)
-    return value
+def _entry(settings: Any, part: str) -> Any:
+    """A field, or an entry of a list, the last one where an unused list has been left out and is shorter."""
+    return settings[min(int(part), len(settings) - 1)] if part.isdigit() else getattr(settings, part)
 
 
-def check_used(settings: BaseModel, default: BaseModel, among: Mapping[str, Any] | None = None) -> None:
+def _at(settings: BaseModel, name: str) -> tuple[Any, Any]:
+    """What a field holds, and what it would hold without a word."""
+    *path, last = name.split(".")
+    owner: Any = reduce(_entry, path, settings)
+    return getattr(owner, last), type(owner).model_fields[last].get_default(call_default_factory=True)
+
+
+def check_used(settings: BaseModel, among: Mapping[str, Any] | None = None) -> None:
     """InputError for what is unused and is not what it would be without a word; ``among`` these fields, if given."""
     for name, why in unused(settings).items():
-        if _at(settings, name) != _at(default, name) and (among is None or _holds(among, name.split("."))):
+        now, default = _at(settings, name)
+        if now != default and (among is None or _holds(among, name.split("."))):
             raise InputError(f"{name}: {why}")
 
 
@@ -64,14 +73,19 @@ def check_given(settings: BaseModel, given: Iterable[str]) -> None:
                 raise InputError(f"--{option.replace('_', '-')}: {why}")
 
 
-def without_unused(settings: AnySettings, default: AnySettings) -> AnySettings:
+def without_unused(settings: AnySettings) -> AnySettings:
     """The settings with what is unused as it is without a word: earlier versions took it in silence."""
-    changes: dict[str, Any] = {}
     for name in unused(settings):
-        first, _, rest = name.partition(".")
-        if not rest:
-            changes[first] = getattr(default, first)
-        elif first == "data":
-            data = changes.get(first, getattr(settings, first))
-            changes[first] = data.model_copy(update={rest: _at(default, name)})
-    return settings.model_copy(update=changes)
+        settings = _with(settings, name.split("."), _at(settings, name)[1])
+    return settings
+
+
+def _with(settings: Any, path: list[str], value: Any) -> Any:
+    """Settings, or a list of them, with another value at a path."""
+    if not path:
+        return value
+    inside = _with(_entry(settings, path[0]), path[1:], value)
+    if isinstance(settings, tuple):
+        place = min(int(path[0]), len(settings) - 1)
+        return (*settings[:place], inside, *settings[place + 1 :])
+    return settings.model_copy(update={path[0]: inside})

@@ -45,6 +45,17 @@ class PixelSettings(Settings):
     )
     components: int = Field(default=10, ge=1, description="Logistics per pixel, count (logistic_mixture).")
 
+    def of(self, size: int) -> str:
+        """The kind for so many grey values."""
+        automatic = "bernoulli" if size == 2 else "categorical" if size <= 32 else "logistic_mixture"
+        return automatic if self.kind == "auto" else self.kind
+
+    def unused_of(self, size: int) -> dict[str, str]:
+        """Name of each field that is read by nothing with so many grey values -> why, and what to do."""
+        kind = self.of(size)
+        why = f"of a logistic_mixture alone, and the pixels have a {kind}: leave it out"
+        return {"components": why} if kind in PIXELS.own and kind != "logistic_mixture" else {}
+
 
 class Head(ABC):
     """Turns numbers of each site into a distribution over a map.
@@ -115,8 +126,7 @@ class PixelHead(Head):
     """
 
     def __init__(self, settings: PixelSettings, channels: int, size: int) -> None:
-        automatic = "bernoulli" if size == 2 else "categorical" if size <= 32 else "logistic_mixture"
-        self.kind = automatic if settings.kind == "auto" else settings.kind
+        self.kind = settings.of(size)
         if self.kind == "bernoulli" and size != 2:
             raise InputError(f"pixels.kind: bernoulli needs 2 grey values, the images have {size}: choose another")
         self.channels, self.size = channels, size

@@ -12,6 +12,19 @@ QUANTIZERS = Registry[Any](
     "quantizer", dict.fromkeys(("vq", "cosine", "fsq", "lfq", "simvq", "residual", "product", "cluster"))
 )
 """Classes of quantizers by their names; ``build.py`` fills in the project's own."""
+_AVERAGED = ("vq", "cosine", "residual", "product")
+READ_BY = {
+    "commitment": (*_AVERAGED, "lfq", "simvq"),
+    "decay": _AVERAGED,
+    "revival": _AVERAGED,
+    "kmeans": _AVERAGED,
+    "stochastic": ("vq", "cosine"),
+    "gradient": ("vq", "cosine", "simvq"),
+    "fsq_levels": ("fsq",),
+    "merge": ("cluster",),
+    "entropy": ("lfq",),
+}
+"""Settings that mean nothing to some of the project's own kinds, and the kinds that read them."""
 
 
 class QuantizerSettings(Settings):
@@ -40,20 +53,24 @@ class QuantizerSettings(Settings):
     commitment: float = Field(
         default=0.25,
         ge=0,
-        description="Weight of the commitment loss (unused by fsq), nats per site per mean squared error of a feature.",
+        description="Weight of the commitment loss (not of fsq), nats per site per mean squared error of a feature.",
     )
     decay: float = Field(
-        default=0.99, ge=0, lt=1, description="Share of the codebook's moving average kept at each step (vq, cosine)."
+        default=0.99,
+        ge=0,
+        lt=1,
+        description="Share of the codebook's moving average kept at each step (vq, cosine, residual, product).",
     )
     revival: float = Field(
         default=0.1,
         ge=0,
         lt=1,
         description="A code whose average use falls below this share of the mean use is moved to an encoder output "
-        "(vq, cosine); 0 switches revival off.",
+        "(vq, cosine, residual, product); 0 switches revival off.",
     )
     kmeans: bool = Field(
-        default=True, description="Start the codebook by k-means on the first training batch (vq, cosine)."
+        default=True,
+        description="Start the codebook by k-means on the first training batch (vq, cosine, residual, product).",
     )
     stochastic: float = Field(
         default=0.0,
@@ -77,6 +94,14 @@ class QuantizerSettings(Settings):
     entropy: float = Field(
         default=0.1, ge=0, description="Weight of the entropy loss, which is in nats per site (lfq), no unit."
     )
+
+    def unused(self) -> dict[str, str]:
+        """Name of each field that this kind does not read -> why, and what to do."""
+        return {
+            name: f"of {', '.join(kinds)} alone, and kind is {self.kind}: leave one of them out"
+            for name, kinds in READ_BY.items()
+            if self.kind in QUANTIZERS.own and self.kind not in kinds
+        }
 
     @model_validator(mode="after")
     def check(self) -> "QuantizerSettings":

@@ -30,6 +30,11 @@ class AdversarySettings(Settings):
         "start of level 1 on; the renderer's own phase begins with a new one.",
     )
 
+    def unused(self) -> dict[str, str]:
+        """Name of each field that is read by nothing -> why, and what to do."""
+        why = "there is no discriminator: set renderer.adversary.weight, or leave it out"
+        return {} if self.weight else dict.fromkeys((name for name in type(self).model_fields if name != "weight"), why)
+
 
 class RendererSettings(Settings):
     """A second decoder of level 1, to look at; it is no likelihood and no row of the ledger."""
@@ -69,6 +74,11 @@ class RendererSettings(Settings):
         description="Weight of the pictures' distance beside the likelihood in the training of level 1, nats per site "
         "and unit of distance; 0: the encoder is trained with the likelihood alone.",
     )
+
+    def unused(self) -> dict[str, str]:
+        """Name of each field that is read by nothing, as the others are -> why, and what to do."""
+        why = "perceptual is none, so there is no such distance: set it, or leave this out"
+        return {"perceptual_weight": why} if self.perceptual == "none" else {}
 
     @property
     def chosen_by(self) -> str:
