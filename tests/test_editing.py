@@ -108,6 +108,7 @@ def test_commands_do_what_the_calls_do(released, capsys):
     reconstruct_command.main("model a.png b.png --out kept".split())
     interpolate_command.main("model a.png b.png --out way --num 3 --level 1".split())
     refused(lambda: splice_command.main("model a.png b.png --out no --level 1 --box 0 2".split()), "--box", "give 4")
+    refused(lambda: splice_command.main("model a.png b.png --out no --level 1".split()), "--box 2 2 4 4")
     splice_command.main("model a.png b.png --out both --level 1 --box 0 0 2 4".split())
     for number in (0, 1):
         assert torch.equal(read(f"kept/{number:06d}-image.png"), pixels[number])

@@ -17,7 +17,8 @@ class Command(Editing):
     """Put a part of the codes of one image into those of another."""
 
     box: tuple[int, ...] = Field(
-        description="Where the second image begins along each axis, then where it ends; sites."
+        default=(),
+        description="Where the second image begins along each axis, then where it ends, sites; must be given.",
     )
 
 
@@ -26,7 +27,11 @@ def main(arguments: list[str]) -> None:
     model, level, pixels = opened(command, count=2)
     axes = model.stack.map_shapes[level - 1]
     if len(command.box) != 2 * len(axes):
-        raise InputError(f"--box: {len(command.box)} numbers for a map of {by_axis(axes)} sites: give {2 * len(axes)}")
+        quarter = " ".join(map(str, [*(n // 2 for n in axes), *axes]))
+        raise InputError(
+            f"--box: {len(command.box)} numbers for a map of {by_axis(axes)} sites: give {2 * len(axes)}, where the "
+            f"second image begins along each axis, then where it ends, as --box {quarter} for the last of each"
+        )
     codes = model.encode(pixels)[level - 1]
     spliced = splice(codes[:1], codes[1:], command.box)
     images = [("first", pixels[:1]), ("second", pixels[1:]), ("spliced", shown(command, model, spliced, level))]
