@@ -671,6 +671,16 @@ def test_samples_are_judged_by_the_pixels_of_either(models, model, call, tmp_pat
     assert found["ledger"]["feed-forward"]["bits"] == pytest.approx(ledger.bits)
 
 
+def test_no_classifier_is_trained_where_no_figure_needs_one(monkeypatch, tmp_path):
+    """Features of a network that is given, and samples without classes."""
+    monkeypatch.setattr(vqstack.features, "efficientnet_layers", lambda *asked: lambda pictures: [pictures])
+    monkeypatch.setattr(vqstack.features, "trained_judge", lambda *given: "trained")
+    split = load_splits(ImageSettings(limit=20))
+    given = "efficientnet-lite0", split["train"], split["validation"], tmp_path, Accelerator(cpu=True)
+    assert vqstack.features.ruler(*given).judge == "trained"
+    assert vqstack.features.ruler(*given, classes=False).judge is None
+
+
 def test_samples_by_a_renderer_that_is_not_there_are_refused(models, call, tmp_path):
     models["without"][0].save_pretrained(tmp_path / "model")  # its run has got one by now
     given = [tmp_path / "model", "--data.source", "digits", "--out", tmp_path / "out", "--decoder", "renderer", "--cpu"]

@@ -267,12 +267,16 @@ def ruler(
     validation: ImageSplit,
     cache: Path,
     accelerator: Accelerator,
+    classes: bool = True,
 ) -> Ruler:
-    """The features of that name; a classifier is trained where the images have labels. InputError for what cannot be.
+    """The features of that name; InputError for what cannot be.
+
+    A classifier is trained where it gives the features, or where images have labels and ``classes`` are asked for.
 
     Args:
         name: classifier, efficientnet-lite0, lpips or inception.
         train, validation, cache, accelerator: see :func:`trained_judge`.
+        classes: whether classes are to be told, too.
     """
     rows: Extractor | None = None
     distance: LayerDistance | Lpips | None = None
@@ -284,7 +288,7 @@ def ruler(
         asked = accelerator.device, "--features"
         distance = lpips_distance(*asked) if name == "lpips" else LayerDistance(efficientnet_layers(*asked))
         rows = _rows_of(distance, values, accelerator.device)
-    if rows is not None and not (train.labelled and validation.labelled):
+    if rows is not None and not (classes and train.labelled and validation.labelled):
         return Ruler(name, rows, distance, None)
     judge = trained_judge(train, validation, cache, accelerator)
     if rows is None:
