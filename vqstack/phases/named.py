@@ -174,7 +174,8 @@ def check_images(
         if shape != model.stack.shape or settings.values != model.stack.values:
             raise InputError(
                 f"{name}: images of {shape} with {settings.values} values do not fit the model, which wants "
-                f"{model.stack.shape} with {model.stack.values}: set --data.size, --data.channels and --data.values"
+                f"{model.stack.shape} with {model.stack.values}: set --data.size, --data.channels and --data.values, "
+                "or take images at their own size, one by one, with vqstack.Tokenizer"
             )
 
 
