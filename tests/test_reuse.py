@@ -20,7 +20,7 @@ from vqstack.images import load_splits
 from vqstack.model import HierarchicalModel
 from vqstack.phases import Run
 from vqstack.report import describe
-from vqstack.reuse import check_sources
+from vqstack.reuse import Reused, check_sources
 
 QUICK = {"steps": 4, "batch_size": 8, "warmup": 1, "evaluate_every": 4}
 LEVELS = [
@@ -198,13 +198,18 @@ def test_a_plan_for_new_decoders_names_what_nothing_would_train(source):
             {"levels": [LEVELS[0], {**LEVELS[1], "quantizer": {"codebook_size": 16, "dim": 4}}]},
             "levels.1.quantizer.codebook_size is 4 there and 16 here",
         ),
-        ({"pixels": {"components": 3}}, "pixels.components is 10 there and 3 here"),
+        ({"pixels": {"kind": "logistic_mixture"}}, "pixels.kind is auto there and logistic_mixture here"),
         ({"pad_to": (12, 12)}, "pad_to is None there and [12, 12] here"),
     ],
 )
 def test_what_does_not_fit_is_refused(source, tmp_path, changes, message):
     refused(lambda: Run(config(levels_from=source, **changes), tmp_path / "run", Accelerator(cpu=True)), message)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_nothing_reads_may_differ(source):
+    """A mixture's components beside categorical pixels, as runs of earlier versions have them."""
+    assert Reused(source, config(pixels={"components": 3}).model_settings((1, 8, 8), 10)).count == 2
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
