@@ -67,6 +67,7 @@ SHAPES = [
 
 CASES = [
     *((0, values, False, refiner) for values in (2, 16, 300) for refiner in (None, "masked")),
+    *((place, 300, False, "masked") for place in (1, 2)),
     *((place, 300, True, refiner) for place in range(3) for refiner in (None, "autoregressive")),
 ]
 
