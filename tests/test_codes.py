@@ -23,6 +23,7 @@ from vqstack.codes import (
     StoredCodes,
     fingerprint,
     smallest_dtype,
+    told,
 )
 from vqstack.codes.columns import READER
 from vqstack.disk import digest
@@ -53,7 +54,7 @@ def part(images: StoredCodes, start: int, stop: int) -> StoredCodes:
 def writer_of(folder: Path, images: dict[str, StoredCodes], size: int = 4, **changes) -> CodeDatasetWriter:
     about = {"map_shapes": [list(shape) for shape in SHAPES], "vocabularies": SIZES, "fingerprint": "abc"}
     about |= {"source": {"name": "toy"}, "labelled": any(part.labels is not None for part in images.values())}
-    about |= {name: changes.pop(name) for name in list(changes) if name in about}
+    about |= {name: changes.pop(name) for name in list(changes) if name in Contents.model_fields}
     counts = {split: len(stored.index) for split, stored in images.items()}
     return CodeDatasetWriter(folder, Contents(**about), counts, shard_size=size, **changes)
 
@@ -431,10 +432,41 @@ def test_the_card_quotes_what_is_foreign(tmp_path):
     source = {"name": "x\n```\n# <script>alert(1)</script> & more"}
     fill(writer_of(tmp_path, images, source=source), images)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    inside = card.split("```json\n")[1]
-    assert inside.count("```") == 1 and inside.endswith("\n```\n")
-    assert "<script>" not in card
-    assert json.loads(inside.removesuffix("\n```\n")) == source
+    (line,) = (line for line in card.splitlines() if "script" in line)  # nor is it a line of its own
+    before, name, between, value, after = line.split("`")  # two spans of code, in which nothing is markup
+    assert (before, name, between, after) == ("- ", "name", ": ", "")
+    assert value == json.dumps(source["name"]).replace("`", "'")
+
+
+def test_the_card_tells_which_model_decodes_and_which_images_were_encoded(tmp_path):
+    """The line for loading is a name on the hub or is left to be filled in; its numbers are those of the manifest."""
+    counts = {"train": 1300, "test": 1}
+    splits = {"train": {"origin": "photos", "skipped": {"count": 2}}, "test": {"origin": "photos", "held_out": True}}
+    source = {
+        "seed": 5,
+        "values": 17,
+        "shape": [1, 8, 8],
+        "num_classes": 2,
+        "class_names": ["a", "b"],
+        "splits": splits,
+    }
+    assert told(source | {"origin": "photos"}, counts) == [
+        "- train: 1,300 images of `photos`; 2 left out (`cannot be read`)",
+        "- test: 1 image of `photos`, held out of its train split with seed 5",
+        "- Inputs: 8×8, 1 channel of 17 values",
+        "- Classes: 2 (`a`, `b`)",
+    ]
+    images = {"train": random_images(2)}
+    for name, loads in (("owner/digits@v2", "owner/digits@v2"), ("digits", "MODEL"), ("", "MODEL")):
+        folder = tmp_path / loads / str(len(name))
+        fill(writer_of(folder, images, model=name), images)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        (loaded,) = re.findall(r'vqstack\.load\("(.*)"\)', card)
+        assert loaded == loads and (name in card)
+        assert [line for line in card.splitlines() if line.startswith("| `codes_")] == [
+            f"| `codes_{n}` | {'×'.join(map(str, shape))} | 0 … {size - 1} |"
+            for n, (shape, size) in enumerate(zip(SHAPES, SIZES, strict=True), 1)
+        ]
 
 
 def file(split: str, rows: int) -> dict:

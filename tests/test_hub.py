@@ -134,7 +134,7 @@ def test_models_come_back_to_the_byte_and_what_is_refused_is_told_in_a_line(hub,
     for wanted in (
         "---\nlibrary_name: vqstack\nlicense: apache-2.0\n",
         f"{json.loads(there['ledger.json'])['test']['bits']:.2f}",
-        "## Images",
+        "## Training data",
         "![prior](pictures/prior.png)",
         'vqstack.load("owner/digits@second/try")',
     ):
@@ -320,11 +320,12 @@ def test_the_card_says_what_the_model_has_and_its_headings_are_headings(runs):
     model.refiners, model.renderer, model.classes = nn.ModuleDict({"1": nn.Identity()}), nn.Identity(), 0
     model.condition = SimpleNamespace(text="an encoder")
     assert _described(model) == (
-        "Discrete codes in 2 levels, with a transformer prior, a refiner of level 1, and a renderer beside the decoder "
-        "of level 1. Conditional on texts."
+        "Discrete codes in 2 levels. A transformer models the highest map (the prior); another one corrects the "
+        "decoder of level 1 (refiner). A renderer draws pictures beside the decoder of level 1. Images are "
+        "conditional on texts."
     )
     model.refiners, model.renderer, model.condition = nn.ModuleDict(), None, None
-    assert _described(model) == "Discrete codes in 2 levels, with a transformer prior."
+    assert _described(model) == "Discrete codes in 2 levels. A transformer models the highest map (the prior)."
 
 
 def test_what_cannot_be_pushed_is_refused_before_the_hub_is_asked(monkeypatch, runs, tmp_path):

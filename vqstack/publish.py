@@ -5,7 +5,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from vqstack.codes import PUBLISHED, CodeDataset, holds_codes
+from vqstack.codes import INSTALL, PUBLISHED, CodeDataset, holds_codes
 from vqstack.errors import InputError
 from vqstack.hub import check_branch, check_name, parsed, upload
 from vqstack.model import HierarchicalModel
@@ -108,12 +108,14 @@ def _added(name: str, licence: str, pictures: list[str]) -> str:
     lines = [ADDED]
     if pictures:
         lines += ["", "## Pictures", ""]
-        lines += [f"{_caption(title)}\n\n![{title}]({PICTURES}/{title}.png)\n" for title in pictures]
+        lines += ["\n\n".join(f"{_caption(title)}\n\n![{title}]({PICTURES}/{title}.png)" for title in pictures)]
     return "\n".join(
         [
             *lines,
             "",
             "## How to load it",
+            "",
+            INSTALL,
             "",
             "```python",
             "import vqstack",

@@ -8,13 +8,15 @@ smallest unsigned integer that holds them.
 
 from vqstack.codes.cache import MapCache
 from vqstack.codes.dataset import PUBLISHED, SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
-from vqstack.codes.manifest import ENCODE, Contents, Manifest, Shard, holds_codes, quoted
+from vqstack.codes.manifest import ENCODE, INSTALL, OF_A_SPLIT, Contents, Manifest, Shard, holds_codes, told
 from vqstack.codes.shared import LEASE, SharedWriter
 from vqstack.codes.storage import fingerprint, smallest_dtype, to_stored
 
 __all__ = [
     "ENCODE",
+    "INSTALL",
     "LEASE",
+    "OF_A_SPLIT",
     "PUBLISHED",
     "SHARD_SIZE",
     "CodeDataset",
@@ -27,7 +29,7 @@ __all__ = [
     "StoredCodes",
     "fingerprint",
     "holds_codes",
-    "quoted",
     "smallest_dtype",
     "to_stored",
+    "told",
 ]

@@ -3,7 +3,7 @@
 import json
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,9 @@ ENCODE = "encode"  # the command that writes code data sets, as named in the mar
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 2**28  # bytes; that of 100,000 shards has 15 million
 MAX_SHARDS = 99_999  # of one split: with more, five digits no longer sort by number
+OF_A_SPLIT = ("origin", "held_out", "left_out", "skipped")  # what a source says of each split
+NAMED = 20  # classes that a card names
+INSTALL = "vqstack is on no package index: `pip install` a checkout of its repository, or a wheel that was made there."
 MAX_SITES = 2**31 - 1  # of one map: offsets inside a column have 32 bits
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,64}$")]  # becomes a part of paths
@@ -74,6 +77,7 @@ class Contents(BaseModel):
         map_shapes: axes of the map of each level, level 1 first.
         vocabularies: number of codes of each level.
         fingerprint: of the encoder (:func:`vqstack.codes.fingerprint`).
+        model: name of the model that encoded: its folder's, or OWNER/NAME; empty in older data sets.
         source: where the images came from, as JSON.
         labelled: whether there is a column of labels; in splits whose labels are not known it is null.
         class_names: names of the classes that the labels number; empty: not known, as in older data sets.
@@ -89,6 +93,7 @@ class Contents(BaseModel):
     source: dict[str, Any]
     labelled: bool
     class_names: list[str] = []
+    model: Annotated[str, StringConstraints(max_length=256)] = ""
 
     @model_validator(mode="after")
     def _fits(self) -> "Contents":
@@ -188,7 +193,10 @@ def card(manifest: Manifest) -> str:
     """README.md: the front matter tells ``datasets`` which files are which split."""
     files = [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in manifest.splits]
     levels = enumerate(zip(manifest.map_shapes, manifest.vocabularies, strict=True), 1)
-    maps = [f"| codes_{level} | {'×'.join(map(str, shape))} | {size} |" for level, (shape, size) in levels]
+    maps = [f"| `codes_{level}` | {'×'.join(map(str, shape))} | 0 … {size - 1} |" for level, (shape, size) in levels]
+    split, top = next(iter(manifest.splits)), len(manifest.map_shapes)
+    model = _plain(manifest.model) if "/" in manifest.model else "MODEL"  # of the hub; of others the folder is unknown
+    named = f"MODEL is the folder of {span(manifest.model or 'the model')}, or OWNER/NAME of it. " * (model == "MODEL")
     lines = [
         "---",
         "configs:",
@@ -198,34 +206,73 @@ def card(manifest: Manifest) -> str:
         "tags:",
         "- vqstack",
         "---",
-        "# Image codes",
-        "One row an image: `index` is its position in the source split, `label` its class where there is one, and",
-        "`codes_1` and up are its code maps, from the level next to the pixels upwards.",
-        "`manifest.json` holds the checksum of every file; `sha256sum -c SHA256SUMS` checks them.",
-        "`vqstack.CodeDataset(FOLDER)` reads them, and `datasets.load_dataset(FOLDER)`; a name on the hub does for the",
-        "folder. The codes have the licence of their images.",
+        f"# Codes of images, by {span(manifest.model) if manifest.model else 'a vqstack model'}",
         "",
-        "| column | map | vocabulary |",
+        "Each row is an image. Its maps of codes stand in the place of its pixels; level 1 is the one next to them.",
+        "`index` is the place of the image in its source, `label` its class where there is one.",
+        "",
+        "| column | map | codes |",
         "|---|---|---|",
         *maps,
         "",
-        f"Encoder: `{manifest.fingerprint}`. Rows: {_rows(manifest, list(manifest.splits))}.",
+        "## How to read and decode them",
         "",
-        "Source:",
-        "```json",
-        quoted(manifest.source),
+        "```python",
+        "import vqstack",
+        "",
+        f'codes = vqstack.CodeDataset("FOLDER").read("{split}").codes  # [z_1, …, z_L], each int64 [n, *map]',
+        f'model = vqstack.load("{model}")',
+        "images = model.decode(codes[0][:16])  # level 1: uint8 [16, c, h, w]",
+        f"coarse = model.decode(codes[-1][:16], level={top})  # of the highest level alone",
         "```",
+        "",
+        f"FOLDER is this folder, or OWNER/NAME of this data set on the hub. {named}`datasets.load_dataset(FOLDER)`",
+        f"reads the rows, and `vqstack generate {model} --codes FOLDER --out images` writes the images as files.",
+        INSTALL,
+        "",
+        "Only the model that made the codes can decode them. Fingerprint of its encoder, which `vqstack generate`",
+        f"compares: `{manifest.fingerprint}`. `sha256sum -c SHA256SUMS` checks all files.",
+        "",
+        "## Images that were encoded",
+        "",
+        *told(manifest.source, {split: manifest.images(split) for split in manifest.splits}),
+        "",
+        "The codes have the licence of their images.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _rows(manifest: Manifest, splits: Sequence[str]) -> str:
-    return ", ".join(f"{manifest.images(split)} {split}" for split in splits)
+def told(source: Mapping[str, Any], counts: Mapping[str, int]) -> list[str]:
+    """Where images came from, as the lines of a list for a card; ``source`` as in a manifest, images of each split."""
+    known, lines = dict(source), []
+    own, names, seed = known.pop("splits", {}), known.pop("class_names", None) or [], known.pop("seed", None)
+    for name in {"source", *(name for of in own.values() for name in of)}:  # what each split says for itself
+        known.pop(name, None)
+    for split, count in counts.items():
+        of = own.get(split, {})
+        line = f"- {split}: {count:,} image{'s' * (count != 1)}"
+        line += f" of {span(of['origin'])}" if "origin" in of else ""
+        line += f", held out of its train split with seed {seed}" if of.get("held_out") else ""
+        missing = {"cannot be read": of.get("skipped", {"count": 0}), **of.get("left_out", {})}
+        left = (f"; {what['count']} left out ({span(why)})" for why, what in missing.items() if what["count"])
+        lines.append(line + "".join(left))
+    if shape := known.pop("shape", None):
+        channels, values = shape[0], known.pop("values", None)
+        inputs = f"- Inputs: {'×'.join(map(str, shape[1:]))}, {channels} channel{'s' * (channels != 1)}"
+        lines.append(inputs + (f" of {values:,} values" if values else ""))
+    if classes := known.pop("num_classes", 0):
+        shown = ", ".join(map(span, names[:NAMED])) + " …" * (len(names) > NAMED)
+        lines.append(f"- Classes: {classes:,}" + f" ({shown})" * bool(names))
+    if known.pop("padded", False):
+        lines.append("- What lies beyond the end of an input is padding")
+    return [*lines, *(f"- {span(name)}: {span(json.dumps(value))}" for name, value in known.items())]
 
 
-def quoted(source: dict[str, Any]) -> str:
-    """JSON that cannot end the block it stands in, nor be read as markup: names of files are another person's text."""
-    text = json.dumps(source, indent=2)
-    for character in "`<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+def span(text: Any) -> str:
+    """Another person's text, such as names of files, in a line of Markdown: code, in which nothing is markup."""
+    return f"`{_plain(text)}`"
+
+
+def _plain(text: Any) -> str:
+    """In one line, of visible signs, and without what would end a span of code."""
+    return "".join(c if c.isprintable() else " " for c in str(text)).replace("`", "'").strip() or " "

@@ -20,6 +20,7 @@ from pydantic import Field
 from vqstack import threads
 from vqstack.codes import (
     LEASE,
+    OF_A_SPLIT,
     SHARD_SIZE,
     CodeDatasetWriter,
     Contents,
@@ -29,15 +30,14 @@ from vqstack.codes import (
     fingerprint,
 )
 from vqstack.config import Positional, parse
+from vqstack.hub import parsed
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel
 from vqstack.paths import remote
-from vqstack.phases import check_images, in_classes_of, named_run, warn_of_changes
+from vqstack.phases import check_images, in_classes_of, named_run, run_of, warn_of_changes
 from vqstack.precision import Precision, autocast
 from vqstack.settings import Settings
 from vqstack.terminal import Progress, lines, say
-
-OF_A_SPLIT = ("origin", "held_out", "left_out", "skipped")
 
 
 class Command(Settings):
@@ -89,6 +89,12 @@ def source_of(splits: Mapping[str, ImageSplit | WholeSplit]) -> dict[str, Any]:
     return common | {"splits": own}
 
 
+def name_of(model: Path) -> str:
+    """What a model is called: OWNER/NAME on the hub, or its folder, without the way there."""
+    run = run_of(model)
+    return str(model) if parsed(model) is not None else (run or model).resolve().name
+
+
 def every_split(settings: ImageSettings, accelerator: Accelerator) -> Mapping[str, ImageSplit | WholeSplit]:
     """The images, read first by one process for all (a stream), or by one process of each host."""
     if settings.streaming:
@@ -122,6 +128,7 @@ def main(arguments: list[str]) -> None:
         source=source_of(splits),
         labelled=bool(labelled),
         class_names=labelled[0].class_names if labelled else [],
+        model=name_of(command.run),
     )
     # What was encoded before a kill, or is encoded by another process, must have been the same images.
     settings = {"images": {n: s.fingerprint for n, s in splits.items()}, "batch_size": command.batch_size}

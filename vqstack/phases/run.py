@@ -5,17 +5,18 @@ A finished phase leaves ``DONE`` in its folder and is not repeated.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from vqstack import threads
-from vqstack.codes import quoted
+from vqstack.codes import OF_A_SPLIT, told
 from vqstack.config import RunConfig, to_yaml
 from vqstack.disk import make_folder, on_main, write_atomically, write_text
 from vqstack.errors import InputError, reason
@@ -30,7 +31,7 @@ from vqstack.fit import (
     load_outcome,
     write_outcome,
 )
-from vqstack.images import captioned, grid, identity, load_splits
+from vqstack.images import ImageSplit, captioned, grid, identity, load_splits
 from vqstack.ledger import table
 from vqstack.model import HierarchicalModel
 from vqstack.phases.checks import check_classes_left, check_processes, check_shapes_left, sharding_for
@@ -50,25 +51,61 @@ from vqstack.terminal import lines, warn
 RISEN = 0.02  # of the best score, by which a later one is no accident
 RENDERED = (
     "A renderer, trained to look well, decodes level 1 beside the likelihood's decoder. It is no likelihood: no number "
-    "above depends on it.\n\n"
+    "above depends on it."
 )
 
 
 def _described(model: HierarchicalModel) -> str:
-    """What a model is made of, in a sentence, for its card."""
-    levels, refined = len(model.stack), sorted(map(int, model.refiners))
-    text = f"Discrete codes in {levels} level{'s' * (levels > 1)}, with a transformer prior"
+    """What a model is made of, in sentences, for its card."""
+    levels, refined = len(model.stack), list(map(str, sorted(map(int, model.refiners))))
+    text = f"Discrete codes in {levels} level{'s' * (levels > 1)}. A transformer models the highest map (the prior)"
     if refined:
-        which = (
-            f"refiners of levels {', '.join(map(str, refined))}" if refined[1:] else f"a refiner of level {refined[0]}"
-        )
-        text += f", {which}"
+        one = "another one corrects the decoder of level" if len(refined) == 1 else "others correct those of levels"
+        text += f"; {one} {' and '.join(refined)} (refiner{'s' * (len(refined) > 1)})"
+    text += "."
     if model.renderer is not None:
-        text += ", and a renderer beside the decoder of level 1"
-    given = [f"the class (of {model.classes})"] * (model.classes > 0)
+        text += " A renderer draws pictures beside the decoder of level 1."
+    given = [f"the class ({model.classes} of them)"] * (model.classes > 0)
     if model.condition is not None:
-        given.append("floats that are given" if model.condition.text is None else "texts")
-    return f"{text}." + f" Conditional on {' and on '.join(given)}." * bool(given)
+        given.append("floats" if model.condition.text is None else "texts")
+    return text + f" Images are conditional on {' and on '.join(given)}." * bool(given)
+
+
+def _card(model: HierarchicalModel, ledger: str, usage: Sequence[Any], splits: Mapping[str, ImageSplit]) -> str:
+    """The card of a model; ``usage`` is the use of codes of each level on training images."""
+    shapes, sizes = model.stack.map_shapes, model.stack.codebook_sizes
+    levels = [
+        f"| {number} | {'×'.join(map(str, shape))} | {size} | {used.share:.0%} | {used.perplexity:.1f} |"
+        for number, (shape, size, used) in enumerate(zip(shapes, sizes, usage, strict=True), 1)
+    ]
+    each = {name: {key: split.source[key] for key in OF_A_SPLIT} for name, split in splits.items()}
+    source = splits["train"].source | {"splits": each}
+    lines = [
+        "# A vqstack model",
+        "",
+        _described(model),
+        "",
+        "| level | map | codes | used | perplexity |",
+        "|---|---|---|---|---|",
+        *levels,
+        "",
+        "*Used* and *perplexity* are of the codes of training images. The perplexity is that of their frequencies.",
+        "",
+        "## Ledger (bits per image)",
+        "",
+        "What a lossless code of an image takes, row by row: the codes from the highest level down, then the pixels.",
+        "",
+        "```",
+        ledger,
+        "```",
+        "",
+        *[RENDERED, ""] * (model.renderer is not None),
+        "## Training data",
+        "",
+        *told(source, {name: len(split) for name, split in splits.items()}),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 class Run:
@@ -280,12 +317,7 @@ class Run:
         )
         self.accelerator.print(lines(f"\nBits per image\n{text}\n\n{use}"))
         ledger = json.dumps({name: result.to_json() for name, result in results.items()}, indent=2) + "\n"
-        self.model.card = (
-            f"# A vqstack model\n\n{_described(self.model)}\n\n"
-            f"## Ledger (bits per image)\n\n```\n{text}\n```\n\n{use}\n\n"
-            f"{RENDERED if self.model.renderer is not None else ''}"
-            f"## Images\n\n```json\n{quoted(self.splits['train'].source)}\n```\n"
-        )
+        self.model.card = _card(self.model, text, results["train"].usage, self.splits)
 
         def write() -> None:
             write_text(self.folder / "ledger.json", ledger)
