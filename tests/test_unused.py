@@ -175,5 +175,15 @@ def test_what_a_run_writes_down_can_be_its_recipe(tmp_path):
     assert read_config(tmp_path / "run").levels[0].decoder == DecoderSettings()
 
 
+def test_what_is_said_of_every_entry_must_be_read_by_one():
+    """The digits' level 1 has a window, the other has none."""
+    recipe = read_recipe(ROOT / "recipes" / "digits.yaml")
+    levels = changed(recipe, {"levels": {"decoder": {"width": 8}}}).levels
+    assert [level.decoder.width for level in levels] == [8, DecoderSettings().width]
+    for values in ({"quantizer": {"entropy": 0.5}}, [level.model_dump() | {"embedding": "random"} for level in levels]):
+        with pytest.raises(InputError, match="levels.0"):
+            changed(recipe, {"levels": values})
+
+
 def test_classes_that_are_registered_may_read_any_setting():
     assert QuantizerSettings(kind="vq").unused() and not QuantizerSettings.model_construct(kind="mine").unused()

@@ -45,23 +45,43 @@ def _at(settings: BaseModel, name: str) -> tuple[Any, Any]:
 
 
 def check_used(settings: BaseModel, among: Mapping[str, Any] | None = None) -> None:
-    """InputError for what is unused and is not what it would be without a word; ``among`` these fields, if given."""
-    for name, why in unused(settings).items():
+    """InputError for what is unused and is not what it would be without a word.
+
+    Args:
+        settings: all of them.
+        among: nested values, to look at these fields alone. A mapping in the place of a list stands for every entry,
+            of which one must read what it says.
+    """
+    found = unused(settings)
+    for name, why in found.items():
         now, default = _at(settings, name)
-        if now != default and (among is None or _holds(among, name.split("."))):
+        if now == default:
+            continue
+        held, for_all = (True, False) if among is None else _holds(among, name.split("."))
+        if held and not (for_all and any(other not in found for other in _in_every_entry(settings, name.split(".")))):
             raise InputError(f"{name}: {why}")
 
 
-def _holds(values: Any, path: list[str]) -> bool:
-    """Whether nested values have one of that dotted name; a mapping in the place of a list stands for every entry."""
+def _holds(values: Any, path: list[str]) -> tuple[bool, bool]:
+    """Whether nested values have one of that dotted name, and whether as one for every entry of a list."""
+    for_all = False
     for part in path:
         if not isinstance(values, Mapping):
-            return True  # a whole list, or settings
-        if not part.isdigit():
-            if part not in values:
-                return False
+            break  # a whole list, or settings
+        if part.isdigit():
+            for_all = True
+        elif part not in values:
+            return False, for_all
+        else:
             values = values[part]
-    return True
+    return True, for_all
+
+
+def _in_every_entry(settings: BaseModel, path: list[str]) -> list[str]:
+    """Dotted names of the field at a path in each entry of the list on its way."""
+    place = next(i for i, part in enumerate(path) if part.isdigit())
+    entries = reduce(_entry, path[:place], settings)
+    return [".".join([*path[:place], str(i), *path[place + 1 :]]) for i in range(len(entries))]
 
 
 def check_given(settings: BaseModel, given: Iterable[str]) -> None:
