@@ -77,7 +77,7 @@ def _holds(values: Any, path: list[str]) -> tuple[bool, bool]:
     return True, for_all
 
 
-def _in_every_entry(settings: BaseModel, path: list[str]) -> list[str]:
+def _in_every_entry(settings: Any, path: list[str]) -> list[str]:
     """Dotted names of the field at a path in each entry of the list on its way."""
     place = next(i for i, part in enumerate(path) if part.isdigit())
     entries = reduce(_entry, path[:place], settings)
