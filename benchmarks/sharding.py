@@ -7,6 +7,9 @@ measured on the CPU, on 1 and on 2 blocks of full width for one image, and exten
 """
 
 import argparse
+import math
+import re
+from collections import Counter
 
 import torch
 from torch import nn
@@ -51,6 +54,22 @@ def activations(options: argparse.Namespace, recompute: bool, half: bool) -> flo
     return options.images * (one + (options.depth - 1) * (two - one))
 
 
+def tensors(model: nn.Module) -> None:
+    """Every kind of tensor, and what those of a kind take in shards: rows of the first axis, rounded up."""
+    kinds: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    for name, parameter in model.named_parameters():
+        kinds[re.sub(r"\.\d+\.", ".N.", name, count=1), tuple(parameter.shape)] += 1
+    print(
+        "| tensor | shape | how many | parameters | GB on 1 | on 8 | on 16 | on 64 |\n|---|---|---|---|---|---|---|---|"
+    )
+    for (name, shape), count in kinds.items():
+        row = math.prod(shape[1:])
+        held = [20 * count * row * math.ceil(shape[0] / processes) / GB for processes in (1, 8, 16, 64)]
+        size = "×".join(map(str, shape))
+        print(f"| `{name}` | {size} | {count} | {count * row * shape[0]:,} | {' | '.join(f'{n:.4f}' for n in held)} |")
+    print()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"dim": 2560, "depth": 38, "heads": 20, "codes": 16384, "images": 8}.items():
@@ -62,6 +81,7 @@ def main() -> None:
     block = max(sum(p.numel() for p in part.parameters()) for part in blocks(model))
     root = parameters - sum(p.numel() for part in blocks(model) for p in part.parameters())
     print(f"{parameters:,} parameters; the largest block {block:,}, outside of blocks {root:,}\n")
+    tensors(model)
     print("| GB of a process | 1 GPU | 8 GPUs | 64 GPUs |\n|---|---|---|---|")
 
     def row(name: str, whole: float) -> None:
