@@ -37,7 +37,7 @@ def photos(size=(64, 64), count=12, alpha=None):
 def test_a_run_says_what_it_trains_on_and_what_comes_next(call):
     data = {"source": "imagefolder", "files": {"train": "elsewhere"}, "size": (8, 8), "channels": 3, "values": 256}
     small = vqstack.recipe(**TINY).model_copy(update={"data": ImageSettings(**data)})
-    Path("small.yaml").write_text(to_yaml(without_unused(small, vqstack.RunConfig())))
+    Path("small.yaml").write_text(to_yaml(without_unused(small)))
     photos(size=(8, 8))
     arguments = ("--config", "small.yaml", "--images", "my photos", "--steps", 1, "--out", "run")
     code, out, err = call(TRAIN, *arguments)
