@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = ["--steps", "2000", "--train-levels.1.steps", "600", "--train-prior.steps", "600"]  # as docs/own-images.md
+SHORT = "--steps 2000 --train-levels.1.steps 600 --train-prior.steps 600 --train-renderer.steps 200".split()
 
 
 def demo(out: Path) -> Iterator[tuple[str, list[str]]]:
@@ -34,7 +34,8 @@ def folder(images: Path, out: Path) -> Iterator[tuple[str, list[str]]]:
     """From images in a folder to sixteen samples."""
     vqstack = [sys.executable, "-m", "vqstack"]
     yield "training", [*vqstack, "train", "--images", str(images), "--out", str(out / "run"), *SHORT]
-    yield "drawing", [*vqstack, "generate", str(out / "run"), "--num", "16", "--out", str(out / "samples")]
+    drawing = ["generate", str(out / "run"), "--num", "16", "--decoder", "renderer", "--out", str(out / "samples")]
+    yield "drawing", [*vqstack, *drawing]
 
 
 def main() -> None:

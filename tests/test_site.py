@@ -99,6 +99,12 @@ def test_runs_that_the_pages_of_figures_read_are_made_there_and_once():
     assert sorted(set(trained)) == sorted(trained)
 
 
+def test_what_is_on_or_off_is_given_no_value():
+    """``--augment.flip false`` is refused: it is ``--augment.no-flip``."""
+    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+        assert not re.findall(r"`--[a-z0-9.-]+ (?:true|false)\b", page.read_text("utf-8")), page.name
+
+
 def test_the_pages_show_the_ledger_of_the_readme():
     (table,) = re.findall(r"^row .*?^bits/dim .*?$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert table in (DOCS / "start.md").read_text("utf-8")
