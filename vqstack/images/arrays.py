@@ -133,5 +133,7 @@ def _signals(values: NDArray[Any], settings: ImageSettings, path: str) -> NDArra
         values = values[:, None]
     wanted = (settings.channels, *(settings.kept or ()))
     if (axes and values.shape[1:] != wanted) or not 3 <= values.ndim <= 5 or values.shape[1] != settings.channels:
-        raise InputError(f"{path}: inputs of {values.shape[1:]} where {wanted} was said; correct size or channels")
+        last = values.shape[1:] == (*wanted[1:], wanted[0])
+        cure = "store it as np.moveaxis(array, -1, 1)" if last else "correct size or channels, or the order of its axes"
+        raise InputError(f"{path}: inputs of {values.shape[1:]} where channels first, {wanted}, was said; {cure}")
     return values
