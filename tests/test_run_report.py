@@ -120,7 +120,7 @@ def test_a_run_does_not_end_with_it(tmp_path, monkeypatch, capsys):
 def test_sounds_and_volumes_have_one(shape, values):
     np.save("x.npy", arrays(shape, values)[:, None])
     data = {"source": "array", "files": {"train": "x.npy"}, "size": shape, "channels": 1, "values": values}
-    level = TINY["levels"] | {"quantizer": {"codebook_size": 4, "dim": 4}}
+    level = TINY["levels"] | {"decoder": {}, "quantizer": {"codebook_size": 4, "dim": 4}}
     changes = {"data": data | {"validation": 10, "test": 10}, "augment": {"shift": 1}} | TINY
     maps = [[side // 4 for side in shape], [1] * len(shape)]
     vqstack.train(vqstack.recipe("digits", **changes | {"levels": [level | {"map": m} for m in maps]}), out="run")

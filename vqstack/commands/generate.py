@@ -62,7 +62,7 @@ class Command(Settings):
         default=(), description="Text that the model is given, encoded as in training: of all images, or one for each."
     )
     seed: int = Field(
-        default=0, ge=0, le=2**63 - 1, description="With the image's number it names all random numbers; no unit."
+        default=0, ge=0, le=2**63 - 1, description="Names all random draws, with the image's number; no unit."
     )
     temperature: tuple[float, ...] = Field(
         default=(), description="Temperature above 0, no unit; one, or one a level, prior first. Default: the model's."
