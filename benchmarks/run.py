@@ -41,7 +41,7 @@ from vqstack.nets import StagedDown, StagedUp
 from vqstack.quantizer import QuantizerSettings, build_quantizer
 from vqstack.renderer import RendererSettings
 from vqstack.shapes import PADDING
-from vqstack.sources import CodeSource, PixelSource
+from vqstack.sources import CodeSource, PixelSource, Source
 from vqstack.stack import Stack, StackSettings
 from vqstack.window import DecoderSettings, WindowNetwork
 
@@ -219,26 +219,31 @@ def several(times: int, call: Callable[[], object]) -> None:
         call()
 
 
+def both_loops(
+    what: str, module: nn.Module, source: Source, bare: Iterator[None], settings: FitSettings, device: torch.device
+) -> Iterator[Comparison]:
+    """Two steps through the toolkit's loop and through a bare one; neither evaluates."""
+    steps, batch = 2, settings.batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = Accelerator(cpu=device.type == "cpu")
+        fit = Fit("benchmark", module, source, source, settings, accelerator, Path(folder))
+        yield Comparison(
+            f"training {what}, batch {batch}, EMA / bare loop",
+            partial(several, steps, fit.training_step),
+            partial(several, steps, partial(next, bare)),
+            "speed",
+            0.95,
+            steps * batch,
+        )
+
+
 def training(device: torch.device) -> Iterator[Comparison]:
-    """Level 1 of every kind through the toolkit's loop and through a bare one; neither evaluates."""
-    steps = 2
+    """Level 1 of every kind."""
     for kind in KINDS:
-        settings, batch = FitSettings(steps=100_000, batch_size=kind.batch), kind.batch
+        settings = FitSettings(steps=100_000, batch_size=kind.batch)
         pixels = make_inputs(kind, 2048 if kind.shape == SHAPE else 256, device)
-        source = PixelSource(pixels)
         bare = bare_training(make_level(kind, device), pixels, settings)
-        level = make_level(kind, device)
-        with tempfile.TemporaryDirectory() as folder:
-            accelerator = Accelerator(cpu=device.type == "cpu")
-            fit = Fit("benchmark", level, source, source, settings, accelerator, Path(folder))
-            yield Comparison(
-                f"training {kind.name}, batch {batch}, EMA / bare loop",
-                partial(several, steps, fit.training_step),
-                partial(several, steps, partial(next, bare)),
-                "speed",
-                0.95,
-                steps * batch,
-            )
+        yield from both_loops(kind.name, make_level(kind, device), PixelSource(pixels), bare, settings, device)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -469,8 +474,8 @@ def prior(device: torch.device) -> Iterator[Comparison]:
 
 
 def conditions(device: torch.device) -> Iterator[Comparison]:
-    """Training of a prior that attends to a sequence of vectors, through the toolkit's loop and through a bare one."""
-    steps, settings = 2, FitSettings(steps=100_000, batch_size=BATCH)
+    """Training of a prior that attends to a sequence of vectors."""
+    settings = FitSettings(steps=100_000, batch_size=BATCH)
     torch.manual_seed(0)
     codes, vectors = torch.randint(CODES, (256, 8, 8)), torch.randn(256, 16, 64, device=device)
     source = CodeSource(codes[None].numpy().astype(np.uint16), device, [vectors])
@@ -478,25 +483,14 @@ def conditions(device: torch.device) -> Iterator[Comparison]:
     def made() -> CodeModel:
         torch.manual_seed(0)
         about = ConditionSettings(name="vectors", shape=(16, 64), kind="attention")
-        return build_code_model(CodeModelSettings(depth=DEPTH, dim=DIM, heads=HEADS), (8, 8), CODES, given=about).to(
-            device
-        )
+        sizes = CodeModelSettings(depth=DEPTH, dim=DIM, heads=HEADS)
+        return build_code_model(sizes, (8, 8), CODES, given=about).to(device)
 
     def loss_of(model: CodeModel, batch: Tensor, told: Tensor) -> Tensor:
         return -model.unchecked_log_prob(batch, {GIVEN: told}).mean() / model.sites
 
     bare = bare_training(made(), codes.to(device), settings, loss_of, vectors)
-    with tempfile.TemporaryDirectory() as folder:
-        accelerator = Accelerator(cpu=device.type == "cpu")
-        fit = Fit("benchmark", made(), source, source, settings, accelerator, Path(folder))
-        yield Comparison(
-            f"training a prior, cross-attention to 16 vectors, batch {BATCH} / bare loop",
-            partial(several, steps, fit.training_step),
-            partial(several, steps, partial(next, bare)),
-            "speed",
-            0.95,
-            steps * BATCH,
-        )
+    yield from both_loops("a prior, cross-attention to 16 vectors", made(), source, bare, settings, device)
 
 
 # --- window decoders --------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def forecast(
     scored = len(split) * (2 if model.refiners else 1)
     seconds = (between - began) / few * (drawn + pictures) + (time.perf_counter() - between) / few * scored
     classifies = command.features == "classifier" or (model.classes and split.labelled)
-    judged = "; a classifier of the images is trained before, under a minute on two cores, unless the cache has it"
+    judged = "; a classifier of the images is trained before, in up to some minutes, unless the cache has it"
     judged = judged if command.samples and classifies else ""
     return (
         f"{len(split)} images of {command.split} are scored, {drawn} are drawn, which takes about {duration(seconds)}"
