@@ -2,7 +2,7 @@
 
     python benchmarks/vqgan.py RUN --out FOLDER [--seconds 600] [--learning-rate 3e-4] [--discriminator 0]
 
-RUN has one level and a renderer. The bare side has the same encoder and a decoder of the same class and size as the
+RUN has a renderer; its level 1 is compared. The bare side has the same encoder and a decoder of the same class and size as the
 renderer, as many codes, the numbers of RUN's quantizer (decay, commitment, threshold of dead codes), the same images,
 augmented as in RUN, in batches as large, the same network for the perceptual distance and the same class of
 discriminator. It is trained as Esser et al. (2021) train: mean absolute error + perceptual distance + the library's
@@ -165,8 +165,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps the trained classifier")
     options = parser.parse_args(arguments)
     config = config_of_run(options.run)
-    if config is None or config.renderer is None or len(config.levels) > 1:
-        raise InputError("run: give the folder of a run with one level and a renderer")
+    if config is None or config.renderer is None:
+        raise InputError("run: give the folder of a run with a renderer")
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     ours = HierarchicalModel.from_pretrained(options.run).to(accelerator.device)
     splits = load_splits(config.data)
