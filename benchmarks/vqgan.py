@@ -2,9 +2,9 @@
 
     python benchmarks/vqgan.py RUN --out FOLDER [--seconds 600] [--learning-rate 3e-4] [--discriminator 0]
 
-RUN has a renderer; its level 1 is compared. The bare side has the same encoder and a decoder of the same class and size as the
-renderer, as many codes, the numbers of RUN's quantizer (decay, commitment, threshold of dead codes), the same images,
-augmented as in RUN, in batches as large, the same network for the perceptual distance and the same class of
+RUN has a renderer; its level 1 is compared. The bare side has the same encoder and a decoder of the same class and size
+as the renderer, as many codes, the numbers of RUN's quantizer (decay, commitment, threshold of dead codes), the same
+images, augmented as in RUN, in batches as large, the same network for the perceptual distance and the same class of
 discriminator. It is trained as Esser et al. (2021) train: mean absolute error + perceptual distance + the library's
 commitment loss, straight through, and after ``--start`` of the time a hinge discriminator with an adaptive weight;
 Adam with betas 0.5 and 0.9 at a constant rate, no averaged weights, no choice among checkpoints. It gets ``--seconds``
