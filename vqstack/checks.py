@@ -21,26 +21,9 @@ def check_map(
     dtype: torch.dtype = torch.int64,
     num: int | None = None,
     least: int = 0,
+    look: bool = True,
 ) -> None:
-    """InputError unless ``values`` is a tensor [images, \\*shape] of whole numbers least … size-1."""
-    check_kind(values, what, shape, size, device, dtype, num, least)
-    if size <= torch.iinfo(dtype).max and values.numel():
-        for extreme in torch.stack(values.aminmax()).tolist():
-            if not least <= extreme < size:
-                raise InputError(f"{what}: {extreme} lies outside {least} … {size - 1}: give those of this model")
-
-
-def check_kind(
-    values: Any,
-    what: str,
-    shape: tuple[int, ...],
-    size: int,
-    device: torch.device | None,
-    dtype: torch.dtype = torch.int64,
-    num: int | None = None,
-    least: int = 0,
-) -> None:
-    """:func:`check_map` but for the range, in constant time: a training step does not wait for an extreme.
+    """InputError unless ``values`` is a tensor [images, \\*shape] of whole numbers least … size-1.
 
     Args:
         values: what was given.
@@ -51,6 +34,7 @@ def check_kind(
         dtype: of the values.
         num: number of images; none: any.
         least: the smallest value.
+        look: for values out of range, too; without it a training step does not wait for an extreme.
     """
     wanted = f"{str(dtype).removeprefix('torch.')} (images{''.join(f', {n}' for n in shape)}{',' * (not shape)})"
     if not isinstance(values, Tensor):
@@ -65,6 +49,10 @@ def check_kind(
         raise InputError(f"{what} have shape {tuple(values.shape)}: give one for each of the {num} images")
     if device is not None and values.device != device:
         raise InputError(f"{what} are on {values.device}, the model is on {device}: move one of them with .to()")
+    if look and size <= torch.iinfo(dtype).max and values.numel():
+        for extreme in torch.stack(values.aminmax()).tolist():
+            if not least <= extreme < size:
+                raise InputError(f"{what}: {extreme} lies outside {least} … {size - 1}: give those of this model")
 
 
 def check_floats(values: Any, what: str, shape: tuple[int | None, ...], device: torch.device | None) -> None:

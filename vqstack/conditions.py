@@ -5,7 +5,7 @@ a text encoder makes of a caption, are merely given: they have no row, and a tot
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, ItemsView, Mapping, Sequence
+from collections.abc import ItemsView, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -61,10 +61,10 @@ class Condition(nn.Module, ABC):
         """Values that tell nothing, of ``num`` images."""
 
     @abstractmethod
-    def check(self, values: Tensor, num: int, device: torch.device, by: Callable[..., None]) -> None:
+    def check(self, values: Tensor, num: int, device: torch.device, look: bool) -> None:
         """InputError unless these are values of ``num`` images, some of which may tell nothing, on ``device``.
 
-        Numbers are looked at as far as ``by``, :func:`check_map` or :func:`check_kind`, does.
+        ``look``: for numbers out of range, too, as :func:`check_map` does.
         """
 
 
@@ -94,8 +94,8 @@ class ClassCondition(Condition):
     def nothing(self, num: int, device: torch.device) -> Labels:
         return torch.full((num,), NO_LABEL, device=device)
 
-    def check(self, values: Tensor, num: int, device: torch.device, by: Callable[..., None]) -> None:
-        by(values, "labels", (), self.embedding.num_embeddings, device, num=num, least=NO_LABEL)
+    def check(self, values: Tensor, num: int, device: torch.device, look: bool) -> None:
+        check_map(values, "labels", (), self.embedding.num_embeddings, device, num=num, least=NO_LABEL, look=look)
 
 
 class ReaderSettings(Settings):
@@ -167,7 +167,7 @@ class GivenCondition(Condition, ABC):
     def nothing(self, num: int, device: torch.device) -> Float[Tensor, "b *shape"]:
         return torch.full((num, *self.shape), torch.nan, device=device)
 
-    def check(self, values: Tensor, num: int, device: torch.device, by: Callable[..., None]) -> None:
+    def check(self, values: Tensor, num: int, device: torch.device, look: bool) -> None:
         check_floats(values, "condition", (num, *self.shape), device)
 
 
@@ -296,9 +296,7 @@ class Conditions(nn.ModuleDict):
         """The first tensors, one for each condition in order, by name; and the others."""
         return dict(zip(self, tensors, strict=False)), tensors[len(self) :]
 
-    def check(
-        self, conditioning: Conditioning, num: int, device: torch.device, by: Callable[..., None] = check_map
-    ) -> None:
+    def check(self, conditioning: Conditioning, num: int, device: torch.device, look: bool = True) -> None:
         """InputError unless what is given is what is read, and fits; see :meth:`Condition.check`."""
         if not isinstance(conditioning, Mapping):
             raise InputError(
@@ -307,7 +305,7 @@ class Conditions(nn.ModuleDict):
         for name, condition in self.items():
             if name not in conditioning:
                 raise InputError(f"this model is conditional on {condition.needs}")
-            condition.check(conditioning[name], num, device, by)
+            condition.check(conditioning[name], num, device, look)
         for name in conditioning.keys() - self.keys():
             what = "labels: this model knows no classes" if name == "label" else f"{name}: this model is not given it"
             raise InputError(f"{what}: leave them out")

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vqstack.chains import ChainEmbedding
-from vqstack.checks import check_kind, check_map, check_number
+from vqstack.checks import check_map, check_number
 from vqstack.code_model.codebook import CodebookSpace
 from vqstack.code_model.settings import CodeModelSettings
 from vqstack.code_model.window import Window
@@ -180,12 +180,12 @@ class CodeModel(nn.Module, ABC):
         self.check(values, conditioning)
         return self.unchecked_log_prob(values, conditioning, parent)
 
-    def check(self, values: AnyCodes | Pixels, conditioning: Conditioning, by: Callable[..., None] = check_map) -> None:
-        """InputError unless these are maps of the model, and what as many images are given; as far as ``by`` looks."""
+    def check(self, values: AnyCodes | Pixels, conditioning: Conditioning, look: bool = True) -> None:
+        """InputError unless these are maps of the model, and what as many images are given; see :func:`check_map`."""
         shape = (self.head.channels,) if self.head.ordered or self.head.channels > 1 else ()
         kind = of_pixels(values, value_dtype(self.size)) if self.head.ordered else {"dtype": torch.int64}
-        by(values, "values", (*shape, *self.map_shape), self.size, self.position.device, **kind)
-        self.conditions.check(conditioning, len(values), self.position.device, by)
+        check_map(values, "values", (*shape, *self.map_shape), self.size, self.position.device, look=look, **kind)
+        self.conditions.check(conditioning, len(values), self.position.device, look)
 
     @abstractmethod
     def unchecked_log_prob(
@@ -248,7 +248,7 @@ class CodeModel(nn.Module, ABC):
         InputError as of :meth:`check`; on an accelerator, where a step would wait for it, ranges in the first step.
         """
         conditioning, parent = self.conditions.named(tensors)
-        self.check(values, conditioning, check_kind if self.looked and self.position.is_cuda else check_map)
+        self.check(values, conditioning, look=not (self.looked and self.position.is_cuda))
         self.looked = True
         loss, nats = self._training_nats(values, self.hide(conditioning), Parent(*parent) if parent else None)  # type: ignore[arg-type]
         return Objective(loss / self.sites, {"nats": nats.mean().detach()})
