@@ -49,12 +49,8 @@ class StackSettings(Settings):
         return {"levels.0.embedding": "of levels above 1, which read codes: leave it out"}
 
     @model_validator(mode="after")
-    def check_levels(self) -> "StackSettings":
+    def check_stack(self) -> "StackSettings":
         check_clusters(self.levels)
-        return self
-
-    @model_validator(mode="after")
-    def check_sharing(self) -> "StackSettings":
         dropout: dict[int, float] = {}
         for number, level in enumerate(self.levels):
             if self.sharing == "trunk" and dropout.setdefault(level.width, level.dropout) != level.dropout:

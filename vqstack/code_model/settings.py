@@ -133,16 +133,12 @@ class RefinerSettings(CodeModelSettings):
         return super().unused() | ({} if self.corruption else {"corrupt_by": why})
 
     @model_validator(mode="after")
-    def check_joint_encoder(self) -> "RefinerSettings":
+    def check_refiner(self) -> "RefinerSettings":
         if self.joint_encoder and (self.family != "masked" or self.labels or self.condition):
             raise ValueError(
                 "joint_encoder trains an encoder, which sees no class and no condition, with a masked refiner: set "
                 "family to masked, and labels and condition to false"
             )
-        return self
-
-    @model_validator(mode="after")
-    def check_pixels(self) -> "RefinerSettings":
         if self.level == 1 and self.soft_targets:
             raise ValueError("soft_targets needs distances between codes: a refiner of level 1 models pixels")
         if self.level == 1 and self.codebook:

@@ -93,15 +93,11 @@ class RendererSettings(Settings):
         return self.adversary if self.adversary.joint else AdversarySettings()
 
     @model_validator(mode="after")
-    def check_choice(self) -> "RendererSettings":
+    def check_renderer(self) -> "RendererSettings":
         if self.choose == "frechet" and self.perceptual in FEATURELESS:
             raise ValueError(
                 f"choose: frechet compares features, and perceptual {self.perceptual} has none: set another"
             )
-        return self
-
-    @model_validator(mode="after")
-    def check_joint(self) -> "RendererSettings":
         if self.adversary.joint and not (self.joint_encoder and self.adversary.weight):
             raise ValueError("adversary.joint: needs adversary.weight and joint_encoder: set both, or leave it out")
         return self
