@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -364,34 +365,21 @@ class _Streams:
         _write(folder, self._batches(split, limits[name]), self.limit, self.settings, meta)
 
     def _batches(self, split: Streamed, limits: tuple[float, float]) -> Iterator[_Batch]:
-        taken = 0
-        records: list[Any] = []
-        labels: list[int] | None = [] if split.stored else None
-        given: list[Any] | None = [] if split.given else None
-        rows = guarded(shuffled(split.rows, self.settings, self.settings.seed), split.where, self.settings)
-        for row in split.present(rows):
-            if taken == self.limit:
-                break
-            record = row[split.image_column]
-            if limits[0] <= lot(hashed(record, self.settings, split.root)) < limits[1]:
-                records.append(record)
-                if labels is not None:
-                    labels.append(split.label(row))
-                if given is not None:
-                    given.append(inside(row, split.given))
-                taken += 1
-                if len(records) == FETCH:
-                    yield self._batch(split, records, taken, labels, given)
-                    records, labels, given = [], None if labels is None else [], None if given is None else []
-        if records:
-            yield self._batch(split, records, taken, labels, given)
-
-    def _batch(
-        self, split: Streamed, records: list[Any], taken: int, labels: list[int] | None, given: list[Any] | None
-    ) -> _Batch:
-        positions = list(range(taken - len(records), taken))
-        names = [image_name(split.where, *pair) for pair in zip(positions, records, strict=True)]
-        return _Batch(records, names, positions, labels, given)
+        read = guarded(shuffled(split.rows, self.settings, self.settings.seed), split.where, self.settings)
+        column, first = split.image_column, 0
+        inside_limits = (
+            row
+            for row in split.present(read)
+            if limits[0] <= lot(hashed(row[column], self.settings, split.root)) < limits[1]
+        )
+        chosen = islice(inside_limits, self.limit)
+        while rows := list(islice(chosen, FETCH)):
+            records, positions = [row[column] for row in rows], list(range(first, first + len(rows)))
+            names = [image_name(split.where, *pair) for pair in zip(positions, records, strict=True)]
+            labels = [split.label(row) for row in rows] if split.stored else None
+            given = [inside(row, split.given) for row in rows] if split.given else None
+            yield _Batch(records, names, positions, labels, given)
+            first += len(rows)
 
 
 def image_name(where: str, position: int, record: Any) -> str:
