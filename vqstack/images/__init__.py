@@ -20,11 +20,11 @@ from vqstack.images.labels import mapped, numerals
 from vqstack.images.look import Look, first_look
 from vqstack.images.pictures import FileFormat, grid, heat, save_png, saver
 from vqstack.images.records import check_paths
-from vqstack.images.settings import SPLITS, AugmentSettings, ImageSettings, Size, Split, register_source
+from vqstack.images.settings import SPLITS, ImageSettings, Size, Split, register_source
 from vqstack.images.sounds import is_sound, whole_sound
 from vqstack.images.splits import ImageSplit, Part, image_shape, load_splits, num_classes, split_names
 from vqstack.images.stream import ImageStream, StreamBatch, open_stream
-from vqstack.images.views import augment, center, uniforms
+from vqstack.images.views import AugmentSettings, augment, center, uniforms
 from vqstack.images.volumes import is_volume, save_volume
 from vqstack.images.whole import WholeSplit, survey, whole_splits
 

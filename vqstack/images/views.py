@@ -1,16 +1,65 @@
 """Random views of training images: crops, shifts, mirror images, each a function of (seed, epoch, image)."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64, Integer
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from vqstack.images.settings import AugmentSettings, Size
+from vqstack.images.settings import ImageSettings, Size
 from vqstack.shapes import PADDING, Pixels
 
 DRAWS = 10  # uniform numbers for each view
 FROM_END = {"width": -1, "height": -2, "depth": 0, "time": 0}  # places of axes by their names
+
+
+class AugmentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Random changes of the training images, drawn anew each time an image is seen."""
+
+    shift: int = Field(
+        default=0,
+        ge=0,
+        description="largest shift along each axis, pixels; beyond the edge lies value 0, of sounds and series the "
+        "middle one, with data.padding what is not scored",
+    )
+    flip: bool = Field(
+        default=False,
+        description="mirror left and right, or along flip_axes, each with probability one half, no unit",
+    )
+    flip_axes: tuple[Literal["time", "depth", "height", "width"], ...] = Field(
+        default=(),
+        description="axes that flip mirrors: time of sounds, series and videos, depth of volumes, height, width; "
+        "empty: width",
+    )
+    crop: Literal["center", "random"] = Field(
+        default="center", description="where the crop of data.size lies inside data.resize; random: anywhere, evenly"
+    )
+    views: int = Field(
+        default=0,
+        ge=0,
+        description="views of each training image whose codes are stored for the levels above 1 and the prior, count; "
+        "0: a new view is encoded each time an image is seen",
+    )
+
+    def check(self, data: ImageSettings) -> None:
+        """ValueError where such inputs are not changed like that."""
+        if self.crop == "random" and data.resize in (None, data.size):
+            raise ValueError("augment.crop random has no room: set data.resize larger than data.size")
+        if self.flip_axes and not self.flip:
+            raise ValueError("augment.flip_axes: nothing is mirrored without augment.flip: set it, or leave this out")
+        names = data.axis_names
+        if other := [axis for axis in self.flip_axes if axis not in names]:
+            raise ValueError(f"augment.flip_axes: {other[0]} is no axis of these inputs: choose of {', '.join(names)}")
+        if names == ("time",) and self.flip and not self.flip_axes:
+            raise ValueError("augment.flip plays backwards here: leave it out, or set augment.flip_axes to time")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        return self.shift > 0 or self.flip or self.crop == "random"
 
 
 def uniforms(seed: int, epochs: Int64[Tensor, "b"], images: Int64[Tensor, "b"]) -> Float64[np.ndarray, "b draws"]:
