@@ -15,7 +15,8 @@
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from importlib import import_module
+from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
@@ -41,6 +42,14 @@ class InputError(CommandError):
     """Wrong input: the user asked for something that cannot be done. Nothing has been written."""
 
     exit_code = 2
+
+
+def extra(module: str, missing: str) -> Any:
+    """A module that an extra of the package brings; InputError, which says ``missing``, where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(missing) from error
 
 
 class DivergedError(CommandError):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from vqstack.codes import fingerprint
 from vqstack.disk import Lock, make_folder, on_main
-from vqstack.errors import InputError, WriteError, reason
+from vqstack.errors import InputError, WriteError, extra, reason
 from vqstack.fit import CHECKPOINTS, DONE, Fit, FitSettings, Source, evaluate, load_outcome, write_outcome
 from vqstack.images import AugmentSettings, ImageSplit, Size
 from vqstack.metrics import Features
@@ -313,18 +312,16 @@ def inception(values: int, device: torch.device) -> Extractor:
     Grey images become three equal channels, V grey values 0 … 255. InputError, naming the remedy, where the package or
     its weights cannot be had.
     """
+    library = extra(
+        "torch_fidelity.feature_extractor_inceptionv3",
+        "--features: inception needs torch-fidelity, which is not installed: pip install 'vqstack[fid]', or choose "
+        "classifier",
+    )
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise InputError(
-            "--features: inception needs torch-fidelity, which is not installed: pip install 'vqstack[fid]', or choose "
-            "classifier"
-        ) from error
-    try:
-        network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
+        network = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
     except OSError as error:  # what urllib and torch.hub raise
         raise InputError(
-            f"--features: the weights of inception cannot be fetched ({error}): put {URL_INCEPTION_V3} into "
+            f"--features: the weights of inception cannot be fetched ({error}): put {library.URL_INCEPTION_V3} into "
             f"{torch.hub.get_dir()}/checkpoints, or choose classifier"
         ) from error
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from vqstack.errors import InputError
+from vqstack.errors import extra
 from vqstack.shapes import Pixels
 
 Features = Float[Tensor, "_ d"]
@@ -102,14 +102,10 @@ class FidelityMeter:
     """
 
     def __init__(self, values: int) -> None:
-        try:
-            from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure  # seconds to import
-        except ImportError as error:
-            raise InputError(
-                "evaluate: torchmetrics is not installed: install it with pip install 'vqstack[evaluate]'"
-            ) from error
-        self._psnr = PeakSignalNoiseRatio(data_range=values - 1.0)
-        self._ssim = StructuralSimilarityIndexMeasure(data_range=values - 1.0)
+        missing = "evaluate: torchmetrics is not installed: install it with pip install 'vqstack[evaluate]'"
+        library = extra("torchmetrics.image", missing)  # seconds to import
+        self._psnr = library.PeakSignalNoiseRatio(data_range=values - 1.0)
+        self._ssim = library.StructuralSimilarityIndexMeasure(data_range=values - 1.0)
         self._windowed = True
 
     def add(self, pixels: Pixels, originals: Pixels, inside: Bool[Tensor, "b c *map"] | None = None) -> None:

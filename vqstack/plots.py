@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from vqstack.errors import InputError
+from vqstack.errors import extra
 from vqstack.images import grid
 from vqstack.ledger import Ledger
 from vqstack.shapes import Pixels
@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
 def figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> tuple["Figure", list[Any]]:
     """A figure that belongs to no window, and its axes in one row; inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "plots: matplotlib is not installed: install it with pip install 'vqstack[evaluate]'"
-        ) from error
-    made = Figure(figsize=(width, height), layout="constrained")
+    missing = "plots: matplotlib is not installed: install it with pip install 'vqstack[evaluate]'"
+    made = extra("matplotlib.figure", missing).Figure(figsize=(width, height), layout="constrained")
     return made, list(made.subplots(1, columns, squeeze=False)[0])
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vqstack.errors import InputError, reason
+from vqstack.errors import InputError, extra, reason
 from vqstack.settings import Settings
 
 BATCH = 64
@@ -59,13 +59,10 @@ def encode_texts(settings: TextSettings, texts: Sequence[str]) -> NDArray[np.flo
 @cache
 def _loaded(settings: TextSettings) -> tuple[Any, Any]:
     """Tokenizer and encoder."""
+    library = extra("transformers", 'texts are encoded by transformers: pip install "vqstack[text]"')
     try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise InputError('texts are encoded by transformers: pip install "vqstack[text]"') from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.name, revision=settings.revision)
-        model = AutoModel.from_pretrained(settings.name, revision=settings.revision, use_safetensors=True)
+        tokenizer = library.AutoTokenizer.from_pretrained(settings.name, revision=settings.revision)
+        model = library.AutoModel.from_pretrained(settings.name, revision=settings.revision, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"text_encoder: {settings.name} cannot be loaded ({reason(error)}): name a model for transformers, on the "

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vqstack import threads
 from vqstack.config import Positional, parse
-from vqstack.errors import InputError
+from vqstack.errors import extra
 from vqstack.settings import Settings
 
 
@@ -31,10 +31,8 @@ class Command(Settings):
 
 def main(arguments: list[str]) -> None:
     command = parse(Command, arguments)
-    try:
-        from vqstack.explorer import page
-    except ImportError as error:
-        raise InputError("explore: nicegui is not installed: install it with pip install 'vqstack[explore]'") from error
+    missing = "explore: nicegui is not installed: install it with pip install 'vqstack[explore]'"
+    page = extra("vqstack.explorer.page", missing)
     from vqstack.explorer.opened import Opened
 
     port = page.free_port(command.host, command.port)

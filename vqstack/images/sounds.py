@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int32, Integer
 from numpy.typing import NDArray
 
-from vqstack.errors import InputError
+from vqstack.errors import extra
 
 SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .w64 .caf .rf64".split())
 MU = 255
@@ -40,11 +40,7 @@ def begins_as_sound(content: bytes) -> bool:
 
 
 def _library() -> Any:
-    try:
-        import soundfile
-    except ImportError as error:
-        raise InputError('sounds need soundfile: pip install "vqstack[sounds]"') from error
-    return soundfile
+    return extra("soundfile", 'sounds need soundfile: pip install "vqstack[sounds]"')
 
 
 def _of_library(name: str, file: str | bytes, **how: Any) -> Any:
@@ -81,10 +77,7 @@ def _numbers(file: str | bytes, rate: int, channels: int) -> Int32[np.ndarray, "
     if not np.isfinite(found).all():
         raise ValueError("numbers that are not finite")
     if own != rate:
-        try:
-            import soxr
-        except ImportError as error:
-            raise InputError('sounds of other rates need soxr: pip install "vqstack[sounds]"') from error
+        soxr = extra("soxr", 'sounds of other rates need soxr: pip install "vqstack[sounds]"')
         found = soxr.resample(found, own, rate, quality="VHQ")
     if found.shape[1] > channels:
         found = found.mean(1, keepdims=True)

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
-from vqstack.errors import InputError
+from vqstack.errors import extra
 from vqstack.images.fitting import channels_first, fitted, to_values
 from vqstack.images.settings import ImageSettings
 from vqstack.reading import plain_file
@@ -36,11 +36,7 @@ def is_video(path: str) -> bool:
 
 
 def _library() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise InputError('videos need PyAV: pip install "vqstack[video]"') from error
-    return av
+    return extra("av", 'videos need PyAV: pip install "vqstack[video]"')
 
 
 def _frames(path: str) -> Iterator[tuple[Fraction, Any]]:

@@ -28,7 +28,7 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
-from vqstack.errors import InputError
+from vqstack.errors import extra
 from vqstack.images.formats import bombs_refused, more_than_eight_bits, opened
 from vqstack.reading import plain_file
 from vqstack.shapes import by_axis
@@ -64,14 +64,6 @@ class Container:
     head: bytes = b""
 
 
-def _library() -> Any:
-    try:
-        import nibabel
-    except ImportError as error:
-        raise InputError('NIfTI needs nibabel: pip install "vqstack[volumes]"') from error
-    return nibabel
-
-
 def _read(path: str) -> tuple[NDArray[Any], Container]:
     """All numbers of a file, in its own axes, and what it is. Raises ValueError, and what the libraries raise."""
     plain_file(path)
@@ -96,7 +88,7 @@ def _npy(path: str) -> tuple[NDArray[Any], Container]:
 
 
 def _nifti(path: str, ending: str) -> tuple[NDArray[Any], Container]:
-    nibabel = _library()
+    nibabel = extra("nibabel", 'NIfTI needs nibabel: pip install "vqstack[volumes]"')
     with open(path, "rb") as file:
         content = file.read()
     content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content

