@@ -17,7 +17,7 @@ from vqstack.code_model.settings import (
     segments_of,
 )
 from vqstack.code_model.term import CodeModelTerm
-from vqstack.code_model.unified import SHARED, UnifiedCodeModel, before_map
+from vqstack.code_model.unified import SHARED, UnifiedCodeModel
 from vqstack.schedule import Schedule
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "RefinerSettings",
     "Schedule",
     "UnifiedCodeModel",
-    "before_map",
     "build_code_model",
     "build_refiner",
     "check_refiners",

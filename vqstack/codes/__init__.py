@@ -8,7 +8,7 @@ smallest unsigned integer that holds them.
 
 from vqstack.codes.cache import MapCache
 from vqstack.codes.dataset import PUBLISHED, SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
-from vqstack.codes.manifest import ENCODE, INSTALL, OF_A_SPLIT, Contents, Manifest, Shard, holds_codes, told
+from vqstack.codes.manifest import ENCODE, INSTALL, OF_A_SPLIT, Contents, Shard, holds_codes, told
 from vqstack.codes.shared import LEASE, SharedWriter
 from vqstack.codes.storage import fingerprint, smallest_dtype, to_stored
 
@@ -22,7 +22,6 @@ __all__ = [
     "CodeDataset",
     "CodeDatasetWriter",
     "Contents",
-    "Manifest",
     "MapCache",
     "Shard",
     "SharedWriter",

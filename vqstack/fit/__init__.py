@@ -11,10 +11,10 @@ from vqstack.fit.journal import in_words
 from vqstack.fit.loop import Fit
 from vqstack.fit.optimisation import Average, learning_rate, networks, optimizer_for
 from vqstack.fit.outcome import CHECKPOINTS, DONE, load_outcome, shapes_left, write_outcome
-from vqstack.fit.seeds import any_algorithms, deterministic_algorithms, seed_everything
+from vqstack.fit.seeds import any_algorithms, deterministic_algorithms
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.sharding import Sharding, sharding_of
-from vqstack.fit.totals import EvaluationError, Totals, evaluate
+from vqstack.fit.totals import Totals, evaluate
 
 __all__ = [
     "CHECKPOINTS",
@@ -22,7 +22,6 @@ __all__ = [
     "Asked",
     "Average",
     "Callback",
-    "EvaluationError",
     "Fit",
     "FitSettings",
     "Order",
@@ -39,7 +38,6 @@ __all__ = [
     "networks",
     "optimizer_for",
     "own_batches",
-    "seed_everything",
     "shapes_left",
     "sharding_of",
     "write_outcome",

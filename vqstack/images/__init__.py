@@ -14,10 +14,10 @@ docs/data.md tells it from the user's side.
 from vqstack.images.cache import default_cache
 from vqstack.images.captions import captioned
 from vqstack.images.decode import decode_all, load_images
-from vqstack.images.formats import SUFFIXES, bombs_refused, is_image, more_than_eight_bits, opened, upright
+from vqstack.images.formats import bombs_refused, is_image, more_than_eight_bits, opened, upright
 from vqstack.images.identity import identity
 from vqstack.images.labels import mapped, numerals
-from vqstack.images.look import Look, first_look
+from vqstack.images.look import first_look
 from vqstack.images.pictures import FileFormat, grid, heat, save_png, saver
 from vqstack.images.records import check_paths
 from vqstack.images.settings import SPLITS, ImageSettings, Size, Split, register_source
@@ -30,13 +30,11 @@ from vqstack.images.whole import WholeSplit, survey, whole_splits
 
 __all__ = [
     "SPLITS",
-    "SUFFIXES",
     "AugmentSettings",
     "FileFormat",
     "ImageSettings",
     "ImageSplit",
     "ImageStream",
-    "Look",
     "Part",
     "Size",
     "Split",

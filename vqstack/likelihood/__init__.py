@@ -7,10 +7,10 @@ distribution) and ``chain`` (several codes a site).
 
 from vqstack.likelihood.base import Distribution, walked_by_site, walked_log_prob
 from vqstack.likelihood.categorical import Bernoulli, Categorical, Frequencies
-from vqstack.likelihood.chain import Chained, ChainHead, code_head
+from vqstack.likelihood.chain import ChainHead, code_head
 from vqstack.likelihood.conditioned import Clamped, Guided, Known
 from vqstack.likelihood.drawing import Draw, draw_values, noise
-from vqstack.likelihood.factors import BASE, Factor, Ordered, Table
+from vqstack.likelihood.factors import Factor, Ordered, Table
 from vqstack.likelihood.heads import (
     CodeHead,
     Head,
@@ -25,11 +25,9 @@ from vqstack.likelihood.mixture import LogisticMixture, logistic_parameters
 from vqstack.likelihood.neighbours import Near
 
 __all__ = [
-    "BASE",
     "Bernoulli",
     "Categorical",
     "ChainHead",
-    "Chained",
     "Clamped",
     "CodeHead",
     "Distribution",

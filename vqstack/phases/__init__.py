@@ -21,12 +21,10 @@ from vqstack.phases.named import (
     split_of_run,
     warn_of_changes,
 )
-from vqstack.phases.opening import duration, remarks
-from vqstack.phases.order import Phase
+from vqstack.phases.opening import duration
 from vqstack.phases.run import Run
 
 __all__ = [
-    "Phase",
     "Run",
     "check_condition",
     "check_images",
@@ -41,7 +39,6 @@ __all__ = [
     "named_run",
     "read_condition",
     "read_images",
-    "remarks",
     "run_of",
     "sharding_for",
     "split_of_run",
