@@ -13,7 +13,7 @@ from vqstack.evaluation import known_ends, labels_and_condition
 from vqstack.features import Extractor, Ruler
 from vqstack.images import ImageSplit
 from vqstack.likelihood import Known
-from vqstack.metrics import Features, FidelityMeter, frechet_distance, precision_recall
+from vqstack.metrics import Features, Fidelity, FidelityMeter, frechet_distance, precision_recall
 from vqstack.model import Decoder, HierarchicalModel
 from vqstack.model_settings import SamplingSettings
 from vqstack.renderer import pictures_of
@@ -169,17 +169,14 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Likeness(Fidelity):
     """How near pictures come that are made of the codes of images.
 
     Attributes:
-        psnr, ssim: see :class:`vqstack.metrics.Fidelity`.
         perceptual: mean distance between the features of a picture and of its image; None without a ruler that has one.
         frechet: Fréchet distance between all pictures and all images (rFID); None without a ruler.
     """
 
-    psnr: float | None
-    ssim: float | None
     perceptual: float | None
     frechet: float | None
 
@@ -199,10 +196,6 @@ class Likenesses:
     features: str | None
     floor: float | None
     ways: dict[str, Likeness]
-
-    def to_json(self) -> dict:
-        """Every number."""
-        return {**asdict(self), "ways": {name: asdict(way) for name, way in self.ways.items()}}
 
 
 @torch.no_grad()
@@ -237,10 +230,9 @@ class LikenessMeter:
             self.distances.append(self.ruler.distance(*(pictures_of(x, self.values) for x in (found, wanted))).cpu())
 
     def read(self, real: Features | None) -> Likeness:
-        near = self.fidelity.read()
         perceptual = torch.cat(self.distances).double().mean().item() if self.distances else None
         frechet = None if real is None else frechet_distance(torch.cat(self.rows), real)
-        return Likeness(near.psnr, near.ssim, perceptual, frechet)
+        return Likeness(**asdict(self.fidelity.read()), perceptual=perceptual, frechet=frechet)
 
 
 @torch.no_grad()

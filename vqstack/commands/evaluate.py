@@ -267,7 +267,7 @@ def main(arguments: list[str]) -> None:
         "split": command.split,
         "ledger": {name: score.to_json() for name, score in scores.items()},
         "random_orders": {row: asdict(of) for row, of in orders.items()},
-        "reconstruction": pictures.to_json(),
+        "reconstruction": asdict(pictures),
         "leaks": {f"level-{number}": leak.to_json() for number, leak in leaked.items()},
         "samples": quality and {"decoder": command.decoder, "features": command.features, **quality.to_json()},
         "settings": command.model_dump(mode="json"),
