@@ -87,19 +87,14 @@ class Table(Factor):
     Args:
         sites: see :class:`Factor`.
         log_probs: see the property.
-        mean: what is better known than from the table; default: the table's.
         probs: the probabilities themselves, where they are known; default: from their logarithms.
     """
 
     def __init__(
-        self,
-        sites: Int64[Tensor, "n"],
-        log_probs: Float[Tensor, "b n V"],
-        mean: Callable[[], Float[Tensor, "b n"]] | None = None,
-        probs: Float[Tensor, "b n V"] | None = None,
+        self, sites: Int64[Tensor, "n"], log_probs: Float[Tensor, "b n V"], probs: Float[Tensor, "b n V"] | None = None
     ) -> None:
         super().__init__(sites)
-        self._log_probs, self._mean, self._probs, self.size = log_probs, mean, probs, log_probs.shape[-1]
+        self._log_probs, self._probs, self.size = log_probs, probs, log_probs.shape[-1]
 
     @property
     def log_probs(self) -> Float[Tensor, "b n V"]:
@@ -111,7 +106,7 @@ class Table(Factor):
 
     def mean(self) -> Float[Tensor, "b n"]:
         values = torch.arange(self._log_probs.shape[-1], device=self.sites.device, dtype=self._log_probs.dtype)
-        return self._log_probs.exp() @ values if self._mean is None else self._mean()
+        return self._log_probs.exp() @ values
 
     def ends(self) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         return self._log_probs[..., 0].exp(), self._log_probs[..., -1].exp()
