@@ -35,6 +35,11 @@ def scale_of(shape: tuple[int, ...]) -> int:
     return max(1, SIDE // max(shape))
 
 
+def enlarged(picture: Image.Image, factor: int) -> Image.Image:
+    """Each pixel a square of ``factor`` a side."""
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
 def laid_out(shape: tuple[int, ...], chain: bool = False, columns: int = COLUMNS) -> tuple[int, int]:
     """Rows and columns in which the sites of a map are shown, in raster order.
 
@@ -77,32 +82,27 @@ def moving(model: HierarchicalModel, pixels: Pixels) -> str:
 def of_input(model: HierarchicalModel, pixels: Pixels) -> Image.Image:
     """One input, as large as a map is shown; of a sound its curve and its spectrogram, of a volume slices."""
     picture = grid(pixels[:1], 1, model.stack.values, heard=model.settings.sound)
-    factor = scale_of((picture.height, picture.width))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return enlarged(picture, scale_of((picture.height, picture.width)))
 
 
-def of_sites(values: NDArray[np.uint8], rows: int, columns: int, shown: tuple[int, int] | None = None) -> Image.Image:
-    """Colours [sites, 3] in rows and columns, each site a square; ``shown``: as large as that, height and width."""
+def of_sites(values: NDArray[np.uint8], rows: int, columns: int) -> Image.Image:
+    """Colours [sites, 3] in rows and columns, each site a square."""
     padded = np.zeros((rows * columns, 3), np.uint8)
     padded[: len(values)] = values
-    picture = Image.fromarray(padded.reshape(rows, columns, 3))
-    factor = scale_of((rows, columns))
-    height, width = shown or (rows * factor, columns * factor)
-    return picture.resize((width, height), Image.Resampling.NEAREST)
+    return enlarged(Image.fromarray(padded.reshape(rows, columns, 3)), scale_of((rows, columns)))
 
 
-def over(picture: Image.Image, bits: Image.Image, share: float = 0.6) -> Image.Image:
+def over(picture: Image.Image, bits: Image.Image) -> Image.Image:
     """Bits laid over the picture of an input."""
     grey = picture.convert("L").convert("RGB")
-    return Image.blend(grey, bits.resize(grey.size, Image.Resampling.NEAREST), share)
+    return Image.blend(grey, bits.resize(grey.size, Image.Resampling.NEAREST), 0.6)
 
 
 def of_patch(model: HierarchicalModel, patch: Tensor) -> Image.Image:
     """The mean pixels of a code."""
     values = patch.round().clamp(0, model.stack.values - 1)
     picture = grid(values.to(torch.uint8 if model.stack.values <= 256 else torch.int32)[None], 1, model.stack.values)
-    factor = max(1, 48 // max(picture.size))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return enlarged(picture, max(1, 48 // max(picture.size)))
 
 
 def stored(model: HierarchicalModel, pixels: Pixels) -> tuple[str, bytes]:
