@@ -267,16 +267,18 @@ def _to_eight_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Mode]:
     raise InputError(f"{path}: is of mode {image.mode}, not 8-bit grey or RGB: convert it first")
 
 
-def reader_of(model: HierarchicalModel) -> Callable[..., Read]:
+def reader_of(model: HierarchicalModel) -> Callable[[Path], Read]:
     """What reads the files of a model: images, sounds or volumes."""
     geometry = model.settings.geometry
+    known: dict[str, Any] = {"channels": model.stack.shape[0], "values": model.stack.values}
     if geometry is not None and geometry.companding != "linear":
         raise InputError("this model knows sounds by mu-law, which loses a part of them: use a model without it")
     if model.settings.sound:
-        return partial(read_sound, rate=geometry.rate if geometry else None)
+        return partial(read_sound, **known, rate=geometry.rate if geometry else None)
     if is_of_images(model):
-        return read_picture
-    return partial(read_volume, axes=len(model.stack.shape) - 1, limits=geometry.range if geometry else None)
+        return partial(read_picture, **known)
+    limits = geometry.range if geometry else None
+    return partial(read_volume, **known, axes=len(model.stack.shape) - 1, limits=limits)
 
 
 def is_of_images(model: HierarchicalModel) -> bool:

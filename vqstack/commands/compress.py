@@ -4,7 +4,6 @@ Writes one archive, or one file an image, and prints what it cost beside what th
 """
 
 import json
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -98,9 +97,7 @@ def pictures_of(command: Command, model: HierarchicalModel) -> tuple[Pictures, i
     for path in command.images:
         with reading(path):
             files |= inside(path, model) if path.is_dir() else {path: stem_of(path)}
-    read = reader_of(model)
-    pictures = pictures_of_files(files, partial(read, channels=channels, values=values))
-    return pictures, sum(path.stat().st_size for path in files)
+    return pictures_of_files(files, reader_of(model)), sum(path.stat().st_size for path in files)
 
 
 def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:

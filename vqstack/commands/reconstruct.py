@@ -49,8 +49,7 @@ def of_any_size(command: Command) -> None:
     """A picture of every image, as large as that, under the same name."""
     model = opened_model(command)
     tokenizer = Tokenizer(model, command.tile)
-    read = partial(reader_of(model), channels=model.stack.shape[0], values=model.stack.values)
-    pictures = pictures_of_files({path: path.stem for path in command.images}, read)
+    pictures = pictures_of_files({path: path.stem for path in command.images}, reader_of(model))
     ending, save = saver(**model.settings.stored(), asked=command.format)
     output = Output(command.out, "reconstruct")
     for number, entry in enumerate(Progress(pictures.entries, desc="reconstruct", unit="img", disable=None)):

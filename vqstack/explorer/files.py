@@ -4,7 +4,6 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -97,7 +96,7 @@ class Compressed:
         codec, packed = self.codec, [path for path in files if path.suffix == SUFFIX]
         channels = codec.model.stack.shape[0]
         if not packed:
-            read = partial(reader_of(codec.model), channels=channels, values=codec.model.stack.values)
+            read = reader_of(codec.model)
             return pictures_of_files(
                 files, lambda path: self._frames(path) if files[path] in self.clips else read(path)
             )
