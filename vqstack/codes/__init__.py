@@ -8,7 +8,7 @@ smallest unsigned integer that holds them.
 
 from vqstack.codes.cache import MapCache
 from vqstack.codes.dataset import PUBLISHED, SHARD_SIZE, CodeDataset, CodeDatasetWriter, StoredCodes
-from vqstack.codes.manifest import ENCODE, INSTALL, OF_A_SPLIT, Contents, Shard, holds_codes, told
+from vqstack.codes.manifest import ENCODE, INSTALL, Contents, Shard, holds_codes, source_of, told
 from vqstack.codes.shared import LEASE, SharedWriter
 from vqstack.codes.storage import fingerprint, smallest_dtype, to_stored
 
@@ -16,7 +16,6 @@ __all__ = [
     "ENCODE",
     "INSTALL",
     "LEASE",
-    "OF_A_SPLIT",
     "PUBLISHED",
     "SHARD_SIZE",
     "CodeDataset",
@@ -29,6 +28,7 @@ __all__ = [
     "fingerprint",
     "holds_codes",
     "smallest_dtype",
+    "source_of",
     "to_stored",
     "told",
 ]

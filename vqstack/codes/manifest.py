@@ -242,6 +242,14 @@ def card(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
+def source_of(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Where images came from: what holds for all splits, and what each of them has of its own."""
+    first = next(iter(sources.values()))
+    common = {name: value for name, value in first.items() if name not in OF_A_SPLIT}
+    own = {name: {key: source[key] for key in OF_A_SPLIT} for name, source in sources.items()}
+    return common | {"splits": own}
+
+
 def told(source: Mapping[str, Any], counts: Mapping[str, int]) -> list[str]:
     """Where images came from, as the lines of a list for a card; ``source`` as in a manifest, images of each split."""
     known, lines = dict(source), []

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vqstack import threads
-from vqstack.codes import OF_A_SPLIT, told
+from vqstack.codes import source_of, told
 from vqstack.config import RunConfig, to_yaml
 from vqstack.disk import make_folder, on_main, write_atomically, write_text
 from vqstack.errors import InputError, reason
@@ -78,8 +78,7 @@ def _card(model: HierarchicalModel, ledger: str, usage: Sequence[Any], splits: M
         f"| {number} | {'×'.join(map(str, shape))} | {size} | {used.share:.0%} | {used.perplexity:.1f} |"
         for number, (shape, size, used) in enumerate(zip(shapes, sizes, usage, strict=True), 1)
     ]
-    each = {name: {key: split.source[key] for key in OF_A_SPLIT} for name, split in splits.items()}
-    source = splits["train"].source | {"splits": each}
+    source = source_of({name: split.source for name, split in splits.items()})
     lines = [
         "# A vqstack model",
         "",
