@@ -10,7 +10,6 @@ itself, and share the shards through the folder, which may be an address of an o
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -20,7 +19,6 @@ from pydantic import Field
 from vqstack import threads
 from vqstack.codes import (
     LEASE,
-    OF_A_SPLIT,
     SHARD_SIZE,
     CodeDatasetWriter,
     Contents,
@@ -28,8 +26,10 @@ from vqstack.codes import (
     SharedWriter,
     StoredCodes,
     fingerprint,
+    source_of,
 )
 from vqstack.config import Positional, parse
+from vqstack.disk import on_main
 from vqstack.hub import parsed
 from vqstack.images import ImageSettings, ImageSplit, WholeSplit, load_splits, split_names, survey, whole_splits
 from vqstack.model import HierarchicalModel
@@ -81,14 +81,6 @@ def encoded(
         yield StoredCodes(part.index, part.labels, maps)
 
 
-def source_of(splits: Mapping[str, ImageSplit | WholeSplit]) -> dict[str, Any]:
-    """Where the images came from: what holds for all splits, and what each of them has of its own."""
-    first = next(iter(splits.values())).source
-    common = {name: value for name, value in first.items() if name not in OF_A_SPLIT}
-    own = {name: {key: split.source[key] for key in OF_A_SPLIT} for name, split in splits.items()}
-    return common | {"splits": own}
-
-
 def name_of(model: Path) -> str:
     """What a model is called: OWNER/NAME on the hub, or its folder, without the way there."""
     run = run_of(model)
@@ -125,7 +117,7 @@ def main(arguments: list[str]) -> None:
         map_shapes=[list(shape) for shape in model.stack.map_shapes],
         vocabularies=model.stack.codebook_sizes,
         fingerprint=fingerprint(model.stack.encoder_state()),
-        source=source_of(splits),
+        source=source_of({name: split.source for name, split in splits.items()}),
         labelled=bool(labelled),
         class_names=labelled[0].class_names if labelled else [],
         model=name_of(command.run),
@@ -152,9 +144,7 @@ def main(arguments: list[str]) -> None:
         return
     writer = CodeDatasetWriter(Path(command.out), contents, counts, shard_size=command.shard_size, settings=settings)
     accelerator.wait_for_everyone()  # all have checked the folder before one changes it
-    if accelerator.is_main_process:
-        writer.claim()
-    accelerator.wait_for_everyone()
+    on_main(accelerator, writer.claim)
     missing = [shard for shard in writer.shards if not writer.complete(shard)]
     accelerator.wait_for_everyone()  # all have the same list before one of them makes it shorter
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -163,7 +153,5 @@ def main(arguments: list[str]) -> None:
             writer.write(shard, encode(shard))
     accelerator.wait_for_everyone()
     found = gather_object([(shard.file, writer.checksum(shard)) for shard in writer.shards[rank::world]])
-    if accelerator.is_main_process:
-        writer.finish(dict(found))
-    accelerator.wait_for_everyone()
+    on_main(accelerator, lambda: writer.finish(dict(found)))
     accelerator.print(lines(f"{command.out}: {described} images as codes{only}"))

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from vqstack.codes import MapCache
+from vqstack.disk import on_main
 from vqstack.sources import PixelSource
 from vqstack.stack import Stack
 from vqstack.terminal import Progress
@@ -37,9 +38,7 @@ def encode_once(
     accelerator.wait_for_everyone()  # all have looked before one of them begins
     if stored is not None:
         return stored
-    if accelerator.is_main_process:
-        cache.begin()
-    accelerator.wait_for_everyone()
+    on_main(accelerator, cache.begin)
     views, count = cache.shape[:2]
     parts = [(view, start) for view in range(views) for start in range(0, count, batch_size)]
     mine = parts[accelerator.process_index :: accelerator.num_processes]
@@ -49,9 +48,7 @@ def encode_once(
         (pixels,) = images.batch(indices, torch.full_like(indices, view) if images.augmentation.active else None)
         cache.write(view, start, stack.encode(pixels, level)[-1])
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        cache.finish()
-    accelerator.wait_for_everyone()
+    on_main(accelerator, cache.finish)
     stored = cache.load()
     assert stored is not None
     return stored
