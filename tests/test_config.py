@@ -178,6 +178,7 @@ def test_every_number_and_switch_can_be_overridden():
                 "data.padding",
                 "refiners.0.level",
                 "prior.labels",  # what label_dropout drops
+                "refiners.0.labels",
                 "unified",
             )
             or "map" in name

@@ -36,7 +36,7 @@ SETTINGS = {
     "decoder": yaml.safe_load(re.search(r"    (decoder: .*)\n", PAGE)[1])["decoder"],
     "data": yaml.safe_load(re.search(r"    (data: .*)\n", PAGE)[1])["data"],
 }
-FIT = {"steps": 4, "batch_size": 16, "warmup": 1, "evaluate_every": 2, "collapse": 0}
+FIT = {"steps": 4, "batch_size": 16, "warmup": 1, "evaluate_every": 2}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def plugin(unregistered, monkeypatch, tmp_path):
 
 def test_networks_of_ones_own_are_trained_released_and_drawn_from(plugin, call, monkeypatch, tmp_path):
     levels = yaml.safe_load(re.search(r"```yaml\n(levels:.*?)```", PAGE, re.DOTALL)[1])["levels"]
-    config = {"data": {"limit": 32}, "levels": levels, "train_levels": [FIT], "train_prior": FIT}
+    config = {"data": {"limit": 32}, "levels": levels, "train_levels": [FIT | {"collapse": 0}], "train_prior": FIT}
     # Refiners read the features of the decoder.
     config["refiners"] = [{"level": 1, "depth": 1, "dim": 8, "heads": 2, "groups": 2}]
     config |= {"train_refiners": [FIT], "prior": {"depth": 1, "dim": 8, "heads": 2}, "sample_grid": 2}
@@ -220,7 +220,7 @@ def test_quantizer_likelihood_family_and_source_of_ones_own_serve_a_run(unregist
                     "decoder": SETTINGS["decoder"],
                 }
             ],
-            "train_levels": [FIT],
+            "train_levels": [FIT | {"collapse": 0}],
             "prior": {"depth": 1, "dim": 8, "heads": 2},
             "train_prior": FIT,
         }

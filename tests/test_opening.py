@@ -13,10 +13,11 @@ from PIL import Image
 
 import vqstack
 from vqstack.commands.train import recipe_of, shortened
-from vqstack.config import to_yaml
+from vqstack.config import changed, to_yaml
 from vqstack.config.unused import without_unused
 from vqstack.images import ImageSettings, first_look, load_splits
 from vqstack.phases import data_of_run, forecast
+from vqstack.phases.opening import remarks
 from vqstack.report import scarce_sites
 
 TRAIN = Path(__file__).parents[1] / "recipes" / "train_stack.py"
@@ -85,6 +86,19 @@ def test_a_forecast_is_near_and_changes_nothing(monkeypatch):
     exact = forecast(config, settings, splits, Accelerator())
     assert exact["prior"] == pytest.approx(400 + 200 / 16 / 3 * 2 * -(-400 // config.train_prior.evaluate_every))
     assert sizes == [400] * 3
+
+
+def test_what_hides_labels_is_remarked_on_where_images_have_none():
+    part = {"level": 2, "labels": True, "label_dropout": 0.1}
+    config = changed(vqstack.recipe(**TINY), {"prior": {"label_dropout": 0.1}, "refiners": [part]})
+    found = {
+        n: [*remarks(config, config.model_settings((1, 8, 8), n), load_splits(config.data), Accelerator())]
+        for n in (0, 10)
+    }
+    assert [line.partition(":")[0] for line in found[0] if line not in found[10]] == [
+        "label_dropout of the prior",
+        "label_dropout of the refiner of level 2",
+    ]
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_the_run(monkeypatch):

@@ -124,6 +124,7 @@ def test_options_of_samples_without_samples(call, tmp_path, option):
 
 
 CLUSTER = {"levels": [{"map": [4, 4]}, {"map": [4, 4], "quantizer": {"kind": "cluster", "codebook_size": 8}}]}
+UNLABELLED = {**ARRAY, "label_column": ""}
 MASKED = {"refiners": [{"level": 1, "family": "masked"}]}
 OF_KINDS = [  # a field that is set, other settings under which nothing reads it, and under which something does
     ("levels.0.quantizer.entropy", 0.3, {}, {"levels": {"quantizer": {"kind": "lfq"}}}),
@@ -133,11 +134,21 @@ OF_KINDS = [  # a field that is set, other settings under which nothing reads it
     ("levels.1.quantizer.commitment", 0.5, CLUSTER, {}),
     ("levels.1.encoder_blocks", 3, CLUSTER, {}),
     ("levels.0.embedding", "random", {}, None),
+    ("levels.1.embedding", "random", {"joint": True}, {}),
+    ("train_decoders.collapse", 0.1, {"joint": True}, None),
+    ("train_refiners.0.collapse", 0.1, MASKED, None),
+    ("train_prior.collapse", 0.1, {}, None),
+    ("data.validation", 0.2, {"data": {**ARRAY, "files": {"train": "a", "validation": "b"}}}, {"data": ARRAY}),
+    ("data.test", 7, {"data": {"source": "hub", "name": "a/b", "splits": {"test": "c"}}}, {"data": ARRAY}),
     ("levels.0.decoder.radius", 2, {}, {"levels": {"decoder": {"family": "window"}}}),
     ("pixels.components", 5, {}, {"data": {**ARRAY, "values": 256}}),
     ("prior.masks", "random", {}, {"prior": {"family": "masked"}}),
     ("prior.groups", 4, {"prior": {"wavefront": 2, "window": 1}}, {}),
     ("prior.label_dropout", 0.1, {"prior": {"labels": False, "condition": False}}, {}),
+    ("prior.label_dropout", 0.1, {"data": UNLABELLED}, {"data": UNLABELLED | {"condition": "text"}}),
+    ("refiners.0.label_dropout", 0.1, MASKED, {"refiners": [{"level": 1, "labels": True}]}),
+    ("refiners.0.labels", True, {**MASKED, "data": UNLABELLED}, MASKED),
+    ("refiners.0.condition", True, MASKED, {**MASKED, "data": {**ARRAY, "condition": "text"}}),
     ("refiners.0.corrupt_by", "samples", MASKED, {"refiners": [{"level": 1, "corruption": 0.2}]}),
     ("renderer.adversary.start", 5, {"renderer": {}}, {"renderer": {"adversary": {"weight": 1}}}),
     ("renderer.perceptual_weight", 2.0, {"renderer": {"perceptual": "none"}}, {"renderer": {}}),
@@ -149,7 +160,8 @@ def test_what_a_kind_does_not_read_is_refused_by_its_name(tmp_path, field, value
     """On the command line and in a recipe; the run of an earlier version that has it is read, and so is its recipe."""
     option = f"--{field.replace('_', '-')}"
     settings = changed(RunConfig(), idle)
-    assert refused([option, str(value)], settings).startswith(f"{option}: ")
+    given = [option, str(value)][: 1 if value is True else 2]
+    assert refused(given, settings).startswith(f"{option}: ")
     values = settings.model_dump(mode="json")
     *path, last = field.split(".")
     reduce(lambda inside, part: inside[int(part) if part.isdigit() else part], path, values)[last] = value
@@ -162,7 +174,7 @@ def test_what_a_kind_does_not_read_is_refused_by_its_name(tmp_path, field, value
     (tmp_path / "run" / "config.yaml").write_text(sealed, encoding="utf-8")
     assert read_config(tmp_path / "run") == read_recipe(tmp_path / "run" / "config.yaml") == settings
     if read is not None:
-        found = parse(RunConfig, [option, str(value)], changed(RunConfig(), read))
+        found = parse(RunConfig, given, changed(RunConfig(), read))
         assert reduce(lambda inside, part: inside[int(part)] if part.isdigit() else getattr(inside, part), path, found)
 
 

@@ -82,8 +82,6 @@ class CodeModelSettings(Settings):
             found["masks"] = "of masked models alone, and family is autoregressive: leave one of them out"
         if self.wavefront:
             found["groups"] = "wavefront says which sites are drawn together: leave one of them out"
-        if not self.reads:
-            found["label_dropout"] = "neither labels nor condition is read: leave it out"
         return found
 
     @model_validator(mode="after")

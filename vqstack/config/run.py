@@ -191,12 +191,18 @@ class RunConfig(StackSettings):
         found |= {f"pixels.{name}": why for name, why in self.pixels.unused_of(self.data.values).items()}
         if self.joint:
             found["train_levels"] = "joint trains all levels by train_joint: leave one of them out"
+            why = "all levels begin at once, before there is a codebook to start from: leave joint or this out"
+            found |= {f"levels.{i}.embedding": why for i in range(1, len(self.levels))}
         else:
             found["train_joint"] = "of joint training alone: add joint"
         if self.encoders_from is not None:
             found["train_levels"] = "encoders_from trains the decoders alone, by train_decoders: leave one of them out"
         elif not self.joint:
             found["train_decoders"] = "of joint training and encoders_from alone: add joint"
+        why = "no codebook moves there: leave it out (of train_levels and train_joint alone)"
+        moving = ("train_levels.", "train_joint.")
+        found |= {f"{name}.collapse": why for name in self.every_training if not f"{name}.".startswith(moving)}
+        found |= self._untold()
         if not self.data.condition:
             found["condition"] = "data.condition names no floats to read: set it, or leave this out"
         if not self.refiners:
@@ -207,6 +213,19 @@ class RunConfig(StackSettings):
             why = "augment changes no image: set its shift, flip or crop, or leave this out"
             found |= {"augment.views": why} | {f"{name}.augmented": why for name in self.every_training}
         return found
+
+    def _untold(self) -> dict[str, str]:
+        """What the transformers would do with labels and conditions that nothing gives: as :meth:`unused`."""
+        found: dict[str, str] = {}
+        given = {"labels": self.data.label_column != "", "condition": bool(self.data.condition)}
+        refiners = {f"refiners.{i}": refiner for i, refiner in enumerate(self.refiners)}
+        for name, part in ({"prior": self.prior} | refiners).items():
+            if not any(there and getattr(part, what) for what, there in given.items()):
+                found[f"{name}.label_dropout"] = "neither labels nor a condition is read there: leave it out"
+        why = {"labels": "data.label_column '' means no labels", "condition": "data.condition names no floats"}
+        idle = [what for what, there in given.items() if not there]
+        # The prior reads by itself what there is; a refiner has to be told.
+        return found | {f"{name}.{what}": f"{why[what]}: leave it out" for name in refiners for what in idle}
 
     @property
     def at_once(self) -> bool:

@@ -327,6 +327,9 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
             found["range"] = "of volumes and series alone: leave it out"
         if not self.streaming:
             found |= dict.fromkeys(("workers", "shuffle_buffer"), "of streams alone: add streaming, or leave it out")
+        named = self.splits if self.source == "hub" else self.files if self.source != "moving_mnist" else {}
+        why = "held out where there is no such split, and one is named: leave it out"
+        found |= {name: why for name in SPLITS[1:] if name in named}
         if self.label_column == "":
             found |= dict.fromkeys(("classes", "class_names"), "label_column '' means no labels: leave one of them out")
         return found

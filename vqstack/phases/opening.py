@@ -6,6 +6,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from vqstack.code_model import RefinerSettings
 from vqstack.config import RunConfig
 from vqstack.errors import listed
 from vqstack.images import ImageSplit, first_look
@@ -72,6 +73,10 @@ def remarks(
     for name, fit in config.every_training.items():
         if fit.batch_size > count and not config.data.streaming and name.partition(".")[0] not in config.unused():
             yield f"{name}.batch_size: {fit.batch_size} is more than the {count} images of train: choose less"
+    for part in (settings.prior, *settings.refiners):
+        if part.label_dropout and not settings.conditional(part):
+            name = f"the refiner of level {part.level}" if isinstance(part, RefinerSettings) else "the prior"
+            yield f"label_dropout of {name}: the images have neither labels nor conditions to hide: leave it at 0"
     if accelerator.device.type == "cpu":
         needed, free = memory_of(config, settings, accelerator.num_processes), psutil.virtual_memory().available
         if needed > free:
