@@ -464,8 +464,7 @@ def test_one_code_in_use_is_a_collapse_however_small_the_book(tmp_path, capsys, 
     for size in (2, 16):
         fit, counts = build(tmp_path / str(size)), torch.zeros(size, dtype=torch.int64)
         counts[:used] = 9
-        fit.epoch.histograms = {"codes": counts}
-        fit.journal.watch(fit.step, fit.epoch, fit.epoch.use(fit.accelerator), fit.settings.collapse)
+        fit.journal.watch(fit.step, {"codes": counts}, {}, fit.settings.collapse)
         assert ("have collapsed" in capsys.readouterr().err) == warned
 
 
@@ -473,8 +472,9 @@ def test_a_collapse_is_warned_about_once_until_the_book_has_recovered(tmp_path, 
     def evaluated(fit, used):
         counts = torch.zeros(16, dtype=torch.int64)
         counts[:used] = 9
-        fit.epoch.histograms = {"codes": counts, "others": torch.ones(16, dtype=torch.int64)}
-        fit.journal.watch(fit.step, fit.epoch, fit.epoch.use(fit.accelerator), fit.settings.collapse)
+        fit.journal.watch(
+            fit.step, {"codes": counts, "others": torch.ones(16, dtype=torch.int64)}, {}, fit.settings.collapse
+        )
         return capsys.readouterr().err.count("the codes have collapsed")
 
     fit = build(tmp_path)
@@ -483,6 +483,20 @@ def test_a_collapse_is_warned_about_once_until_the_book_has_recovered(tmp_path, 
     resumed = build(tmp_path)
     resumed._resume()
     assert [evaluated(resumed, used) for used in (1, 9, 1)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("vectors", "warned"), [(1599, 0), (1600, 1)])
+def test_a_collapse_within_an_epoch_is_seen_as_soon_as_its_steps_tell(tmp_path, capsys, vectors, warned):
+    fit, fine = build(tmp_path), torch.full((16,), 100)
+    fit.usage.histograms = {"codes": torch.tensor([vectors, *[0] * 15])}
+    for epoch in ({}, {"codes": fine}):  # in the first epoch, and in a later one
+        fit.epoch.histograms, fit.journal.collapsed = epoch, []
+        fit.evaluation_step()
+        assert capsys.readouterr().err.count("the codes have collapsed: perplexity 1.0 of 16") == warned
+    fit.epoch.histograms, fit.usage.histograms = fit.usage.histograms, {"codes": fine}
+    fit.journal.collapsed = ["codes"]
+    fit.evaluation_step()
+    assert not fit.journal.collapsed  # and so is its recovery
 
 
 class Overflowing:
@@ -555,8 +569,7 @@ def test_the_cause_is_found_in_the_rows_of_the_phase(tmp_path, capsys):
     fit = build(tmp_path)
     for step, perplexity in ((4, 7.0), (8, 6.0)):
         fit.journal.write(step, {"train/codes_perplexity": perplexity}, 0)
-    fit.step, fit.epoch.histograms = 12, {"codes": torch.tensor([900] + [0] * 15)}
-    fit.journal.watch(fit.step, fit.epoch, fit.epoch.use(fit.accelerator), 0.1)
+    fit.journal.watch(12, {"codes": torch.tensor([900] + [0] * 15)}, {}, 0.1)
     assert "it had 6.0 at step 8 and fell by step 12: lower learning_rate" in capsys.readouterr().err
 
 

@@ -7,15 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from vqstack.disk import append, on_main, write_atomically
 from vqstack.fit.guard import REPORTS
-from vqstack.fit.totals import Totals
+from vqstack.quantizer import usage
 from vqstack.reading import opened
 from vqstack.terminal import warn
 
 VECTORS = 100
-"""Of an epoch for each code, below which a book is too large for its data: a rule of thumb."""
+"""For each code: with fewer in an epoch a book is too large for its data, and fewer do not tell how it is used."""
 
 
 class Journal:
@@ -60,20 +61,24 @@ class Journal:
         if self.failures[reason] == 1 and self.accelerator.is_main_process:
             warn(f"{self.name}, step {step}: {reason}; training goes on")
 
-    def watch(self, step: int, epoch: Totals, use: dict[str, float], collapse: float, short: bool = False) -> None:
-        """Warn of a codebook that had collapsed in the last whole epoch, and why, once until it has recovered.
+    def watch(
+        self, step: int, epoch: dict[str, Tensor], since: dict[str, Tensor], collapse: float, short: bool = False
+    ) -> None:
+        """Warn of a codebook that has collapsed, and why, once until it has recovered.
 
         Args:
             step: steps taken.
-            epoch: whose histograms count the codes of that epoch.
-            use: what :meth:`Totals.use` says of it.
+            epoch: how often each code was used in the last whole epoch.
+            since: the same of the steps since, which count instead where they are ``VECTORS`` for each code: an epoch
+                may last for hours, and a book may die within the last one.
             collapse: see :class:`vqstack.fit.FitSettings`.
-            short: training ends before an epoch does, and these are the steps that there were.
+            short: training ends before an epoch does, and ``epoch`` is of the steps that there were.
         """
         level = int(number) if (number := self.name.removeprefix("level-")).isdigit() else None
         before, self.collapsed = self.collapsed, []
-        for name, counts in epoch.histograms.items():
-            perplexity, size = use[f"{name}_perplexity"], counts.shape[-1]
+        newer = {name: counts for name, counts in since.items() if counts.sum() >= VECTORS * counts.numel()}
+        for name, counts in {**epoch, **newer}.items():
+            perplexity, size = usage(counts).perplexity, counts.shape[-1]
             least = 1 + collapse * (size - 1)  # one code in use has perplexity 1, whatever the size
             if perplexity >= least:
                 continue
@@ -82,11 +87,12 @@ class Journal:
                 each = counts.sum().item() / counts.numel()
                 cause = cause_of_collapse(self._history(f"train/{name}_perplexity"), step, least, size, each, level)
                 cause = "training was shorter than an epoch: give it more steps first" if short else cause
+                when = "all steps" if short else "the steps since the last epoch" if name in newer else "an epoch"
                 above = level is not None and level > 1
                 first = ". Where few codes of the level below are in use, mend that one first" if above else ""
                 warn(
-                    f"{self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over "
-                    f"{'all steps' if short else 'an epoch'}, below {least:.2f}; {cause}{first}"
+                    f"{self.name}: the {name} have collapsed: perplexity {perplexity:.1f} of {size} over {when}, "
+                    f"below {least:.2f}; {cause}{first}"
                 )
 
     def _history(self, metric: str) -> list[tuple[int, float]]:

@@ -244,7 +244,8 @@ class Fit:
         means, use = self.totals.means(self.accelerator), epoch.use(self.accelerator)
         values = {f"train/{k}": v for k, v in {**means, **use}.items()}
         self.totals = Totals()
-        self.journal.watch(self.step, epoch, use, self.settings.collapse, short)
+        counts = epoch.counts(self.accelerator), self.usage.counts(self.accelerator)
+        self.journal.watch(self.step, *counts, self.settings.collapse, short)
         score, better = None, ""
         try:
             score, better = self._score(values)

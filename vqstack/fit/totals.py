@@ -56,10 +56,14 @@ class Totals:
     def use(self, accelerator: Accelerator) -> dict[str, float]:
         """Of each histogram, over all processes, the share of used bins and the perplexity."""
         values: dict[str, float] = {}
-        for name, counts in self.histograms.items():
-            use = usage(accelerator.reduce(counts))
+        for name, counts in self.counts(accelerator).items():
+            use = usage(counts)
             values |= {f"{name}_used": use.share, f"{name}_perplexity": use.perplexity}
         return values
+
+    def counts(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        """The histograms, over all processes."""
+        return {name: accelerator.reduce(counts) for name, counts in self.histograms.items()}
 
     def state(self, accelerator: Accelerator) -> dict[str, Any]:
         """The totals of every process, [processes, ...] each, to go on from after a resume."""
