@@ -189,3 +189,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
     refused(lambda: Tokenizer(model, overlap=4), "overlap")
     refused(lambda: Tokenizer(model).encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), "pixels")
     refused(lambda: Tokenizer(model).decode(torch.full((1, 6, 6), 9)), "codes")
+    refused(lambda: Tokenizer(model).decode(torch.zeros(6, 6, dtype=torch.int64)), "codes", "[b, n, n]")
+    for size in ((13, 12), (12,), (10, 12), (12, 12, 12)):  # 6x6 codes are of 11 or 12 pixels
+        refused(
+            lambda size=size: Tokenizer(model).decode(torch.zeros(1, 6, 6, dtype=torch.int64), size), "size", "12x12"
+        )

@@ -69,7 +69,7 @@ class Tokenizer(nn.Module):
         self.tile = padded if tile is None else tuple(tile)
         if len(self.tile) != len(padded) or any(t < p or t % p for t, p in zip(self.tile, self.patch, strict=True)):
             raise InputError(
-                f"tile: {by_axis(self.tile)} is no multiple of a code's {by_axis(self.patch)}: give multiples"
+                f"tile: {by_axis(self.tile)} is no multiple of a code's {by_axis(self.patch)}: give one along each axis"
             )
         self.map_shape = tuple(t // p for t, p in zip(self.tile, self.patch, strict=True))
         self.batch = min(BATCH, max(1, BATCH * prod(padded) // prod(self.tile)))
@@ -124,7 +124,7 @@ class Tokenizer(nn.Module):
             decoder: likelihood or renderer.
         """
         self.model.check_decoder(decoder)
-        axes, level = len(self.tile), self.stack.levels[0]
+        axes, level, size = len(self.tile), self.stack.levels[0], self._size(codes, size)
         sites = tuple(codes.shape[-axes:])
         held = tuple(max(n, m) for n, m in zip(sites, self.map_shape, strict=True))
         filled = replicated(codes, held)
@@ -140,8 +140,22 @@ class Tokenizer(nn.Module):
                     blended[place] += own * weight
                     weights[place] += weight
             found.append((blended / weights).round().to(value_dtype(self.values)))
-        whole = tuple(n * p for n, p in zip(sites, self.patch, strict=True))
-        return torch.stack(found)[_place(map(slice, size or whole))]
+        return torch.stack(found)[_place(map(slice, size))]
+
+    def _size(self, codes: AnyCodes, size: Sequence[int] | None) -> tuple[int, ...]:
+        """The size that codes are decoded to, or InputError where they are none of one."""
+        axes, shape = len(self.tile), self.stack.levels[0].upper.shape
+        if codes.ndim != 1 + len(shape) or not codes.numel():
+            wanted = f"[b{''.join(f', {n}' for n in shape[:-axes])}, {', '.join('n' * axes)}]"
+            raise InputError(f"codes: {list(codes.shape)} where {wanted} is needed: give what encode gave")
+        whole = tuple(n * p for n, p in zip(codes.shape[-axes:], self.patch, strict=True))
+        size = whole if size is None else tuple(size)
+        if len(size) != axes or any(not 0 <= w - n < p for w, n, p in zip(whole, size, self.patch, strict=True)):
+            raise InputError(
+                f"size: {by_axis(size)} does not end in the last of these codes, which cover {by_axis(whole)}: give "
+                "that of the input that was encoded"
+            )
+        return size
 
     def pictures(self, codes: AnyCodes, decoder: Decoder) -> Pixels:
         """Of codes of single tiles, where they came from."""
