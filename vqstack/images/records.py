@@ -227,7 +227,8 @@ def check_paths(settings: ImageSettings) -> None:
         found = [] if remote(pattern) else matches(pattern)
         if not found and not remote(pattern):
             where = f"the {split} split of source {settings.source}"
-            raise InputError(f"{pattern}: no such file ({where}); correct the path in files")
+            images = " or --images" if split == "train" and settings.source == "imagefolder" else ""
+            raise InputError(f"{pattern}: no such file ({where}); correct the path in files{images}")
         if of_folders and os.path.isfile(pattern):
             raise InputError(
                 f"{pattern}: a file where source {settings.source} wants a folder; correct the path in files"

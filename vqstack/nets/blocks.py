@@ -1,6 +1,5 @@
 """What networks are made of: convolutions of maps of any number of axes, residual and attention blocks."""
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -35,7 +34,6 @@ def unfold(x: Float[Tensor, "b d *map"], scale: tuple[int, ...]) -> Float[Tensor
     return rearrange(x, f"{together} -> {apart}", **{f"p{axis}": size for axis, size in enumerate(scale)})
 
 
-@cache
 def _patches(axes: int) -> tuple[str, str]:
     """For einops: a map of patches of p0 × p1 × … sites, and the map in which each is one site."""
     sites, patch = [f"m{axis}" for axis in range(axes)], [f"p{axis}" for axis in range(axes)]
