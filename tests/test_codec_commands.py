@@ -213,7 +213,7 @@ def test_a_portable_archive_is_read_with_other_instructions_and_threads(run, cal
         ((*DIGITS, "--threads", 0), "threads"),
         ((*DIGITS, "--name", "a/b"), "--name a/b"),
         ((*DIGITS, "--name", "a", "--single"), "--single writes none"),
-        (("some.png", *DIGITS[2:]), "--data.* says where --split"),
+        (("some.png", *DIGITS[2:]), "says where --split"),
         ((*DIGITS, "--report", "."), "is there already"),
         ((*DIGITS, "--report", "nowhere/r.json"), "no such folder"),
         ((".",), "holds no images"),

@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import reduce
+from importlib import import_module
 
 import pytest
 from test_config import ROOT
@@ -199,3 +200,32 @@ def test_what_is_said_of_every_entry_must_be_read_by_one():
 
 def test_classes_that_are_registered_may_read_any_setting():
     assert QuantizerSettings(kind="vq").unused() and not QuantizerSettings.model_construct(kind="mine").unused()
+
+
+# --- options of the commands
+
+
+OF_COMMANDS = [  # a command, what gives an option that nothing reads, and what has it read
+    ("reconstruct run a", "--label 3", "--sample"),
+    ("reconstruct run a --own-size", "--seed 3", None),
+    ("interpolate run a b", "--seed 3", "--sample"),
+    ("splice run a b", "--label 3", "--sample"),
+    ("compress run", "--data.limit 5", "--split test"),
+    ("compress run a --single", "--name images", None),
+    ("decompress run a", "--seed 0", "--sample"),
+    ("encode run", "--lease 5", "--shared"),
+    ("export run --format torch", "--opset 20", None),
+    ("generate run", "--split train", "--codes c"),
+    ("generate run", "--from-level 1", "--images a"),
+    ("train", "--processes 2", "--dry-run"),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "reader"), OF_COMMANDS, ids=[" ".join(c[:2]) for c in OF_COMMANDS])
+def test_an_option_that_nothing_reads_is_refused_by_its_name(command, option, reader):
+    name, *given = f"{command} --out out {option}".split()
+    settings = import_module(f"vqstack.commands.{name}").Command
+    with pytest.raises(InputError, match=rf"^{option.split()[0]}: "):
+        parse(settings, given)
+    if reader is not None:
+        parse(settings, [*given, *reader.split()])

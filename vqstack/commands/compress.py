@@ -70,6 +70,12 @@ class Command(Settings):
     )
     report: Path | None = Field(default=None, description="Receives the summary as JSON.")
 
+    def unused(self) -> dict[str, str]:
+        """Options that are read by nothing, as the others are -> why, and what to do."""
+        data = "says where --split is taken from: give --split, or name image files only"
+        name = "is the archive's, --single writes none: leave one of them out"
+        return ({"data": data} if self.split is None else {}) | ({"name": name} if self.single else {})
+
 
 def command_of(arguments: list[str]) -> Command:
     """The command line; a split is one of the run's own data set, and an artefact without its run has none."""
@@ -127,12 +133,8 @@ def inside(folder: Path, model: HierarchicalModel) -> dict[Path, str]:
     return found
 
 
-def check_flags(command: Command, arguments: list[str]) -> None:
-    """Refuse what would be ignored or would fail after the work is done."""
-    if command.single and command.name != Command.model_fields["name"].default:
-        raise InputError("--name is the archive's, --single writes none: leave one of them out")
-    if command.split is None and any(argument.startswith("--data.") for argument in arguments):
-        raise InputError("--data.* says where --split is taken from: give --split, or name image files only")
+def check_report(command: Command) -> None:
+    """Refuse what would fail after the work is done."""
     if command.report is not None and command.report.exists():
         raise InputError(f"--report {command.report} is there already: choose another name or remove it")
     if command.report is not None and not command.report.absolute().parent.is_dir():
@@ -150,7 +152,7 @@ def check_rows(command: Command, condition: Floats | None, count: int) -> None:
 
 def main(arguments: list[str]) -> None:
     command = command_of(arguments)
-    check_flags(command, arguments)
+    check_report(command)
     if "/" in command.name or not safe_stem(command.name):
         raise InputError(f"--name {command.name} is no file name: choose one without slashes")
     model = HierarchicalModel.from_pretrained(command.run)

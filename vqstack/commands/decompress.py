@@ -65,6 +65,10 @@ class Command(Settings):
         default=None, ge=1, description="Images of each file to get back; default: all from --first on."
     )
 
+    def unused(self) -> dict[str, str]:
+        """Options that are read by nothing, as the others are -> why, and what to do."""
+        return {} if self.sample else {"seed": "nothing is drawn without --sample: add it, or leave this out"}
+
 
 def files_of(folder: Path, codec: BlockCodec) -> tuple[list[Opened], list[str]]:
     """The files in a folder that can be read, and what else should be there; all of them useless is an error."""
@@ -167,8 +171,6 @@ def main(arguments: list[str]) -> None:
     model = HierarchicalModel.from_pretrained(command.run)
     if command.levels is not None and command.levels > len(model.stack):
         raise InputError(f"--levels {command.levels}: the model has {len(model.stack)}; leave it out for whole images")
-    if command.seed and not command.sample:
-        raise InputError("--seed names the random numbers of --sample: give both or none")
     codec = BlockCodec(model, condition=given_condition(model, command.condition))
     files, refused = open_files(command, codec)
     sampling = model.settings.sampling if command.sample else None

@@ -41,13 +41,16 @@ class Editing(Settings):
     format: FileFormat | None = FORMAT
     device: str | None = Field(default=None, description="cpu, cuda, mps …; default: the best there is.")
 
+    def unused(self) -> dict[str, str]:
+        """Options that are read by nothing, as the others are -> why, and what to do."""
+        why = "nothing is drawn without --sample: add it, or leave this out"
+        return {} if self.sample else dict.fromkeys(("label", "seed"), why)
+
 
 def opened(command: Editing, count: int | None = None) -> tuple[HierarchicalModel, int, Pixels]:
     """The model, the level and the images of a command, of which there must be ``count``."""
     if count is not None and len(command.images) != count:
         raise InputError(f"{len(command.images)} images: name {count}")
-    if command.label is not None and not command.sample:
-        raise InputError("--label: nothing is drawn without --sample: add it, or leave --label out")
     model = opened_model(command)
     level = command.level or len(model.stack)
     if level > len(model.stack):

@@ -67,6 +67,15 @@ class Command(Settings):
     )
     cpu: bool = Field(default=False, description="Stay on the CPU even where there is an accelerator.")
 
+    @property
+    def together(self) -> bool:
+        """Whether other hosts may write there, too."""
+        return self.shared or remote(self.out)
+
+    def unused(self) -> dict[str, str]:
+        """Options that are read by nothing, as the others are -> why, and what to do."""
+        return {} if self.together else {"lease": "nothing is shared with other hosts: add --shared, or leave it out"}
+
 
 @torch.no_grad()
 def encoded(
@@ -134,7 +143,7 @@ def main(arguments: list[str]) -> None:
     limit = command.data.limit
     only = f"; no more than {limit} of each split, as data.limit says" if limit else ""
     described = ", ".join(f"{name} {n}" for name, n in counts.items())
-    if command.shared or remote(command.out):
+    if command.together:
         together = SharedWriter(
             command.out, contents, counts, shard_size=command.shard_size, settings=settings, lease=60 * command.lease
         )

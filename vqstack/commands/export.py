@@ -33,6 +33,10 @@ class Command(Settings):
     )
     opset: int = Field(default=OPSET, ge=18, le=23, description="Version of the operators of ONNX, no unit.")
 
+    def unused(self) -> dict[str, str]:
+        """Options that are read by nothing, as the others are -> why, and what to do."""
+        return {"opset": "of onnx alone: leave it or --format out"} if self.format == "torch" else {}
+
 
 def main(arguments: list[str]) -> None:
     command = parse(Command, arguments)

@@ -108,6 +108,15 @@ class Command(Settings):
     )
     device: str | None = Field(default=None, description="cpu, cuda, mps …; default: the best there is.")
 
+    def unused(self) -> dict[str, str]:
+        """Options that are read by nothing, as the others are -> why, and what to do."""
+        found: dict[str, str] = {}
+        if self.codes is None:
+            found["split"] = "names a split of --codes: add --codes FOLDER, or leave it out"
+            if not self.images:
+                found["from_level"] = "needs real images to start from: add --images FILE … or --codes FOLDER"
+        return found
+
     @property
     def given(self) -> bool:
         """Whether a condition is given."""
@@ -160,19 +169,14 @@ def check_read(command: Command, draws: list[Draw]) -> None:
 
 def check(command: Command, model: HierarchicalModel) -> None:
     """Refuse flags that contradict each other or would be ignored, and labels that the model does not know."""
-    started = "--images" if command.images else "--codes" if command.codes is not None else ""
     model.check_decoder(command.decoder)
     if command.images and command.codes is not None:
         raise InputError("--images and --codes: only one of them can be the start: leave one out")
-    if command.from_level is not None and not started:
-        raise InputError("--from-level: needs real images to start from: add --images FILE … or --codes FOLDER")
     if command.images and command.from_level is None:
         raise InputError(f"--images: needs the level whose codes are kept: add --from-level 1 … {len(model.stack)}")
     if command.from_level is not None and not 1 <= command.from_level <= len(model.stack):
         raise InputError(f"--from-level: {command.from_level} does not exist: choose 1 … {len(model.stack)}")
-    if command.split is not None and command.codes is None:
-        raise InputError("--split: names a split of --codes: add --codes FOLDER, or leave it out")
-    if started:
+    if command.images or command.codes is not None:
         check_refined_labels(command, model)
     if command.label and not model.classes:
         raise InputError("--label: this model knows no classes: leave it out")

@@ -54,6 +54,11 @@ class Command(RunConfig):
         default=None, ge=1, description="Of --dry-run: processes to plan for, count; default: those that it runs in."
     )
 
+    def unused(self) -> dict[str, str]:
+        """Options that are read by nothing, as the others are -> why, and what to do."""
+        why = "of --dry-run alone: leave it out, and start as many with accelerate launch"
+        return super().unused() | ({} if self.dry_run else {"processes": why})
+
 
 def value_of(option: str, arguments: list[str]) -> str | None:
     """The value of an option that is needed before the other arguments make sense."""
@@ -122,8 +127,6 @@ def main(arguments: list[str]) -> None:
     config = RunConfig(**{name: getattr(command, name) for name in RunConfig.model_fields})
     folder = command.out or Path("runs") / path.stem
     settings, accelerator = prepare(config, folder, command.override_config)
-    if command.processes and not command.dry_run:
-        raise InputError("processes: of --dry-run alone: leave it out, and start as many with accelerate launch")
     if command.dry_run:
         warn_of_done(command, folder, accelerator)
         processes = command.processes or accelerator.num_processes
