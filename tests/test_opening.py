@@ -18,7 +18,7 @@ from vqstack.config.unused import without_unused
 from vqstack.images import ImageSettings, first_look, load_splits
 from vqstack.phases import data_of_run, forecast
 from vqstack.phases.opening import remarks
-from vqstack.report import scarce_sites
+from vqstack.report import scarce_sites, unplayed_games
 
 TRAIN = Path(__file__).parents[1] / "recipes" / "train_stack.py"
 
@@ -99,6 +99,24 @@ def test_what_hides_labels_is_remarked_on_where_images_have_none():
         "label_dropout of the prior",
         "label_dropout of the refiner of level 2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("game", "phases"),
+    [
+        ({}, []),
+        ({"weight": 1, "start": 29}, []),
+        ({"weight": 1, "start": 30}, ["train_renderer"]),
+        ({"weight": 1, "start": 30, "joint": True}, ["train_renderer"]),
+        ({"weight": 1, "start": 40, "joint": True}, ["train_renderer", "train_levels.0"]),
+    ],
+    ids=str,
+)
+def test_a_discriminator_that_would_never_take_part_is_told(game, phases):
+    renderer = {"renderer": {"adversary": game, "joint_encoder": float(game.get("joint", 0))}}
+    config = changed(shortened(vqstack.recipe(**TINY), 40), renderer | {"train_renderer": {"steps": 30}})
+    told = [*unplayed_games(config)]
+    assert len(told) == len(phases) and all(map(str.__contains__, told, phases))
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_the_run(monkeypatch):

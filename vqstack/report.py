@@ -38,6 +38,21 @@ def growing_maps(settings: ModelSettings) -> Iterator[str]:
         below, what = bits, f"the map of levels.{number - 1} holds"
 
 
+def unplayed_games(config: RunConfig) -> Iterator[str]:
+    """A line for each phase with a discriminator that ends before the discriminator takes part."""
+    if config.renderer is None or not (game := config.renderer.adversary).weight:
+        return
+    last = {"train_renderer": config.train_renderer.steps}
+    if game.joint:
+        last["train_levels.0"] = config.train_levels[0].steps
+    for name, steps in last.items():
+        if game.start >= steps:
+            yield (
+                f"renderer.adversary.start: {game.start:,} steps before the discriminator plays are not fewer than "
+                f"the {steps:,} of {name}, so there is no game: lower it"
+            )
+
+
 def scarce_sites(settings: ModelSettings, images: int) -> Iterator[str]:
     """A line for each level with more codes than so many images can teach: a rule of thumb."""
     for number, level in enumerate(settings.stack.levels, start=1):
