@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from pydantic import Field
 
 from vqstack import threads
+from vqstack.commands.generate import drawn
 from vqstack.config import Positional, Unprefixed, parse
 from vqstack.evaluation import (
     Estimate,
@@ -221,7 +222,9 @@ def main(arguments: list[str]) -> None:
         default = {"run": run[0], "data": run[1], "sampling": sampling}
     command = parse(Command, arguments, default)
     model: HierarchicalModel = HierarchicalModel.from_pretrained(command.run)
-    model.settings.draws(command.sampling)
+    own, draws = model.settings.sampling, model.settings.draws(command.sampling)
+    asked = [name for name in SamplingSettings.model_fields if getattr(command.sampling, name) != getattr(own, name)]
+    drawn(asked, draws, command.decoder)
     model.check_decoder(command.decoder)
     figure()  # refuses before anything is written where there is nothing to plot with
     names = SPLITS if command.samples else (command.split,)

@@ -4,7 +4,7 @@ Draws from the prior down to pixels, makes variations of given images, or decode
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import chain, cycle, islice, repeat
 from pathlib import Path
@@ -124,33 +124,40 @@ class Command(Settings):
 
 
 GRID = 32  # rows of the overview at most, and columns where labels do not give them
-DRAWING = ("temperature", "top_k", "top_p")
+DRAWING = ("temperature", "top_k", "top_p", "seed")
 
 
 def sampling_of(command: Command, model: HierarchicalModel) -> SamplingSettings:
     """The model's own settings with what the command line says; for stored codes the image that ``decode`` makes."""
     given = {name: getattr(command, name) for name in SamplingSettings.model_fields if getattr(command, name)}
+    started = bool(command.images) or command.codes is not None
+    labelled = started or bool(command.label) or not model.classes  # else the seed draws classes, whatever the pixels
+    asked = [*given, *["seed"] * (labelled and command.seed > 0)]
     if command.codes is not None and not given:
         given = {"mode": (True,), "mean": (True,)}
     elif "mode" in given and "mean" not in given:  # who asks for the mode gets it, whatever the model's own settings
         given["mean"] = (False,)
     sampling = SamplingSettings(**{**model.settings.sampling.model_dump(), **given})
     draws = model.settings.draws(sampling)  # refuses wrong values before anything is written
-    started = bool(command.images) or command.codes is not None
-    read = draws[-(command.from_level or 1) :] if started else draws
-    if command.decoder == "renderer":
-        read = read[:-1]
-        if command.mean:
-            raise InputError("--mean: is of pixels that are drawn, and the renderer draws no lots: leave one out")
-    unused = [name for name in DRAWING if name in given]
-    if unused and all(draw.mode or draw.mean for draw in read):
-        raise InputError(
-            f"--{unused[0].replace('_', '-')}: nothing is drawn with --mode or --mean, or by the renderer: leave "
-            "one of them out"
-        )
+    read = drawn(asked, draws[-(command.from_level or 1) :] if started else draws, command.decoder)
     if started:
         check_read(command, read)
     return sampling
+
+
+def drawn(asked: Collection[str], draws: list[Draw], decoder: Decoder) -> list[Draw]:
+    """Those of the draws, level 1 last, that a decoder leaves; InputError where none of them reads what is asked."""
+    if decoder == "renderer":
+        draws = draws[:-1]
+        if "mean" in asked:
+            raise InputError("--mean: is of pixels that are drawn, and the renderer draws no lots: leave one out")
+    unused = [name for name in DRAWING if name in asked]
+    if unused and all(draw.mode or draw.mean for draw in draws):
+        raise InputError(
+            f"--{unused[0].replace('_', '-')}: nothing is drawn with --mode or --mean, of --codes as they come, or by "
+            "the renderer: leave one of them out"
+        )
+    return draws
 
 
 def check_read(command: Command, draws: list[Draw]) -> None:
