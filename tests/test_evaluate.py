@@ -149,7 +149,7 @@ def test_the_batch_size_does_not_matter(run_folder):
         (["--num", 2], "too few"),
         (["--temperature", -1], "temperature"),
         (["--temperature", 1, 1], "temperature"),
-        (["--mode", "--temperature", 0.5], "--temperature: nothing is drawn"),
+        (["--mode", "--temperature", 0.7], "--temperature: nothing is drawn"),
         (["--features", "eyes"], "features"),
         (["--features", "inception"], "vqstack[fid]"),
         (["--data.files", "train", "missing.npy", "--data.source", "array"], "missing.npy"),
