@@ -25,7 +25,7 @@ from vqstack.images import ImageSplit, load_splits
 from vqstack.ledger import BITS
 from vqstack.model import HierarchicalModel
 from vqstack.phases import data_of_run
-from vqstack.run_folder import differences
+from vqstack.settings import differences
 
 
 def same_data(runs: dict[str, Path]) -> None:

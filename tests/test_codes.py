@@ -26,6 +26,7 @@ from vqstack.codes import (
     told,
 )
 from vqstack.codes.columns import READER
+from vqstack.codes.manifest import read_manifest
 from vqstack.disk import digest
 from vqstack.output import UNFINISHED, Output
 
@@ -367,23 +368,30 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(tmp_path, monkeypat
     assert files_of(parts) == files_of(whole)
 
 
+def test_codes_of_a_model_that_was_moved_meanwhile_are_gone_on_with(tmp_path):
+    images = {"train": random_images(7)}
+    writer_of(tmp_path / "out", images, model="digits").claim()
+    fill(writer_of(tmp_path / "out", images, model="moved"), images)
+    assert read_manifest(tmp_path / "out").model == "moved"
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "named"),
     [
-        {"fingerprint": "abd"},
-        {"source": {}},
-        {"settings": {"batch_size": 3}},
-        {"size": 5},
-        {"vocabularies": [70001, 257, 256]},
+        ({"fingerprint": "abd"}, "contents.fingerprint: abc → abd"),
+        ({"source": {}}, "contents.source.name: toy → None"),
+        ({"settings": {"batch_size": 3}}, "settings.batch_size: None → 3"),
+        ({"size": 5}, "shard_size: 4 → 5"),
+        ({"vocabularies": [70001, 257, 256]}, "contents.vocabularies: [70000, 257, 256] → [70001, 257, 256]"),
     ],
     ids=str,
 )
-def test_unfinished_output_of_something_else_is_refused(tmp_path, change):
+def test_unfinished_output_of_something_else_is_refused(tmp_path, change, named):
     images = {"train": random_images(7)}
     folder = tmp_path / "out"
     writer_of(folder, images).claim()
     before = files_of(tmp_path)
-    refused(lambda: writer_of(folder, images, **change), str(folder), "other settings")
+    refused(lambda: writer_of(folder, images, **change), str(folder), "other settings", f"({named})")
     refused(lambda: Output(folder, "generate"), ENCODE)
     assert files_of(tmp_path) == before
 

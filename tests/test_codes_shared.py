@@ -41,13 +41,14 @@ def images():
     return {"train": random_images(23), "test": random_images(5)}
 
 
-def shared(address, images, lease=60.0, **changes):
+def shared(address, images, lease=60.0, model="", **changes):
     contents = Contents(
         map_shapes=[list(shape) for shape in SHAPES],
         vocabularies=SIZES,
         fingerprint="abc",
         source={"name": "toy"},
         labelled=True,
+        model=model,
     )
     counts = {split: len(stored.index) for split, stored in images.items()}
     return SharedWriter(address, contents, counts, shard_size=4, lease=lease, **changes)
@@ -185,8 +186,17 @@ def test_a_kill_keeps_what_is_written(address, images, alone):
 
 def test_other_settings_do_not_join(address, images):
     shared(address, images, settings={"batch_size": 1})
-    refused(lambda: shared(address, images, settings={"batch_size": 2}), "other settings", "repeat that command")
+    other = {"batch_size": 2}
+    refused(lambda: shared(address, images, settings=other), "(settings.batch_size: 1 → 2)", "repeat that command")
     assert list(there(address)) == [".vqstack-unfinished"]
+
+
+def test_hosts_call_the_model_alike(address, images):
+    """Or two that finish at once would write manifest and checksums of two kinds."""
+    shared(address, images, model="digits")
+    refused(lambda: shared(address, images, model="copy"), "(settings.model: digits → copy)")
+    list(shared(address, images, model="digits").work(encoder(images)))
+    assert list(shared(address, images, model="copy").work(encoder(images))) == []  # finished, whoever did it
 
 
 def test_alone_and_together_do_not_mix(images, tmp_path):
@@ -194,7 +204,7 @@ def test_alone_and_together_do_not_mix(images, tmp_path):
     refused(lambda: writer_of(tmp_path / "one", images), "unfinished")
     refused(lambda: CodeDataset(tmp_path / "one"), "unfinished")
     writer_of(tmp_path / "two", images).claim()
-    refused(lambda: shared(str(tmp_path / "two"), images), "without --shared")
+    refused(lambda: shared(str(tmp_path / "two"), images), "without --shared", "settings.shared: None → True")
 
 
 def test_a_folder_of_somebody_else_is_not_touched(address, images):

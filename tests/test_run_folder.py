@@ -8,7 +8,8 @@ from vqstack.config import RunConfig, read_yaml
 from vqstack.disk import Lock
 from vqstack.errors import InputError
 from vqstack.fit import FitSettings
-from vqstack.run_folder import check_run_folder, claim, differences, read_config
+from vqstack.run_folder import check_run_folder, claim, read_config
+from vqstack.settings import differences
 
 
 def config(**changes):

@@ -33,6 +33,7 @@ from vqstack.disk import (
 )
 from vqstack.errors import InputError, WriteError
 from vqstack.reading import plain_file
+from vqstack.settings import differences, told
 
 UNFINISHED = ".vqstack-unfinished"
 TOGETHER = 64  # files that wait for the disk together, in some 0.3 ms each where one alone takes 4
@@ -76,6 +77,15 @@ def unfinished(folder: Path) -> Unfinished | None:
     return Unfinished(command.strip(), plan.strip(), names, frozenset(record))
 
 
+def differing(there: str, here: str) -> str:
+    """What two plans differ in, for a message: `` (NAME: OLD → NEW)``; nothing where one is no JSON."""
+    try:
+        found = told(differences(json.loads(there), json.loads(here)))
+    except (ValueError, RecursionError):
+        found = ""
+    return f" ({found})" if found else ""
+
+
 def saved(save: Callable[[BytesIO], Any]) -> bytes:
     """What ``save`` writes into a stream."""
     stream = BytesIO()
@@ -109,8 +119,8 @@ def _leftovers(path: Path, command: str, plan: str) -> Iterator[Path]:
             )
         if mark is not None and mark.plan != plan:
             raise InputError(
-                f"{path}: holds unfinished output of {command} with other settings, data or weights; repeat that "
-                "command as it was, name another output folder or remove it"
+                f"{path}: holds unfinished output of {command} with other settings, data or weights"
+                f"{differing(mark.plan, plan)}; repeat that command as it was, name another output folder or remove it"
             )
         if mark is not None and not plan:  # all that lies in inner folders too, those last that hold others
             others = [inner for child in others for inner in _below(child)]

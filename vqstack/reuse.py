@@ -21,7 +21,7 @@ from vqstack.joint import JointLevels
 from vqstack.model import HierarchicalModel
 from vqstack.model_settings import ModelSettings
 from vqstack.pretrained import holds_artefact
-from vqstack.run_folder import differences
+from vqstack.settings import differences
 from vqstack.stack import Stack, StackSettings
 
 ENCODERS = "encoders"  # the phase that taken encoders stand for

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from vqstack.config import SEAL, RunConfig, read_yaml, to_yaml, without_unused
 from vqstack.disk import LOCK, Lock, append, check_unlocked, failed_write, make_folder, read_sealed, sealed, write_text
 from vqstack.errors import InputError, WriteError, reason
 from vqstack.reading import plain_file
+from vqstack.settings import Change, differences, told
 
 CONFIG, HISTORY, IMAGES = "config.yaml", "config-history.jsonl", "images.json"
 # What a run may change when it goes on: none of it moves the weights, but by rounding, as the number of processes does.
 MAY_CHANGE = {"cpu_offload", "encode_batch", "ledger_images", "sample_grid", "sampling", "sharded", "trackers"}
-SHOWN = 8  # changes that one line names
 MAY_CHANGE_IN_TRAINING = {
     "checkpoint_every",
     "checkpoint_minutes",
@@ -28,22 +28,7 @@ MAY_CHANGE_IN_TRAINING = {
 }
 
 
-Change = tuple[str, Any, Any]  # dotted name, old and new value
 Images = dict[str, Any]  # as vqstack.images.identity describes them
-
-
-def differences(before: Any, now: Any, name: str = "") -> Iterator[Change]:
-    """(dotted name, old, new) of every value that differs; a value that is missing on one side is None there.
-
-    Lists of settings are compared entry by entry, other lists are values.
-    """
-    if isinstance(before, list) and isinstance(now, list) and any(isinstance(one, dict) for one in before + now):
-        before, now = ({str(i): value for i, value in enumerate(values)} for values in (before, now))
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*before, *now]):
-            yield from differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif before != now:
-        yield name, before, now
 
 
 def may_change(name: str) -> bool:
@@ -164,9 +149,7 @@ def _check_contents(folder: Path, config: RunConfig, images: Images | None, over
 
 def shown(changes: Iterable[Change]) -> str:
     """The changes that need an override, as a line; empty without any."""
-    lines = [f"{name}: {old} → {new}" for name, old, new in changes if not may_change(name)]
-    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-    return "; ".join(lines[:SHOWN]) + more
+    return told(change for change in changes if not may_change(change[0]))
 
 
 def claim(

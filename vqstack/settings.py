@@ -1,8 +1,12 @@
-"""What all settings have in common."""
+"""What all settings have in common, and what two of them have not."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+SHOWN = 8  # changes that one line names
+Change = tuple[str, Any, Any]  # dotted name, old and new value
 
 
 class Settings(BaseModel):
@@ -17,3 +21,24 @@ class Settings(BaseModel):
         fields = [f"    {name}: {field.description}" for name, field in cls.model_fields.items()]
         about = (cls.__doc__ or "").partition("\n\nFields:")[0].rstrip()
         cls.__doc__ = "\n".join([f"{about}\n", "Fields:", *fields])
+
+
+def differences(before: Any, now: Any, name: str = "") -> Iterator[Change]:
+    """(dotted name, old, new) of every value that differs; a value that is missing on one side is None there.
+
+    Lists of settings are compared entry by entry, other lists are values.
+    """
+    if isinstance(before, list) and isinstance(now, list) and any(isinstance(one, dict) for one in before + now):
+        before, now = ({str(i): value for i, value in enumerate(values)} for values in (before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            yield from differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield name, before, now
+
+
+def told(changes: Iterable[Change]) -> str:
+    """Changes as a line, the first eight of them; empty without any."""
+    lines = [f"{name}: {old} → {new}" for name, old, new in changes]
+    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return "; ".join(lines[:SHOWN]) + more

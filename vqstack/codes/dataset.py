@@ -61,7 +61,7 @@ def plan_of(contents: Contents, splits: Mapping[str, int], shard_size: int, sett
     return json.dumps(
         {
             "format_version": FORMAT_VERSION,
-            "contents": contents.model_dump(),
+            "contents": contents.held(),
             "splits": dict(splits),
             "shard_size": shard_size,
             "settings": dict(settings),

@@ -103,6 +103,10 @@ class Contents(BaseModel):
             raise ValueError(f"a map has more than {MAX_SITES} sites")
         return self
 
+    def held(self) -> dict[str, Any]:
+        """All that the codes hang on; what their model is called, whose folder may be moved, they do not."""
+        return self.model_dump(include={*Contents.model_fields} - {"model"})
+
 
 class StoredShard(BaseModel):
     """A shard as the manifest lists it."""

@@ -27,7 +27,7 @@ from vqstack.codes.dataset import SHARD_SIZE, StoredCodes, closing_files, plan_o
 from vqstack.codes.manifest import ENCODE, MANIFEST, Contents, Manifest, Shard, shards_of
 from vqstack.codes.store import ASIDE, Store
 from vqstack.errors import InputError, WriteError
-from vqstack.output import UNFINISHED
+from vqstack.output import UNFINISHED, differing
 
 LEASE = 60.0
 DATA, SEAL, CLAIM = "data", ".sha256", ".claim"
@@ -61,8 +61,9 @@ class SharedWriter:
     ) -> None:
         self.store, self.contents, self.lease = Store(address), contents, lease
         self.shards = [shard for split, images in splits.items() for shard in shards_of(split, images, shard_size)]
-        plan = plan_of(contents, splits, shard_size, {**(settings or {}), "shared": True})
-        self._mark = f"{ENCODE}\n{plan}\n\n"
+        # All call the model alike: where two finish at once, they write the same manifest.
+        settings = {**(settings or {}), "shared": True, "model": contents.model}
+        self._plan = plan_of(contents, splits, shard_size, settings)
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
         self._seen: dict[str, tuple[str, float]] = {}  # claims of others, and since when they have been as they are
         self._places = {shard.file: place for place, shard in enumerate(self.shards)}
@@ -71,6 +72,7 @@ class SharedWriter:
 
     def _join(self) -> None:
         """Mark the folder as unfinished output, or find that others have, or that they have finished."""
+        mark = f"{ENCODE}\n{self._plan}\n\n"
         # In this order: what others begin or finish meanwhile is seen by the second or the third look.
         others = [name for name in self.store.names("") if not name.startswith(UNFINISHED)]
         if not self._open():
@@ -78,11 +80,13 @@ class SharedWriter:
                 return
             if others:
                 raise InputError(f"{self.store.address}: is not empty; name another output folder or remove it")
-            self.store.write(UNFINISHED, self._mark.encode())
-        if self.store.read([UNFINISHED]).get(UNFINISHED) not in (self._mark, None):
+            self.store.write(UNFINISHED, mark.encode())
+        if (there := self.store.read([UNFINISHED]).get(UNFINISHED, mark)) != mark:
+            differ = differing(there.partition("\n")[2], self._plan)
             raise InputError(
                 f"{self.store.address}: holds unfinished output with other settings, data or weights, or of a command "
-                "without --shared; repeat that command as it was, name another output folder or remove it"
+                f"without --shared{differ}; repeat that command as it was, name another output "
+                "folder or remove it"
             )
 
     def _open(self) -> bool:
@@ -96,10 +100,7 @@ class SharedWriter:
         except (KeyError, ValueError):
             return False
         shards = [shard for split in manifest.splits for shard in manifest.shards(split)]
-        return (
-            shards == self.shards
-            and manifest.model_dump(include={*Contents.model_fields}) == self.contents.model_dump()
-        )
+        return shards == self.shards and manifest.held() == self.contents.held()
 
     def work(self, encode: Callable[[Shard], Iterable[StoredCodes]]) -> Iterator[Shard]:
         """Take and write shards until all are there, and finish the data set; those that were written here."""
