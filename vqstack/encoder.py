@@ -15,6 +15,7 @@ from PIL import Image
 from vqstack.codes import to_stored
 from vqstack.errors import InputError, in_one_line
 from vqstack.images import center, decode_all
+from vqstack.images.decode import stacked
 from vqstack.images.pieces import cut_of
 from vqstack.model import HierarchicalModel
 from vqstack.paths import check_local
@@ -99,12 +100,9 @@ class Encoder:
         records = [self._record(*pair) for pair in zip(images, names, strict=True)]
         with ThreadPoolExecutor(cores()) as pool:
             found = decode_all(records, names, self.settings, self.settings.kept, pool)
-        for problem in (image for image in found if isinstance(image, str)):
-            raise InputError(problem)
         if not found:
             return torch.empty(0, *self.model.stack.shape, dtype=torch.uint8)
-        values = np.stack([image for image in found if not isinstance(image, str)])
-        return center(torch.from_numpy(values), self.size)
+        return center(torch.from_numpy(stacked(found)), self.size)
 
     def _record(self, image: Any, name: str) -> Any:
         """An image as it is decoded; InputError where it is in none of the forms."""

@@ -90,6 +90,15 @@ def raveled(places: Int64[Tensor, "*n axes"], shape: tuple[int, ...]) -> Int64[T
     return (places * torch.tensor(strides, device=places.device)).sum(-1)
 
 
+def neighbours(
+    map_shape: tuple[int, ...], offsets: Int64[Tensor, "O axes"]
+) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
+    """For each site, in raster order, the site at each offset from it and whether that lies on the map; 0 if not."""
+    near = torch.cartesian_prod(*map(torch.arange, map_shape)).view(-1, 1, len(map_shape)) + offsets
+    inside = ((near >= 0) & (near < torch.tensor(map_shape))).all(-1)
+    return raveled(near, map_shape).where(inside, 0), inside
+
+
 def _even_sizes(sites: int, groups: int) -> tuple[int, ...]:
     small, more = divmod(sites, groups)
     return (small,) * (groups - more) + (small + 1,) * more

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from x_transformers import Decoder
@@ -76,13 +75,16 @@ class AutoregressiveCodeModel(CodeModel):
         self, values: Int64[Tensor, "b N c"], conditioning: Conditioning, parent: Parent | None
     ) -> Float[Tensor, "b N P"]:
         """Parameters of every site given the groups before its own, in one pass; raster order."""
-        inputs, group = self.inputs(values, conditioning, parent), self.groups
-        before = None if parent is None else parent.before
-        if before is not None:
-            inputs = torch.cat([before.inputs(conditioning), inputs], 1)
-            group = torch.cat([before.group, group + before.group[-1] + 1])
-        hidden = self.attend(inputs, group, **self.conditions.context(conditioning))
+        hidden = self._read(self.sites, values, conditioning, parent)
         return self.outputs(hidden[:, -self.sites :], values, parent)
+
+    def _read(
+        self, count: int, values: Int64[Tensor, "b N c"], conditioning: Conditioning, parent: Parent | None, **how: Any
+    ) -> Any:
+        """What the network puts out, by :meth:`attend`, up to the first ``count`` places of the map."""
+        inputs, before = self.inputs(values, conditioning, parent), None if parent is None else parent.before
+        inputs, group = _behind(before, inputs[:, :count], self.groups[:count], conditioning)
+        return self.attend(inputs, group, **how, **self.conditions.context(conditioning))
 
     @property
     def groups(self) -> Int64[Tensor, "N"]:
@@ -138,8 +140,7 @@ class AutoregressiveCodeModel(CodeModel):
         given = self.conditions.context(conditioning)
         if before is None:
             return self.backbone(inputs, return_hiddens=True, **given)
-        inputs = torch.cat([before.inputs(conditioning), inputs.expand(batch, -1, -1)], 1)
-        group = F.pad(before.group, (0, first), value=int(before.group[-1]) + 1)
+        inputs, group = _behind(before, inputs.expand(batch, -1, -1), self.groups[:first], conditioning)
         hidden, cache = self.attend(inputs, group, return_hiddens=True, **given)
         return hidden[:, -first:], cache
 
@@ -149,11 +150,7 @@ class AutoregressiveCodeModel(CodeModel):
         """What :meth:`prefill` and a step for each group up to this one give, in one pass: all before it is known."""
         size = self.schedule.sizes[group]
         count = self.schedule.starts[group] + size
-        inputs, places = self.inputs(values, conditioning, parent)[:, :count], self.groups[:count]
-        if parent is not None and parent.before is not None:
-            inputs = torch.cat([parent.before.inputs(conditioning), inputs], 1)
-            places = torch.cat([parent.before.group, places + parent.before.group[-1] + 1])
-        hidden, cache = self.attend(inputs, places, return_hiddens=True, **self.conditions.context(conditioning))
+        hidden, cache = self._read(count, values, conditioning, parent, return_hiddens=True)
         return hidden[:, -size:], cache
 
     def step(
@@ -240,6 +237,15 @@ class Autoregressive(CodeModelDistribution[AutoregressiveCodeModel]):
             return set(range(len(schedule)))
         fixed = by_site(self.fixed[None], self.model.head.channels).all(-1)[0]
         return {group for group in range(len(schedule)) if not fixed[schedule.sites(group)].all()}
+
+
+def _behind(
+    before: Before | None, inputs: Float[Tensor, "b m d"], group: Int64[Tensor, "m"], conditioning: Conditioning
+) -> tuple[Float[Tensor, "b M d"], Int64[Tensor, "M"]]:
+    """Inputs and groups of the first places of a map, behind those of what stands before it in its sequence."""
+    if before is None:
+        return inputs, group
+    return torch.cat([before.inputs(conditioning), inputs], 1), torch.cat([before.group, group + before.group[-1] + 1])
 
 
 def _sources(schedule: Schedule) -> Int64[Tensor, "n"]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from vqstack.schedule import raveled
+from vqstack.schedule import neighbours
 
 
 class Window(nn.Module):
@@ -36,7 +36,8 @@ class Window(nn.Module):
         self, map_shape: tuple[int, ...], radius: int, dim: int, group: Int64[Tensor, "N"] | None = None
     ) -> None:
         super().__init__()
-        near, inside = _neighbours(map_shape, radius)
+        offsets = torch.cartesian_prod(*[torch.arange(-radius, radius + 1)] * len(map_shape)).view(-1, len(map_shape))
+        near, inside = neighbours(map_shape, offsets[offsets.ne(0).any(1)])
         if group is not None:
             inside = inside & (group[near] < group[:, None])
         used = inside.any(0)
@@ -75,13 +76,3 @@ class Window(nn.Module):
         near, outside = self.near[sites], len(self.near)
         embedded = embed(near.clamp(max=outside - 1).flatten()).unflatten(1, near.shape)
         return self.mix(torch.where((near < outside)[..., None], embedded, 0).flatten(2))
-
-
-def _neighbours(map_shape: tuple[int, ...], radius: int) -> tuple[Int64[Tensor, "N O"], Bool[Tensor, "N O"]]:
-    """For each site and offset, in raster order, the site there and whether it lies on the map."""
-    axes = len(map_shape)
-    offset = torch.cartesian_prod(*[torch.arange(-radius, radius + 1)] * axes).view(-1, axes)
-    offset = offset[offset.ne(0).any(1)]
-    near = torch.cartesian_prod(*map(torch.arange, map_shape)).view(-1, 1, axes) + offset
-    inside = ((near >= 0) & (near < torch.tensor(map_shape))).all(-1)
-    return raveled(near, map_shape).where(inside, 0), inside

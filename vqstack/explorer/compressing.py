@@ -9,7 +9,7 @@ from vqstack.codec.blocks import BlockCodec
 from vqstack.codec.pictures import safe_stem, stem_of
 from vqstack.errors import InputError
 from vqstack.explorer.desk import Desk
-from vqstack.explorer.fields import Upload, sent
+from vqstack.explorer.fields import Upload, sent, table
 from vqstack.explorer.files import Compressed, zipped
 from vqstack.explorer.look import title_of
 from vqstack.explorer.pictures import address, of_input
@@ -35,11 +35,7 @@ class Compressing:
         dropped = Upload(what, self._take, self._large, multiple=True, max_total_size=LARGEST)
         dropped.props('data-drop=""')
         self.said = ui.label("").props('aria-live=polite data-size=""')
-        columns = [
-            {"name": name, "label": name, "field": name, "align": "left" if name == "row" else "right"}
-            for name in ("row", "ledger bytes", "coded bytes")
-        ]
-        self.table = ui.table(columns=columns, rows=[], row_key="row").props('dense aria-label="bytes by row"')
+        self.table = table("bytes by row", "row", "ledger bytes", "coded bytes")
         with ui.column() as self.result:
             ui.label("the first bytes of the file, and the images as far as these tell them")
             self.slider = ui.slider(min=0, max=1, step=1, value=1, on_change=self._moved).classes("wide")

@@ -74,6 +74,12 @@ class Class(ui.select):
         return None if self.value == ANY else int(self.value)
 
 
+def table(label: str, *columns: str) -> ui.table:
+    """Rows that are named in the first column, with numbers in the others; none at first."""
+    about = [{"name": c, "label": c, "field": c, "align": "right" if i else "left"} for i, c in enumerate(columns)]
+    return ui.table(columns=about, rows=[], row_key=columns[0]).props(f'dense aria-label="{label}"')
+
+
 class Upload(ui.upload):
     """Where files are dropped.
 

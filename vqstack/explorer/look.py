@@ -12,6 +12,7 @@ from vqstack.code_use import colours
 from vqstack.edited import Edited
 from vqstack.explorer.board import Board
 from vqstack.explorer.desk import Desk
+from vqstack.explorer.fields import table
 from vqstack.explorer.pictures import address, laid_out, noun, of_input, of_patch, of_sites, over
 from vqstack.explorer.player import Player
 from vqstack.images import heat
@@ -81,11 +82,7 @@ class Look:
                 self.range = ui.label("")
             with ui.column():
                 self.chart = ui.echart({"series": []}).classes("chart").props('role=img aria-label="ledger as a chart"')
-                columns = [
-                    {"name": name, "label": name, "field": name, "align": "left" if name == "row" else "right"}
-                    for name in ("row", "bits", "share")
-                ]
-                self.ledger = ui.table(columns=columns, rows=[], row_key="row").props('dense aria-label="ledger"')
+                self.ledger = table("ledger", "row", "bits", "share")
         desk.watching.append(self.fresh)
 
     def _column(self, level: int) -> None:

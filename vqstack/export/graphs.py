@@ -16,7 +16,7 @@ from vqstack.code_model import AutoregressiveCodeModel, CodeModelTerm, MaskedCod
 from vqstack.level import Level
 from vqstack.likelihood import Head
 from vqstack.renderer import Renderer, pixels_of
-from vqstack.schedule import raveled
+from vqstack.schedule import neighbours
 from vqstack.terms import DecoderTerm, Term
 from vqstack.window import Windowed, WindowNetwork, limited
 
@@ -290,10 +290,7 @@ class WindowStep(nn.Module):
 
 def windows_of(network: WindowNetwork) -> tuple[Tensor, Tensor]:
     """For each site of the map, the site at each offset of its window, [N, O], and whether its tile has one there."""
-    tile, numbers = network.tile, network.tile_sites()
-    places = torch.cartesian_prod(*map(torch.arange, tile)).view(-1, 1, len(tile)) + network.offsets
-    inside = ((places >= 0) & (places < torch.tensor(tile))).all(-1)
-    in_tile = raveled(places, tile).where(inside, 0)
+    numbers, (in_tile, inside) = network.tile_sites(), neighbours(network.tile, network.offsets)
     near = torch.empty(numbers.numel(), in_tile.shape[1], dtype=torch.int64)
     near[numbers.flatten()] = numbers[:, in_tile].flatten(0, 1)
     found = torch.empty_like(near, dtype=torch.bool)

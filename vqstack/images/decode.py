@@ -105,6 +105,13 @@ def decode_all(
     ]
 
 
+def stacked(images: Sequence[NDArray[Any] | str], then: str = "") -> NDArray[Any]:
+    """Images of :func:`decode_all` as one array; InputError for the first that cannot be had, ``then`` behind it."""
+    for problem in (image for image in images if isinstance(image, str)):
+        raise InputError(problem + then)
+    return np.stack([np.asarray(image) for image in images])
+
+
 def load_images(paths: Sequence[Path], settings: ImageSettings) -> Pixels:
     """Image files given by hand -> uint8 [n, c, h, w], with the geometry of ``settings``.
 

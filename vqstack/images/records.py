@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vqstack.errors import InputError, causes, listed, reason
 from vqstack.images.arrays import open_arrays
 from vqstack.images.cache import plain_folder
-from vqstack.images.decode import decode_all
+from vqstack.images.decode import decode_all, stacked
 from vqstack.images.excerpts import excerpts, streamed_excerpts
 from vqstack.images.folders import open_folders, without_roots
 from vqstack.images.given import find_given
@@ -77,9 +77,7 @@ def _moving(settings: ImageSettings) -> dict[str, Records]:
     for split, of in _open_records(asked).items():
         every = np.arange(of.count)
         images = decode_all(list(of.fetch(every)), [f"{of.where}, image {i}" for i in every], asked, None)
-        for problem in (image for image in images if isinstance(image, str)):
-            raise InputError(problem)
-        found[split] = np.stack([image for image in images if not isinstance(image, str)])[:, 0]
+        found[split] = stacked(images)[:, 0]
     return {
         split: Records(f"{settings}, split {split}", count, fetch, None, None, None, ordered=True)
         for split, (count, fetch) in moving_clips(settings, found).items()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqstack.errors import InputError
-from vqstack.images.decode import decode_all
+from vqstack.images.decode import decode_all, stacked
 from vqstack.images.labels import count_classes, padded
 from vqstack.images.parts import FETCH, hashed, lot, partition
 from vqstack.images.records import guarded, open_streams
@@ -160,9 +160,7 @@ class WholeSplit:
         size = tuple(self.source["shape"][1:])
         with ThreadPoolExecutor(cores()) as pool:
             images = decode_all(records, names, self.settings, self.settings.kept or size, pool)
-        for problem in (image for image in images if isinstance(image, str)):
-            raise InputError(f"{problem}; it could be read before")
-        pixels = torch.from_numpy(np.stack([image for image in images if not isinstance(image, str)]))
+        pixels = torch.from_numpy(stacked(images, "; it could be read before"))
         labels = None if self.surveyed.labels is None else torch.from_numpy(self.surveyed.labels[places])
         return Part(filled(center(pixels, size), self.settings.values), labels, torch.tensor(wanted))
 
