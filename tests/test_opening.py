@@ -13,12 +13,15 @@ from PIL import Image
 
 import vqstack
 from vqstack.commands.train import recipe_of, shortened
-from vqstack.config import changed, to_yaml
+from vqstack.config import RunConfig, changed, to_yaml
 from vqstack.config.unused import without_unused
 from vqstack.images import ImageSettings, first_look, load_splits
+from vqstack.model import HierarchicalModel
+from vqstack.nets import StagedPath
+from vqstack.nets.blocks import Attention
 from vqstack.phases import data_of_run, forecast
 from vqstack.phases.opening import remarks
-from vqstack.report import scarce_sites, unplayed_games
+from vqstack.report import attention_without_blocks, scarce_sites, unplayed_games
 
 TRAIN = Path(__file__).parents[1] / "recipes" / "train_stack.py"
 
@@ -117,6 +120,21 @@ def test_a_discriminator_that_would_never_take_part_is_told(game, phases):
     config = changed(shortened(vqstack.recipe(**TINY), 40), renderer | {"train_renderer": {"steps": 30}})
     told = [*unplayed_games(config)]
     assert len(told) == len(phases) and all(map(str.__contains__, told, phases))
+
+
+@pytest.mark.parametrize("attention", [0, 1, 2, 3])
+def test_attention_after_more_blocks_than_there_are_is_told(attention):
+    """As often as a network is built with less of it than it was asked for; the encoder of clusters is a table."""
+    networks = {"kind": "staged", "options": {"attention": attention}}
+    level = {"networks": networks, "width": 8, "encoder_blocks": 2, "decoder_blocks": 1}
+    cluster = {"map": [4, 4], "quantizer": {"kind": "cluster", "codebook_size": 8}}
+    renderer = {"attention": attention, "width": 8, "blocks": 2, "perceptual": "none"}
+    config = changed(RunConfig(), {"levels": [level, level | cluster], "renderer": renderer})
+    model = HierarchicalModel(config.model_settings((1, 8, 8), 0))
+    built = [part for part in model.modules() if isinstance(part, StagedPath)]
+    short = [path for path in built if sum(isinstance(part, Attention) for part in path.blocks) < attention]
+    told = [*attention_without_blocks(model.settings)]
+    assert (len(built), len(told)) == (4, len(short))
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_the_run(monkeypatch):

@@ -26,7 +26,7 @@ from vqstack.model_settings import ModelSettings
 from vqstack.phases import Run, check_trackers
 from vqstack.recipes import find_recipe
 from vqstack.renderer import check_packages
-from vqstack.report import growing_maps, unplayed_games
+from vqstack.report import attention_without_blocks, growing_maps, unplayed_games
 from vqstack.run_folder import check_run_folder
 from vqstack.terminal import warn
 
@@ -144,6 +144,6 @@ def prepare(config: RunConfig, folder: Path, override: bool = False) -> tuple[Mo
     except ValueError as error:
         raise InputError(f"mixed_precision {config.mixed_precision}: {error}: choose another") from error
     if accelerator.is_main_process:
-        for problem in (*growing_maps(settings), *unplayed_games(config)):
+        for problem in (*growing_maps(settings), *attention_without_blocks(settings), *unplayed_games(config)):
             warn(problem)
     return settings, accelerator

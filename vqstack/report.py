@@ -53,6 +53,23 @@ def unplayed_games(config: RunConfig) -> Iterator[str]:
             )
 
 
+def attention_without_blocks(settings: ModelSettings) -> Iterator[str]:
+    """A line for each network that is to attend after more blocks than it has: it does so after all of them alone."""
+    networks = list[tuple[str, Any, str, int]]()  # what asks for it, how much, and which blocks there are
+    for number, level in enumerate(settings.stack.levels):
+        name, wanted = f"levels.{number}.networks.options: attention", level.networks.options.get("attention")
+        for field in ("encoder_blocks", "decoder_blocks"):
+            if level.networks.kind == "staged" and field not in level.unused():
+                networks.append((name, wanted, f"levels.{number}.{field}", getattr(level, field)))
+    if settings.renderer is not None:
+        networks.append(
+            ("renderer.attention:", settings.renderer.attention, "renderer.blocks", settings.renderer.blocks)
+        )
+    for name, wanted, field, there in networks:
+        if isinstance(wanted, int) and wanted > there:
+            yield f"{name} {wanted} is after more blocks than {field} {there}, so there is less of it: change one"
+
+
 def scarce_sites(settings: ModelSettings, images: int) -> Iterator[str]:
     """A line for each level with more codes than so many images can teach: a rule of thumb."""
     for number, level in enumerate(settings.stack.levels, start=1):
