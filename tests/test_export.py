@@ -494,11 +494,11 @@ def test_every_command_of_the_page_runs(small, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "Exported", lambda folder: exported)
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", np.zeros((2, 1, 8, 8), np.uint8))
+    np.save("labels.npy", np.arange(16) % 10)  # of the images that `sample` writes
     shown = commands_of(readme(card))
     assert [words[0] for words in shown] == ["encode", "decode", "sample", "score"]
     for words in shown:
-        label = ["--label", "1"] if words[0] in ("sample", "score") else []
-        monkeypatch.setattr(sys, "argv", ["run.py", *words, *label])
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
         run.main()
     alone = card | {"graphs": {"encode": card["graphs"]["encode"]}, "walks": {}}
     assert [words[0] for words in commands_of(readme(alone))] == ["encode"]

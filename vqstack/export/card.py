@@ -105,11 +105,13 @@ def readme(card: dict[str, Any]) -> str:
 def _run_py(card: dict[str, Any]) -> list[str]:
     """Commands of ``run.py`` for which all files are there."""
     graphs, walks = card["graphs"], card["walks"]
+    floats = " --condition condition.npy" * bool(card["condition"])
+    told = " --label labels.npy" * bool(card["label"]) + floats
     lines = ["python run.py encode images.npy codes.npz"] * ("encode" in graphs)
     lines += ["python run.py decode codes.npz means.npy"] * ("decode" in graphs or "level-1" in walks)
     lines += ["python run.py decode codes.npz images.npy --decoder renderer"] * ("render" in graphs)
-    lines += ["python run.py sample 16 images.npy --seed 1"] * (walks.keys() >= set(card["sample"]))
-    lines += ["python run.py score images.npy nats.npz"] * (graphs.keys() >= {"encode", "score"})
+    lines += [f"python run.py sample 16 images.npy --seed 1{floats}"] * (walks.keys() >= set(card["sample"]))
+    lines += [f"python run.py score images.npy nats.npz{told}"] * (graphs.keys() >= {"encode", "score"})
     calls = ["Exported(FOLDER).encode(pixels)"] * ("encode" in graphs) + ["Exported(FOLDER).run(NAME, inputs)"]
     return [
         "`run.py` runs it with numpy and onnxruntime alone:",
