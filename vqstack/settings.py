@@ -38,7 +38,7 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[Change]:
 
 
 def told(changes: Iterable[Change]) -> str:
-    """Changes as a line, the first eight of them; empty without any."""
-    lines = [f"{name}: {old} → {new}" for name, old, new in changes]
+    """Changes as a line, the first eight of them, and of long values how they begin; empty without any."""
+    lines = [f"{name}: {old!s:.200} → {new!s:.200}" for name, old, new in changes]
     more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return "; ".join(lines[:SHOWN]) + more

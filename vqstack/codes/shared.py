@@ -85,8 +85,7 @@ class SharedWriter:
             differ = differing(there.partition("\n")[2], self._plan)
             raise InputError(
                 f"{self.store.address}: holds unfinished output with other settings, data or weights, or of a command "
-                f"without --shared{differ}; repeat that command as it was, name another output "
-                "folder or remove it"
+                f"without --shared{differ}; repeat that command as it was, name another output folder or remove it"
             )
 
     def _open(self) -> bool:
