@@ -99,6 +99,7 @@ def test_models_come_back_to_the_byte_and_what_is_refused_is_told_in_a_line(hub,
         push.main([one, "owner/digits", "--licence", "mit"])
         push.main([two, "owner/digits", "--revision", "second/try"])
         push.main([two, "owner/own", "--private"])
+        push.main([two, "owner/branched", "--revision", "try"])
         names = ["owner/digits", "owner/digits@second/try"]
         places = [str(find_artefact(Path(name))) for name in names]
         for name, run in zip(names, (one, two)):
@@ -112,6 +113,7 @@ def test_models_come_back_to_the_byte_and_what_is_refused_is_told_in_a_line(hub,
             refused(lambda: vqstack.load("owner/digits@missing")),
             refused(lambda: evaluate.main(["owner/digits", "--out", "evaluation"])),
             refused(lambda: evaluate.main(["owner/missing", "--out", "evaluation"])),
+            refused(lambda: vqstack.load("owner/branched")),
         ]
         os.environ["HF_TOKEN"] = "hf_other"
         said += [refused(lambda: vqstack.push(one, "owner/digits")), refused(lambda: vqstack.load("owner/own"))]
@@ -149,6 +151,7 @@ def test_models_come_back_to_the_byte_and_what_is_refused_is_told_in_a_line(hub,
         "owner/digits@missing",
         "--data.source",
         "missing",
+        "owner/branched@BRANCH",
     ]
     for (kind, message), word in zip(said, [*words, "hf auth login", "owner/own"], strict=True):
         assert kind == "InputError" and word in message, message

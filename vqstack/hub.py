@@ -84,7 +84,7 @@ def fetched(place: Path | str, kind: Kind, files: Sequence[str], wanted: str, **
     options = {name: value for name, value in options.items() if value is not None}
     options.setdefault("revision", name[1])
     try:
-        return Path(snapshot_download(name[0], repo_type=kind, allow_patterns=list(files), **options))
+        copy = Path(snapshot_download(name[0], repo_type=kind, allow_patterns=list(files), **options))
     except _NETWORK as error:
         offline = constants.HF_HUB_OFFLINE or options.get("local_files_only", False)
         why = "HF_HUB_OFFLINE is set, and its cache lacks it" if offline else _said(error)
@@ -92,6 +92,12 @@ def fetched(place: Path | str, kind: Kind, files: Sequence[str], wanted: str, **
             f"{place}: no such folder, and it cannot be had from the hub ({why}): give the folder of {wanted}, "
             "or OWNER/NAME of one on the hub" + "; unset HF_HUB_OFFLINE to fetch it" * offline
         ) from error
+    if not copy.is_dir() or not any(copy.iterdir()):
+        raise InputError(
+            f"{place}: {options['revision'] or 'main'} of it on the hub holds nothing of {wanted}: name the branch it "
+            f"was pushed to, {name[0]}@BRANCH"
+        )
+    return copy
 
 
 def upload(
