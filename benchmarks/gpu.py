@@ -291,9 +291,10 @@ def pictures(size: Size, device: torch.device, data: Path | None) -> dict:
             mixed_precision="no" if device.type == "cpu" else "bf16",
             compile=device.type == "cuda",
         )
-        began = time.process_time()
+        clock = vqgan.clock_of(device)
+        began = clock()
         vqstack.train(config, out=folder / "run")
-        spent = time.process_time() - began
+        spent = clock() - began
         vqgan.main(
             [str(folder / "run"), "--out", scratch, "--seconds", str(spent), "--features", config.renderer.perceptual]
         )

@@ -8,7 +8,8 @@ images, augmented as in RUN, in batches as large, the same network for the perce
 discriminator. It is trained as Esser et al. (2021) train: mean absolute error + perceptual distance + the library's
 commitment loss, straight through, and after ``--start`` of the time a hinge discriminator with an adaptive weight;
 Adam with betas 0.5 and 0.9 at a constant rate, no averaged weights, no choice among checkpoints. It gets ``--seconds``
-of processor time; by default as many as RUN's level 1 and renderer take here, by a measurement of a few steps.
+of the processor, or where a GPU computes of the clock; by default as many as RUN's level 1 and renderer take here, by a
+measurement of a few steps.
 
 The first 1,000 test images are compared with the pictures of both by what ``vqstack evaluate`` has. Writes
 FOLDER/vqgan.json and FOLDER/vqgan.png: images, the bare side, RUN's renderer.
@@ -102,9 +103,10 @@ def trained(model: HierarchicalModel, data: RunData, options: argparse.Namespace
     adam = partial(torch.optim.Adam, lr=options.learning_rate, betas=(0.5, 0.9))
     own = adam([*bare.encoder.parameters(), *bare.codebook.parameters(), *bare.decoder.parameters()])
     theirs, last = adam(judge.parameters()), bare.decoder.last_weight
-    steps, began = 0, time.process_time()
+    clock = clock_of(accelerator.device)
+    steps, began = 0, clock()
     for pixels in batches(data, size):
-        spent = time.process_time() - began
+        spent = clock() - began
         if spent >= options.seconds:
             break
         playing = options.discriminator > 0 and spent >= options.start * options.seconds
@@ -130,7 +132,7 @@ def trained(model: HierarchicalModel, data: RunData, options: argparse.Namespace
         steps += 1
         if steps % 100 == 0:
             print(f"{spent:6.0f} s, step {steps}: distance {distance.item():.4f}", flush=True)
-    return bare.eval(), {"seconds": time.process_time() - began, "steps": steps, "batch": size}
+    return bare.eval(), {"seconds": clock() - began, "steps": steps, "batch": size}
 
 
 def scored(code: Callable[[Pixels], Coded], split: ImageSplit, values: int, size: int, by: Ruler) -> dict:
@@ -145,9 +147,14 @@ def scored(code: Callable[[Pixels], Coded], split: ImageSplit, values: int, size
     return {**asdict(near), "used": use.share, "perplexity": use.perplexity}
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds that count: the processor's, which other jobs do not lengthen; where a GPU computes, those that pass."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
 def seconds_of(config: RunConfig, model: HierarchicalModel, splits: dict[str, ImageSplit], of: Accelerator) -> float:
-    """Processor seconds that level 1 and the renderer of a run take here."""
-    found = forecast(config, model.settings, splits, of, clock=time.process_time)
+    """Seconds that level 1 and the renderer of a run take here."""
+    found = forecast(config, model.settings, splits, of, clock=clock_of(of.device))
     if not found:
         raise InputError("--seconds: the run is too short to be measured: give them")
     return found["level-1"] + found["renderer"]
@@ -157,7 +164,11 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run with a renderer")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the results")
-    parser.add_argument("--seconds", type=float, help="processor time of the training; default: that of the run")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="of the training, of the processor or with a GPU of the clock; default: those of the run",
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of Adam")
     parser.add_argument("--discriminator", type=float, default=0.8, help="weight beside the adaptive one; 0: none")
     parser.add_argument("--start", type=float, default=0.5, help="share of the seconds before the discriminator")
