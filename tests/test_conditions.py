@@ -522,3 +522,12 @@ def test_a_split_is_scored_with_its_own_floats(run):
     whole = model.ledger(splits["test"].pixels, None, splits["test"].condition)
     assert found.bits == pytest.approx(whole.bits, rel=1e-6)
     assert SamplingSettings(guidance=(2.0,)) and model.settings.draws(SamplingSettings(guidance=(2.0,)))
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("vector", (3,)), ("sequence", (2, 3)), ("attention", (2, 3))])
+def test_a_program_of_what_is_given_takes_any_number_of_images(kind, shape):
+    condition = build_condition(ConditionSettings(kind=kind, name="told", shape=shape), 8).eval()
+    program = torch.export.export(condition, (torch.randn(3, *shape),), dynamic_shapes=({0: torch.export.Dim("b")},))
+    for num in (1, 3, 5):
+        values = torch.randn(num, *shape)
+        torch.testing.assert_close(program.module()(values), condition(values))

@@ -158,7 +158,7 @@ class GivenCondition(Condition, ABC):
     def forward(self, values: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n d"]:
         told = self.told(values)
         readable = torch.where(told.view(-1, *[1] * len(self.shape)), values, self.mean)
-        features = self.features((readable - self.mean) / self.deviation).view(len(values), -1, self.dim)
+        features = self.features((readable - self.mean) / self.deviation).view(values.shape[0], -1, self.dim)
         return features * told[:, None, None]
 
     def told(self, values: Float[Tensor, "b *shape"]) -> Bool[Tensor, "b"]:
