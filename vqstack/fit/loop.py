@@ -35,7 +35,7 @@ from vqstack.fit.seeds import seed_everything
 from vqstack.fit.settings import FitSettings
 from vqstack.fit.sharding import Sharding, full
 from vqstack.fit.threads import choose_threads
-from vqstack.fit.totals import EvaluationError, Totals, evaluate
+from vqstack.fit.totals import EvaluationError, Totals, evaluate, use_of
 from vqstack.pretrained import check_numbers
 from vqstack.shapes import Objective
 from vqstack.shards import held
@@ -240,12 +240,11 @@ class Fit:
         the metrics; training goes on.
         """
         short = not self.epoch.histograms and self.step == self.settings.steps  # training is over before an epoch is
-        epoch = self.usage if short else self.epoch
-        means, use = self.totals.means(self.accelerator), epoch.use(self.accelerator)
-        values = {f"train/{k}": v for k, v in {**means, **use}.items()}
+        epoch = (self.usage if short else self.epoch).counts(self.accelerator)
+        means = self.totals.means(self.accelerator)
+        values = {f"train/{k}": v for k, v in {**means, **use_of(epoch)}.items()}
         self.totals = Totals()
-        counts = epoch.counts(self.accelerator), self.usage.counts(self.accelerator)
-        self.journal.watch(self.step, *counts, self.settings.collapse, short)
+        self.journal.watch(self.step, epoch, self.usage.counts(self.accelerator), self.settings.collapse, short)
         score, better = None, ""
         try:
             score, better = self._score(values)

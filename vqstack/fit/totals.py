@@ -1,6 +1,7 @@
 """Means of metrics: over the steps between two evaluations, and over a whole split."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Totals:
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means and use of the codes, over all processes."""
-        return {**self.means(accelerator), **self.use(accelerator)}
+        return {**self.means(accelerator), **use_of(self.counts(accelerator))}
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the images of all processes."""
@@ -52,14 +53,6 @@ class Totals:
         row = torch.stack([self.metrics[n].float() for n in names] + [torch.tensor(float(self.weight), device=device)])
         *sums, weight = accelerator.reduce(row).tolist()
         return {n: s / max(weight, 1) for n, s in zip(names, sums, strict=True)}
-
-    def use(self, accelerator: Accelerator) -> dict[str, float]:
-        """Of each histogram, over all processes, the share of used bins and the perplexity."""
-        values: dict[str, float] = {}
-        for name, counts in self.counts(accelerator).items():
-            use = usage(counts)
-            values |= {f"{name}_used": use.share, f"{name}_perplexity": use.perplexity}
-        return values
 
     def counts(self, accelerator: Accelerator) -> dict[str, Tensor]:
         """The histograms, over all processes."""
@@ -84,6 +77,15 @@ class Totals:
 
         self.metrics, self.histograms = ({n: mine(v) for n, v in state[p].items()} for p in ("metrics", "histograms"))
         self.weight = int(mine(state["weight"]["weight"]))
+
+
+def use_of(histograms: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of each histogram the share of used bins and the perplexity."""
+    values: dict[str, float] = {}
+    for name, counts in histograms.items():
+        use = usage(counts)
+        values |= {f"{name}_used": use.share, f"{name}_perplexity": use.perplexity}
+    return values
 
 
 @torch.no_grad()
